@@ -1,0 +1,1 @@
+"""What people see in the browser: chat, review, adapters."""

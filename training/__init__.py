@@ -1,0 +1,1 @@
+"""Learn: a snapshot, a recipe and a base become an adapter folder."""
