@@ -1,0 +1,163 @@
+"""What an engine is: text goes in as tokens with the name of an adapter, text streams out.
+
+Every engine (in-process, remote) keeps this protocol, so the rest of the house never asks which
+one it talks to. An adapter's id is its content hash: same id, same weights, for ever.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from feedback.errors import TalkbackError
+
+BASE = "base"
+"""The adapter id that always exists: the base model with no adapter."""
+
+Finish = Literal["stop", "length", "cancelled", "error"]
+
+
+class EngineError(TalkbackError):
+    """The engine cannot do what was asked."""
+
+
+class Busy(EngineError):
+    """Every slot and every place in the queue is taken; `retry_after` is in seconds."""
+
+    def __init__(self, waiting: int, retry_after: float = 1.0) -> None:
+        super().__init__(f"{waiting} requests are waiting already. Try again in {retry_after:g} s.")
+        self.retry_after = retry_after
+
+
+class UnknownAdapter(EngineError):
+    """The request names an adapter that is not loaded."""
+
+    def __init__(self, adapter: str, loaded: list[str]) -> None:
+        super().__init__(f"Adapter {adapter!r} is not loaded. Loaded: {', '.join(loaded)}.")
+
+
+class TooLong(EngineError):
+    """The prompt leaves no room for an answer."""
+
+
+class Closed(EngineError):
+    """The engine has been closed."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose the next token; temperature 0 is greedy, top_k 0 and top_p 1 cut nothing."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt as token ids (see `base.encode`), the adapter that answers it, and how."""
+
+    prompt_ids: list[int]
+    adapter: str = BASE
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+class Stream:
+    """One answer on its way: iterate for text deltas; the numbers are there after the end.
+
+    Iterating never raises: an answer that broke off has `finish == "error"` and says why in
+    `error`. The engine's side calls `put` and `end`; `cancel` may come from any thread.
+    """
+
+    def __init__(self, prompt_tokens: int, wake: Callable[[], None] = lambda: None) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.ids: list[int] = []
+        self.text = ""
+        self.finish: Finish | None = None
+        self.error: str | None = None
+        self.first_token_ms: float | None = None
+        self.total_ms: float | None = None
+        self._born = time.monotonic()
+        self._deltas: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._cancelled = threading.Event()
+        self._ended = threading.Event()
+        self._wake = wake
+
+    @property
+    def completion_tokens(self) -> int:
+        """How many tokens were generated, the end token included."""
+        return len(self.ids)
+
+    @property
+    def cancelled(self) -> bool:
+        """True once someone asked to stop; the engine ends the stream at its next step."""
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Stop this answer; what has come so far stays in `text`."""
+        self._cancelled.set()
+        self._wake()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until the end; True if it came in time."""
+        return self._ended.wait(timeout)
+
+    def __iter__(self) -> Iterator[str]:
+        while (delta := self._deltas.get()) is not None:
+            yield delta
+        self._deltas.put(None)  # a second iteration ends at once and does not hang
+
+    def put(self, token: int, delta: str) -> None:
+        """The engine's side: one more token, and the text it makes certain (may be empty)."""
+        if self.first_token_ms is None:
+            self.first_token_ms = self._age()
+        self.ids.append(token)
+        self.say(delta)
+
+    def say(self, delta: str) -> None:
+        """The engine's side: text that was held back and is now certain."""
+        if delta:
+            self.text += delta
+            self._deltas.put(delta)
+
+    def end(self, finish: Finish, error: str | None = None) -> None:
+        """The engine's side: the last word, exactly once."""
+        if self.finish is None:
+            self.total_ms = self._age()
+            self.error = error
+            self.finish = finish
+            self._ended.set()
+            self._deltas.put(None)
+
+    def _age(self) -> float:
+        return (time.monotonic() - self._born) * 1000
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Streams answers of many adapters at once; every method may be called from any thread."""
+
+    def load(self, adapter_id: str, folder: Path) -> None:
+        """Verify and load an adapter; blocks until it can be asked. Loaded already: nothing."""
+
+    def unload(self, adapter_id: str) -> None:
+        """Take no new requests for it; it leaves memory when its last stream has ended."""
+
+    def adapters(self) -> list[str]:
+        """What can be asked now, `BASE` first."""
+
+    def submit(self, request: Request) -> Stream:
+        """Queue a request. Raises `Busy`, `UnknownAdapter`, `TooLong` or `Closed`."""
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers for a status page: streams running, waiting, tokens so far, adapters."""
+
+    def close(self) -> None:
+        """End every stream as cancelled and free the model."""
