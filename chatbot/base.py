@@ -3,12 +3,26 @@
 Training imports this very module, so what is trained is what is served.
 """
 
+import hashlib
+import math
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from jinja2 import TemplateError
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from feedback.errors import TalkbackError
 
@@ -18,14 +32,41 @@ STARTER = str(Path(__file__).parent / "starter")
 Messages = Sequence[Mapping[str, str]]
 DType = Literal["auto", "float32", "bfloat16"]
 
+SMALL = 50_000_000
+"""Up to so many parameters float32 costs little on a CPU and is exact; above, bfloat16."""
+
+FALLBACK_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].capitalize() + ':\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
+)
+"""For bases without a template: a turn ends in the end token, which no text can forge."""
+
+ROLES = frozenset({"system", "user", "assistant"})
+WORD_JOINER = "\u2060"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "tokenizer.model",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+)
+
 
 class BaseError(TalkbackError):
     """The base model cannot be had; the message says why and what to do."""
 
 
+class BadMessages(TalkbackError):
+    """The messages do not fit the model's chat template; the message says why."""
+
+
 @dataclass(frozen=True)
 class Base:
-    """A loaded base: `revision` is the commit or content hash, `fingerprint` its architecture."""
+    """A loaded base: `revision` is the commit or content hash, `fingerprint` names the weights."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -35,18 +76,233 @@ class Base:
 
 
 def load_base(name: str = STARTER, revision: str | None = None, *, dtype: DType = "auto") -> Base:
-    """Load a local folder or a Hub id; any causal LM of transformers with safetensors."""
-    raise NotImplementedError
+    """Load a local folder or a Hub id; any causal LM of transformers with safetensors.
+
+    Raises `BaseError` in one line when it cannot be had. The model is on the CPU, in eval mode.
+    """
+    folder, commit = _folder(name, revision)
+    _check(folder, name)
+    tokenizer = _tokenizer(folder, name)
+    model = _model(folder, name, _dtype(folder, dtype))
+    return Base(model, tokenizer, name, commit or content_hash(folder), fingerprint(model))
 
 
 def load_tokenizer(name: str = STARTER, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer alone, with pad token and chat template ensured."""
-    raise NotImplementedError
+    return _tokenizer(_folder(name, revision)[0], name)
+
+
+# -- Finding and checking the files
+
+
+def _folder(name: str, revision: str | None) -> tuple[Path, str | None]:
+    """The folder with the files, and the commit when it came from the Hub."""
+    local = Path(name).expanduser()
+    if local.is_dir():
+        if revision is not None:
+            raise BaseError(
+                f"{name} is a folder and has no revision {revision!r}. Leave --revision out."
+            )
+        return local, None
+    if local.is_absolute() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name[0] == ".":
+        raise BaseError(f"There is no folder {name}. Give a folder or a Hub id such as org/model.")
+    return _download(name, revision)
+
+
+def _download(name: str, revision: str | None) -> tuple[Path, str]:
+    from huggingface_hub import errors, snapshot_download
+
+    at = f" at revision {revision!r}" if revision else ""
+    try:
+        folder = Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
+                ignore_patterns=["*/*", "consolidated*"],
+            )
+        )
+    except errors.GatedRepoError as e:
+        raise BaseError(f"{name} is gated. Accept its terms on the Hub and set HF_TOKEN.") from e
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as e:
+        raise BaseError(
+            f"There is no folder and no public Hub model {name!r}. Check the name, or set HF_TOKEN."
+        ) from e
+    except errors.RevisionNotFoundError as e:
+        raise BaseError(f"{name} has no revision {revision!r}. Check --revision.") from e
+    except (errors.LocalEntryNotFoundError, OSError) as e:
+        raise BaseError(
+            f"Cannot fetch {name}{at}: no network, and it is not in the local cache. Go online "
+            "once, or give a local folder."
+        ) from e
+    return folder, folder.name
+
+
+def _check(folder: Path, name: str) -> None:
+    """Refuse what cannot work, before anything heavy is loaded."""
+    if not (folder / "config.json").is_file():
+        raise BaseError(f"{name} has no config.json. Give the folder of a transformers model.")
+    _check_architecture(folder, name)
+    if not any(folder.glob("*.safetensors")):
+        if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+            raise BaseError(
+                f"{name} has only pickled weights, which can run code. Convert them to safetensors "
+                "(save_pretrained of transformers does) or choose another revision."
+            )
+        raise BaseError(f"{name} has no *.safetensors weights. Give a complete model.")
+
+
+def _check_architecture(folder: Path, name: str) -> None:
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as e:
+        text = (folder / "config.json").read_text(encoding="utf-8", errors="replace")
+        if '"auto_map"' in text:
+            raise BaseError(
+                f"{name} needs code of its own, which never runs here. Choose a model that "
+                "transformers knows."
+            ) from e
+        raise BaseError(f"The config.json of {name} cannot be read: {_line(e)}") from e
+    kinds = config.architectures or ["a model of unnamed architecture"]
+    known = {MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)} - {None}
+    if config.is_encoder_decoder or not known or (config.architectures and not known & set(kinds)):
+        raise BaseError(
+            f"{name} is {kinds[0]}, not a causal language model. Choose one that writes text, "
+            "such as a Llama, Qwen, SmolLM or GPT-2."
+        )
+
+
+def _dtype(folder: Path, dtype: DType) -> torch.dtype:
+    if dtype != "auto":
+        return torch.float32 if dtype == "float32" else torch.bfloat16
+    return torch.float32 if _parameters(folder) < SMALL else torch.bfloat16
+
+
+def _parameters(folder: Path) -> int:
+    """How many numbers the weights hold, read from the files' headers alone."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(str(file), "pt") as weights:
+                keys = weights.keys()
+                total += sum(math.prod(weights.get_slice(key).get_shape()) for key in keys)
+        except SafetensorError as e:
+            raise BaseError(f"{file} is damaged: {_line(e)}. Fetch it again.") from e
+    return total
+
+
+def _model(folder: Path, name: str, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as e:
+        raise BaseError(f"The weights of {name} cannot be loaded: {_line(e)}") from e
+    if missing := sorted(info["missing_keys"]):
+        raise BaseError(
+            f"{name} lacks {len(missing)} of its weights, {missing[0]} first. Fetch it again."
+        )
+    return cast(PreTrainedModel, model.eval())
+
+
+def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise BaseError(f"{name} has no tokenizer. Put its tokenizer.json beside the weights.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as e:
+        raise BaseError(f"The tokenizer of {name} cannot be loaded: {_line(e)}") from e
+    if tokenizer.eos_token is None:
+        raise BaseError(f"The tokenizer of {name} has no end token. Set eos_token in its config.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = FALLBACK_TEMPLATE
+    return tokenizer
+
+
+def _line(error: BaseException) -> str:
+    """The first line of another library's message, which may run over many."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+# -- Naming what was loaded
+
+
+def content_hash(folder: Path) -> str:
+    """ "sha-" and 12 hex digits over the names and bytes of config, weights and tokenizer."""
+    total = hashlib.sha256()
+    files = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".jinja"})
+    for file in [*files, *sorted(folder.glob("*.txt")), *sorted(folder.glob("*.model"))]:
+        with file.open("rb") as f:
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        total.update(f"{file.name} {digest}\n".encode())
+    return f"sha-{total.hexdigest()[:12]}"
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A name for the weights an adapter belongs to, the same in float32 and bfloat16.
+
+    Hashes each parameter's name, shape and 256 of its values, spread evenly.
+    """
+    total = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 256)][:256].to("cpu", torch.bfloat16)
+        total.update(f"{name} {tuple(parameter.shape)}\n".encode())
+        total.update(sample.view(torch.int16).numpy().tobytes())
+    return f"w-{total.hexdigest()[:16]}"
+
+
+# -- From messages to tokens
 
 
 def plain(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text with every control token's string broken, so that it can only be read as text."""
-    raise NotImplementedError
+    """The text with every control token's string broken, so that it can only be read as text.
+
+    A word joiner (U+2060, invisible) goes in after the first character of each.
+    """
+    control = control_tokens(tokenizer)
+    broken = _break(text, control)
+    if _reads_as_control(broken, tokenizer, control):
+        # A normaliser of the tokenizer turned look-alike letters into a control string.
+        broken = _break(unicodedata.normalize("NFKC", text), control)
+        if _reads_as_control(broken, tokenizer, control):
+            raise BadMessages("This text holds a control token that cannot be made plain.")
+    return broken
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Strings that the tokenizer turns into one token of its own, with the id.
+
+    Runs of white space, which some tokenizers add as tokens, are text and not among them.
+    """
+    added: dict[int, Any] = tokenizer.added_tokens_decoder
+    special = set(tokenizer.all_special_tokens)
+    found = {str(token): id for id, token in added.items()}
+    return {s: id for s, id in found.items() if s in special or s.strip(" \t\r\n\u2581")}
+
+
+def _break(text: str, control: Mapping[str, int]) -> str:
+    if not (longest_first := sorted((s for s in control if len(s) > 1), key=len, reverse=True)):
+        return text
+    pattern = re.compile("|".join(re.escape(s) for s in longest_first))
+    while pattern.search(text):
+        text = pattern.sub(lambda m: m[0][0] + WORD_JOINER + m[0][1:], text)
+    return text
+
+
+def _reads_as_control(
+    text: str, tokenizer: PreTrainedTokenizerBase, control: Mapping[str, int]
+) -> bool:
+    # An unknown letter may well become the unknown token: that controls nothing.
+    harmless = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return not (set(control.values()) - harmless).isdisjoint(ids)
 
 
 def render(
@@ -56,9 +312,46 @@ def render(
 
     With `answer`: the prompt followed by that answer and the template's end of turn.
     """
-    raise NotImplementedError
+    tokenizer = base.tokenizer if isinstance(base, Base) else base
+    turns = [_plain_turn(message, tokenizer) for message in messages]
+    prompt = _apply(tokenizer, turns, prompt=True)
+    if answer is None:
+        return prompt
+    said = plain(answer, tokenizer)
+    whole = _apply(tokenizer, [*turns, {"role": "assistant", "content": said}], prompt=False)
+    # Some templates write an answer they are given otherwise than one that is yet to come.
+    return whole if whole.startswith(prompt) else prompt + said + str(tokenizer.eos_token)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
     """The token ids of `render(tokenizer, messages)`."""
-    raise NotImplementedError
+    text = render(tokenizer, messages)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def ends(base: Base) -> frozenset[int]:
+    """The token ids that end an answer: the model's, the tokenizer's and the template's."""
+    tokenizer = base.tokenizer
+    config = base.model.generation_config
+    named = config.eos_token_id if config is not None else None
+    found = {named} if isinstance(named, int) else set(named or ())
+    question = [{"role": "user", "content": "x"}]
+    tail = render(base, question, answer="x").removeprefix(render(base, question) + "x")
+    control = set(control_tokens(tokenizer).values())
+    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    found.update([id for id in ids if id in control][:1])
+    return frozenset(found | {tokenizer.eos_token_id})
+
+
+def _plain_turn(message: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    if message["role"] not in ROLES:
+        raise BadMessages(f"Unknown role {message['role']!r}. Use system, user or assistant.")
+    return {"role": message["role"], "content": plain(message["content"], tokenizer)}
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, prompt: bool) -> str:
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+    except TemplateError as e:
+        raise BadMessages(f"The model's chat template refuses this: {_line(e)}") from e
+    return cast(str, text)
