@@ -1,0 +1,151 @@
+"""One SQLite file, many threads and processes: how it is opened, read and written.
+
+Every thread has its own connection; every write is a transaction that takes its turn at once
+(``begin immediate``) and is on the disk before it returns, so that what has been acknowledged
+survives a ``kill -9`` and a power cut.
+"""
+
+import json
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from feedback.errors import TalkbackError
+
+SCHEMA = 5
+"""How many migrations ``feedback.schema`` has. Counted here because that module imports
+sqlite-utils, which imports pandas where it is installed: 0.7 s that only a migration pays."""
+
+
+class StoreError(TalkbackError):
+    """The database cannot be opened, read or written; says which file and what to do."""
+
+
+class Connection(sqlite3.Connection):
+    """A connection that can insert a row given by column names."""
+
+    def insert(self, table: str, row: Mapping[str, object]) -> None:
+        """Insert one row; dicts and lists become JSON."""
+        columns = ", ".join(f'"{name}"' for name in row)
+        marks = ", ".join("?" * len(row))
+        self.execute(
+            f"insert into {table} ({columns}) values ({marks})",
+            [_storable(value) for value in row.values()],
+        )
+
+    def __del__(self) -> None:
+        """A thread that ends takes its connection along."""
+        with suppress(sqlite3.ProgrammingError):  # one that never opened cannot be closed
+            self.close()
+
+
+def _storable(value: object) -> object:
+    """JSON for dicts and lists; text without lone surrogates, which no UTF-8 file can hold."""
+    if isinstance(value, dict | list | tuple):
+        value = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        value = value.encode("utf-8", "replace").decode("utf-8")
+    return value
+
+
+class Database:
+    """The file at ``path``, made and migrated when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._local = threading.local()
+        self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
+        with self._complaints():
+            self._migrate()
+
+    def rows(self, sql: str, args: tuple[object, ...] | Mapping[str, object] = ()) -> list[Any]:
+        """All rows of a query, each a ``sqlite3.Row``."""
+        with self._complaints():
+            return self._connection().execute(sql, args).fetchall()
+
+    def row(self, sql: str, args: tuple[object, ...] | Mapping[str, object] = ()) -> Any | None:
+        """The first row of a query, or None."""
+        with self._complaints():
+            return self._connection().execute(sql, args).fetchone()
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction: all of it is kept, durably, when the block ends, or none of it.
+
+        Inside another ``write`` of the same thread it joins that one. Reads through ``rows`` and
+        ``row`` in the block see what it has written so far.
+        """
+        with self._complaints():
+            connection = self._connection()
+            if connection.in_transaction:
+                yield connection
+                return
+            connection.execute("begin immediate")
+            try:
+                yield connection
+                connection.commit()
+            except BaseException:
+                connection.rollback()
+                raise
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        for connection in list(self._open):
+            connection.close()
+        self._local = threading.local()
+
+    def _connection(self) -> Connection:
+        connection: Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = sqlite3.connect(
+                self.path, timeout=10, isolation_level=None, check_same_thread=False,
+                factory=Connection,
+            )  # fmt: skip
+            connection.row_factory = sqlite3.Row
+            connection.execute("pragma foreign_keys = on")
+            connection.execute("pragma synchronous = full")
+            self._local.connection = connection
+            self._open.add(connection)
+        return connection
+
+    def _migrate(self) -> None:
+        connection = self._connection()
+        version: int = connection.execute("pragma user_version").fetchone()[0]
+        if version > SCHEMA:
+            raise StoreError(
+                f"{self.path} was written by a newer Talkback (schema {version}, this one knows "
+                f"{SCHEMA}); upgrade Talkback or restore a backup"
+            )
+        if version < SCHEMA:
+            from feedback.schema import migrate
+
+            connection.execute("pragma journal_mode = wal")
+            migrate(connection)
+
+    @contextmanager
+    def _complaints(self) -> Iterator[None]:
+        """What SQLite says about the file, with the file's name and a remedy."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            remedy = _remedy(str(error))
+            if remedy is None:
+                raise
+            raise StoreError(f"{self.path}: {error}; {remedy}") from error
+
+
+def _remedy(complaint: str) -> str | None:
+    remedies = {
+        "database or disk is full": "nothing of this was saved; free some space and try again",
+        "unable to open": "does the folder exist, and may this user write there?",
+        "readonly": "let this user write the file and its folder",
+        "not a database": "move it away, or restore a backup",
+        "malformed": "restore a backup",
+        "locked": "another process has held it for 10 s; try again",
+        "disk I/O error": "nothing of this was saved; check the disk",
+    }
+    return next((remedy for words, remedy in remedies.items() if words in complaint), None)

@@ -1,0 +1,220 @@
+"""The tables, as numbered migrations. A change of schema is a new migration, never an edit.
+
+Rows are events: they are inserted, read, and (by an erasure) deleted, never updated; triggers hold
+that. What came later wins, and "later" is the order of insertion (``rowid``), not a clock's.
+"""
+
+import sqlite3
+from collections.abc import Callable
+
+from sqlite_utils import Database, Migrations
+
+migrations = Migrations("feedback")
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the database up to date, whole or not at all; processes that start together queue."""
+    connection.execute("begin immediate")
+    try:
+        migrations.apply(Database(connection))
+        connection.execute(f"pragma user_version = {len(migrations.applied(Database(connection)))}")
+    except BaseException:
+        connection.rollback()
+        raise
+    connection.commit()
+
+
+def _migration(step: Callable[[Database], None]) -> Callable[[Database], None]:
+    """Register a step under its name."""
+    migrations(name=step.__name__)(step)
+    return step
+
+
+def _for_ever(db: Database, *tables: str) -> None:
+    """From now on an update of these tables is refused."""
+    for table in tables:
+        db.execute(
+            f"create trigger {table}_for_ever before update on {table} "
+            f"begin select raise(abort, 'rows of {table} are never updated'); end"
+        )
+
+
+@_migration
+def m001_conversations(db: Database) -> None:
+    """Conversations are trees of messages: a retry is a sibling answer, an edit a sibling turn."""
+    db.execute("""
+        create table conversation (
+            id text primary key,
+            person text not null,
+            title text not null,
+            created_at text not null
+        ) strict""")
+    db.execute("""
+        create table message (
+            id text primary key,
+            conversation_id text not null references conversation (id),
+            parent_id text references message (id),
+            role text not null check (role in ('user', 'assistant')),
+            content text not null,
+            created_at text not null
+        ) strict""")
+    db.execute("""
+        create table speaker (
+            message_id text primary key references message (id),
+            adapter text not null,
+            base text not null,
+            base_revision text,
+            system_prompt text not null,
+            exemplars text not null check (json_valid(exemplars)),
+            sampling text not null check (json_valid(sampling)),
+            source text not null check (source in ('model', 'approved')),
+            prompt_tokens integer not null,
+            completion_tokens integer not null,
+            first_token_ms real,
+            total_ms real,
+            finish text not null check (finish in ('stop', 'length', 'cancelled', 'error'))
+        ) strict""")
+    db.execute("create index conversation_person on conversation (person)")
+    db.execute("create index message_conversation on message (conversation_id)")
+    db.execute("create index message_parent on message (parent_id)")
+    _for_ever(db, "conversation", "message", "speaker")
+
+
+@_migration
+def m002_feedback(db: Database) -> None:
+    """What people said of an answer, and what reviewers decided about it."""
+    db.execute("""
+        create table feedback (
+            id text primary key,
+            message_id text not null references message (id),
+            person text not null,
+            kind text not null check (kind in ('thumb', 'edit', 'choice', 'comment', 'signal')),
+            value text not null check (json_valid(value)),
+            idempotency_key text,
+            created_at text not null,
+            unique (person, idempotency_key)
+        ) strict""")
+    db.execute("""
+        create table review (
+            id text primary key,
+            message_id text not null references message (id),
+            reviewer text not null,
+            action text not null check (action in ('approve', 'correct', 'reject')),
+            answer text,
+            note text not null,
+            feedback_id text references feedback (id),
+            created_at text not null
+        ) strict""")
+    db.execute("create index feedback_message on feedback (message_id)")
+    db.execute("create index feedback_kind on feedback (kind)")
+    db.execute("create index review_message on review (message_id)")
+    _for_ever(db, "feedback", "review")
+
+
+@_migration
+def m003_approved(db: Database) -> None:
+    """Approved answers, found by their question. The index keeps its own copy of the question,
+    because an index over a table's rowids would not survive a VACUUM."""
+    db.execute("""
+        create table approved (
+            id text primary key,
+            review_id text not null references review (id),
+            message_id text not null references message (id),
+            question text not null,
+            question_key text not null,
+            answer text not null,
+            created_at text not null
+        ) strict""")
+    db.execute("""
+        create table withdrawal (
+            approved_id text primary key references approved (id),
+            reason text not null,
+            created_at text not null
+        ) strict""")
+    db.execute("""
+        create table graduation (
+            approved_id text not null references approved (id),
+            adapter text not null,
+            created_at text not null,
+            primary key (approved_id, adapter)
+        ) strict""")
+    db.execute("create index approved_question on approved (question_key)")
+    db.execute("create index approved_message on approved (message_id)")
+    db.execute("""
+        create virtual table approved_fts
+        using fts5 (approved_id unindexed, question, tokenize = 'porter unicode61')""")
+    db.execute("""
+        create trigger approved_found after insert on approved begin
+            insert into approved_fts (approved_id, question) values (new.id, new.question);
+        end""")
+    db.execute("""
+        create trigger approved_forgotten after delete on approved begin
+            delete from approved_fts where approved_id = old.id;
+        end""")
+    _for_ever(db, "approved", "withdrawal", "graduation")
+
+
+@_migration
+def m004_split(db: Database) -> None:
+    """Which side of the split a cluster of near-duplicates is on, decided once and for ever."""
+    db.execute("""
+        create table split (
+            cluster text primary key,
+            side text not null check (side in ('train', 'held_out')),
+            created_at text not null
+        ) strict""")
+    db.execute("""
+        create table cluster_member (
+            item text primary key,
+            cluster text not null references split (cluster)
+        ) strict""")
+    _for_ever(db, "split", "cluster_member")
+
+
+@_migration
+def m005_adapters(db: Database) -> None:
+    """Adapters, promotions, reports and cycles; the newest promotion is the one in service."""
+    db.execute("""
+        create table adapter (
+            id text primary key,
+            parent text,
+            base text not null,
+            base_revision text,
+            snapshot text,
+            recipe text not null check (json_valid(recipe)),
+            lineage text not null check (json_valid(lineage)),
+            created_at text not null
+        ) strict""")
+    db.execute("""
+        create table promotion (
+            id text primary key,
+            adapter text not null references adapter (id),
+            "by" text not null check ("by" in ('gate', 'person', 'start')),
+            who text not null,
+            reason text not null,
+            report text,
+            created_at text not null
+        ) strict""")
+    db.execute("""
+        create table report (
+            id text primary key,
+            adapter text not null,
+            against text not null,
+            verdict text not null,
+            reasons text not null check (json_valid(reasons)),
+            created_at text not null
+        ) strict""")
+    db.execute("""
+        create table cycle (
+            id text primary key,
+            snapshot text not null,
+            started_at text not null
+        ) strict""")
+    db.execute("""
+        create table cycle_end (
+            cycle_id text primary key references cycle (id),
+            outcome text not null,
+            detail text not null check (json_valid(detail)),
+            ended_at text not null
+        ) strict""")
+    _for_ever(db, "adapter", "promotion", "report", "cycle", "cycle_end")

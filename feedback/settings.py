@@ -1,0 +1,182 @@
+"""Where everything lives, and how a stage reads its table of ``talkback.toml``.
+
+    TALKBACK_HOME=/srv/talkback TALKBACK_SERVER_PORT=8080 talkback serve
+
+A stage declares its settings beside the code that reads them; the environment overrides the file,
+and a key or table that nobody knows is an error.
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import SettingsError as EnvironmentUnreadable
+
+from feedback.errors import TalkbackError
+
+
+class SettingsError(TalkbackError):
+    """A setting that cannot be read; names the key, its table, the file and what is known."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """The one folder that holds all state: back it up and nothing is lost."""
+
+    root: Path
+
+    @classmethod
+    def find(cls, path: Path | None = None) -> Self:
+        """The home at ``path``, else ``TALKBACK_HOME``, else ``~/.talkback``, with its folders."""
+        root = path or Path(os.environ.get("TALKBACK_HOME") or "~/.talkback")
+        home = cls(root.expanduser().resolve())
+        try:
+            for folder in (home.root, home.snapshots, home.adapters, home.reports):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(
+                f"cannot make the home {home.root}: {error.strerror}; "
+                "name a writable folder in TALKBACK_HOME"
+            ) from error
+        return home
+
+    @property
+    def db(self) -> Path:
+        return self.root / "talkback.db"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.root / "snapshots"
+
+    @property
+    def adapters(self) -> Path:
+        return self.root / "adapters"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+    @property
+    def toml(self) -> Path:
+        return self.root / "talkback.toml"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "cycle.lock"
+
+
+class Settings(BaseSettings):
+    """One table of ``talkback.toml``; a subclass names its ``table`` and declares its keys."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_nested_delimiter="__", use_attribute_docstrings=True
+    )
+    table: ClassVar[str]
+
+    @classmethod
+    def read(cls, home: Home) -> Self:
+        """Defaults, the file's table, ``TALKBACK_<TABLE>_<KEY>``: the later wins; SettingsError."""
+        table = _tables(home).get(cls.table, {})
+        if not isinstance(table, dict):
+            raise SettingsError(f"{cls.table!r} in {home.toml} is a value; write it as a table")
+        cls._refuse_unknown(table, f"table [{cls.table}] of {home.toml}")
+        try:
+            return cls(**_merged(table, cls._environment()))
+        except ValidationError as error:
+            raise SettingsError(_first_complaint(error, cls.table, home.toml)) from error
+
+    @classmethod
+    def _environment(cls) -> dict[str, Any]:
+        prefix = f"TALKBACK_{cls.table.upper()}_"
+        keys = (name.removeprefix(prefix) for name in os.environ if name.startswith(prefix))
+        cls._refuse_unknown([key.split("__")[0].lower() for key in keys], f"environment {prefix}*")
+        try:
+            return _parsed(EnvSettingsSource(cls, env_prefix=prefix)())
+        except EnvironmentUnreadable as error:
+            raise SettingsError(f"{prefix}*: {error}; lists and tables are JSON") from error
+
+    @classmethod
+    def _refuse_unknown(cls, keys: Iterable[str], where: str) -> None:
+        unknown = sorted(set(keys) - set(cls.model_fields))
+        if unknown:
+            known = ", ".join(sorted(cls.model_fields))
+            raise SettingsError(f"unknown key {unknown[0]!r} in {where}; known: {known}")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Settings made in code are what the code says; only ``read`` looks at the environment."""
+        return (init_settings,)
+
+
+def check_tables(home: Home, known: Iterable[str]) -> None:
+    """Raise SettingsError for a table that no stage reads: most likely a slip of the pen."""
+    names = sorted(set(known))
+    for table in _tables(home):
+        if table not in names:
+            raise SettingsError(
+                f"unknown table [{table}] in {home.toml}; known: {', '.join(names)}"
+            )
+
+
+def _tables(home: Home) -> dict[str, Any]:
+    try:
+        return tomllib.loads(home.toml.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{home.toml} is not TOML: {error}") from error
+
+
+def _parsed(environment: dict[str, Any]) -> dict[str, Any]:
+    """Inside sub-tables nothing declares a type: ``0.1`` there is a number, as it is in TOML."""
+    return {
+        key: {name: _value(text) for name, text in value.items()}
+        if isinstance(value, dict)
+        else value
+        for key, value in environment.items()
+    }
+
+
+def _value(text: object) -> object:
+    try:
+        return json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        return text
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``above`` wins key by key, inside sub-tables too."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = _merged(old, value)
+        merged[key] = value
+    return merged
+
+
+def _first_complaint(error: ValidationError, table: str, file: Path) -> str:
+    complaint = error.errors()[0]
+    key = ".".join(str(part) for part in complaint["loc"])
+    return (
+        f"{key} = {complaint['input']!r} in table [{table}] of {file} "
+        f"(or TALKBACK_{table.upper()}_{key.upper()}): {complaint['msg']}"
+    )

@@ -1,0 +1,306 @@
+"""The memory: conversations as trees of messages, who answered, and what people said of it.
+
+store = Store(Home.find().db)
+talk = store.start_conversation("ann", "When do you open?")
+asked = store.add_message(talk, None, "user", "When do you open?")
+"""
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from feedback import says
+from feedback.database import Connection, Database
+from feedback.errors import TalkbackError
+from feedback.ids import new_id, now
+from feedback.says import BadFeedback as BadFeedback
+
+Role = Literal["user", "assistant"]
+TITLE_LENGTH = 60
+
+
+class NotFound(TalkbackError, KeyError):
+    """No such conversation or message; names the id."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class BadMessage(TalkbackError):
+    """A message that cannot be part of its conversation."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    id: str
+    person: str
+    title: str
+    created_at: str
+
+
+@dataclass(frozen=True)
+class Message:
+    id: str
+    conversation_id: str
+    parent_id: str | None
+    role: Role
+    content: str
+    created_at: str
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Who gave an answer, and how: all that is needed to understand feedback on it."""
+
+    adapter: str
+    base: str
+    base_revision: str | None = None
+    system_prompt: str = ""
+    exemplars: list[str] = field(default_factory=list)
+    """Ids of the approved answers that were in the prompt, or that were given as they stand."""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    source: Literal["model", "approved"] = "model"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    first_token_ms: float | None = None
+    total_ms: float | None = None
+    finish: Literal["stop", "length", "cancelled", "error"] = "stop"
+    message_id: str = ""
+    """Filled in by the store."""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    id: str
+    message_id: str
+    person: str
+    kind: says.Kind
+    value: dict[str, Any]
+    idempotency_key: str | None
+    created_at: str
+
+
+class Store(Database):
+    """Conversations and feedback in the SQLite file at ``path``; safe for threads and processes."""
+
+    def start_conversation(self, person: str, first_words: str) -> str:
+        """A new conversation of ``person``, titled by its first words; returns its id."""
+        id = new_id("con")
+        with self.write() as db:
+            row = {"id": id, "person": person, "title": _title(first_words), "created_at": now()}
+            db.insert("conversation", row)
+        return id
+
+    def add_message(
+        self,
+        conversation_id: str,
+        parent_id: str | None,
+        role: Role,
+        content: str,
+        speaker: Speaker | None = None,
+        id: str | None = None,
+    ) -> str:
+        """Keep a message under its parent (None: it opens the conversation); returns its id.
+
+        Raises NotFound for an unknown conversation or parent, BadMessage for a parent in another
+        conversation, an unknown role or an id that is taken.
+        """
+        id = id or new_id("msg")
+        with self.write() as db:
+            self._check_place(conversation_id, parent_id, role, id)
+            row = {
+                "id": id,
+                "conversation_id": conversation_id,
+                "parent_id": parent_id,
+                "role": role,
+                "content": content,
+                "created_at": now(),
+            }
+            db.insert("message", row)
+            if speaker is not None:
+                db.insert("speaker", asdict(speaker) | {"message_id": id})
+        return id
+
+    def _check_place(self, conversation_id: str, parent_id: str | None, role: str, id: str) -> None:
+        self.conversation(conversation_id)
+        if role not in ("user", "assistant"):
+            raise BadMessage(f"unknown role {role!r}; a message is the user's or the assistant's")
+        if parent_id is not None and self.message(parent_id).conversation_id != conversation_id:
+            raise BadMessage(f"{parent_id} is not in {conversation_id}; name a parent that is")
+        if self.row("select 1 from message where id = ?", (id,)):
+            raise BadMessage(f"there is a message {id} already; leave the id to the store")
+
+    def conversation(self, id: str) -> Conversation:
+        """The conversation, or NotFound."""
+        row = self.row("select * from conversation where id = ?", (id,))
+        if row is None:
+            raise NotFound(f"no conversation {id!r}")
+        return Conversation(**row)
+
+    def conversations(self, person: str) -> list[Conversation]:
+        """All of a person's conversations, newest first."""
+        sql = "select * from conversation where person = ? order by rowid desc"
+        return [Conversation(**row) for row in self.rows(sql, (person,))]
+
+    def message(self, id: str) -> Message:
+        """The message, or NotFound."""
+        row = self.row("select * from message where id = ?", (id,))
+        if row is None:
+            raise NotFound(f"no message {id!r}")
+        return Message(**row)
+
+    def thread(self, id: str) -> list[Message]:
+        """The messages from the opening one down to this one; NotFound."""
+        rows = self.rows(
+            """with recursive up (id, above, steps) as (
+                select id, parent_id, 0 from message where id = ?
+                union all
+                select m.id, m.parent_id, steps + 1 from message m join up on m.id = up.above)
+            select m.* from up join message m using (id) order by steps desc""",
+            (id,),
+        )
+        if not rows:
+            raise NotFound(f"no message {id!r}")
+        return [Message(**row) for row in rows]
+
+    def children(self, id: str) -> list[Message]:
+        """The direct answers to a message (or turns after it), oldest first."""
+        sql = "select * from message where parent_id = ? order by rowid"
+        return [Message(**row) for row in self.rows(sql, (id,))]
+
+    def messages(self, conversation_id: str) -> list[Message]:
+        """All messages of a conversation, on all its branches, oldest first."""
+        sql = "select * from message where conversation_id = ? order by rowid"
+        return [Message(**row) for row in self.rows(sql, (conversation_id,))]
+
+    def latest(self, conversation_id: str) -> Message | None:
+        """The end of the branch that was written to last. The newest message has no children."""
+        sql = "select * from message where conversation_id = ? order by rowid desc limit 1"
+        row = self.row(sql, (conversation_id,))
+        return Message(**row) if row else None
+
+    def speaker(self, message_id: str) -> Speaker | None:
+        """Who gave this answer; None for a person's message."""
+        row = self.row("select * from speaker where message_id = ?", (message_id,))
+        if row is None:
+            return None
+        lists = {key: json.loads(row[key]) for key in ("exemplars", "sampling")}
+        return Speaker(**{**dict(row), **lists})
+
+    def add_feedback(
+        self,
+        message_id: str,
+        person: str,
+        kind: str,
+        value: Mapping[str, Any],
+        idempotency_key: str | None = None,
+    ) -> str:
+        """Keep what ``person`` said of an answer; returns the feedback's id once it is on the disk.
+
+        The same key and content again gives the same id and keeps nothing twice. Raises NotFound,
+        and BadFeedback for a wrong kind or value, or a key that came with other content before.
+        """
+        says.check(kind, value)
+        with self.write() as db:
+            self._check_target(message_id, kind, value)
+            known = self._said_before(message_id, person, kind, value, idempotency_key)
+            return known or _keep(db, message_id, person, kind, value, idempotency_key)
+
+    def _check_target(self, message_id: str, kind: str, value: Mapping[str, Any]) -> None:
+        answer = self.message(message_id)
+        if answer.role != "assistant":
+            raise BadFeedback(f"{message_id} is a person's message; feedback is on answers")
+        if kind == "choice":
+            other = self.message(value["over"])
+            siblings = other.role == "assistant" and other.parent_id == answer.parent_id
+            same_talk = other.conversation_id == answer.conversation_id
+            if other.id == answer.id or not (siblings and same_talk):
+                raise BadFeedback(
+                    f"{message_id} and {other.id} are not two answers to one message; "
+                    "a choice is between those"
+                )
+
+    def _said_before(
+        self, message_id: str, person: str, kind: str, value: Mapping[str, Any], key: str | None
+    ) -> str | None:
+        sql = "select * from feedback where person = ? and idempotency_key = ?"
+        row = self.row(sql, (person, key))
+        if row is None:
+            return None
+        if (row["message_id"], row["kind"], json.loads(row["value"])) != (message_id, kind, value):
+            raise BadFeedback(
+                f"idempotency key {key!r} came with other feedback before; use a new key for this"
+            )
+        return str(row["id"])
+
+    def feedback_on(self, message_id: str) -> list[Feedback]:
+        """All that was said of an answer, oldest first."""
+        sql = "select * from feedback where message_id = ? order by rowid"
+        return [feedback(row) for row in self.rows(sql, (message_id,))]
+
+    def thumb_of(self, message_id: str, person: str) -> bool | None:
+        """This person's thumb as it stands: up, down, or None (never given, or taken back)."""
+        row = self.row(
+            """select value from feedback where message_id = ? and person = ? and kind = 'thumb'
+            order by rowid desc limit 1""",
+            (message_id, person),
+        )
+        return json.loads(row["value"])["up"] if row else None
+
+    def counts(self) -> dict[str, int]:
+        """How much there is of everything, for ``talkback status``."""
+        row = self.row(_COUNTS)
+        return dict(row) if row else {}
+
+
+_COUNTS = """select
+    (select count(*) from conversation) as conversations,
+    (select count(distinct person) from conversation) as people,
+    (select count(*) from message) as messages,
+    (select count(*) from feedback) as feedback,
+    (select count(*) from feedback where kind = 'thumb') as thumbs,
+    (select count(*) from feedback where kind = 'edit') as edits,
+    (select count(*) from feedback where kind = 'choice') as choices,
+    (select count(*) from feedback where kind = 'comment') as comments,
+    (select count(*) from review) as reviews,
+    (select count(*) from approved where id not in (select approved_id from withdrawal))
+        as approved,
+    (select count(*) from adapter) as adapters,
+    (select count(*) from promotion) as promotions,
+    (select count(*) from cycle) as cycles"""
+
+
+def feedback(row: sqlite3.Row) -> Feedback:
+    """A row of the table as the dataclass."""
+    return Feedback(**{**dict(row), "value": json.loads(row["value"])})
+
+
+def _keep(
+    db: Connection,
+    message_id: str,
+    person: str,
+    kind: str,
+    value: Mapping[str, Any],
+    idempotency_key: str | None,
+) -> str:
+    id = new_id("fb")
+    row = {
+        "id": id,
+        "message_id": message_id,
+        "person": person,
+        "kind": kind,
+        "value": dict(value),
+        "idempotency_key": idempotency_key,
+        "created_at": now(),
+    }
+    db.insert("feedback", row)
+    return id
+
+
+def _title(first_words: str) -> str:
+    words = " ".join(first_words.split())
+    if len(words) <= TITLE_LENGTH:
+        return words or "New conversation"
+    return words[:TITLE_LENGTH].rsplit(" ", 1)[0] + "…"
