@@ -1,6 +1,172 @@
-"""Approved answers placed in the prompt, so that a correction works before it is trained."""
+"""Approved answers, at work at once: given as they stand, or placed in the prompt as exemplars.
+
+The same question gets the approved answer itself; a similar one gets it as an example to go by.
+An answer that an adapter gives unaided has graduated, and leaves the prompts of that adapter.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from feedback.ids import now
+from feedback.likeness import content_words, normalise, overlap, same_words
+from feedback.store import Message, Store
+
+FLOOR = 0.5
+"""How much of their content words two questions must share for one to be the other's exemplar."""
+
+_CANDIDATES = 50
+_POINTING_WORDS = "it its that this these those they them he him she her there then one ones"
+_POINTING = frozenset(_POINTING_WORDS.split())
+_CONTINUING = ("and", "or", "but", "so", "also", "else")
+
+
+@dataclass(frozen=True)
+class Approved:
+    """An answer that a reviewer stands behind. ``key`` is what makes two questions the same."""
+
+    id: str
+    review_id: str
+    message_id: str
+    question: str
+    key: str
+    answer: str
+    created_at: str
+
+
+def same(
+    store: Store, question: str, *, earlier: Sequence[str] = (), adapter: str | None = None
+) -> Approved | None:
+    """The approved answer to this very question, slips of the pen aside; the newest if several.
+
+    ``earlier`` are the person's turns before it: "And on Sundays?" is the same question only
+    after the same turn. ``adapter`` is who would answer (None: the one in service).
+    """
+    key = question_key(question, earlier)
+    if not any(mark.isalnum() for mark in key):
+        return None
+    exact = _active(store, adapter, "a.question_key = ?", (key,))
+    if exact:
+        return exact[0]
+    near = _found(store, question, adapter)
+    return next((one for one in near if same_words(one.key, key)), None)
+
+
+def similar(
+    store: Store,
+    question: str,
+    limit: int = 3,
+    *,
+    earlier: Sequence[str] = (),
+    adapter: str | None = None,
+) -> list[Approved]:
+    """Up to ``limit`` approved answers to similar questions, the best first (BM25).
+
+    Nothing for or from a question that leans on the turn before it: out of its conversation its
+    words do not say what it is about, and an exemplar that misleads is worse than none.
+    """
+    if _leans(question, earlier):
+        return []
+    words = content_words(question)
+    found = (one for one in _found(store, question, adapter) if _CONTEXT not in one.key)
+    close = [one for one in found if overlap(words, content_words(one.question)) >= FLOOR]
+    return close[:limit]
+
+
+def active(store: Store, adapter: str | None = None) -> list[Approved]:
+    """All approved answers still at work for an adapter (None: the one in service), newest first:
+    neither withdrawn nor graduated."""
+    return _active(store, adapter, "true", ())
+
+
+def graduate(store: Store, approved_id: str, adapter: str) -> None:
+    """This adapter gives the approved answer unaided; a rollback to another brings it back."""
+    with store.write() as db:
+        db.execute(
+            "insert or ignore into graduation (approved_id, adapter, created_at) values (?, ?, ?)",
+            (approved_id, adapter, now()),
+        )
+
+
+_CONTEXT = " / "
+"""Between the turns of a key; no normalised question on its own contains it."""
+
+
+def question_key(question: str, earlier: Sequence[str] = ()) -> str:
+    """What two askings of the same question have in common.
+
+    A question that stands alone is its own normalised words. One that leans on the conversation
+    brings along the turns it leans on: those back to the last that stands alone.
+    """
+    turns = [question]
+    for turn in reversed(earlier):
+        if stands_alone(turns[0]):
+            break
+        turns.insert(0, turn)
+    return _CONTEXT.join(normalise(turn) for turn in turns)
+
+
+def asked(thread: Sequence[Message]) -> tuple[str, list[str]]:
+    """The question that the last message of a thread answers, and the person's turns before it."""
+    turns = [message.content for message in thread if message.role == "user"]
+    return (turns[-1], turns[:-1]) if turns else ("", [])
+
+
+def stands_alone(question: str) -> bool:
+    """Whether a question can be understood without the turn before it.
+
+    Short ones ("how much?"), ones that continue ("and ...", "what about ...") and ones that point
+    back ("how long does it take") may not: better to take too many for follow-ups than too few.
+    """
+    words = normalise(question).split()
+    if len(words) < 4 or words[0] in _CONTINUING or words[1] == "about":
+        return False
+    return _POINTING.isdisjoint(words)
+
+
+def _leans(question: str, earlier: Sequence[str]) -> bool:
+    return bool(earlier) and not stands_alone(question)
+
+
+def _found(store: Store, question: str, adapter: str | None) -> list[Approved]:
+    """What full-text search finds for any of the question's words, best match first."""
+    words = content_words(question) or set(normalise(question).split())
+    query = " OR ".join('"' + word.replace('"', "") + '"' for word in sorted(words))
+    if not query:
+        return []
+    return _active(
+        store,
+        adapter,
+        "f.approved_fts match ?",
+        (query,),
+        join="join approved_fts f on f.approved_id = a.id",
+        order="bm25(approved_fts), a.rowid desc",
+    )
+
+
+def _active(
+    store: Store,
+    adapter: str | None,
+    condition: str,
+    args: tuple[object, ...],
+    *,
+    join: str = "",
+    order: str = "a.rowid desc",
+) -> list[Approved]:
+    rows = store.rows(
+        f"""select a.* from approved a {join} where {condition}
+        and a.id not in (select approved_id from withdrawal)
+        and a.id not in (select approved_id from graduation where adapter = coalesce(
+            ?, (select adapter from promotion order by rowid desc limit 1), adapter))
+        order by {order} limit {_CANDIDATES if join else -1}""",
+        (*args, adapter),
+    )
+    return [_approved(row) for row in rows]
+
+
+def _approved(row: Any) -> Approved:
+    fields = dict(row)
+    return Approved(key=fields.pop("question_key"), **fields)
 
 
 def preface(question: str, exemplars: Sequence[tuple[str, str]]) -> str:

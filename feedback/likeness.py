@@ -1,0 +1,115 @@
+"""How like two questions are: by their words, by their trigrams, and all near pairs at once."""
+
+import math
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+
+_MEANINGFUL = frozenset("#%&@*/\\")
+"""Marks that tell things apart (C#, 5%, R&D); all other punctuation only ends or groups words."""
+
+_STOP_WORDS = """
+    a an and any anything are at am as be been but by can could cant did do does dont for from
+    get give go got had has have hello hey hi how i id if ill im in is it its ive just know let like
+    may me might mine must my need of on one or our please shall should so some tell thank thanks
+    that the their them then there these they this those to too us want was we were what when where
+    which who why will with would you your yours about much many long"""
+_STOP = frozenset(_STOP_WORDS.split())
+
+
+def normalise(question: str) -> str:
+    """Case, punctuation and spacing aside: what is left is the same for the same question."""
+    text = unicodedata.normalize("NFKC", question).casefold()
+    for apostrophe in "'`\N{RIGHT SINGLE QUOTATION MARK}\N{ACUTE ACCENT}":
+        text = text.replace(apostrophe, "")
+    kept = "".join(
+        " " if unicodedata.category(mark)[0] == "P" and mark not in _MEANINGFUL else mark
+        for mark in text
+    )
+    return " ".join(kept.split()) or question.strip()
+
+
+def content_words(question: str) -> set[str]:
+    """The words that say what a question is about."""
+    return set(normalise(question).split()) - _STOP
+
+
+def same_words(one: str, other: str) -> bool:
+    """Whether two questions ask the same for certain: word for word, but for slips of the pen.
+
+    A slip is one edit inside a longer word whose first letter is right, in a word without digits;
+    Monday is no slip for Sunday, nor order 1234 for order 1235.
+    """
+    pairs = list(zip(one.split(), other.split(), strict=False))
+    if len(one.split()) != len(other.split()):
+        return False
+    odd = [pair for pair in pairs if pair[0] != pair[1]]
+    return len(odd) <= 1 and all(_slip(*pair) for pair in odd)
+
+
+def _slip(one: str, other: str) -> bool:
+    long_enough = min(len(one), len(other)) >= 5
+    letters = one.isalpha() and other.isalpha() and one[0] == other[0]
+    return long_enough and letters and _one_edit(one, other)
+
+
+def _one_edit(one: str, other: str) -> bool:
+    """Whether one letter added, left out, replaced, or two neighbours swapped make the other."""
+    short, long = sorted((one, other), key=len)
+    start = next((i for i, mark in enumerate(short) if mark != long[i]), len(short))
+    if len(short) == len(long):
+        swapped = short[start : start + 2][::-1] == long[start : start + 2]
+        rest = start + 2 if swapped else start + 1
+        return short[rest:] == long[rest:]
+    return short[start:] == long[start + 1 :]
+
+
+def overlap(one: set[str], other: set[str]) -> float:
+    """Share of two sets of content words that they have in common (Dice), inflections aside."""
+    if not one or not other:
+        return 0.0
+    shared = sum(any(_alike(word, there) for there in other) for word in one)
+    back = sum(any(_alike(word, here) for here in one) for word in other)
+    return (shared + back) / (len(one) + len(other))
+
+
+def _alike(one: str, other: str) -> bool:
+    """The same word, or two forms of it: open and opening, delivery and deliveries."""
+    shorter = min(len(one), len(other))
+    stem = max(4, shorter - 1)
+    return one == other or (shorter >= stem and one[:stem] == other[:stem])
+
+
+def trigrams(text: str) -> frozenset[str]:
+    """The runs of three characters of a normalised text, its ends marked by spaces."""
+    padded = f"  {normalise(text)} "
+    return frozenset(padded[i : i + 3] for i in range(len(padded) - 2))
+
+
+def similarity(one: str, other: str) -> float:
+    """Jaccard similarity of two texts' trigrams: 1 for equal after normalising, 0 for strangers."""
+    return _jaccard(trigrams(one), trigrams(other))
+
+
+def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+    return len(one & other) / len(one | other) if one or other else 1.0
+
+
+def near_pairs(texts: Mapping[str, str], threshold: float) -> Iterator[tuple[str, str]]:
+    """Every pair of keys whose texts are at least this similar, exactly, without comparing all.
+
+    Two sets that similar share one of their rarest members, so only those are indexed
+    (prefix filtering: Chaudhuri et al. 2006, Bayardo et al. 2007).
+    """
+    sets = {key: trigrams(text) for key, text in texts.items()}
+    common = Counter(gram for grams in sets.values() for gram in grams)
+    index: dict[str, list[str]] = defaultdict(list)
+    for key, grams in sets.items():
+        rarest = sorted(grams, key=lambda gram: (common[gram], gram))
+        prefix = rarest[: len(grams) - math.ceil(threshold * len(grams)) + 1]
+        seen = {other for gram in prefix for other in index[gram]}
+        for other in sorted(seen):
+            if _jaccard(grams, sets[other]) >= threshold:
+                yield other, key
+        for gram in prefix:
+            index[gram].append(key)
