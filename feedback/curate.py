@@ -1,0 +1,128 @@
+"""Feedback in, rows to learn out; and for all that does not train, the reason in words.
+
+``talkback cycle --dry-run`` prints what this returns.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from pydantic import Field
+
+from feedback.corrections import corrections
+from feedback.exemplars import asked
+from feedback.likeness import normalise
+from feedback.preferences import preferences
+from feedback.review import decision_on
+from feedback.rows import Dropped as Dropped
+from feedback.rows import Row as Row
+from feedback.settings import Settings
+from feedback.split import Item, assign
+from feedback.store import Feedback, Store, feedback
+
+
+class CurateSettings(Settings):
+    """``[curate]`` of talkback.toml."""
+
+    table: ClassVar[str] = "curate"
+    held_out: float = Field(0.1, ge=0, le=0.5)
+    """Share of the clusters that never train; they tell whether an adapter has learned."""
+    pairs_per_person: int = Field(20, ge=0)
+    """How many preferences of one person train: nobody shapes the bot alone."""
+
+
+@dataclass(frozen=True)
+class Curation:
+    """All rows, of both sides of the split, and all that was dropped."""
+
+    rows: list[Row]
+    dropped: list[Dropped]
+
+
+def curate(store: Store, *, settings: CurateSettings | None = None, keep: bool = True) -> Curation:
+    """What there is to learn from the feedback so far.
+
+    The split of new clusters is decided, and written down unless ``keep`` is false.
+    """
+    settings = settings or CurateSettings()
+    corrected, not_corrected = corrections(store)
+    preferred, not_preferred = preferences(store, settings.pairs_per_person)
+    distinct, repeated = _distinct([*corrected, *preferred])
+    rows, bridging = _split(store, distinct, settings.held_out, keep)
+    dropped = [*not_corrected, *not_preferred, *repeated, *bridging]
+    used = {id for part in (rows, dropped) for one in part for id in one.sources}
+    return Curation(rows, [*dropped, *_leftovers(store, used)])
+
+
+def _distinct(rows: Sequence[Row]) -> tuple[list[Row], list[Dropped]]:
+    """Empty and repeated rows go; the first of the same text stays."""
+    kept: list[Row] = []
+    dropped: list[Dropped] = []
+    seen: dict[tuple[str, ...], str] = {}
+    for row in rows:
+        text = _text(row)
+        if not row.chosen.strip() or not any(turn["role"] == "user" for turn in row.prompt):
+            dropped.append(_drop(row, "empty answer" if row.prompt else "no question"))
+        elif text in seen:
+            dropped.append(_drop(row, f"same text as row {seen[text]}"))
+        else:
+            seen[text] = row.message_id
+            kept.append(row)
+    return kept, dropped
+
+
+def _text(row: Row) -> tuple[str, ...]:
+    """What makes two rows one. A pair is a repetition only if its rejected answer is, too."""
+    turns = [normalise(turn["content"]) for turn in row.prompt]
+    rejected = (row.rejected or "").strip() if row.kind == "pair" else ""
+    return (row.kind, *turns, row.chosen.strip(), rejected)
+
+
+def _split(
+    store: Store, rows: Sequence[Row], held_out: float, keep: bool
+) -> tuple[list[Row], list[Dropped]]:
+    items = {row.message_id: _item(store, row.message_id) for row in rows}
+    places = assign(store, list(items.values()), held_out=held_out, keep=keep)
+    kept: list[Row] = []
+    dropped: list[Dropped] = []
+    for row in rows:
+        place = places[row.message_id]
+        if place is None:
+            dropped.append(_drop(row, "bridges train and held-out"))
+        else:
+            kept.append(replace(row, cluster=place.cluster, side=place.side))
+    return kept, dropped
+
+
+def _item(store: Store, message_id: str) -> Item:
+    thread = store.thread(message_id)
+    return Item(message_id, thread[-1].conversation_id, asked(thread)[0])
+
+
+def _drop(row: Row, reason: str) -> Dropped:
+    return Dropped(row.message_id, reason, row.sources, row.people, row.chosen)
+
+
+def _leftovers(store: Store, used: set[str]) -> Iterable[Dropped]:
+    """What people said that became neither a row nor a reason yet. Signals are not feedback to
+    learn from, so nothing is said of them."""
+    sql = "select * from feedback where kind in ('thumb', 'edit', 'comment') order by rowid"
+    said = [feedback(row) for row in store.rows(sql)]
+    newest = {(one.message_id, one.person, one.kind): one.id for one in said}
+    for one in said:
+        latest = newest[one.message_id, one.person, one.kind] == one.id
+        if one.id not in used and (latest or one.kind == "comment"):
+            text = one.value.get("text") or json.dumps(one.value)
+            yield Dropped(one.message_id, _reason(store, one), [one.id], [one.person], text)
+
+
+def _reason(store: Store, one: Feedback) -> str:
+    if one.kind == "comment":
+        return "a comment is for the reviewer to read"
+    if one.kind == "thumb":
+        return "thumb taken back" if one.value["up"] is None else "thumb alone: kept for KTO"
+    decision = decision_on(store, one.message_id)
+    if decision is None or one.created_at > decision.created_at:
+        return "waits for a reviewer"
+    return "rejected by reviewer" if decision.action == "reject" else "a reviewer decided otherwise"

@@ -1,0 +1,62 @@
+"""Old answers that are no longer right: neither replayed in training nor counted as remembered."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from feedback.likeness import content_words, normalise, similarity
+
+ALIKE = 0.9
+"""Trigram similarity from which an expected answer is one that a reviewer has corrected."""
+CATCH_ALL = 20
+"""An answer to at least so many questions with nothing in common is no answer to any of them."""
+
+Dialogue = Mapping[str, Any]
+
+
+def outdated(
+    rows: Iterable[Dialogue], rejected_answers: Iterable[str]
+) -> tuple[list[Dialogue], list[Dialogue]]:
+    """The rows that still hold, and those whose answer a reviewer has corrected.
+
+    A row is ``{"messages": [...]}`` or ``{"prompt": [...], "completion": [...]}``. An answer such
+    as "I don't know that" may be wrong for one question and stays right for all the others: so
+    the answer to many unlike questions is never outdated.
+    """
+    rows = list(rows)
+    wrong = {normalise(answer): answer for answer in rejected_answers if answer.strip()}
+    questions: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        questions[normalise(_answer(row))].append(_question(row))
+    gone = {
+        answer
+        for answer, asked in questions.items()
+        if _among(answer, wrong) and not _catches_all(asked)
+    }
+    kept = [row for row in rows if normalise(_answer(row)) not in gone]
+    dropped = [row for row in rows if normalise(_answer(row)) in gone]
+    return kept, dropped
+
+
+def _among(answer: str, wrong: Mapping[str, str]) -> bool:
+    return answer in wrong or any(similarity(answer, other) >= ALIKE for other in wrong)
+
+
+def _catches_all(questions: Sequence[str]) -> bool:
+    """Whether no word is in as much as a quarter of many questions."""
+    shared = Counter(word for question in questions for word in content_words(question))
+    most = max(shared.values(), default=0)
+    return len(questions) >= CATCH_ALL and most * 4 <= len(questions)
+
+
+def _turns(row: Dialogue) -> Sequence[Mapping[str, str]]:
+    return row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]]
+
+
+def _answer(row: Dialogue) -> str:
+    return _turns(row)[-1]["content"]
+
+
+def _question(row: Dialogue) -> str:
+    """The last line that was asked; exemplars, if any, are before it."""
+    return _turns(row)[-2]["content"].strip().rpartition("\n")[2]

@@ -1,0 +1,228 @@
+"""Reviewers decide: the queue of answers that people edited or disliked, and what becomes of each.
+
+An approved or corrected answer is at work from the next question on, and trains in the next cycle.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from feedback.database import Connection
+from feedback.errors import TalkbackError
+from feedback.exemplars import asked, question_key
+from feedback.ids import new_id, now
+from feedback.store import Feedback, Message, Store
+
+Action = Literal["approve", "correct", "reject"]
+_EDIT, _DOWN, _COMMENT = 1000, 10, 1
+"""Priorities: an edit offers the right answer, so any edit goes before any number of thumbs."""
+
+
+class BadDecision(TalkbackError):
+    """A decision that cannot be taken; says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """An answer that waits for a reviewer. ``proposed`` is the newest edit of it, if any."""
+
+    message: Message
+    question: str
+    thread: list[Message]
+    why: str
+    proposed: str | None
+    reasons: list[str]
+    comments: list[str]
+    priority: int
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided of an answer. ``feedback_id`` is the last feedback the decision knew of."""
+
+    id: str
+    message_id: str
+    reviewer: str
+    action: Action
+    answer: str | None
+    note: str
+    feedback_id: str | None
+    created_at: str
+
+
+_WAITING = f"""
+with decided as (
+    select message_id, answer, max(rowid) as newest,
+        coalesce((select f.rowid from feedback f where f.id = review.feedback_id), 0) as knew
+    from review group by message_id
+), thumbs as (
+    select message_id, value, max(rowid) from feedback where kind = 'thumb'
+    group by message_id, person
+), points (message_id, points) as (
+    select f.message_id, {_EDIT} from feedback f left join decided d using (message_id)
+    where f.kind = 'edit' and (d.newest is null
+        or (f.rowid > d.knew and json_extract(f.value, '$.text') is not d.answer))
+    union all
+    select message_id, {_DOWN} from thumbs
+    where json_extract(value, '$.up') = 0 and message_id not in (select message_id from decided)
+    union all
+    select message_id, {_COMMENT} from feedback
+    where kind = 'comment' and message_id not in (select message_id from decided)
+)
+select message_id, sum(points) as priority from points group by message_id"""
+
+
+def queue(store: Store, limit: int = 50) -> list[Item]:
+    """The undecided answers, most pressing first. A new edit brings a decided one back."""
+    sql = f"{_WAITING} order by priority desc, message_id limit ?"
+    return [_item(store, row["message_id"], row["priority"]) for row in store.rows(sql, (limit,))]
+
+
+def waiting(store: Store) -> int:
+    """How many answers wait for a reviewer."""
+    row = store.row(f"select count(*) as n from ({_WAITING})")
+    return int(row["n"]) if row else 0
+
+
+def _item(store: Store, message_id: str, priority: int) -> Item:
+    thread = store.thread(message_id)
+    said = store.feedback_on(message_id)
+    down = _thumbs_down(said)
+    edit = newest_edit(said)
+    comments = [one.value["text"] for one in said if one.kind == "comment"]
+    return Item(
+        message=thread[-1],
+        question=asked(thread)[0],
+        thread=thread,
+        why=_why(priority, down, comments),
+        proposed=edit.value["text"] if edit else None,
+        reasons=sorted({reason for thumb in down for reason in thumb.value.get("reasons", [])}),
+        comments=comments,
+        priority=priority,
+    )
+
+
+def _why(priority: int, down: Sequence[Feedback], comments: Sequence[str]) -> str:
+    """In words: "edited, thumb down by 2"."""
+    words = ["edited"] if priority >= _EDIT else []
+    if down:
+        words.append("thumb down" if len(down) == 1 else f"thumb down by {len(down)}")
+    if comments:
+        words.append("commented")
+    return ", ".join(words)
+
+
+def _thumbs_down(said: Sequence[Feedback]) -> list[Feedback]:
+    newest = {one.person: one for one in said if one.kind == "thumb"}
+    return [thumb for thumb in newest.values() if thumb.value["up"] is False]
+
+
+def newest_edit(said: Sequence[Feedback]) -> Feedback | None:
+    """The last edit among feedback in its order."""
+    return next((one for one in reversed(said) if one.kind == "edit"), None)
+
+
+def decide(
+    store: Store,
+    message_id: str,
+    reviewer: str,
+    action: str,
+    answer: str | None = None,
+    note: str = "",
+) -> Decision:
+    """Keep a reviewer's decision, whole or not at all.
+
+    ``approve``: the newest edit is right, or the answer itself where nobody edited it; an
+    ``answer`` given with it is the text that the reviewer saw, and must be that text.
+    ``correct``: ``answer`` is right. ``reject``: nothing of this answer trains.
+    Raises NotFound, or BadDecision.
+    """
+    if action not in get_args(Action):
+        raise BadDecision(f"unknown action {action!r}; one of {', '.join(get_args(Action))}")
+    with store.write() as db:
+        thread = store.thread(message_id)
+        if thread[-1].role != "assistant" or not asked(thread)[0].strip():
+            raise BadDecision(f"{message_id} answers nobody; decide on an answer to a person")
+        said = store.feedback_on(message_id)
+        decision = Decision(
+            id=new_id("rev"),
+            message_id=message_id,
+            reviewer=reviewer,
+            action=action,  # type: ignore[arg-type]  # checked above
+            answer=_right_answer(action, answer, newest_edit(said), thread[-1]),
+            note=note,
+            feedback_id=said[-1].id if said else None,
+            created_at=now(),
+        )
+        db.insert("review", vars(decision))
+        _withdraw_source(store, db, decision, thread[-1])
+        _put_to_work(db, decision, thread)
+    return decision
+
+
+def _right_answer(
+    action: str, answer: str | None, edit: Feedback | None, message: Message
+) -> str | None:
+    if action == "reject":
+        return None
+    if action == "correct":
+        right = answer or ""
+    else:
+        right = edit.value["text"] if edit else message.content
+        if answer is not None and answer != right:
+            raise BadDecision(
+                f"the text to approve for {message.id} is not the newest one any more; "
+                "look again, or correct it with your own text"
+            )
+    if not right.strip():
+        raise BadDecision(f"the answer to {message.id} is empty; correct it with a text")
+    return right
+
+
+def _reason(decision: Decision) -> str:
+    return "rejected by reviewer" if decision.answer is None else "later correction replaces it"
+
+
+def _withdraw_source(store: Store, db: Connection, decision: Decision, message: Message) -> None:
+    """A decision against an answer that was given as approved is one against that approval."""
+    speaker = store.speaker(message.id)
+    if speaker and speaker.source == "approved" and decision.answer != message.content:
+        for approved_id in speaker.exemplars:
+            _withdraw(db, "id", approved_id, _reason(decision))
+
+
+def _put_to_work(db: Connection, decision: Decision, thread: Sequence[Message]) -> None:
+    """Withdraw what was approved for this answer or question before; approve the new answer."""
+    question, earlier = asked(thread)
+    key = question_key(question, earlier)
+    _withdraw(db, "message_id", decision.message_id, _reason(decision))
+    if decision.answer is None:
+        return
+    _withdraw(db, "question_key", key, _reason(decision))
+    db.insert(
+        "approved",
+        {
+            "id": new_id("app"),
+            "review_id": decision.id,
+            "message_id": decision.message_id,
+            "question": question,
+            "question_key": key,
+            "answer": decision.answer,
+            "created_at": decision.created_at,
+        },
+    )
+
+
+def _withdraw(db: Connection, column: str, value: str, reason: str) -> None:
+    db.execute(
+        f"""insert or ignore into withdrawal (approved_id, reason, created_at)
+        select id, ?, ? from approved where {column} = ?""",
+        (reason, now(), value),
+    )
+
+
+def decision_on(store: Store, message_id: str) -> Decision | None:
+    """The decision in force: the newest one. None while the answer waits, or nobody minded it."""
+    sql = "select * from review where message_id = ? order by rowid desc limit 1"
+    row = store.row(sql, (message_id,))
+    return Decision(**row) if row else None

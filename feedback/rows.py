@@ -1,0 +1,61 @@
+"""What curation makes of feedback: rows that may train, and what was dropped, with the reason."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from feedback.likeness import normalise
+from feedback.store import Message, Store
+
+Side = Literal["train", "held_out"]
+Turn = dict[str, str]
+"""``{"role": ..., "content": ...}``"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing to learn. ``sft``: answer ``prompt`` with ``chosen``; ``rejected`` is the answer
+    that was corrected, if any. ``pair``: prefer ``chosen`` to ``rejected``."""
+
+    kind: Literal["sft", "pair"]
+    prompt: list[Turn]
+    chosen: str
+    rejected: str | None
+    message_id: str
+    sources: list[str]
+    """Ids of the reviews and the feedback that it comes from."""
+    people: list[str]
+    """Whose words are in it; an erasure of theirs takes it along."""
+    cluster: str = ""
+    side: Side = "train"
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Feedback that does not train, and why, in words."""
+
+    message_id: str
+    reason: str
+    sources: list[str] = field(default_factory=list)
+    people: list[str] = field(default_factory=list)
+    text: str = ""
+
+
+def prompt_of(store: Store, thread: list[Message]) -> list[Turn]:
+    """The turns that the last message of a thread answers, as its speaker was given them: behind
+    the system prompt, and without the exemplars, which the adapter has to do without one day."""
+    speaker = store.speaker(thread[-1].id)
+    system = speaker.system_prompt.strip() if speaker else ""
+    turns = [{"role": "system", "content": system}] if system else []
+    return turns + [{"role": turn.role, "content": turn.content} for turn in thread[:-1]]
+
+
+def same_text(one: str, other: str) -> bool:
+    """Equal but for case, punctuation and spacing: there is nothing to learn between the two."""
+    return normalise(one) == normalise(other)
+
+
+def whole(store: Store, message: Message) -> bool:
+    """Whether an answer was given to its end: half of one is no example of anything."""
+    speaker = store.speaker(message.id)
+    ended = speaker is None or speaker.finish in ("stop", "length")
+    return ended and bool(message.content.strip())

@@ -1,0 +1,214 @@
+"""A snapshot: all that one cycle learns from, as a folder that names itself by its content.
+
+    write(curate(store), home.snapshots)   ->   snapshots/s-1f0c…/{sft,dpo,…}.jsonl, manifest.json
+
+The same rows give the same id. Training and evaluation read the folder and nothing else.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from feedback.curate import Curation
+from feedback.errors import TalkbackError
+from feedback.ids import now
+from feedback.replay import outdated as outdated
+from feedback.rows import Row, Turn
+
+FORMAT = 1
+FILES = ("sft", "dpo", "replay", "repairs", "held_out", "held_out_pairs")
+Record = dict[str, Any]
+
+
+class SnapshotError(TalkbackError):
+    """A snapshot that is not what its manifest says; names the folder and what differs."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot's folder and its manifest."""
+
+    folder: Path
+    id: str
+    hash: str
+    counts: dict[str, int]
+    sources: list[str]
+    people: list[str]
+    created_at: str
+
+    @classmethod
+    def read(cls, folder: Path) -> "Snapshot":
+        """The snapshot in a folder; SnapshotError unless its files are those of its manifest."""
+        manifest = _manifest(folder)
+        if manifest.get("format") != FORMAT:
+            raise SnapshotError(
+                f"{folder} has format {manifest.get('format')!r}, this Talkback reads {FORMAT}; "
+                "make a new snapshot"
+            )
+        try:
+            found = _hash(folder)
+            snapshot = cls(folder, **{key: manifest[key] for key in _MANIFEST})
+        except (OSError, KeyError) as error:
+            raise SnapshotError(f"{folder} is incomplete: {error}; make a new one") from error
+        if found != snapshot.hash:
+            raise SnapshotError(
+                f"the files in {folder} have changed: their hash is {found[:12]}…, the manifest "
+                f"says {snapshot.hash[:12]}…; make a new snapshot"
+            )
+        return snapshot
+
+    def rows(self, name: str) -> list[Record]:
+        """The rows of one of its files: "sft", "dpo", "held_out", ..."""
+        return list(_lines(self.folder / f"{name}.jsonl"))
+
+
+_MANIFEST = ("id", "hash", "counts", "sources", "people", "created_at")
+
+
+def write(curation: Curation, out: Path, replay: Sequence[Record] = ()) -> Snapshot:
+    """Write the snapshot into ``out/<id>``: there whole or not at all, and once only.
+
+    ``replay`` are the base's own dialogues (``{"messages": [...]}``) to train along with the rows.
+    """
+    rows = curation.rows
+    out.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".snapshot-", dir=out))
+    try:
+        contents = _contents(rows, replay)
+        for name, records in contents.items():
+            _save(draft / f"{name}.jsonl", map(_line, records))
+        digest = _hash(draft)
+        folder = out / f"s-{digest[:12]}"
+        manifest = {
+            "id": folder.name,
+            "hash": digest,
+            "counts": {name: len(records) for name, records in contents.items()},
+            "sources": sorted({id for row in rows for id in row.sources}),
+            "people": sorted({person for row in rows for person in row.people}),
+            "created_at": now(),
+            "format": FORMAT,
+            "lineage": _lineage(rows),
+        }
+        _save(draft / "manifest.json", [json.dumps(manifest, ensure_ascii=False, indent=1)])
+        return _settle(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _settle(draft: Path, folder: Path) -> Snapshot:
+    """The draft becomes the folder, unless it is there already."""
+    if not folder.exists():
+        draft.chmod(0o755)
+        _sync(draft)
+        draft.rename(folder)
+        _sync(folder.parent)
+    return Snapshot.read(folder)
+
+
+def _contents(rows: Sequence[Row], replay: Sequence[Record]) -> dict[str, list[Record]]:
+    train = [row for row in rows if row.side == "train"]
+    held_out = [row for row in rows if row.side == "held_out"]
+    return {
+        "sft": [_sft(row) for row in train if row.kind == "sft"],
+        "dpo": [_pair(row) for row in train if row.kind == "pair"],
+        "replay": [_replay(record) for record in replay],
+        "repairs": [
+            _sft(row) | {"rejected": row.rejected}
+            for row in train
+            if row.kind == "sft" and row.rejected is not None
+        ],
+        "held_out": [_sft(row) for row in held_out if row.kind == "sft"],
+        "held_out_pairs": [_pair(row) for row in held_out if row.kind == "pair"],
+    }
+
+
+def _lineage(rows: Sequence[Row]) -> list[Record]:
+    """Which answer and which feedback each row comes from, in the order of the rows."""
+    return [
+        {
+            "kind": row.kind,
+            "side": row.side,
+            "cluster": row.cluster,
+            "message_id": row.message_id,
+            "sources": row.sources,
+            "people": row.people,
+        }
+        for row in rows
+    ]
+
+
+def _sft(row: Row) -> Record:
+    return {"prompt": row.prompt, "completion": _answer(row.chosen), "weight": 1}
+
+
+def _pair(row: Row) -> Record:
+    chosen, rejected = _answer(row.chosen), _answer(row.rejected or "")
+    return {"prompt": row.prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _replay(record: Record) -> Record:
+    messages = _messages(record)
+    return {"prompt": messages[:-1], "completion": messages[-1:], "weight": 1}
+
+
+def _answer(text: str) -> list[Turn]:
+    return [{"role": "assistant", "content": text}]
+
+
+def _messages(record: Record) -> list[Turn]:
+    """All turns of a dialogue, given whole or as prompt and completion."""
+    if "messages" in record:
+        return list(record["messages"])
+    return [*record["prompt"], *record["completion"]]
+
+
+def _save(path: Path, lines: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, ensure_ascii=False)
+
+
+def _lines(path: Path) -> Iterator[Record]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def _hash(folder: Path) -> str:
+    """SHA-256 over the content of the row files, each behind its name and length."""
+    digest = hashlib.sha256()
+    for name in FILES:
+        content = (folder / f"{name}.jsonl").read_bytes()
+        digest.update(f"{name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _manifest(folder: Path) -> Record:
+    try:
+        manifest: Record = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SnapshotError(f"no snapshot at {folder}: it has no manifest.json") from error
+    except ValueError as error:
+        raise SnapshotError(f"{folder}/manifest.json is not JSON: {error}") from error
+    return manifest
+
+
+def _sync(folder: Path) -> None:
+    """Make a folder's list of files as durable as the files."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
