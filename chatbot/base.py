@@ -329,6 +329,20 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def encode_answer(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, answer: str
+) -> tuple[list[int], list[int]]:
+    """The prompt's token ids, and those a model must generate after it: answer and end token.
+
+    The two are encoded apart, as they come about when the answer is generated.
+    """
+    prompt = render(tokenizer, messages)
+    said = render(tokenizer, messages, answer=answer)[len(prompt) :]
+    # What a template writes between the end token and the next turn is never generated.
+    ids = tokenizer(said.rstrip(), add_special_tokens=False)["input_ids"]
+    return encode(tokenizer, messages), list(ids)
+
+
 def ends(base: Base) -> frozenset[int]:
     """The token ids that end an answer: the model's, the tokenizer's and the template's."""
     tokenizer = base.tokenizer

@@ -1,0 +1,166 @@
+"""The streams that run together: what one step of the model does for each of them.
+
+No locks and no threads here: the engine's worker is the only caller.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from chatbot import lora
+from chatbot.base import Base, ends
+from chatbot.detokenizer import Detokenizer
+from chatbot.engine import BASE, Finish, Request, Stream
+from chatbot.forward import Forward
+from chatbot.rows import Rows
+from chatbot.sampler import Sampler
+from chatbot.slots import SlotCache
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Row:
+    """A stream and all that it needs; once it runs, its place in the batch is its cache row."""
+
+    request: Request
+    stream: Stream
+    sampler: Sampler
+    words: Detokenizer
+    limit: int
+    """Most tokens of the answer."""
+    position: int = 0
+    """Tokens in the cache so far."""
+
+    @property
+    def adapter(self) -> str | None:
+        """The adapter of the row, None for the base."""
+        return None if self.request.adapter == BASE else self.request.adapter
+
+
+class Batch:
+    """Up to `slots` running streams, the last of which may still be reading its prompt.
+
+    `ended(row, finish, error)` is called once for each row that leaves.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        slots: int,
+        max_length: int,
+        ended: Callable[[Row, Finish, str | None], None],
+    ) -> None:
+        self.slots = slots
+        self.adapters = Rows(base.model, list(lora.targets(base.model)))
+        self.counts: Counter[str] = Counter()
+        self._rows: list[Row] = []
+        self._filling: Row | None = None
+        self._ended = ended
+        self._ends = ends(base)
+        self._cache = SlotCache(slots, max_length)
+        self._forward = Forward(base.model, self.adapters, self._cache)
+
+    def rows(self) -> list[Row]:
+        """Everyone aboard."""
+        return [*self._rows, *([self._filling] if self._filling else [])]
+
+    def fail(self, error: Exception) -> None:
+        """A step broke off: its streams end, the batch is empty and clean again."""
+        rows = self.rows()
+        self._rows, self._filling = [], None
+        self._cache.wipe()
+        for row in rows:
+            self._ended(row, "error", f"The engine failed: {error}")
+
+    def reap(self) -> None:
+        """Cancelled streams leave."""
+        for index in reversed(range(len(self._rows))):
+            if self._rows[index].stream.cancelled:
+                self._leave(index, "cancelled")
+        if self._filling is not None and self._filling.stream.cancelled:
+            row, self._filling = self._filling, None
+            self._cache.clear(len(self._rows))
+            self._ended(row, "cancelled", None)
+
+    def prefill(self, budget: int, waiting: Callable[[], Row | None]) -> None:
+        """Read up to `budget` tokens of prompts, one after the other; `waiting` gives the next."""
+        while budget > 0 and (row := self._next(waiting)) is not None:
+            part = row.request.prompt_ids[row.position : row.position + budget]
+            logits = self._forward.prefill(len(self._rows), part, row.position, row.adapter)
+            row.position += len(part)
+            budget -= len(part)
+            self.counts["prompt"] += len(part)
+            if row.position == len(row.request.prompt_ids):
+                self._filling = None
+                self._rows.append(row)
+                self._advance([len(self._rows) - 1], logits[None])
+
+    def _next(self, waiting: Callable[[], Row | None]) -> Row | None:
+        """The prompt that is being read, else the next if there is a slot for it."""
+        if self._filling is None and len(self._rows) < self.slots:
+            self._filling = waiting()
+        return self._filling
+
+    def decode(self) -> None:
+        """One more token for every stream that has read its prompt."""
+        if not self._rows:
+            return
+        rows = self._rows
+        logits = self._forward.decode(
+            [row.stream.ids[-1] for row in rows],
+            [row.position for row in rows],
+            [row.adapter for row in rows],
+        )
+        for row in rows:
+            row.position += 1
+        self.counts["steps"] += 1
+        self._advance(range(len(rows)), logits)
+
+    def _advance(self, indices: Sequence[int], logits: torch.Tensor) -> None:
+        """Choose and send the next token of these rows; those that end leave."""
+        best, ids = logits.max(-1)
+        sound, tokens = best.isfinite().tolist(), ids.tolist()
+        for at, index in reversed(list(enumerate(indices))):
+            row = self._rows[index]
+            if not sound[at]:
+                self._spoilt(index)
+                continue
+            token = tokens[at] if row.sampler.plain else row.sampler.choose(logits[at])
+            self.counts["decoded"] += 1
+            if (finish := self._say(row, token)) is not None:
+                self._leave(index, finish)
+
+    def _say(self, row: Row, token: int) -> Finish | None:
+        """Send a token's text; why the answer ends with it, if it does."""
+        if token in self._ends:
+            row.stream.put(token, row.words.rest()[0])
+            return "stop"
+        text, stopped = row.words.add(token)
+        row.stream.put(token, text)
+        if not stopped and len(row.stream.ids) >= row.limit:
+            text, stopped = row.words.rest()
+            row.stream.say(text)
+            return "stop" if stopped else "length"
+        return "stop" if stopped else None
+
+    def _spoilt(self, index: int) -> None:
+        """Logits without a best token: zero the row, or its NaN would outlive it in the cache."""
+        self._cache.clear(index)
+        reason = f"{self._rows[index].request.adapter} computed NaN or infinity. Roll it back."
+        log.error(reason)
+        self._leave(index, "error", reason)
+
+    def _leave(self, index: int, finish: Finish, error: str | None = None) -> None:
+        """End a running stream; the last row takes its place, the prompt being read moves up."""
+        row, last = self._rows[index], len(self._rows) - 1
+        if index != last:
+            self._rows[index] = self._rows[last]
+            self._cache.move(last, index, self._rows[index].position)
+        self._rows.pop()
+        if self._filling is not None:
+            self._cache.move(last + 1, last, self._filling.position)
+        self._ended(row, finish, error)

@@ -1,0 +1,285 @@
+"""The in-process engine: one worker thread owns the model and moves all streams on together.
+
+Each step prefills a chunk of the next prompt, then decodes one token of every running stream,
+whatever adapters they speak with. Adapters come and go between two steps.
+"""
+
+import atexit
+import logging
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from chatbot import lora, sampler
+from chatbot.base import Base
+from chatbot.batch import Batch, Row
+from chatbot.detokenizer import Detokenizer
+from chatbot.engine import (
+    BASE,
+    Busy,
+    Closed,
+    EngineError,
+    Finish,
+    Request,
+    Stream,
+    TooLong,
+    UnknownAdapter,
+)
+from chatbot.forward import room
+from chatbot.rows import Pair
+from feedback.settings import Settings
+
+log = logging.getLogger(__name__)
+
+CLOSED = "The engine has been closed. Start the server again."
+
+
+class EngineSettings(Settings):
+    """[engine]: how much of the machine the in-process engine takes."""
+
+    table: ClassVar[str] = "engine"
+
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of the worker; 0 takes all cores."""
+    slots: Annotated[int, Field(ge=1)] = 16
+    """Streams that run at the same time."""
+    max_length: Annotated[int, Field(ge=2)] = 4096
+    """Most tokens of one stream, prompt and answer together; the model's own limit holds too."""
+    queue: Annotated[int, Field(ge=0)] = 64
+    """Requests that may wait for a slot; more are told that the engine is busy."""
+    chunk: Annotated[int, Field(ge=1)] = 256
+    """Prompt tokens read between two decode steps: more is a faster start, less a calmer stream."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+
+
+class TorchEngine:
+    """Continuous batching over transformers' forward; see `Engine` for what the methods promise."""
+
+    def __init__(self, base: Base, settings: EngineSettings | None = None) -> None:
+        self.base = base
+        self.settings = settings or EngineSettings()
+        model = base.model.to(_device(self.settings.device))
+        self.max_length = room(model, self.settings.max_length)
+        self._like = next(model.parameters())
+        self._batch = Batch(base, self.settings.slots, self.max_length, self._ended)
+        # Shared between threads and touched under the lock only.
+        self._lock = threading.Condition()
+        self._waiting: deque[Row] = deque()
+        self._orders: deque[tuple[Callable[[], None], Future[None]]] = deque()
+        self._adapters: dict[str, bool] = {}
+        """Loaded adapters -> whether they take new requests."""
+        self._users: Counter[str] = Counter()
+        self._requests = 0
+        self._closed = False
+        self._loading = threading.Lock()
+        self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._worker.start()
+        # Python's own exit would tear the worker out of the middle of a step.
+        atexit.register(self.close)
+
+    # -- What any thread may call
+
+    def load(self, adapter_id: str, folder: Path) -> None:
+        """Verify and load an adapter; blocks until it can be asked. Raises `AdapterError`."""
+        with self._loading:
+            with self._lock:
+                if adapter_id in self._adapters:
+                    self._adapters[adapter_id] = True
+                    return
+            adapter = lora.verify(folder, self.base)
+            if adapter.id != adapter_id:
+                raise lora.AdapterError(f"{folder} holds {adapter.id}, not {adapter_id}.")
+            pairs = self._batch.adapters.prepare(lora.tensors(folder), self._like)
+            self._order(lambda: self._install(adapter_id, pairs))
+
+    def unload(self, adapter_id: str) -> None:
+        """Take no new requests for it; it leaves memory when its last stream has ended."""
+        with self._lock:
+            if adapter_id in self._adapters:
+                self._adapters[adapter_id] = False
+                self._lock.notify()
+
+    def adapters(self) -> list[str]:
+        """What can be asked now, `BASE` first."""
+        with self._lock:
+            return [BASE, *(name for name, open_ in self._adapters.items() if open_)]
+
+    def submit(self, request: Request) -> Stream:
+        """Queue a request. Raises `Busy`, `UnknownAdapter`, `TooLong` or `Closed`."""
+        row = self._row(request)
+        with self._lock:
+            if self._closed:
+                raise Closed(CLOSED)
+            if request.adapter != BASE and not self._adapters.get(request.adapter):
+                raise UnknownAdapter(request.adapter, [BASE, *self._adapters])
+            if self._taken() >= self.settings.slots + self.settings.queue:
+                raise Busy(len(self._waiting))
+            self._users[request.adapter] += 1
+            self._waiting.append(row)
+            self._lock.notify()
+        return row.stream
+
+    def stats(self) -> dict[str, Any]:
+        """Streams running and waiting, what each adapter has, tokens and steps since the start."""
+        with self._lock:
+            counts = self._batch.counts
+            return {
+                "slots": self.settings.slots,
+                "running": self._taken() - len(self._waiting),
+                "waiting": len(self._waiting),
+                "adapters": {name: self._users[name] for name in [BASE, *self._adapters]},
+                "max_length": self.max_length,
+                "device": str(self._like.device),
+                "requests": self._requests,
+                **{name: counts[name] for name in ("prompt", "decoded", "steps")},
+            }
+
+    def close(self) -> None:
+        """End every stream as cancelled and give the model its own forward back."""
+        with self._lock:
+            self._closed = True
+            self._lock.notify()
+        self._worker.join()
+        atexit.unregister(self.close)
+
+    def _row(self, request: Request) -> Row:
+        sampler.check(request.sampling)
+        prompt = request.prompt_ids
+        if not prompt:
+            raise EngineError("The prompt is empty. Send at least one token.")
+        if len(prompt) >= self.max_length:
+            raise TooLong(
+                f"The prompt has {len(prompt)} tokens and {self.max_length} is the most for "
+                "prompt and answer together. Shorten it."
+            )
+        return Row(
+            request=request,
+            stream=Stream(len(prompt), self._wake),
+            sampler=sampler.Sampler(request.sampling, prompt),
+            words=Detokenizer(self.base.tokenizer, request.sampling.stop),
+            limit=min(request.sampling.max_tokens, self.max_length - len(prompt)),
+        )
+
+    def _taken(self) -> int:
+        return sum(self._users.values())
+
+    def _wake(self) -> None:
+        with self._lock:
+            self._lock.notify()
+
+    def _order(self, work: Callable[[], None]) -> None:
+        """Have the worker do something between two steps; returns when it is done."""
+        done: Future[None] = Future()
+        with self._lock:
+            if self._closed:
+                raise Closed(CLOSED)
+            self._orders.append((work, done))
+            self._lock.notify()
+        done.result()
+
+    # -- The worker: everything below runs on its thread
+
+    def _work(self) -> None:
+        torch.set_num_threads(self.settings.threads or len(os.sched_getaffinity(0)))
+        with torch.inference_mode():
+            while self._wait():
+                with self._surviving():
+                    self._tidy()
+                    self._batch.prefill(self.settings.chunk, self._next)
+                    self._batch.decode()
+        self._stop()
+
+    def _wait(self) -> bool:
+        """Sleep until there is something to do; False once closed."""
+        with self._lock:
+            while not (self._closed or self._taken() or self._orders or self._idle()):
+                self._lock.wait()
+            return not self._closed
+
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """A step that fails ends its streams and not the engine."""
+        try:
+            yield
+        except Exception as error:  # whatever the model raises, the next request must be served
+            log.exception("A step of the engine failed; its streams end here.")
+            self._batch.fail(error)
+
+    def _tidy(self) -> None:
+        """Between two steps: adapters in and out, cancelled streams gone."""
+        with self._lock:
+            orders = list(self._orders)
+            self._orders.clear()
+            gone = [row for row in self._waiting if row.stream.cancelled]
+            self._waiting = deque(row for row in self._waiting if not row.stream.cancelled)
+        for work, done in orders:
+            _carry_out(work, done)
+        for row in gone:
+            self._ended(row, "cancelled", None)
+        self._batch.reap()
+        self._drop_idle()
+
+    def _next(self) -> Row | None:
+        """The request that waits longest."""
+        with self._lock:
+            return self._waiting.popleft() if self._waiting else None
+
+    def _install(self, adapter: str, pairs: dict[str, Pair]) -> None:
+        self._batch.adapters.install(adapter, pairs)
+        with self._lock:
+            self._adapters[adapter] = True
+
+    def _idle(self) -> list[str]:
+        """Unloaded adapters whose last stream has ended."""
+        return [
+            name for name, wanted in self._adapters.items() if not wanted and self._users[name] == 0
+        ]
+
+    def _drop_idle(self) -> None:
+        with self._lock:
+            idle = self._idle()
+            for name in idle:
+                del self._adapters[name]
+        for name in idle:
+            self._batch.adapters.drop(name)
+
+    def _ended(self, row: Row, finish: Finish, error: str | None) -> None:
+        with self._lock:
+            self._users[row.request.adapter] -= 1
+            self._requests += 1
+        row.stream.end(finish, error)
+
+    def _stop(self) -> None:
+        """Closed: whoever still waits is told, and the model is as it was."""
+        with self._lock:
+            rows = [*self._batch.rows(), *self._waiting]
+            orders = list(self._orders)
+        for row in rows:
+            self._ended(row, "cancelled", None)
+        for _, done in orders:
+            done.set_exception(Closed(CLOSED))
+        self._batch.adapters.detach()
+
+
+def _carry_out(work: Callable[[], None], done: "Future[None]") -> None:
+    try:
+        work()
+    except Exception as error:  # it belongs to the thread that gave the order
+        done.set_exception(error)
+    else:
+        done.set_result(None)
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

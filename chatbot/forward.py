@@ -1,0 +1,87 @@
+"""One step of the model over the slots: a chunk of one prompt, or one token of every stream.
+
+This is transformers' own forward, so any causal LM works; a faster path for some family takes
+this class's place with the same two methods.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from chatbot.engine import EngineError
+from chatbot.rows import Rows
+from chatbot.slots import SlotCache
+
+
+def room(model: PreTrainedModel, wanted: int) -> int:
+    """How many positions a stream may have: as wanted, or what the model was made for."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if other := kinds - {"full_attention", "sliding_attention"}:
+        raise EngineError(
+            f"{config.model_type} has {sorted(other)[0]} layers, which this engine cannot batch. "
+            "Choose a base with attention layers only."
+        )
+    limits = [wanted, getattr(config, "max_position_embeddings", None)]
+    if "sliding_attention" in kinds or getattr(config, "use_sliding_window", True):
+        # Inside one window sliding attention is full attention.
+        limits.append(getattr(config, "sliding_window", None))
+    return min(int(limit) for limit in limits if limit)
+
+
+class Forward:
+    """Runs `model` with the adapters of `rows` over the rows of `cache`."""
+
+    def __init__(self, model: PreTrainedModel, rows: Rows, cache: SlotCache) -> None:
+        self._model = model
+        self._rows = rows
+        self._cache = cache
+        self._like = next(model.parameters())
+        self._additive = model.config._attn_implementation == "eager"
+
+    def prefill(
+        self, row: int, ids: Sequence[int], start: int, adapter: str | None
+    ) -> torch.Tensor:
+        """Write `ids` at positions `start`.. of a row; the logits [vocabulary] after the last."""
+        end = start + len(ids)
+        positions = torch.arange(start, end, device=self._like.device)
+        self._rows.plan.set([adapter], self._like)
+        self._cache.chunk(row, start, len(ids))
+        return self._run(self._tensor([ids]), positions[None], end)[0]
+
+    def decode(
+        self, ids: Sequence[int], positions: Sequence[int], adapters: Sequence[str | None]
+    ) -> torch.Tensor:
+        """Write one token in each of the first rows; the logits [rows, vocabulary] after them."""
+        places = self._tensor(positions)
+        used = max(positions) + 1
+        self._rows.plan.set(adapters, self._like)
+        self._cache.decode(places, used)
+        return self._run(self._tensor(ids)[:, None], places[:, None], used)
+
+    def _run(self, ids: torch.Tensor, positions: torch.Tensor, used: int) -> torch.Tensor:
+        """ids and positions [rows, tokens], `used` positions in the cache -> [rows, vocabulary]."""
+        out = self._model(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=self._mask(positions, used),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: torch.Tensor = out.logits[:, -1]
+        return logits
+
+    def _mask(self, positions: torch.Tensor, used: int) -> torch.Tensor:
+        """[rows, 1, tokens, used]: a token sees its own position and those before."""
+        places = torch.arange(used, device=positions.device)
+        seen = places <= positions[:, None, :, None]
+        if not self._additive:
+            return seen
+        lowest = torch.finfo(self._like.dtype).min
+        mask: torch.Tensor = self._like.new_zeros(seen.shape).masked_fill(~seen, lowest)
+        return mask
+
+    def _tensor(self, values: Sequence[int] | Sequence[Sequence[int]]) -> torch.Tensor:
+        return torch.tensor(values, device=self._like.device)

@@ -1,0 +1,90 @@
+"""From logits to the next token, in the order of transformers' own logits processors.
+
+Each stream draws from a generator of its own: what else is in the batch does not move its dice.
+"""
+
+import torch
+
+from chatbot.engine import EngineError, Sampling
+
+NUCLEUS = 1024
+"""Top-p looks at so many best tokens first; a full sort of the vocabulary costs milliseconds."""
+
+
+def check(sampling: Sampling) -> None:
+    """Refuse values that make no distribution."""
+    rules = {
+        "max_tokens": (sampling.max_tokens >= 1, "at least 1"),
+        "temperature": (0 <= sampling.temperature <= 100, "from 0 to 100"),
+        "top_p": (0 < sampling.top_p <= 1, "above 0, at most 1"),
+        "top_k": (sampling.top_k >= 0, "0 or more"),
+        "repetition_penalty": (0 < sampling.repetition_penalty <= 100, "above 0, at most 100"),
+        "stop": (all(sampling.stop), "without empty strings"),
+    }
+    for name, (good, rule) in rules.items():
+        if not good:
+            raise EngineError(f"{name} is {getattr(sampling, name)!r}, it must be {rule}.")
+
+
+class Sampler:
+    """Chooses the tokens of one stream."""
+
+    def __init__(self, sampling: Sampling, prompt_ids: list[int]) -> None:
+        self._sampling = sampling
+        self._seen = set(prompt_ids) if sampling.repetition_penalty != 1 else set()
+        self._dice: torch.Generator | None = None
+
+    @property
+    def plain(self) -> bool:
+        """True if the best token is taken as it is, so that a batch can choose in one step."""
+        return self._sampling.temperature == 0 and self._sampling.repetition_penalty == 1
+
+    def choose(self, logits: torch.Tensor) -> int:
+        """The next token from the logits [vocabulary]."""
+        scores = self._penalise(logits.float())
+        if self._sampling.temperature == 0:
+            token = int(scores.argmax())
+        else:
+            token = self._draw(scores / self._sampling.temperature)
+        if self._sampling.repetition_penalty != 1:
+            self._seen.add(token)
+        return token
+
+    def _penalise(self, scores: torch.Tensor) -> torch.Tensor:
+        penalty = self._sampling.repetition_penalty
+        if penalty == 1:
+            return scores
+        seen = torch.tensor(sorted(self._seen), device=scores.device)
+        value = scores[seen]
+        return scores.index_put((seen,), torch.where(value < 0, value * penalty, value / penalty))
+
+    def _draw(self, scores: torch.Tensor) -> int:
+        scores, ids = self._cut(scores)
+        chance = scores.softmax(-1)
+        pick = int(torch.multinomial(chance, 1, generator=self._generator(scores.device)))
+        return pick if ids is None else int(ids[pick])
+
+    def _cut(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The scores that top-k and top-p leave, best first, and whose tokens they are."""
+        top_k, top_p, size = self._sampling.top_k, self._sampling.top_p, len(scores)
+        if top_k == 0 and top_p == 1:
+            return scores, None
+        best, ids = scores.topk(min(top_k or NUCLEUS, size))
+        if top_p == 1:
+            return best, ids
+        whole = (best if top_k else scores).logsumexp(-1)
+        mass = (best - whole).exp().cumsum(-1)
+        if not top_k and mass[-1] < top_p:
+            best, ids = scores.sort(descending=True)
+            mass = (best - whole).exp().cumsum(-1)
+        keep = int((mass < top_p).sum()) + 1
+        return best[:keep], ids[:keep]
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if self._dice is None:
+            self._dice = torch.Generator(device)
+            if self._sampling.seed is None:
+                self._dice.seed()
+            else:
+                self._dice.manual_seed(self._sampling.seed)
+        return self._dice

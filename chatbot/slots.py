@@ -1,0 +1,100 @@
+"""The key/value cache of many streams: one row a stream, each with a length of its own.
+
+Rows in use are kept together at the front, so that a decode step reads views and copies nothing.
+"""
+
+from typing import Any
+
+import torch
+from transformers import Cache
+
+BLOCK = 256
+"""Positions that storage grows by at least; it doubles, so that growing stays rare."""
+
+
+class SlotCache(Cache):  # type: ignore[misc]
+    """A transformers cache of shape [slots, kv_heads, length, head_dim] a layer.
+
+    Before each forward, `chunk` or `decode` says which rows and positions it writes; `update` then
+    returns the used prefix of exactly those rows. Memory follows the longest stream so far.
+    """
+
+    def __init__(self, slots: int, max_length: int) -> None:
+        super().__init__(layers=[])
+        self.slots = slots
+        self.max_length = max_length
+        self._capacity = 0
+        self._keys: list[torch.Tensor] = []
+        self._values: list[torch.Tensor] = []
+        self._first, self._rows = 0, 1
+        self._start, self._used = 0, 0
+        self._index: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def chunk(self, row: int, start: int, count: int) -> None:
+        """The next forward writes `count` positions of one row, from `start` on."""
+        self._first, self._rows = row, 1
+        self._start, self._used = start, start + count
+        self._index = None
+        self._reserve(self._used)
+
+    def decode(self, positions: torch.Tensor, used: int) -> None:
+        """The next forward writes one position in each of the first len(positions) rows."""
+        self._first, self._rows, self._used = 0, len(positions), used
+        self._index = (torch.arange(len(positions), device=positions.device), positions)
+        self._reserve(used)
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the new keys and values [rows, kv_heads, count, dim]; all that these rows hold."""
+        if layer_idx == len(self._keys):
+            self._keys.append(self._empty(key_states))
+            self._values.append(self._empty(value_states))
+        keys, values = self._keys[layer_idx], self._values[layer_idx]
+        if self._index is None:
+            keys[self._first, :, self._start : self._used] = key_states[0]
+            values[self._first, :, self._start : self._used] = value_states[0]
+        else:
+            rows, positions = self._index
+            keys[rows, :, positions] = key_states[:, :, 0]
+            values[rows, :, positions] = value_states[:, :, 0]
+        last = self._first + self._rows
+        used = self._used
+        return keys[self._first : last, :, :used], values[self._first : last, :, :used]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions before those of the next forward (models ask; masks and positions are ours)."""
+        return self._start if self._index is None else self._used - 1
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of one row over another."""
+        for store in (*self._keys, *self._values):
+            store[target, :, :length] = store[source, :, :length]
+
+    def clear(self, row: int) -> None:
+        """Zero a row that may hold NaN: even masked it would spoil whoever comes after."""
+        for store in (*self._keys, *self._values):
+            store[row].zero_()
+
+    def wipe(self) -> None:
+        """Zero all rows."""
+        for store in (*self._keys, *self._values):
+            store.zero_()
+
+    def _empty(self, states: torch.Tensor) -> torch.Tensor:
+        heads, size = states.shape[1], states.shape[3]
+        return states.new_zeros(self.slots, heads, self._capacity, size)
+
+    def _reserve(self, length: int) -> None:
+        if length <= self._capacity:
+            return
+        self._capacity = min(self.max_length, max(length, BLOCK, 2 * self._capacity))
+        for stores in (self._keys, self._values):
+            for layer, old in enumerate(stores):
+                stores[layer] = self._empty(old)
+                stores[layer][:, :, : old.shape[2]] = old

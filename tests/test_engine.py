@@ -1,0 +1,498 @@
+"""The in-process engine against transformers and PEFT, alone and in company."""
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from chatbot.base import Base, encode, ends, load_base
+from chatbot.batching import EngineSettings, TorchEngine
+from chatbot.engine import (
+    BASE,
+    Busy,
+    Closed,
+    Engine,
+    EngineError,
+    Request,
+    Sampling,
+    Stream,
+    TooLong,
+    UnknownAdapter,
+)
+from chatbot.lora import AdapterError
+from tests import models
+
+QUESTIONS = (
+    "When do you open?",
+    "Where is my order? It left the warehouse yesterday, they said, and nothing has come.",
+    "Hello",
+    "Can I return the shoes? They are too small for me.",
+    "漢字 🙂",
+    "What is the meaning of all this?",
+)
+
+
+@dataclass
+class Oracle:
+    """A base, its adapters, and what transformers + PEFT answer greedily, one at a time."""
+
+    path: Path
+    base: Base
+    adapters: dict[str, Path]
+    answers: dict[tuple[str, str, int], list[int]] = field(default_factory=dict)
+
+    @property
+    def voices(self) -> list[str]:
+        return [BASE, *self.adapters]
+
+    def prompt(self, question: str) -> list[int]:
+        return encode(self.base.tokenizer, [{"role": "user", "content": question}])
+
+    def request(self, question: str, voice: str, tokens: int = 24) -> Request:
+        return Request(self.prompt(question), voice, Sampling(max_tokens=tokens))
+
+    def answer(self, question: str, voice: str, tokens: int = 24) -> list[int]:
+        key = (question, voice, tokens)
+        if key not in self.answers:
+            self.answers[key] = self._generate(question, voice, tokens)
+        return self.answers[key]
+
+    def text(self, question: str, voice: str, tokens: int = 24) -> str:
+        return str(
+            self.base.tokenizer.decode(
+                self.answer(question, voice, tokens), skip_special_tokens=True
+            )
+        )
+
+    def _generate(self, question: str, voice: str, tokens: int) -> list[int]:
+        from peft import PeftModel
+
+        model = load_base(str(self.path)).model
+        if voice != BASE:
+            model = PeftModel.from_pretrained(model, self.adapters[voice])
+        ids = torch.tensor([self.prompt(question)])
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            do_sample=False,
+            eos_token_id=sorted(ends(self.base)),
+            pad_token_id=0,
+        )
+        return [int(token) for token in out[0, ids.shape[1] :]]
+
+
+def write_oracle(folder: Path, family: models.Family) -> Oracle:
+    path = models.write_model(folder / "base", family)
+    base = load_base(str(path))
+    made = [models.write_adapter(folder / "adapters", base, seed=seed) for seed in (1, 2, 3)]
+    return Oracle(path, base, {adapter.name: adapter for adapter in made})
+
+
+@pytest.fixture(scope="module", params=models.FAMILIES)
+def any_oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    return write_oracle(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    return write_oracle(tmp_path_factory.mktemp("llama"), "llama")
+
+
+def start(oracle: Oracle, **settings: int) -> TorchEngine:
+    engine = TorchEngine(oracle.base, EngineSettings(**{"threads": 1, **settings}))
+    for name, folder in oracle.adapters.items():
+        engine.load(name, folder)
+    return engine
+
+
+@pytest.fixture
+def engine(oracle: Oracle) -> Iterator[TorchEngine]:
+    engine = start(oracle)
+    yield engine
+    engine.close()
+
+
+def finish(stream: Stream) -> str:
+    """All deltas of a stream that must end in time."""
+    assert stream.wait(60), "the stream hangs"
+    return "".join(stream)
+
+
+def until(true: object, seconds: float = 20) -> None:
+    """Wait for a condition that another thread brings about."""
+    assert callable(true)
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came about"
+        time.sleep(0.005)
+
+
+# -- The same tokens as transformers + PEFT
+
+
+def test_one_stream_says_what_transformers_and_peft_say(any_oracle: Oracle) -> None:
+    engine = start(any_oracle)
+    for question in QUESTIONS[:3]:
+        for voice in any_oracle.voices:
+            stream = engine.submit(any_oracle.request(question, voice))
+            text = finish(stream)
+            assert stream.ids == any_oracle.answer(question, voice)
+            assert text == stream.text == any_oracle.text(question, voice)
+    engine.close()
+
+
+@pytest.mark.parametrize("chunk", [256, 5])
+def test_streams_of_all_adapters_in_one_batch_say_what_each_says_alone(
+    any_oracle: Oracle, chunk: int
+) -> None:
+    engine = start(any_oracle, chunk=chunk, slots=7)
+    asked = [(q, v) for q in QUESTIONS for v in any_oracle.voices]
+    streams = [engine.submit(any_oracle.request(q, v)) for q, v in asked]
+    for (question, voice), stream in zip(asked, streams, strict=True):
+        finish(stream)
+        assert stream.ids == any_oracle.answer(question, voice), (question, voice)
+    engine.close()
+
+
+def test_the_adapters_really_differ(any_oracle: Oracle) -> None:
+    for question in QUESTIONS[:3]:
+        answers = {tuple(any_oracle.answer(question, voice)) for voice in any_oracle.voices}
+        assert len(answers) == len(any_oracle.voices)
+
+
+def test_streams_of_different_length_leave_and_join_without_disturbing_each_other(
+    oracle: Oracle, engine: TorchEngine
+) -> None:
+    asked = [(q, v, 3 + 5 * n) for n, q in enumerate(QUESTIONS) for v in oracle.voices]
+    streams = []
+    for question, voice, tokens in asked:
+        streams.append(engine.submit(oracle.request(question, voice, tokens)))
+        time.sleep(0.003)
+    for (question, voice, tokens), stream in zip(asked, streams, strict=True):
+        finish(stream)
+        assert stream.ids == oracle.answer(question, voice, tokens)
+
+
+def test_a_cache_that_grows_keeps_what_it_holds(oracle: Oracle, engine: TorchEngine) -> None:
+    streams = [engine.submit(oracle.request(q, BASE, 400)) for q in QUESTIONS[:2]]
+    for question, stream in zip(QUESTIONS, streams, strict=False):
+        finish(stream)
+        assert stream.ids == oracle.answer(question, BASE, 400)
+
+
+def test_an_engine_leaves_the_model_as_it_found_it(oracle: Oracle) -> None:
+    ids = torch.tensor([oracle.prompt("Hello")])
+    with torch.no_grad():
+        before = oracle.base.model(ids).logits
+        start(oracle).close()
+        assert torch.equal(before, oracle.base.model(ids).logits)
+    assert "forward" not in vars(oracle.base.model.get_submodule("model.layers.0.mlp.up_proj"))
+
+
+# -- Swaps (law 5)
+
+
+def test_swaps_under_running_streams_drop_nothing_and_mix_nothing(oracle: Oracle) -> None:
+    engine = TorchEngine(oracle.base, EngineSettings(threads=1, slots=6, queue=99))
+    names, tokens = list(oracle.adapters), 40
+    asked: list[tuple[str, str, Stream]] = []
+    for turn in range(24):
+        speaking, old = names[turn % 3], names[(turn - 1) % 3]
+        engine.load(speaking, oracle.adapters[speaking])
+        for question in QUESTIONS[turn % 2 :: 2]:
+            asked.append(
+                (question, speaking, engine.submit(oracle.request(question, speaking, tokens)))
+            )
+        if turn:
+            engine.unload(old)
+    for question, voice, stream in asked:
+        assert finish(stream) == oracle.text(question, voice, tokens)
+        assert stream.finish in ("stop", "length")
+        assert stream.ids == oracle.answer(question, voice, tokens)
+    engine.close()
+
+
+def test_an_unloaded_adapter_ends_its_streams_and_then_leaves(oracle: Oracle) -> None:
+    engine = start(oracle)
+    name = next(iter(oracle.adapters))
+    stream = engine.submit(oracle.request(QUESTIONS[0], name, 200))
+    engine.unload(name)
+    assert name not in engine.adapters()
+    with pytest.raises(UnknownAdapter, match=name):
+        engine.submit(oracle.request("Hello", name))
+    finish(stream)
+    assert stream.ids == oracle.answer(QUESTIONS[0], name, 200)
+    until(lambda: name not in engine.stats()["adapters"])
+    assert all(name not in linear.pairs for linear in engine._batch.adapters.linears.values())
+    engine.close()
+
+
+def test_the_base_can_always_be_asked(engine: TorchEngine, oracle: Oracle) -> None:
+    engine.unload(BASE)
+    assert engine.adapters() == [BASE, *oracle.adapters]
+    assert isinstance(engine, Engine)
+
+
+def test_a_damaged_adapter_is_refused_and_service_goes_on(oracle: Oracle, tmp_path: Path) -> None:
+    engine = TorchEngine(oracle.base, EngineSettings(threads=1))
+    running = engine.submit(oracle.request(QUESTIONS[0], BASE, 200))
+    folder = models.reweigh(
+        models.write_adapter(tmp_path, oracle.base), oracle.base, 9, float("nan")
+    )
+    with pytest.raises(AdapterError, match="NaN"):
+        engine.load(folder.name, folder)
+    other = next(iter(oracle.adapters))
+    with pytest.raises(AdapterError, match=other):
+        engine.load("a-000000000000", oracle.adapters[other])
+    assert engine.adapters() == [BASE]
+    finish(running)
+    assert running.ids == oracle.answer(QUESTIONS[0], BASE, 200)
+    engine.close()
+
+
+# -- Streams: how they end
+
+
+def test_a_cancelled_stream_frees_its_slot_at_once(oracle: Oracle) -> None:
+    engine = start(oracle, slots=1)
+    first = engine.submit(oracle.request(QUESTIONS[0], BASE, 450))
+    second = engine.submit(oracle.request(QUESTIONS[2], BASE, 8))
+    assert next(iter(first))
+    first.cancel()
+    assert first.wait(5)
+    assert first.finish == "cancelled"
+    assert 0 < first.completion_tokens < 450
+    finish(second)
+    assert second.ids == oracle.answer(QUESTIONS[2], BASE, 8)
+    until(lambda: engine.stats()["running"] == 0)
+    engine.close()
+
+
+def test_a_stream_cancelled_while_it_waits_or_reads_its_prompt_never_runs(oracle: Oracle) -> None:
+    engine = start(oracle, slots=2, chunk=1)
+    running = engine.submit(oracle.request(QUESTIONS[0], BASE, 300))
+    reading = engine.submit(oracle.request(QUESTIONS[1], BASE, 300))
+    waiting = engine.submit(oracle.request(QUESTIONS[2], BASE, 300))
+    for stream in (waiting, reading):
+        stream.cancel()
+        assert stream.wait(5)
+        assert stream.finish == "cancelled"
+    finish(running)
+    assert running.ids == oracle.answer(QUESTIONS[0], BASE, 300)
+    engine.close()
+
+
+def test_a_full_queue_says_busy(oracle: Oracle) -> None:
+    engine = start(oracle, slots=1, queue=2)
+    streams = [engine.submit(oracle.request("Hello", BASE, 450)) for _ in range(3)]
+    with pytest.raises(Busy) as refusal:
+        engine.submit(oracle.request("Hello", BASE))
+    assert refusal.value.retry_after > 0
+    for stream in streams:
+        stream.cancel()
+    until(lambda: engine.stats()["running"] + engine.stats()["waiting"] == 0)
+    assert finish(engine.submit(oracle.request("Hello", BASE))) == oracle.text("Hello", BASE)
+    engine.close()
+
+
+def test_what_cannot_be_answered_is_refused_with_the_reason(engine: TorchEngine) -> None:
+    with pytest.raises(TooLong, match="600 tokens and 512"):
+        engine.submit(Request([5] * 600))
+    with pytest.raises(EngineError, match="empty"):
+        engine.submit(Request([]))
+    with pytest.raises(UnknownAdapter, match="a-nowhere"):
+        engine.submit(Request([5], "a-nowhere"))
+    for bad in ({"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"stop": ("",)}):
+        with pytest.raises(EngineError, match=next(iter(bad))):
+            engine.submit(Request([5], BASE, Sampling(**bad)))  # type: ignore[arg-type]
+
+
+def test_a_stream_knows_its_numbers(oracle: Oracle, engine: TorchEngine) -> None:
+    stream = engine.submit(oracle.request(QUESTIONS[0], BASE, 12))
+    finish(stream)
+    assert stream.finish == "length"
+    assert stream.prompt_tokens == len(oracle.prompt(QUESTIONS[0]))
+    assert stream.completion_tokens == 12
+    assert stream.first_token_ms is not None and stream.total_ms is not None
+    assert 0 < stream.first_token_ms <= stream.total_ms
+    assert list(stream) == []
+
+
+def test_the_context_ends_an_answer_at_the_models_limit(oracle: Oracle) -> None:
+    engine = start(oracle, max_length=40)
+    stream = engine.submit(oracle.request("Hello", BASE, 400))
+    finish(stream)
+    assert stream.finish == "length"
+    assert stream.prompt_tokens + stream.completion_tokens == 40
+    engine.close()
+
+
+def test_closing_ends_streams_as_cancelled(oracle: Oracle) -> None:
+    engine = start(oracle, slots=1)
+    streams = [engine.submit(oracle.request("Hello", BASE, 450)) for _ in range(3)]
+    engine.close()
+    assert [stream.finish for stream in streams] == ["cancelled"] * 3
+    with pytest.raises(Closed):
+        engine.submit(oracle.request("Hello", BASE))
+    engine.close()
+
+
+def test_an_adapter_that_comes_too_late_is_told_so(oracle: Oracle) -> None:
+    engine = TorchEngine(oracle.base, EngineSettings(threads=1))
+    engine.close()
+    name, folder = next(iter(oracle.adapters.items()))
+    with pytest.raises(Closed):
+        engine.load(name, folder)
+
+
+def test_a_step_that_fails_ends_its_streams_and_the_next_request_is_served(
+    oracle: Oracle, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = engine._batch._forward.decode
+
+    def broken(*_: object) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine._batch._forward, "decode", broken)
+    stream = engine.submit(oracle.request("Hello", BASE))
+    finish(stream)
+    assert stream.finish == "error"
+    assert stream.error is not None and "out of memory" in stream.error
+    monkeypatch.setattr(engine._batch._forward, "decode", good)
+    assert finish(engine.submit(oracle.request("Hello", BASE))) == oracle.text("Hello", BASE)
+
+
+def test_nan_in_one_stream_ends_it_and_spoils_no_other(oracle: Oracle) -> None:
+    engine = start(oracle)
+    bad = next(iter(oracle.adapters))
+    engine._order(
+        lambda: [
+            linear.pairs.update({bad: tuple(m * float("nan") for m in linear.pairs[bad])})  # type: ignore[dict-item]
+            for linear in engine._batch.adapters.linears.values()
+        ].clear()
+    )
+    spoilt = [engine.submit(oracle.request(q, bad)) for q in QUESTIONS[:3]]
+    for stream in spoilt:
+        finish(stream)
+        assert stream.finish == "error"
+        assert stream.error is not None and bad in stream.error
+    for voice in (v for v in oracle.voices if v != bad):
+        for question in QUESTIONS[:3]:
+            stream = engine.submit(oracle.request(question, voice))
+            finish(stream)
+            assert stream.ids == oracle.answer(question, voice)
+    engine.close()
+
+
+# -- Text
+
+
+def test_a_stop_string_split_over_tokens_never_shows(oracle: Oracle, engine: TorchEngine) -> None:
+    whole = oracle.text(QUESTIONS[0], BASE)
+    for at in range(2, len(whole) - 6, 3):
+        stop = whole[at : at + 4]
+        request = Request(
+            oracle.prompt(QUESTIONS[0]), BASE, Sampling(max_tokens=24, stop=("never", stop))
+        )
+        stream = engine.submit(request)
+        deltas = list(stream)
+        assert "".join(deltas) == whole[: whole.index(stop)]
+        assert stream.finish == "stop"
+
+
+def test_deltas_are_whole_characters_and_add_up(oracle: Oracle, engine: TorchEngine) -> None:
+    from chatbot.detokenizer import Detokenizer
+
+    text = "漢字 naïve 🙂🎉 \U0001f9d1\u200d\U0001f680 Ωmega\u0300"
+    ids = oracle.base.tokenizer(text, add_special_tokens=False)["input_ids"]
+    words = Detokenizer(oracle.base.tokenizer)
+    pieces = [words.add(token)[0] for token in ids]
+    assert "".join(pieces) + words.rest()[0] == text
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert "" in pieces, "some character must span tokens, or this test shows nothing"
+
+
+# -- Sampling
+
+
+def sampled(oracle: Oracle, engine: TorchEngine, seed: int, **values: float) -> list[int]:
+    sampling = Sampling(max_tokens=20, seed=seed, **values)  # type: ignore[arg-type]
+    stream = engine.submit(Request(oracle.prompt("Hello"), BASE, sampling))
+    finish(stream)
+    return stream.ids
+
+
+def test_a_seed_gives_the_same_text_whatever_else_runs(oracle: Oracle, engine: TorchEngine) -> None:
+    alone = sampled(oracle, engine, 7, temperature=1.0, top_p=0.9)
+    crowd = [engine.submit(oracle.request(q, v, 60)) for q in QUESTIONS for v in oracle.voices]
+    assert sampled(oracle, engine, 7, temperature=1.0, top_p=0.9) == alone
+    assert sampled(oracle, engine, 8, temperature=1.0, top_p=0.9) != alone
+    for stream in crowd:
+        stream.cancel()
+
+
+def test_top_k_one_and_tiny_top_p_are_greedy(oracle: Oracle, engine: TorchEngine) -> None:
+    greedy = oracle.answer("Hello", BASE)[:20]
+    assert sampled(oracle, engine, 1, temperature=1.0, top_k=1) == greedy
+    assert sampled(oracle, engine, 1, temperature=1.0, top_p=1e-6) == greedy
+
+
+def test_sampling_keeps_the_tokens_that_transformers_would_keep() -> None:
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    from chatbot.sampler import Sampler
+
+    logits = torch.randn(3000, generator=torch.Generator().manual_seed(3)) * 2
+    for top_k, top_p in ((0, 0.5), (0, 0.9999), (40, 1.0), (40, 0.7)):
+        ids, scores = torch.zeros(1, 1, dtype=torch.long), logits[None].clone()
+        scores = TemperatureLogitsWarper(0.8)(ids, scores)
+        scores = TopKLogitsWarper(top_k)(ids, scores) if top_k else scores
+        scores = TopPLogitsWarper(top_p)(ids, scores) if top_p < 1 else scores
+        kept, whose = Sampler(Sampling(temperature=0.8, top_k=top_k, top_p=top_p), [])._cut(
+            logits / 0.8
+        )
+        assert whose is not None
+        assert set(whose.tolist()) == set(scores[0].isfinite().nonzero()[:, 0].tolist())
+        assert torch.allclose(kept.softmax(-1), scores.softmax(-1)[0, whose], atol=1e-6)
+
+
+def test_the_repetition_penalty_is_that_of_transformers(
+    oracle: Oracle, engine: TorchEngine
+) -> None:
+    ids = torch.tensor([oracle.prompt("Hello")])
+    out = load_base(str(oracle.path)).model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=20,
+        do_sample=False,
+        repetition_penalty=1.7,
+        eos_token_id=sorted(ends(oracle.base)),
+        pad_token_id=0,
+    )
+    assert sampled(oracle, engine, 0, repetition_penalty=1.7) == out[0, ids.shape[1] :].tolist()
+
+
+def test_many_threads_may_submit_at_once(oracle: Oracle) -> None:
+    engine = start(oracle, slots=4)
+    wrong: list[str] = []
+
+    def ask(question: str, voice: str) -> None:
+        stream = engine.submit(oracle.request(question, voice))
+        if "".join(stream) != oracle.text(question, voice):
+            wrong.append(f"{voice}: {question}")
+
+    asked = [(q, v) for q in QUESTIONS for v in oracle.voices]
+    for question, voice in asked:
+        oracle.answer(question, voice)
+    threads = [threading.Thread(target=ask, args=pair) for pair in asked]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    engine.close()
