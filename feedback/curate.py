@@ -26,9 +26,9 @@ class CurateSettings(Settings):
     """``[curate]`` of talkback.toml."""
 
     table: ClassVar[str] = "curate"
-    held_out: float = Field(0.1, ge=0, le=0.5)
+    held_out: float = Field(default=0.1, ge=0, le=0.5)
     """Share of the clusters that never train; they tell whether an adapter has learned."""
-    pairs_per_person: int = Field(20, ge=0)
+    pairs_per_person: int = Field(default=20, ge=0)
     """How many preferences of one person train: nobody shapes the bot alone."""
 
 
@@ -40,7 +40,7 @@ class Curation:
     dropped: list[Dropped]
 
 
-def curate(store: Store, *, settings: CurateSettings | None = None, keep: bool = True) -> Curation:
+def curate(store: Store, settings: CurateSettings | None = None, *, keep: bool = True) -> Curation:
     """What there is to learn from the feedback so far.
 
     The split of new clusters is decided, and written down unless ``keep`` is false.

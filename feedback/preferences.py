@@ -72,8 +72,8 @@ def _judge(store: Store, contest: Contest) -> Row | Dropped:
     winner = contest.winner()
     if winner is None:
         tie = all(vote.tie for vote in contest.votes)
-        reason = "a tie prefers neither" if tie else "people disagree"
-        return Dropped(contest.votes[0].better, reason, contest.sources, contest.people)
+        why = "a tie prefers neither" if tie else "people disagree"
+        return Dropped(contest.votes[0].better, why, contest.sources, contest.people)
     better, worse = (store.message(id) for id in winner)
     reason = _objection(store, better.id, worse.id)
     if reason:

@@ -49,7 +49,7 @@ def assign(
     links = _links(everyone.values())
     placed: dict[str, Place] = {}
     for group in _groups([item.id for item in new], links):
-        placed |= _place([everyone[id] for id in group], links, places | placed, held_out)
+        placed |= _place([everyone[id] for id in group], links, {**places, **placed}, held_out)
     if keep:
         _keep(store, placed)
     places |= placed
@@ -69,8 +69,8 @@ def _place(
         return {item.id: place for item in group}
     placed: dict[str, Place] = {}
     for item in group:
-        near = [(places | placed).get(id) for id in sorted(links[item.id])]
-        sides = [place for place in near if place is not None]
+        so_far = {**places, **placed}
+        sides = [so_far[id] for id in sorted(links[item.id]) if id in so_far]
         if len({place.side for place in sides}) < 2:
             placed[item.id] = sides[0] if sides else _new_cluster(item, held_out)
     return placed
