@@ -1,0 +1,227 @@
+"""Which adapters there are, which one is in service, and why: rows that are added, never changed.
+
+    registry = Registry(store, home)
+    registry.promote("a-3f9c02b1d7e4", by="person", who="ann", reason="reads better")
+
+The one in service is the newest promotion's; a rollback is a promotion of an older adapter.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from feedback.errors import TalkbackError
+from feedback.ids import new_id, now
+from feedback.settings import Home
+from feedback.store import Store
+
+if TYPE_CHECKING:
+    from chatbot.base import Base
+
+By = Literal["gate", "person", "start"]
+
+
+class RegistryError(TalkbackError):
+    """An adapter that is not known, or that cannot be registered, promoted or rolled back."""
+
+
+@dataclass(frozen=True)
+class AdapterRow:
+    id: str
+    parent: str | None
+    base: str
+    base_revision: str | None
+    snapshot: str | None
+    recipe: Any
+    lineage: Any
+    created_at: str
+
+
+@dataclass(frozen=True)
+class Promotion:
+    id: str
+    adapter: str
+    by: By
+    who: str
+    reason: str
+    report: str | None
+    created_at: str
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    id: str
+    adapter: str
+    against: str
+    verdict: str
+    reasons: list[str]
+    created_at: str
+
+
+class Registry:
+    """The tables adapter, promotion and report of ``store``, and the folders they speak of."""
+
+    def __init__(self, store: Store, home: Home) -> None:
+        self._store = store
+        self._home = home
+
+    def register(
+        self,
+        folder: Path,
+        *,
+        parent: str | None = None,
+        snapshot: str | None = None,
+        recipe: Mapping[str, Any] | None = None,
+        lineage: Any = None,
+        base: str | None = None,
+        base_revision: str | None = None,
+    ) -> str:
+        """Enter the finished adapter at ``home.adapters/<id>``; returns its id.
+
+        What is not given is taken from the folder's manifest.json. The same adapter again changes
+        nothing. Raises RegistryError for a folder elsewhere, or named otherwise than its manifest.
+        """
+        manifest = self._manifest(folder)
+        row = {
+            "id": folder.name,
+            "parent": parent,
+            "base": base or manifest["base"],
+            "base_revision": base_revision or manifest.get("base_revision"),
+            "snapshot": snapshot or manifest.get("snapshot"),
+            "recipe": json.dumps(recipe or manifest.get("recipe") or {}),
+            "lineage": json.dumps(lineage if lineage is not None else {}),
+            "created_at": now(),
+        }
+        with self._store.write() as db:
+            if self._find(folder.name) is None:
+                db.insert("adapter", row)
+        return folder.name
+
+    def adapters(self) -> list[AdapterRow]:
+        """All of them, newest first."""
+        return [
+            _adapter(row) for row in self._store.rows("select * from adapter order by rowid desc")
+        ]
+
+    def adapter(self, id: str) -> AdapterRow:
+        """The adapter of that id; RegistryError."""
+        found = self._find(id)
+        if found is None:
+            known = ", ".join(a.id for a in self.adapters()[:5]) or "none yet"
+            raise RegistryError(f"no adapter {id!r}; the newest are: {known}")
+        return found
+
+    def folder(self, id: str) -> Path:
+        """Where an adapter's files are."""
+        return self._home.adapters / id
+
+    def current(self) -> AdapterRow | None:
+        """The adapter in service; None before the first start."""
+        newest = self.promotion()
+        return self.adapter(newest.adapter) if newest else None
+
+    def promotion(self) -> Promotion | None:
+        """The newest promotion: it decides who speaks."""
+        row = self._store.row("select * from promotion order by rowid desc limit 1")
+        return Promotion(**row) if row else None
+
+    def history(self) -> list[Promotion]:
+        """All promotions, newest first."""
+        rows = self._store.rows("select * from promotion order by rowid desc")
+        return [Promotion(**row) for row in rows]
+
+    def promote(
+        self, id: str, by: By, who: str, reason: str, report: str | None = None
+    ) -> Promotion:
+        """Put an adapter in service; a running server follows within a second."""
+        self.adapter(id)
+        made = Promotion(new_id("pro"), id, by, who, reason, report, now())
+        with self._store.write() as db:
+            db.insert("promotion", vars(made))
+        return made
+
+    def rollback(self, who: str, reason: str = "rollback") -> Promotion:
+        """Promote the adapter that was in service before; again: the one before that."""
+        with self._store.write():
+            served = self._served()
+            if len(served) < 2:
+                raise RegistryError("there is no earlier adapter to roll back to")
+            return self.promote(served[-2], "person", who, reason)
+
+    def add_report(
+        self, id: str, *, adapter: str, against: str, verdict: str, reasons: Sequence[str]
+    ) -> str:
+        """Enter the report at ``home.reports/<id>``; returns its id."""
+        row = {
+            "id": id,
+            "adapter": adapter,
+            "against": against,
+            "verdict": verdict,
+            "reasons": list(reasons),
+            "created_at": now(),
+        }
+        with self._store.write() as db:
+            db.insert("report", row)
+        return id
+
+    def reports(self, adapter: str | None = None) -> list[ReportRow]:
+        """Reports, newest first, of one adapter or of all."""
+        sql = "select * from report where ?1 is null or adapter = ?1 order by rowid desc"
+        return [
+            ReportRow(**{**dict(row), "reasons": json.loads(row["reasons"])})
+            for row in self._store.rows(sql, (adapter,))
+        ]
+
+    def ensure_first(self, base: "Base") -> AdapterRow:
+        """See to it that an adapter of this base is in service; returns that adapter.
+
+        It is the one in service; else, after a start on another base, the last one of this base;
+        else adapter 0, an untrained LoRA equal to the base.
+        """
+        current = self.current()
+        if current is not None and current.base_revision == base.revision:
+            return current
+        known = [p.adapter for p in self.history()]
+        ours = [id for id in known if self.adapter(id).base_revision == base.revision]
+        chosen = ours[0] if ours else self._adapter_zero(base)
+        self.promote(chosen, "start", "talkback", f"first start on {base.name}")
+        return self.adapter(chosen)
+
+    def _adapter_zero(self, base: "Base") -> str:
+        from chatbot import lora
+
+        folder = lora.untrained(base, self._home.adapters)
+        return self.register(folder, base=base.name, base_revision=base.revision)
+
+    def _served(self) -> list[str]:
+        """The adapters of the current base in the order of service; going back to one drops the
+        later ones, so that two rollbacks go two steps back."""
+        current = self.current()
+        served: list[str] = []
+        for id in reversed([p.adapter for p in self.history()]):
+            if current and self.adapter(id).base_revision == current.base_revision:
+                served = served[: served.index(id)] if id in served else served
+                served.append(id)
+        return served
+
+    def _find(self, id: str) -> AdapterRow | None:
+        row = self._store.row("select * from adapter where id = ?", (id,))
+        return _adapter(row) if row else None
+
+    def _manifest(self, folder: Path) -> dict[str, Any]:
+        if folder.resolve().parent != self._home.adapters:
+            raise RegistryError(f"{folder} is not in {self._home.adapters}; move it there first")
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RegistryError(f"{folder} has no readable manifest.json: {error}") from error
+        if not isinstance(manifest, dict) or manifest.get("id") != folder.name:
+            raise RegistryError(f"{folder} is not the adapter its manifest.json names")
+        return manifest
+
+
+def _adapter(row: Any) -> AdapterRow:
+    parsed = {key: json.loads(row[key]) for key in ("recipe", "lineage")}
+    return AdapterRow(**{**dict(row), **parsed})

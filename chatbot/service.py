@@ -1,0 +1,199 @@
+"""What a running server is made of, and the watcher that follows promotions.
+
+    service = Service.open(Home.find(None))
+    turn = reply(service, None, "ann", None, "When do you open?")
+
+A new promotion is verified, loaded and warmed before the first answer is given by it; an adapter
+that fails is refused with a warning, and the one before goes on speaking.
+"""
+
+import logging
+import threading
+import weakref
+from collections import OrderedDict
+from typing import Self
+
+from chatbot import lora
+from chatbot.base import STARTER, Base, encode, load_base
+from chatbot.batching import EngineSettings, TorchEngine
+from chatbot.engine import BASE, Engine, Request, Sampling, Stream, UnknownAdapter
+from chatbot.registry import Registry
+from chatbot.turn import ChatSettings, Turn
+from feedback.errors import TalkbackError
+from feedback.settings import Home
+from feedback.store import Store
+
+log = logging.getLogger("talkback")
+
+POLL_SECONDS = 0.5
+PINNED = 4
+"""Adapters beside the speaking one that stay loaded because somebody asked for them by name."""
+
+
+class Service:
+    """Store, registry, base and engine of one home.
+
+    ``speaking`` is the id of the adapter that answers new turns. ``warning`` is "" or one line
+    for people: why a promoted adapter does not speak. ``review_token`` is "" when anybody may
+    review (a server on loopback), else the word that opens the review and adapters pages.
+    ``context`` is the number of tokens that prompt and answer share.
+    """
+
+    home: Home
+    store: Store
+    registry: Registry
+    base: Base
+    engine: Engine
+    chat: ChatSettings
+    context: int
+    speaking: str
+    warning: str
+    review_token: str
+
+    def __init__(
+        self,
+        home: Home,
+        store: Store,
+        base: Base,
+        engine: Engine,
+        *,
+        chat: ChatSettings,
+        context: int,
+        review_token: str = "",
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        """Put the adapter in service to work and follow promotions from then on."""
+        self.home, self.store, self.base, self.engine = home, store, base, engine
+        self.registry = Registry(store, home)
+        self.chat, self.context, self.review_token = chat, context, review_token
+        self.speaking, self.warning = BASE, ""
+        self.turns: weakref.WeakSet[Turn] = weakref.WeakSet()
+        self._pinned: OrderedDict[str, None] = OrderedDict()
+        self._lock = threading.RLock()
+        self._closing = threading.Event()
+        self._refused: str | None = None
+        self.registry.ensure_first(base)
+        self.follow()
+        self._watcher = threading.Thread(
+            target=self._watch, args=(poll_seconds,), name="promotions", daemon=True
+        )
+        self._watcher.start()
+
+    @classmethod
+    def open(
+        cls,
+        home: Home,
+        base_name: str | None = None,
+        revision: str | None = None,
+        *,
+        review_token: str = "",
+        poll_seconds: float = POLL_SECONDS,
+    ) -> Self:
+        """Load the base, start its engine and speak; BaseError, SettingsError, StoreError."""
+        chat, settings = ChatSettings.read(home), EngineSettings.read(home)
+        store = Store(home.db)
+        base = load_base(base_name or STARTER, revision)
+        engine = TorchEngine(base, settings)
+        return cls(
+            home, store, base, engine, chat=chat, context=engine.max_length,
+            review_token=review_token, poll_seconds=poll_seconds,
+        )  # fmt: skip
+
+    def adapters(self) -> list[str]:
+        """Ids of all adapters that can be asked for by name, newest first; ``base`` is another."""
+        revision = self.base.revision
+        return [a.id for a in self.registry.adapters() if a.base_revision == revision]
+
+    def check(self, adapter: str | None) -> None:
+        """Raise UnknownAdapter for a name that nobody here answers to; None is fine."""
+        if adapter is not None and adapter != BASE and adapter not in (known := self.adapters()):
+            raise UnknownAdapter(adapter, [BASE, *known])
+
+    def submit(
+        self, prompt_ids: list[int], adapter: str | None, sampling: Sampling
+    ) -> tuple[str, Stream]:
+        """Ask ``adapter`` (None: the one in service), loading it if need be; who speaks, and how.
+
+        Raises UnknownAdapter, AdapterError, Busy, TooLong.
+        """
+        for _ in range(3):
+            chosen = adapter or self.speaking
+            if adapter is not None:
+                self._pin(adapter)
+            try:
+                return chosen, self.engine.submit(Request(prompt_ids, chosen, sampling))
+            except UnknownAdapter:
+                continue  # it was unloaded between the choice and the question: choose again
+        raise UnknownAdapter(chosen, self.engine.adapters())
+
+    def follow(self) -> bool:
+        """Let the newest promotion speak; True if that changed who speaks. The watcher calls it."""
+        promotion = self.registry.promotion()
+        if promotion is None or promotion.adapter == self.speaking:
+            self._refused, self.warning = None, ""
+            return False
+        if promotion.id == self._refused:
+            return False
+        try:
+            self._take(promotion.adapter)
+        except TalkbackError as error:
+            self._refused = promotion.id
+            self.warning = f"{promotion.adapter} was promoted but is refused: {error}"
+            log.warning("%s; %s goes on speaking", self.warning, self.speaking)
+            return False
+        return True
+
+    def close(self) -> None:
+        """Stop following, end every stream and keep what it has said, free the model."""
+        self._closing.set()
+        self._watcher.join()
+        self.engine.close()
+        for turn in list(self.turns):
+            turn.close()
+        self.store.close()
+
+    def _take(self, adapter: str) -> None:
+        """Verify, load, warm, flip, and let the one before go when its last stream has ended."""
+        lora.verify(self.registry.folder(adapter), self.base)
+        with self._lock:
+            self.engine.load(adapter, self.registry.folder(adapter))
+        self._warm(adapter)
+        with self._lock:
+            before, self.speaking, self.warning, self._refused = self.speaking, adapter, "", None
+            if before not in (BASE, adapter) and before not in self._pinned:
+                self.engine.unload(before)
+        log.info("%s speaks now (before: %s)", adapter, before)
+
+    def _warm(self, adapter: str) -> None:
+        """One short answer: what cannot speak is found out before people hear it."""
+        ids = encode(self.base.tokenizer, [{"role": "user", "content": "Hello"}])
+        stream = self.engine.submit(Request(ids, adapter, Sampling(max_tokens=2)))
+        if not stream.wait(120) or stream.finish == "error":
+            stream.cancel()
+            self.engine.unload(adapter)
+            raise lora.AdapterError(f"{adapter} does not answer: {stream.error or 'no end'}")
+
+    def _pin(self, adapter: str) -> None:
+        """Have an adapter loaded that was asked for by name, and not too many of them."""
+        if adapter == BASE:
+            return
+        with self._lock:
+            if adapter not in self.engine.adapters():
+                self.check(adapter)
+                lora.verify(self.registry.folder(adapter), self.base)
+                self.engine.load(adapter, self.registry.folder(adapter))
+            if adapter == self.speaking:
+                return
+            self._pinned[adapter] = None
+            self._pinned.move_to_end(adapter)
+            while len(self._pinned) > PINNED:
+                oldest, _ = self._pinned.popitem(last=False)
+                if oldest != self.speaking:
+                    self.engine.unload(oldest)
+
+    def _watch(self, seconds: float) -> None:
+        while not self._closing.wait(seconds):
+            try:
+                self.follow()
+            except Exception:
+                log.exception("following promotions failed; trying again")

@@ -1,0 +1,323 @@
+"""One turn of talk: history, approved answers, engine, store. Page, API and plugins call it.
+
+    turn = reply(service, None, "ann", None, "When do you open?")
+    for delta in turn:
+        print(delta, end="")
+    print(turn.message_id, turn.speaker.adapter)
+
+What people saw is what is kept: an answer is stored when its stream ends, is cancelled, or loses
+its listener, always with its speaker.
+"""
+
+import secrets
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from chatbot.engine import Sampling, Stream
+from chatbot.prompt import fit
+from feedback import exemplars
+from feedback.errors import TalkbackError
+from feedback.exemplars import Approved
+from feedback.ids import new_id
+from feedback.settings import Settings
+from feedback.store import BadMessage, Message, Speaker, Store
+
+if TYPE_CHECKING:
+    from chatbot.service import Service
+
+RETRY_TEMPERATURE = 0.8
+"""At least this when an answer is asked for again: a greedy one would come out the same."""
+
+
+class Forbidden(TalkbackError):
+    """The conversation is another person's."""
+
+
+class Empty(TalkbackError):
+    """Nothing was asked."""
+
+
+class ChatSettings(Settings):
+    """``[chat]``: how the bot speaks, and what its page offers."""
+
+    table: ClassVar[str] = "chat"
+
+    title: str = "Talkback"
+    """The bot's name on the page."""
+    system_prompt: str = ""
+    """Put before every conversation; empty: none."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """0 always takes the likeliest word."""
+    max_tokens: Annotated[int, Field(ge=1)] = 256
+    """Most tokens of one answer."""
+    examples: list[str] = Field(default_factory=list)
+    """Questions that an empty chat offers."""
+    approved_answers: bool = True
+    """Whether a question that has an approved answer gets it as it stands."""
+    exemplars: Annotated[int, Field(ge=0, le=10)] = 3
+    """At most so many approved answers to similar questions go into the prompt; 0: none."""
+    choice_every: Annotated[int, Field(ge=0)] = 0
+    """Every so many answers, two are offered to choose from; 0: never."""
+
+
+class Turn:
+    """An answer on its way. Iterate once, for text deltas; after that it is stored.
+
+    ``conversation_id``, ``user_message_id`` (the question's) and ``message_id`` (the answer's)
+    are there from the start. ``speaker`` and ``text`` are there after the end. ``cancel`` may
+    come from any thread and any number of times, also after the end.
+    """
+
+    def __init__(
+        self,
+        service: "Service",
+        place: "Place",
+        stream: Stream,
+        speaker: Speaker,
+    ) -> None:
+        self.conversation_id = str(place.conversation_id)
+        self.user_message_id = place.question_id
+        self.message_id = new_id("msg")
+        self.text = ""
+        """What has been handed out so far; after the end, the answer as it is stored."""
+        self._store = service.store
+        self._stream = stream
+        self._speaker = speaker
+        self._stored = False
+        self._lock = threading.Lock()
+        service.turns.add(self)
+
+    @property
+    def adapter(self) -> str:
+        """Who speaks."""
+        return self._speaker.adapter
+
+    @property
+    def error(self) -> str | None:
+        """Why the answer broke off, when it did."""
+        return self._stream.error
+
+    @property
+    def speaker(self) -> Speaker:
+        """Who spoke, how, and how it ended. Before the end its numbers are not final."""
+        return self._speaker
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            for delta in self._stream:
+                self.text += delta
+                yield delta
+        finally:
+            self.close()
+
+    def cancel(self) -> None:
+        """Stop: the iteration ends soon after, and what was handed out is kept."""
+        self._stream.cancel()
+
+    def close(self) -> None:
+        """End the answer if it has not ended, and store it; returns when it is on the disk."""
+        with self._lock:
+            if self._stored:
+                return
+            self._stream.cancel()
+            self._stream.wait()
+            self._speaker = self._final()
+            self._store.add_message(
+                self.conversation_id,
+                self.user_message_id,
+                "assistant",
+                self.text,
+                self._speaker,
+                self.message_id,
+            )
+            self._stored = True
+
+    def _final(self) -> Speaker:
+        """The speaker with what the stream measured; cut short when not all was handed out."""
+        stream = self._stream
+        whole = self.text == stream.text
+        return replace(
+            self._speaker,
+            prompt_tokens=stream.prompt_tokens,
+            completion_tokens=stream.completion_tokens,
+            first_token_ms=stream.first_token_ms,
+            total_ms=stream.total_ms,
+            finish=stream.finish or "error" if whole else "cancelled",
+            message_id=self.message_id,
+        )
+
+
+def reply(
+    service: "Service",
+    conversation_id: str | None,
+    person: str,
+    parent_id: str | None,
+    text: str,
+    *,
+    adapter: str | None = None,
+    sampling: Sampling | None = None,
+    system: str | None = None,
+    retry_of: str | None = None,
+    unaided: bool = False,
+) -> Turn:
+    """Answer ``text``, said by ``person`` under the message ``parent_id`` (None: at the start).
+
+    ``conversation_id`` None starts a conversation. ``adapter`` None is the one in service.
+    ``sampling`` and ``system`` None are the settings'. ``retry_of`` is the id of an earlier answer:
+    its question is answered again, as a sibling, and ``text`` and ``parent_id`` go unused.
+    ``unaided`` leaves approved answers out, to hear what the adapter itself has learnt.
+
+    The question is on the disk before the first word of the answer is out. Nothing is stored when
+    it raises: Forbidden, NotFound, BadMessage, Empty, Busy, UnknownAdapter, AdapterError, TooLong,
+    BadMessages.
+    """
+    service.check(adapter)
+    place = _place(service.store, conversation_id, person, parent_id, text, retry_of)
+    chat = service.chat
+    sampling = _seeded(sampling or (_livelier(chat) if retry_of else _usual(chat)))
+    speaker = Speaker(
+        adapter or service.speaking,
+        service.base.name,
+        service.base.revision,
+        chat.system_prompt if system is None else system,
+        sampling=asdict(sampling),
+    )
+    stream, speaker = _ask(service, place, speaker, sampling, adapter, unaided)
+    try:
+        place = _stored(service.store, place, person)
+    except BaseException:
+        stream.cancel()
+        raise
+    return Turn(service, place, stream, speaker)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in which conversation a question stands; its id is "" until it is stored."""
+
+    conversation_id: str | None
+    parent_id: str | None
+    question_id: str
+    question: str
+    history: list[Message]
+    again_after: str | None = None
+    """The id of the answer that is asked for again."""
+
+
+def _place(
+    store: Store,
+    conversation_id: str | None,
+    person: str,
+    parent_id: str | None,
+    text: str,
+    retry_of: str | None,
+) -> Place:
+    """Where the question goes, checked: nobody reads or continues another's conversation."""
+    question_id = ""
+    if retry_of is not None:
+        *_, question, answer = [None, *store.thread(retry_of)]
+        if question is None or answer is None or answer.role != "assistant":
+            raise BadMessage(f"{retry_of} is not an answer; only answers are asked for again")
+        question_id, text, parent_id = question.id, question.content, question.parent_id
+        conversation_id = question.conversation_id
+    history = store.thread(parent_id) if parent_id else []
+    if history and conversation_id is None:
+        conversation_id = history[-1].conversation_id
+    if conversation_id is not None and store.conversation(conversation_id).person != person:
+        raise Forbidden(f"{conversation_id} is not a conversation of {person}")
+    if history and history[-1].conversation_id != conversation_id:
+        raise BadMessage(f"{parent_id} is not in {conversation_id}; name a message that is")
+    if not text.strip():
+        raise Empty("There is nothing to answer. Say something.")
+    return Place(conversation_id, parent_id, question_id, text, history, retry_of)
+
+
+def _stored(store: Store, place: Place, person: str) -> Place:
+    """The place with its question on the disk, in a conversation that exists."""
+    if place.question_id:
+        return place
+    with store.write():
+        talk = place.conversation_id or store.start_conversation(person, place.question)
+        asked = store.add_message(talk, place.parent_id, "user", place.question)
+    return replace(place, conversation_id=talk, question_id=asked)
+
+
+def _ask(
+    service: "Service",
+    place: Place,
+    speaker: Speaker,
+    sampling: Sampling,
+    adapter: str | None,
+    unaided: bool,
+) -> tuple[Stream, Speaker]:
+    """The answer's stream and, as far as known, its speaker: an approved answer, else the model."""
+    given = None if unaided else _approved(service, place, speaker)
+    if given is not None:
+        return _told(given.answer), replace(speaker, source="approved", exemplars=[given.id])
+    examples = [] if unaided else _examples(service, place, speaker)
+    ids, shown = fit(
+        service.base.tokenizer,
+        speaker.system_prompt,
+        place.history,
+        place.question,
+        [(example.question, example.answer) for example in examples],
+        service.context - min(sampling.max_tokens, service.context // 2),
+    )
+    chosen, stream = service.submit(ids, adapter, sampling)
+    used = [example.id for example in examples] if shown else []
+    return stream, replace(speaker, adapter=chosen, exemplars=used)
+
+
+def _approved(service: "Service", place: Place, speaker: Speaker) -> Approved | None:
+    """The answer that a reviewer approved for this question, unless it is what was not liked."""
+    if not service.chat.approved_answers:
+        return None
+    before = service.store.speaker(place.again_after) if place.again_after else None
+    if before is not None and before.source == "approved":
+        return None
+    return exemplars.same(
+        service.store, place.question, earlier=_earlier(place), adapter=speaker.adapter
+    )
+
+
+def _examples(service: "Service", place: Place, speaker: Speaker) -> list[Approved]:
+    limit = service.chat.exemplars
+    if not limit:
+        return []
+    return exemplars.similar(
+        service.store, place.question, limit, earlier=_earlier(place), adapter=speaker.adapter
+    )
+
+
+def _earlier(place: Place) -> list[str]:
+    """The person's turns before this one."""
+    return [message.content for message in place.history if message.role == "user"]
+
+
+def _told(answer: str) -> Stream:
+    """A stream that has ended already: nothing had to be generated."""
+    stream = Stream(0)
+    stream.first_token_ms = 0.0
+    stream.say(answer)
+    stream.end("stop")
+    return stream
+
+
+def _usual(chat: ChatSettings) -> Sampling:
+    return Sampling(max_tokens=chat.max_tokens, temperature=chat.temperature)
+
+
+def _livelier(chat: ChatSettings) -> Sampling:
+    warm = max(chat.temperature, RETRY_TEMPERATURE)
+    return Sampling(max_tokens=chat.max_tokens, temperature=warm, top_p=0.95)
+
+
+def _seeded(sampling: Sampling) -> Sampling:
+    """Chance that can be repeated from the speaker's row."""
+    if sampling.temperature == 0 or sampling.seed is not None:
+        return sampling
+    return replace(sampling, seed=secrets.randbits(31))
