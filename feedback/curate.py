@@ -14,7 +14,7 @@ from feedback.corrections import corrections
 from feedback.exemplars import asked
 from feedback.likeness import normalise
 from feedback.preferences import preferences
-from feedback.review import decision_on
+from feedback.review import waits
 from feedback.rows import Dropped as Dropped
 from feedback.rows import Row as Row
 from feedback.settings import Settings
@@ -122,7 +122,4 @@ def _reason(store: Store, one: Feedback) -> str:
         return "a comment is for the reviewer to read"
     if one.kind == "thumb":
         return "thumb taken back" if one.value["up"] is None else "thumb alone: kept for KTO"
-    decision = decision_on(store, one.message_id)
-    if decision is None or one.created_at > decision.created_at:
-        return "waits for a reviewer"
-    return "rejected by reviewer" if decision.action == "reject" else "a reviewer decided otherwise"
+    return "waits for a reviewer" if waits(store, one) else "a reviewer decided otherwise"

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,16 @@ class Connection(sqlite3.Connection):
             [_storable(value) for value in row.values()],
         )
 
+
+class _Held:
+    """A thread's hold on its connection: when the thread ends, the connection is closed at once.
+    (A connection itself waits for the garbage collector, being part of a reference cycle.)"""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
     def __del__(self) -> None:
-        """A thread that ends takes its connection along."""
-        with suppress(sqlite3.ProgrammingError):  # one that never opened cannot be closed
-            self.close()
+        self.connection.close()
 
 
 def _storable(value: object) -> object:
@@ -58,7 +64,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._local = threading.local()
-        self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._held: weakref.WeakSet[_Held] = weakref.WeakSet()
         with self._complaints():
             self._migrate()
 
@@ -94,22 +100,24 @@ class Database:
 
     def close(self) -> None:
         """Close the connections of all threads."""
-        for connection in list(self._open):
-            connection.close()
+        for held in list(self._held):
+            held.connection.close()
         self._local = threading.local()
 
     def _connection(self) -> Connection:
-        connection: Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = sqlite3.connect(
-                self.path, timeout=10, isolation_level=None, check_same_thread=False,
-                factory=Connection,
-            )  # fmt: skip
-            connection.row_factory = sqlite3.Row
-            connection.execute("pragma foreign_keys = on")
-            connection.execute("pragma synchronous = full")
-            self._local.connection = connection
-            self._open.add(connection)
+        held: _Held | None = getattr(self._local, "held", None)
+        if held is None:
+            held = self._local.held = _Held(self._connect())
+            self._held.add(held)
+        return held.connection
+
+    def _connect(self) -> Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=10, isolation_level=None, check_same_thread=False, factory=Connection
+        )
+        connection.row_factory = sqlite3.Row
+        connection.execute("pragma foreign_keys = on")
+        connection.execute("pragma synchronous = full")
         return connection
 
     def _migrate(self) -> None:

@@ -221,6 +221,15 @@ def _withdraw(db: Connection, column: str, value: str, reason: str) -> None:
     )
 
 
+def waits(store: Store, edit: Feedback) -> bool:
+    """Whether no decision knew of this edit yet."""
+    decision = decision_on(store, edit.message_id)
+    if decision is None or decision.answer == edit.value["text"]:
+        return decision is None
+    said = [one.id for one in store.feedback_on(edit.message_id)]
+    return decision.feedback_id not in said[said.index(edit.id) :]
+
+
 def decision_on(store: Store, message_id: str) -> Decision | None:
     """The decision in force: the newest one. None while the answer waits, or nobody minded it."""
     sql = "select * from review where message_id = ? order by rowid desc limit 1"

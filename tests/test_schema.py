@@ -1,0 +1,94 @@
+"""The schema: from nothing, from an older state, by many at once, and rows that stay as they are."""
+
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sqlite_utils import Database as Tables
+
+from feedback import database
+from feedback.database import StoreError
+from feedback.schema import migrations
+from feedback.store import Store
+from talks import answer
+
+EVENTS = """conversation message speaker feedback review approved withdrawal graduation split
+cluster_member adapter promotion report cycle cycle_end""".split()
+
+
+def test_an_empty_file_gets_every_table_strict(tmp_path: Path) -> None:
+    store = Store(tmp_path / "new.db")
+    strict = {row["name"] for row in store.rows("select name from pragma_table_list where strict")}
+    assert set(EVENTS) <= strict
+
+
+def test_the_number_of_migrations_is_the_one_that_opening_expects(tmp_path: Path) -> None:
+    tables = Tables(sqlite3.connect(tmp_path / "new.db"))
+    migrations.apply(tables)
+    assert len(migrations.applied(tables)) == database.SCHEMA
+    tables.close()
+
+
+@pytest.mark.parametrize("step", range(1, database.SCHEMA))
+def test_an_older_database_is_brought_up_to_date_with_its_rows(tmp_path: Path, step: int) -> None:
+    names = [f"m{number:03}" for number in range(1, database.SCHEMA + 1)]
+    old = Tables(sqlite3.connect(tmp_path / "old.db"))
+    pending = [one.name for one in migrations.pending(old) if one.name[:4] == names[step]]
+    migrations.apply(old, stop_before=pending)
+    old.execute("insert into conversation values ('con-1', 'ann', 'Hello', '2026-01-01T00:00:00Z')")
+    old.conn.execute(f"pragma user_version = {step}")
+    old.close()
+    store = Store(tmp_path / "old.db")
+    assert store.conversation("con-1").title == "Hello"
+    assert answer(store, "Still there?")
+    assert store.counts()["cycles"] == 0
+
+
+def test_a_database_of_a_newer_talkback_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+    Store(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("pragma user_version = 99")
+    connection.close()
+    with pytest.raises(StoreError, match="newer Talkback .schema 99.*upgrade"):
+        Store(path)
+
+
+def test_many_may_open_a_new_database_at_once(tmp_path: Path) -> None:
+    for round in range(5):
+        path = tmp_path / f"{round}.db"
+        with ThreadPoolExecutor(8) as pool:
+            stores = list(pool.map(lambda _, path=path: Store(path), range(8)))
+        assert stores[0].counts()["messages"] == 0
+
+
+def test_the_file_is_in_wal_mode_and_commits_are_synced(tmp_path: Path) -> None:
+    store = Store(tmp_path / "new.db")
+    pragmas = ("journal_mode", "synchronous", "foreign_keys")
+    assert [store.row(f"pragma {name}")[0] for name in pragmas] == ["wal", 2, 1]
+
+
+@pytest.mark.parametrize("table", EVENTS)
+def test_rows_are_never_updated(tmp_path: Path, table: str) -> None:
+    store = Store(tmp_path / "new.db")
+    sql = "select 1 from sqlite_master where type = 'trigger' and name = ?"
+    assert store.row(sql, (f"{table}_for_ever",))
+
+
+def test_an_update_of_a_message_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path / "new.db")
+    answer(store, "Hello?")
+    with pytest.raises(sqlite3.IntegrityError, match="never updated"), store.write() as db:
+        db.execute("update message set content = 'changed'")
+
+
+def test_a_file_that_is_no_database_is_named_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "not.db").write_text("no database at all, but long enough to have a header" * 50)
+    with pytest.raises(StoreError, match=r"not.db: file is not a database; move it away"):
+        Store(tmp_path / "not.db")
+
+
+def test_a_folder_that_is_not_there_is_named_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no/talkback.db: unable to open.*folder"):
+        Store(tmp_path / "no" / "talkback.db")
