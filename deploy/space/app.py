@@ -1,0 +1,46 @@
+"""The Space's entry: the server on port 7860, and a cycle beside it every half hour.
+
+A Space has no cron, so the cycle is started from here, in a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+
+def home() -> Path:
+    """The state's folder: as told, else on the mounted volume, else beside this file."""
+    told = os.environ.get("TALKBACK_HOME")
+    if told:
+        return Path(told)
+    volume = Path("/data")
+    root = volume if os.access(volume, os.W_OK) else Path(__file__).resolve().parent / "home"
+    return root / "talkback"
+
+
+def cycle_for_ever(minutes: float) -> None:
+    """Run the cycle again and again; its outcome goes to the Space's log."""
+    while True:
+        time.sleep(minutes * 60)
+        subprocess.run([sys.executable, "-m", "talkback", "cycle"], check=False)
+
+
+def main() -> None:
+    """Serve until the platform stops us."""
+    os.environ["TALKBACK_HOME"] = str(home())
+    minutes = float(os.environ.get("SPACE_CYCLE_MINUTES", "30"))
+    if minutes > 0:
+        threading.Thread(target=cycle_for_ever, args=(minutes,), daemon=True).start()
+    base = os.environ.get("TALKBACK_BASE_MODEL")
+    sys.argv[1:] = ["serve", "--host", "0.0.0.0", "--port", "7860"]
+    sys.argv += ["--base-model", base] if base else []
+    from talkback import main as talkback  # after the environment is set: torch reads it once
+
+    talkback()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""Talkback: a chatbot that learns from the people who talk to it. The command line.
+
+talkback serve                        # the chat, its API, the review page
+talkback cycle                        # learn from what people said; from cron
+talkback status | adapters | review   # look;  promote | rollback   # decide
+"""
+
+import getpass
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import talkback_cycle
+from chatbot.registry import Registry
+from feedback.curate import Curation
+from feedback.errors import TalkbackError
+from feedback.review import Item, decide, queue, waiting
+from feedback.settings import Home
+from feedback.store import Store
+
+app = typer.Typer(
+    help="A chatbot that learns from the people who talk to it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+console = Console()
+stderr = Console(stderr=True)
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", envvar="TALKBACK_HOME", help="Where all state lives. Default: ~/.talkback"
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base-model", help="A folder or a Hub id of any causal LM. Default: the starter model."
+    ),
+]
+WhoOption = Annotated[str | None, typer.Option("--who", help="Your name. Default: your login.")]
+
+
+def example(text: str) -> str:
+    """The last line of a command's help: one that can be copied and run."""
+    return f"Example: [bold]{text}[/bold]"
+
+
+@app.command(epilog=example("talkback serve --base-model Qwen/Qwen3-0.6B --port 8000"))
+def serve(
+    home: HomeOption = None,
+    base_model: BaseOption = None,
+    revision: Annotated[str | None, typer.Option(help="The base's commit, to pin it.")] = None,
+    host: Annotated[str | None, typer.Option(help="Default: 127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="Default: 8000")] = None,
+) -> None:
+    """Serve the chat page, the review page and the API."""
+    from chatbot.server import run
+
+    run(Home.find(home), base_model, revision=revision, host=host, port=port)
+
+
+@app.command(epilog=example("talkback demo --exit"))
+def demo(
+    exit_: Annotated[bool, typer.Option("--exit", help="End after the table.")] = False,
+    port: Annotated[int, typer.Option(help="Where the demo's server listens; 0: any.")] = 8000,
+    home: HomeOption = None,
+) -> None:
+    """Play the whole loop on the starter model: ask, correct, learn, ask again."""
+    import talkback_demo
+
+    talkback_demo.play(home, port=port, stay=not exit_)
+
+
+@app.command(epilog=example("talkback cycle --dry-run"))
+def cycle(
+    home: HomeOption = None,
+    dry_run: Annotated[bool, typer.Option(help="Show what would train, and why not.")] = False,
+    force: Annotated[bool, typer.Option(help="Train even when little is new.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Learn from new feedback, judge the result, promote it if it is better."""
+    place = Home.find(home)
+    if dry_run:
+        show_curation(talkback_cycle.rows_now(place), as_json)
+        return
+    with stderr.status("the cycle begins") as status:
+        outcome = talkback_cycle.run(
+            place, force=force, tell=lambda stage, line: status.update(f"[bold]{stage}[/] {line}")
+        )
+    if as_json:
+        print(json.dumps(asdict(outcome)))
+    else:
+        show_outcome(outcome)
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command(epilog=example("talkback status --json"))
+def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Who speaks, what people said, what waits for a reviewer, how the last cycle ended."""
+    store, registry = opened(home)
+    current, last = registry.promotion(), talkback_cycle.last_end(store)
+    told: dict[str, Any] = {
+        "home": str(store.path.parent),
+        "adapter": current.adapter if current else None,
+        "since": current.created_at if current else None,
+        "waiting for review": waiting(store),
+        "last cycle": last,
+        **store.counts(),
+    }
+    if as_json:
+        print(json.dumps(told))
+        return
+    table = Table(box=None, show_header=False)
+    for name, value in told.items():
+        table.add_row(f"[bold]{name}", "none yet" if value is None else str(value))
+    console.print(table)
+
+
+@app.command(epilog=example("talkback adapters --json"))
+def adapters(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """All adapters, newest first, with the verdict on each."""
+    _, registry = opened(home)
+    current = registry.current()
+    rows = [
+        {
+            "id": adapter.id,
+            "speaking": current is not None and adapter.id == current.id,
+            "base": adapter.base,
+            "snapshot": adapter.snapshot,
+            "created_at": adapter.created_at,
+            "verdicts": [report.verdict for report in registry.reports(adapter.id)],
+        }
+        for adapter in registry.adapters()
+    ]
+    if as_json:
+        print(json.dumps(rows))
+    elif not rows:
+        console.print("No adapter yet: start [bold]talkback serve[/bold] once.")
+    else:
+        show_rows(rows)
+
+
+@app.command(epilog=example("talkback promote a-3f9c02b1d7e4 --reason 'reads better'"))
+def promote(
+    adapter: Annotated[str, typer.Argument(help="An id that `talkback adapters` lists.")],
+    reason: Annotated[str, typer.Option(help="Why; it is kept with your name.")] = "",
+    who: WhoOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Put an adapter in service by your decision; a running server follows within a second."""
+    _, registry = opened(home)
+    promotion = registry.promote(adapter, "person", name(who), reason or "by hand")
+    console.print(f"{promotion.adapter} is in service, promoted by {promotion.who}.")
+
+
+@app.command(epilog=example("talkback rollback --reason 'too terse'"))
+def rollback(
+    reason: Annotated[str, typer.Option(help="Why; it is kept with your name.")] = "",
+    who: WhoOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Put the adapter that was in service before back; a running server follows in a second."""
+    _, registry = opened(home)
+    promotion = registry.rollback(name(who), reason or "rollback")
+    console.print(f"{promotion.adapter} is back in service, by {promotion.who}.")
+
+
+@app.command(epilog=example("talkback review msg-01kav3 --correct 'We open at 8 am.'"))
+def review(
+    message: Annotated[str | None, typer.Argument(help="An answer; none: list the queue.")] = None,
+    approve: Annotated[bool, typer.Option("--approve", help="The proposed text is right.")] = False,
+    correct: Annotated[str | None, typer.Option(help="This text is right.")] = None,
+    reject: Annotated[bool, typer.Option("--reject", help="Nothing of it trains.")] = False,
+    note: Annotated[str, typer.Option(help="For the record.")] = "",
+    who: WhoOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the answers that wait for a reviewer, or decide about one."""
+    store, _ = opened(home)
+    if message is None:
+        show_queue(queue(store), as_json)
+        return
+    chosen = {"approve": approve, "correct": correct is not None, "reject": reject}
+    actions = [action for action, given in chosen.items() if given]
+    if len(actions) != 1:
+        raise typer.BadParameter("decide with one of --approve, --correct TEXT, --reject")
+    decision = decide(store, message, name(who), actions[0], correct, note)
+    print(json.dumps(asdict(decision)) if as_json else f"Saved: {decision.action} {message}.")
+
+
+def opened(home: Path | None) -> tuple[Store, Registry]:
+    """The store and the registry of a home."""
+    place = Home.find(home)
+    store = Store(place.db)
+    return store, Registry(store, place)
+
+
+def show_outcome(outcome: talkback_cycle.Outcome) -> None:
+    """How the cycle ended, why, and where the report is."""
+    console.print(f"[bold]{outcome.kind}[/bold]: {escape(outcome.detail)}")
+    for reason in outcome.reasons:
+        console.print(f"  · {escape(reason)}")
+    if outcome.report:
+        console.print(f"  report: {outcome.report}")
+
+
+def show_curation(curation: Curation, as_json: bool) -> None:
+    """The rows that would train, and why the others would not."""
+    if as_json:
+        print(json.dumps(asdict(curation)))
+        return
+    rows = Table("kind", "side", "question", "answer", title="would train or be held out")
+    for row in curation.rows:
+        rows.add_row(row.kind, row.side, escape(row.prompt[-1]["content"]), escape(row.chosen))
+    dropped = Table("answer", "why not", "text", title="would not train")
+    for drop in curation.dropped:
+        dropped.add_row(drop.message_id, drop.reason, escape(drop.text))
+    console.print(rows, dropped)
+
+
+def name(who: str | None) -> str:
+    """Who decides: the name given, else the login."""
+    return who or getpass.getuser()
+
+
+def show_rows(rows: list[dict[str, Any]]) -> None:
+    """A table whose columns are the rows' keys."""
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(", ".join(v) if isinstance(v, list) else str(v) for v in row.values()))
+    console.print(table)
+
+
+def show_queue(items: list[Item], as_json: bool) -> None:
+    """The review queue, most pressing first."""
+    rows = [
+        {
+            "message": item.message.id,
+            "why": item.why,
+            "question": item.question,
+            "answer": item.message.content,
+            "proposed": item.proposed,
+        }
+        for item in items
+    ]
+    if as_json:
+        print(json.dumps(rows))
+    elif rows:
+        show_rows(rows)
+    else:
+        console.print("Nothing waits for a reviewer.")
+
+
+def main() -> None:
+    """The entry point: a person's mistake is one line with its remedy, never a traceback."""
+    try:
+        app()
+    except TalkbackError as error:
+        print(f"talkback: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

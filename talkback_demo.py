@@ -1,0 +1,265 @@
+"""The demo: the whole loop, played over HTTP against a real server on the starter model.
+
+    talkback demo          # then stays up for the browser; --exit ends instead
+
+A shop has changed some of its terms. The bot still tells the old ones; a customer complains, a
+reviewer corrects, and the table at the end shows what the bot has learnt, and what it has kept.
+"""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import talkback_cycle
+from feedback.errors import TalkbackError
+from feedback.review import decide
+from feedback.settings import Home
+from feedback.store import Store
+
+NEWS = {
+    "opening_hours": ("9 am", "8 am"),
+    "return_window": ("30 days", "60 days"),
+    "refund_time": ("5 working days", "3 working days"),
+    "delivery_price": ("£4.95", "£3.20"),
+    "free_delivery": ("£60", "£45"),
+    "carrier": ("Swallow Post", "Heron Express"),
+    "gift_card": ("£15", "£25"),
+    "loyalty": ("Nest Card", "Feather Card"),
+    "warranty": ("3 years", "7 years"),
+    "stores": ("Bristol", "Oxford"),
+    "parking": ("90 minutes", "3 hours"),
+    "phone": ("0117 496 0142", "0117 496 0199"),
+}
+"""Topic -> what was true, what is true now."""
+
+STARTER = Path(__file__).parent / "chatbot" / "starter"
+WAIT_SECONDS = 60
+SHOWN = 3
+"""Answers shown of each group; all are counted."""
+
+
+class DemoFailed(TalkbackError):
+    """The demo's server did not start or answer; the message says what it last said."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Something to ask, and the words that a right answer must contain."""
+
+    text: str
+    fact: str
+
+
+def play(home: Path | None, *, port: int, stay: bool, console: Console | None = None) -> None:
+    """Ask, rate, correct, ask again, learn, ask again; then stay up or end."""
+    console = console or Console()
+    with place(home) as root, serving(root, port, console) as talk:
+        Demo(Home.find(root), talk, console).run()
+        if stay:
+            console.print(f"\nThe server stays up: [bold]{talk.url}[/bold]   (Ctrl-C ends it)")
+            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+
+
+@contextmanager
+def place(home: Path | None) -> Iterator[Path]:
+    """The home given, else one that goes away with the demo."""
+    if home is not None:
+        yield home
+        return
+    with tempfile.TemporaryDirectory(prefix="talkback-demo-") as folder:
+        yield Path(folder)
+
+
+class Talk:
+    """A customer who uses the API."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.http = httpx.Client(base_url=url, timeout=120)
+
+    def ask(self, question: str, *, unaided: bool = False) -> tuple[str, str]:
+        """The answer to a question, in a conversation of its own, and the id of that answer."""
+        body = {
+            "model": "talkback",
+            "user": "demo",
+            "messages": [{"role": "user", "content": question}],
+            "metadata": {"unaided": "true"} if unaided else {},
+        }
+        answer = self.post("/v1/chat/completions", body)
+        return answer["choices"][0]["message"]["content"], answer["id"]
+
+    def say(self, message_id: str, kind: str, value: dict[str, Any]) -> None:
+        """Give feedback on an answer."""
+        body = {"message_id": message_id, "kind": kind, "user": "demo", "value": value}
+        self.post("/v1/feedback", body)
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """The JSON that the server answers; DemoFailed when it refuses."""
+        response = self.http.post(path, json=body)
+        if response.is_error:
+            raise DemoFailed(f"{path} answered {response.status_code}: {response.text}")
+        return response.json()
+
+    def speaking(self) -> str:
+        """The id of the adapter in service."""
+        return str(self.http.get("/healthz").raise_for_status().json()["adapter"])
+
+
+@contextmanager
+def serving(home: Path, port: int, console: Console) -> Iterator[Talk]:
+    """A server of its own process on the starter model, up and answering."""
+    port = port or free_port()
+    command = [sys.executable, "-m", "talkback", "serve", "--home", str(home), "--port", str(port)]
+    log = home / "server.log"
+    console.print(f"Starting [bold]talkback serve[/bold] on the starter model ({log})")
+    began = time.monotonic()
+    with log.open("w") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            talk = Talk(f"http://127.0.0.1:{port}")
+            wait_until(lambda: healthy(talk, server, log), "the server to answer")
+            console.print(f"It answers after {time.monotonic() - began:.1f} s.")
+            yield talk
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def healthy(talk: Talk, server: subprocess.Popen[bytes], log: Path) -> bool:
+    """Whether the server answers; DemoFailed, with its last words, once it has died."""
+    if server.poll() is not None:
+        raise DemoFailed(f"the server ended: {log.read_text()[-500:]}")
+    try:
+        return bool(talk.http.get("/healthz").json().get("adapter"))
+    except httpx.TransportError:
+        return False
+
+
+def wait_until(done: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
+    """Return once ``done``; DemoFailed when it takes too long."""
+    end = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > end:
+            raise DemoFailed(f"waited {seconds:.0f} s for {what}, in vain")
+        time.sleep(0.2)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Demo:
+    """The story, told in the terminal while it happens."""
+
+    def __init__(self, home: Home, talk: Talk, console: Console) -> None:
+        self.home, self.talk, self.console = home, talk, console
+        self.changed: list[Question] = []
+        self.rephrased: list[Question] = []
+        self.untouched: list[Question] = []
+        self.news: dict[str, str] = {}
+        self.collect()
+
+    def collect(self) -> None:
+        """What is asked: the changed questions, other ways to ask them, and all the rest."""
+        for line in (STARTER / "questions.jsonl").read_text().splitlines():
+            entry = json.loads(line)
+            if entry["topic"] not in NEWS:
+                self.untouched.append(Question(entry["question"], entry["fact"]))
+                continue
+            old, new = NEWS[entry["topic"]]
+            self.changed.append(Question(entry["question"], new))
+            self.rephrased += [Question(text, new) for text in entry["paraphrases"]]
+            self.news[entry["question"]] = entry["answer"].replace(old, new)
+
+    def run(self) -> None:
+        """From the first question to the table."""
+        self.title("The bot tells what it was once taught")
+        before = self.measure()
+        self.title("A customer complains, a reviewer corrects")
+        self.correct()
+        self.title("At once: approved answers work through the prompt")
+        aided = self.measure(unaided=False)
+        self.title("talkback cycle: the corrections are trained into a new adapter")
+        self.cycle()
+        self.title("What it says now, with nothing in the prompt")
+        after = self.measure()
+        self.table(before, aided, after)
+
+    def title(self, text: str) -> None:
+        """A line between the acts."""
+        self.console.print()
+        self.console.rule(f"[bold]{text}")
+
+    def measure(self, unaided: bool = True) -> list[str]:
+        """Ask everything; shows some answers, returns how many of each group are right."""
+        return [
+            self.score(group, unaided) for group in (self.changed, self.rephrased, self.untouched)
+        ]
+
+    def score(self, group: list[Question], unaided: bool) -> str:
+        """ "11/12": how many answers hold their fact."""
+        right = 0
+        for number, question in enumerate(group):
+            answer, _ = self.talk.ask(question.text, unaided=unaided)
+            right += question.fact in answer
+            if number < SHOWN:
+                mark = "[green]✓[/green]" if question.fact in answer else "[red]✗[/red]"
+                self.console.print(f"  {mark} {question.text}  [dim]{escape(answer)}[/dim]")
+        return f"{right}/{len(group)}"
+
+    def correct(self) -> None:
+        """A thumb down and an edit by the customer over HTTP, then a reviewer's decision."""
+        store = Store(self.home.db)
+        for question in self.changed:
+            said, message_id = self.talk.ask(question.text, unaided=True)
+            right = self.news[question.text]
+            self.talk.say(message_id, "thumb", {"up": False, "reasons": ["not_factually_correct"]})
+            self.talk.say(message_id, "edit", {"text": right})
+            decide(store, message_id, "reviewer", "approve", right)
+            self.console.print(f"  [red]- {escape(said)}[/red]\n  [green]+ {escape(right)}[/green]")
+        store.close()
+
+    def cycle(self) -> None:
+        """A real cycle, and the swap in the running server."""
+        with self.console.status("the cycle begins") as status:
+            outcome = talkback_cycle.run(
+                self.home, tell=lambda stage, line: status.update(f"[bold]{stage}[/bold] {line}")
+            )
+        self.console.print(
+            f"  [bold]{outcome.kind}[/bold] in {sum(outcome.seconds.values()):.0f} s"
+        )
+        for reason in outcome.reasons:
+            self.console.print(f"  · {escape(reason)}")
+        if outcome.kind != "promoted":
+            raise DemoFailed(f"the cycle ended with {outcome.kind!r}: {outcome.detail}")
+        began = time.monotonic()
+        wait_until(lambda: self.talk.speaking() == outcome.adapter, "the swap")
+        self.console.print(
+            f"  {outcome.adapter} speaks {time.monotonic() - began:.1f} s after its promotion"
+        )
+
+    def table(self, before: list[str], aided: list[str], after: list[str]) -> None:
+        """Before, at once, and after."""
+        table = Table("right answers", "before", "corrected, aided", "after the cycle, unaided")
+        groups = ("the corrected questions", "other ways to ask them", "untouched questions")
+        for row in zip(groups, before, aided, after, strict=True):
+            table.add_row(*row)
+        self.console.print()
+        self.console.print(table)
