@@ -1,0 +1,247 @@
+"""Approved answers at work: when two questions are the same, when similar, when neither."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+import real
+from talks import answer
+
+from feedback.exemplars import (
+    active,
+    graduate,
+    normalise,
+    preface,
+    question_key,
+    same,
+    similar,
+    stands_alone,
+)
+from feedback.ids import now
+from feedback.likeness import near_pairs, similarity
+from feedback.review import decide
+from feedback.store import Store
+
+HOURS = "On Sundays we open at 11."
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "talkback.db")
+
+
+def correct(store: Store, question: str, right: str, **place: object) -> str:
+    """Ask, and have the answer corrected; the approved answer's id."""
+    id = answer(store, question, **place)  # type: ignore[arg-type]
+    decide(store, id, "rita", "correct", right)
+    return active(store)[0].id
+
+
+def put_in_service(store: Store, adapter: str) -> None:
+    with store.write() as db:
+        row = {"id": adapter, "base": "tiny", "recipe": {}, "lineage": [], "created_at": now()}
+        if not store.row("select 1 from adapter where id = ?", (adapter,)):
+            db.insert("adapter", row)
+        promotion = {"id": f"pro-{now()}-{adapter}", "adapter": adapter, "by": "person"}
+        count = store.counts()["promotions"]
+        promotion |= {"id": f"pro-{count}", "who": "olga", "reason": "", "created_at": now()}
+        db.insert("promotion", promotion)
+
+
+def test_the_prompt_begins_with_the_approved_answers() -> None:
+    assert preface("When?", []) == "When?"
+    assert preface("When?", [("Sundays?", "At 11."), ("Fax?", "No.")]) == (
+        "Approved answers:\nQ: Sundays?\nA: At 11.\nQ: Fax?\nA: No.\n\nQuestion: When?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Are you open on Sundays?", "  are you OPEN, on sundays"),
+        ("Don't you ship?", "don\u2019t you ship"),
+        ("Straße?", "STRASSE"),
+        ("ﬁne", "fine"),
+    ],
+)
+def test_case_punctuation_and_spacing_make_no_other_question(one: str, other: str) -> None:
+    assert normalise(one) == normalise(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Do you teach C#?", "Do you teach C?"), ("Is it 1.5?", "Is it 15?"), ("5% off?", "5 off?")],
+)
+def test_marks_that_mean_something_make_another_question(one: str, other: str) -> None:
+    assert normalise(one) != normalise(other)
+
+
+def test_the_same_question_gets_the_approved_answer(store: Store) -> None:
+    id = correct(store, "Are you open on Sundays?", HOURS)
+    for question in (
+        "are you open on sundays",
+        "Are you open on Sunday?",
+        "Are you open on Sunadys",
+    ):
+        found = same(store, question)
+        assert found is not None and (found.id, found.answer) == (id, HOURS)
+
+
+@pytest.mark.parametrize(
+    ("asked", "approved"),
+    [
+        ("Are you open on Mondays?", "Are you open on Sundays?"),
+        ("Are you not open on Sundays?", "Are you open on Sundays?"),
+        ("Where is order 12345?", "Where is order 12346?"),
+        ("Do you sell houses?", "Do you sell blouses?"),
+        ("Is the shop in York open late on the last Friday of every month, bank holidays aside?",
+         "Is the shop in Bath open late on the last Friday of every month, bank holidays aside?"),
+        ("?", "!"),
+        ("", "Hello"),
+    ],
+)  # fmt: skip
+def test_a_question_that_only_looks_the_same_does_not(
+    store: Store, asked: str, approved: str
+) -> None:
+    correct(store, approved, "Yes.")
+    assert same(store, asked) is None
+
+
+def test_no_question_of_real_talk_is_taken_for_another(store: Store) -> None:
+    questions = {normalise(turns[0]): turns[0] for turns in real.dialogues(400)}
+    for key, question in list(questions.items())[:150]:
+        correct(store, question, key)
+    wrong = []
+    for key, question in questions.items():
+        found = same(store, question)
+        if found is not None and found.answer != key:
+            wrong.append((question, found.question))
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("question", "alone"),
+    [
+        ("What are your opening hours?", True),
+        ("Do you ship to Norway", True),
+        ("How much?", False),
+        ("And are you open on Sundays?", False),
+        ("What about returns by post?", False),
+        ("How long does it take?", False),
+    ],
+)
+def test_some_questions_stand_alone(question: str, alone: bool) -> None:
+    assert stands_alone(question) is alone
+
+
+def test_a_follow_up_is_the_same_only_after_the_same_turn(store: Store) -> None:
+    before = ("What are your opening hours?", "From 9 to 6.")
+    correct(store, "And on Sundays?", HOURS, earlier=[before])
+    assert same(store, "And on Sundays?") is None
+    assert same(store, "And on Sundays?", earlier=["Do you deliver?"]) is None
+    found = same(store, "and on sundays", earlier=["Hello!", "what are your opening hours"])
+    assert found is not None and found.answer == HOURS
+
+
+def test_a_question_that_stands_alone_is_the_same_anywhere(store: Store) -> None:
+    correct(store, "Are you open on Sundays?", HOURS, earlier=[("Hello", "Hi!")])
+    assert same(store, "Are you open on Sundays?")
+    assert same(store, "Are you open on Sundays?", earlier=["Where are you?"])
+
+
+def test_a_follow_up_takes_along_the_turns_it_leans_on() -> None:
+    turns = ["Do you have a shop in York?", "What are your opening hours?", "And on Sundays?"]
+    key = question_key("How about Mondays?", turns)
+    assert key == "what are your opening hours / and on sundays / how about mondays"
+
+
+def test_similar_questions_are_found_best_first(store: Store) -> None:
+    correct(store, "What does returning a parcel cost?", "£4.")
+    hours = correct(store, "Until when is the shop open on Sundays?", HOURS)
+    correct(store, "Do you repair chairs?", "Yes.")
+    assert [one.id for one in similar(store, "Is your shop open this Sunday?")] == [hours]
+
+
+def test_irrelevant_answers_stay_out(store: Store) -> None:
+    correct(store, "How can I reset my password?", "By mail.")
+    correct(store, "Can I pay with a card?", "Yes.")
+    for question in ("How can I reach you?", "Can I bring my dog?", "hello", "", '" OR *', "NEAR("):
+        assert similar(store, question) == []
+
+
+def test_a_follow_up_is_nobodys_exemplar_and_gets_none(store: Store) -> None:
+    correct(store, "And on Sundays?", HOURS, earlier=[("When do you open?", "At 9.")])
+    correct(store, "Are you open on Sundays?", HOURS)
+    assert len(similar(store, "Open on Sundays?")) == 1
+    assert similar(store, "And on Sundays?", earlier=["Do you deliver?"]) == []
+
+
+def test_no_more_than_the_limit_are_found(store: Store) -> None:
+    for day in ("Mondays", "Tuesdays", "Fridays", "Sundays"):
+        correct(store, f"When does the shop open on {day}?", day)
+    assert len(similar(store, "When does the shop open?")) == 3
+    assert len(similar(store, "When does the shop open?", 1)) == 1
+    assert similar(store, "When does the shop open?", 0) == []
+
+
+def test_a_graduated_answer_leaves_the_prompts_of_its_adapter_only(store: Store) -> None:
+    id = correct(store, "Are you open on Sundays?", HOURS)
+    put_in_service(store, "a-1")
+    graduate(store, id, "a-1")
+    graduate(store, id, "a-1")
+    assert same(store, "Are you open on Sundays?") is None
+    assert similar(store, "Open on Sundays?") == [] == active(store)
+    assert same(store, "Are you open on Sundays?", adapter="base")
+
+
+def test_a_rollback_brings_a_graduated_answer_back(store: Store) -> None:
+    id = correct(store, "Are you open on Sundays?", HOURS)
+    put_in_service(store, "a-0")
+    put_in_service(store, "a-1")
+    graduate(store, id, "a-1")
+    put_in_service(store, "a-0")
+    assert [one.id for one in active(store)] == [id]
+
+
+def test_a_withdrawn_answer_is_not_found(store: Store) -> None:
+    id = answer(store, "Are you open on Sundays?")
+    decide(store, id, "rita", "correct", HOURS)
+    decide(store, id, "rita", "reject")
+    assert same(store, "Are you open on Sundays?") is None
+    assert similar(store, "Are you open on Sundays?") == []
+
+
+def test_near_pairs_are_those_that_comparing_all_would_find() -> None:
+    sentences = [text for text, refs in real.edits(120) for text in (text, refs[0])]
+    texts = {str(n): text for n, text in enumerate(sentences)}
+    keys = list(texts)
+    every = {
+        (one, other)
+        for n, one in enumerate(keys)
+        for other in keys[n + 1 :]
+        if similarity(texts[one], texts[other]) >= 0.6
+    }
+    assert set(near_pairs(texts, 0.6)) == every and len(every) > 50
+
+
+def test_paraphrases_find_their_answer_and_strangers_mostly_none(store: Store) -> None:
+    """On the questions of the starter's shop: twenty topics corrected by one question each."""
+    shop = Path(__file__).parents[1] / "training" / "shop.toml"
+    topics = tomllib.loads(shop.read_text(encoding="utf-8"))["topics"]
+    asked = {name: topic["questions"].strip().splitlines() for name, topic in topics.items()}
+    plain = {name: [line for line in lines if "(" not in line] for name, lines in asked.items()}
+    known = sorted(plain)[::2]
+    for name in known:
+        correct(store, plain[name][0], name)
+    found = misled = strangers = quiet = own = 0
+    for name, lines in plain.items():
+        for line in lines[1:]:
+            answers = {one.answer for one in similar(store, line)}
+            own += name in known
+            strangers += name not in known
+            found += name in known and name in answers
+            misled += name in known and bool(answers) and name not in answers
+            quiet += name not in known and not answers
+    assert found / own > 0.35
+    assert misled / own < 0.08
+    assert quiet / strangers > 0.8
