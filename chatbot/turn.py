@@ -11,8 +11,8 @@ its listener, always with its speaker.
 
 import secrets
 import threading
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
@@ -24,7 +24,7 @@ from feedback.errors import TalkbackError
 from feedback.exemplars import Approved
 from feedback.ids import new_id
 from feedback.settings import Settings
-from feedback.store import BadMessage, Message, Speaker, Store
+from feedback.store import BadMessage, Message, Role, Speaker, Store
 
 if TYPE_CHECKING:
     from chatbot.service import Service
@@ -163,13 +163,15 @@ def reply(
     system: str | None = None,
     retry_of: str | None = None,
     unaided: bool = False,
+    given: Sequence[tuple[Role, str]] = (),
 ) -> Turn:
     """Answer ``text``, said by ``person`` under the message ``parent_id`` (None: at the start).
 
     ``conversation_id`` None starts a conversation. ``adapter`` None is the one in service.
     ``sampling`` and ``system`` None are the settings'. ``retry_of`` is the id of an earlier answer:
     its question is answered again, as a sibling, and ``text`` and ``parent_id`` go unused.
-    ``unaided`` leaves approved answers out, to hear what the adapter itself has learnt.
+    ``unaided`` leaves approved answers out, to hear what the adapter itself has learnt. ``given``
+    are turns (role, text) that were said elsewhere after ``parent_id``: they become history too.
 
     The question is on the disk before the first word of the answer is out. Nothing is stored when
     it raises: Forbidden, NotFound, BadMessage, Empty, Busy, UnknownAdapter, AdapterError, TooLong,
@@ -177,6 +179,7 @@ def reply(
     """
     service.check(adapter)
     place = _place(service.store, conversation_id, person, parent_id, text, retry_of)
+    place = replace(place, given=[Message("", "", None, role, said, "") for role, said in given])
     chat = service.chat
     sampling = _seeded(sampling or (_livelier(chat) if retry_of else _usual(chat)))
     speaker = Speaker(
@@ -206,6 +209,13 @@ class Place:
     history: list[Message]
     again_after: str | None = None
     """The id of the answer that is asked for again."""
+    given: list[Message] = field(default_factory=list)
+    """Turns after the history that are not stored yet."""
+
+    @property
+    def before(self) -> list[Message]:
+        """All that was said before the question."""
+        return [*self.history, *self.given]
 
 
 def _place(
@@ -240,9 +250,13 @@ def _stored(store: Store, place: Place, person: str) -> Place:
     """The place with its question on the disk, in a conversation that exists."""
     if place.question_id:
         return place
+    parent = place.parent_id
+    opening = place.given[0].content if place.given else place.question
     with store.write():
-        talk = place.conversation_id or store.start_conversation(person, place.question)
-        asked = store.add_message(talk, place.parent_id, "user", place.question)
+        talk = place.conversation_id or store.start_conversation(person, opening)
+        for message in place.given:
+            parent = store.add_message(talk, parent, message.role, message.content)
+        asked = store.add_message(talk, parent, "user", place.question)
     return replace(place, conversation_id=talk, question_id=asked)
 
 
@@ -262,7 +276,7 @@ def _ask(
     ids, shown = fit(
         service.base.tokenizer,
         speaker.system_prompt,
-        place.history,
+        place.before,
         place.question,
         [(example.question, example.answer) for example in examples],
         service.context - min(sampling.max_tokens, service.context // 2),
@@ -295,7 +309,7 @@ def _examples(service: "Service", place: Place, speaker: Speaker) -> list[Approv
 
 def _earlier(place: Place) -> list[str]:
     """The person's turns before this one."""
-    return [message.content for message in place.history if message.role == "user"]
+    return [message.content for message in place.before if message.role == "user"]
 
 
 def _told(answer: str) -> Stream:

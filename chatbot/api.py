@@ -1,0 +1,157 @@
+"""The HTTP API that other chat platforms plug into: OpenAI's chat completions, and feedback.
+
+    curl localhost:8000/v1/chat/completions -H 'content-type: application/json' \\
+        -d '{"model": "talkback", "messages": [{"role": "user", "content": "When do you open?"}]}'
+
+Handlers parse, call one function and render. Errors leave in OpenAI's shape (``problems``).
+"""
+
+import json
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict
+from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
+
+from chatbot.engine import BASE
+from chatbot.flow import Flow
+from chatbot.problems import Problem, problem
+from chatbot.turn import Turn, reply
+from chatbot.wire import ChatRequest, Chunks, completion, model_card
+
+if TYPE_CHECKING:
+    from chatbot.service import Service
+
+
+class FeedbackRequest(BaseModel):
+    """The body of POST /v1/feedback: a value, or the kind's own fields in its place."""
+
+    model_config = ConfigDict(extra="allow")
+    message_id: str
+    kind: str
+    value: dict[str, Any] | None = None
+    user: str | None = None
+    idempotency_key: str | None = None
+
+
+def router(service: "Service") -> APIRouter:
+    """The routes under /v1, and /healthz."""
+    routes = APIRouter()
+
+    @routes.post("/v1/chat/completions")
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        """Answer the last message; the answer's id is what feedback hangs on."""
+        turn = await run_in_threadpool(start, service, body)
+        if body.stream:
+            options = body.stream_options
+            return _stream(turn, bool(options and options.include_usage))
+        await Flow(turn).end(request)
+        _raise_if_broken(turn)
+        return JSONResponse(completion(turn))
+
+    @routes.get("/v1/models")
+    def models() -> dict[str, Any]:
+        """``talkback`` follows promotions, ``talkback:<adapter>`` stays with one."""
+        names = [None, BASE, *service.adapters()]
+        return {"object": "list", "data": [model_card(n, service.base.name) for n in names]}
+
+    @routes.get("/v1/models/{name}")
+    def model(name: str) -> dict[str, Any]:
+        """One of them."""
+        adapter = ChatRequest.model_construct(model=name).adapter
+        service.check(adapter)
+        return model_card(adapter, service.base.name)
+
+    @routes.post("/v1/feedback")
+    def feedback(body: FeedbackRequest) -> dict[str, str]:
+        """Keep what somebody says of an answer; answered once it is on the disk."""
+        return {"feedback_id": keep(service, body)}
+
+    @routes.get("/healthz")
+    def healthz() -> dict[str, Any]:
+        """Whether answers can be given, and by whom."""
+        return {
+            "ok": True,
+            "status": "ready",
+            "adapter": service.speaking,
+            "base": service.base.name,
+            "base_revision": service.base.revision,
+            "warning": service.warning,
+        }
+
+    @routes.api_route(
+        "/v1/{rest:path}",
+        methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+        include_in_schema=False,
+    )
+    def nothing(rest: str, request: Request) -> None:
+        """What is not there is said in the API's own words, not in the page's."""
+        raise Problem(404, f"there is no {request.method} /v1/{rest}", code="not_found")
+
+    return routes
+
+
+def start(service: "Service", body: ChatRequest) -> Turn:
+    """Begin the turn that a request asks for."""
+    body.refuse_unsupported()
+    *before, (_, question) = body.turns()
+    metadata = body.metadata or {}
+    talk = metadata.get("conversation_id")
+    last = service.store.latest(talk) if talk else None
+    return reply(
+        service,
+        talk,
+        body.person,
+        last.id if last else None,
+        question,
+        given=() if talk else before,
+        adapter=body.adapter,
+        sampling=body.sampling(service.chat),
+        system=body.system,
+        unaided=metadata.get("unaided") == "true",
+    )
+
+
+def keep(service: "Service", body: FeedbackRequest) -> str:
+    """Store one piece of feedback; without ``user`` it is from the person who got the answer."""
+    value = body.value if body.value is not None else dict(body.model_extra or {})
+    answer = service.store.message(body.message_id)
+    person = body.user or service.store.conversation(answer.conversation_id).person
+    return service.store.add_feedback(answer.id, person, body.kind, value, body.idempotency_key)
+
+
+def _stream(turn: Turn, with_usage: bool) -> Response:
+    return StreamingResponse(
+        _events(Flow(turn), turn, Chunks(turn, with_usage)),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        background=BackgroundTask(turn.cancel),  # for a client that is gone before it began
+    )
+
+
+async def _events(flow: Flow, turn: Turn, chunks: Chunks) -> AsyncIterator[str]:
+    """The answer as server-sent events; its end is told once it is stored."""
+    yield _event(chunks.first())
+    try:
+        async for batch in flow:
+            yield "".join(_event(chunks.words(delta)) for delta in batch)
+        _raise_if_broken(turn)
+    except Exception as error:
+        yield _event(problem(error).body())
+    else:
+        yield "".join(_event(chunk) for chunk in chunks.last())
+    yield "data: [DONE]\n\n"
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+def _raise_if_broken(turn: Turn) -> None:
+    """An answer that broke off is an error, although its beginning is kept."""
+    if turn.speaker.finish in ("error", "cancelled"):
+        why = turn.error or "the server is stopping"
+        raise Problem(503, f"The answer broke off: {why}", "server_error", code="broken_off")

@@ -1,0 +1,104 @@
+"""What listens from the first moment: it says "loading" until the app behind it is ready."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+Scope = dict[str, Any]
+
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta http-equiv="refresh" content="1"><title>Talkback</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>body{font:16px system-ui,sans-serif;display:grid;place-items:center;min-height:90vh;
+color:#262422;background:#faf9f7}@media(prefers-color-scheme:dark){body{color:#e8e6e1;
+background:#141716}}</style><p role="status">The model is waking up\u2026</p></html>"""
+
+LOADING = {
+    "message": "The model is still loading. Try again in a moment.",
+    "type": "server_error",
+    "param": None,
+    "code": "loading",
+}
+
+
+class Front:
+    """An ASGI app in front of one that takes a while to make; its lifespan holds the other's."""
+
+    def __init__(self, load: "Callable[[], FastAPI]") -> None:
+        self._load = load
+        self._app: FastAPI | None = None
+        self._stop = asyncio.Event()
+        self.failure: Exception | None = None
+        """Why there will be no app."""
+        self.on_failure: Callable[[], object] = lambda: None
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif self._app is not None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await _wait(scope, send)
+
+    async def _live(self, receive: Any, send: Any) -> None:
+        await receive()
+        opening = asyncio.create_task(self._open())
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        self._stop.set()
+        await opening
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _open(self) -> None:
+        """Make the app, let it in, and close it when the server stops."""
+        try:
+            app = await self._loaded()
+            if app is None:
+                return
+            async with app.router.lifespan_context(app):
+                self._app = app
+                await self._stop.wait()
+        except Exception as error:  # whatever keeps the app from being made ends the server
+            self.failure = error
+            self.on_failure()
+
+    async def _loaded(self) -> "FastAPI | None":
+        """The app, made on a thread that a stop need not wait for; None when stopped before."""
+        made: asyncio.Future[FastAPI] = asyncio.get_running_loop().create_future()
+        thread = threading.Thread(target=self._make, args=(made,), name="loading", daemon=True)
+        thread.start()
+        stopped = asyncio.ensure_future(self._stop.wait())
+        both: list[asyncio.Future[Any]] = [made, stopped]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        return made.result() if made.done() else None
+
+    def _make(self, made: "asyncio.Future[FastAPI]") -> None:
+        loop = made.get_loop()
+        try:
+            app = self._load()
+        except Exception as error:  # it is raised again where the app is waited for
+            loop.call_soon_threadsafe(made.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(made.set_result, app)
+
+
+async def _wait(scope: Scope, send: Any) -> None:
+    """A page that looks again by itself, or JSON for programs."""
+    page = False
+    if scope["path"] == "/healthz":
+        body: dict[str, Any] = {"ok": False, "status": "loading"}
+    elif scope["path"].startswith("/v1/"):
+        body = {"error": LOADING}
+    else:
+        page, body = True, {}
+    text = PAGE if page else json.dumps(body)
+    kind = b"text/html; charset=utf-8" if page else b"application/json"
+    headers = [(b"content-type", kind), (b"retry-after", b"1"), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": text.encode()})

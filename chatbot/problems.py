@@ -1,0 +1,98 @@
+"""What can go wrong with a request, in the shape of OpenAI's errors that any client can read.
+
+Shape: https://platform.openai.com/docs/guides/error-codes
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from chatbot.engine import Busy, Closed, TooLong, UnknownAdapter
+from chatbot.lora import AdapterError
+from chatbot.turn import Forbidden
+from feedback.database import StoreError
+from feedback.errors import TalkbackError
+from feedback.store import NotFound
+
+log = logging.getLogger("talkback")
+
+
+@dataclass
+class Problem(Exception):
+    """An answer that is an error: its HTTP status, and what the body says."""
+
+    status: int
+    message: str
+    type: str = "invalid_request_error"
+    param: str | None = None
+    code: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        told = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": told}
+
+    def response(self) -> JSONResponse:
+        """The whole answer."""
+        return JSONResponse(self.body(), self.status, self.headers)
+
+
+def problem(error: Exception) -> Problem:
+    """How an error of the house looks from outside; what is not the client's doing stays inside."""
+    match error:
+        case Problem():
+            return error
+        case Busy(retry_after=seconds):
+            wait = {"Retry-After": str(max(1, round(seconds)))}
+            return Problem(429, str(error), "rate_limit_error", code="busy", headers=wait)
+        case UnknownAdapter():
+            return Problem(404, str(error), param="model", code="model_not_found")
+        case TooLong():
+            return Problem(400, str(error), param="messages", code="context_length_exceeded")
+        case NotFound():
+            return Problem(404, str(error), code="not_found")
+        case Forbidden():
+            return Problem(403, str(error), "permission_error", code="forbidden")
+        case Closed() | AdapterError() | StoreError():
+            return Problem(503, str(error), "server_error", code="unavailable")
+        case TalkbackError():
+            return Problem(400, str(error))
+    log.error("a request failed", exc_info=error)
+    return Problem(500, "Something went wrong here; the server's log has it.", "server_error")
+
+
+def install(app: FastAPI) -> None:
+    """Have every error of this app leave in that shape."""
+    handlers: dict[Any, Callable[[Request, Any], Awaitable[JSONResponse]]] = {
+        Problem: _of_the_house,
+        TalkbackError: _of_the_house,
+        RequestValidationError: _of_validation,
+        HTTPException: _of_http,
+        Exception: _of_the_house,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+
+async def _of_the_house(request: Request, error: Exception) -> JSONResponse:
+    return problem(error).response()
+
+
+async def _of_validation(request: Request, error: RequestValidationError) -> JSONResponse:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part != "body"]
+    where = ".".join(place) or "the body"
+    said = str(first["msg"]).removeprefix("Value error, ")
+    return Problem(400, f"{where}: {said}", param=place[0] if place else None).response()
+
+
+async def _of_http(request: Request, error: HTTPException) -> JSONResponse:
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return Problem(error.status_code, message, headers=dict(error.headers or {})).response()
