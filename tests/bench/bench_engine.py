@@ -1,0 +1,150 @@
+"""How fast the engine decodes, as ratios against one `generate` thread in the same run.
+
+    python -m tests.bench.bench_engine                     # 135M shape, random weights
+    python -m tests.bench.bench_engine --base starter      # the model that comes along
+    python -m tests.bench.bench_engine --rounds 5 --json
+
+The rounds interleave all measurements and the median of each round's ratio counts, so that a noisy
+machine is noisy for all alike.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from chatbot.base import STARTER, Base, load_base
+from chatbot.batching import EngineSettings, TorchEngine
+from chatbot.engine import BASE, Request, Sampling
+from tests import models
+
+PROMPT, ANSWER = 64, 48
+
+
+def shape_135m(folder: Path) -> Path:
+    """The SmolLM2-135M shape with random weights and a tiny tokenizer."""
+    return models.write_model(
+        folder,
+        "llama",
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        initializer_range=0.02,
+    )
+
+
+def prompt(seed: int) -> list[int]:
+    """Random tokens that end no answer."""
+    chance = torch.Generator().manual_seed(seed)
+    return torch.randint(10, 300, (PROMPT,), generator=chance).tolist()
+
+
+def generate_rate(base: Base) -> float:
+    """Decode tokens/s of one `generate`: the time of the first token is taken off."""
+
+    def run(tokens: int) -> float:
+        ids = torch.tensor([prompt(0)])
+        begin = time.perf_counter()
+        base.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        return time.perf_counter() - begin
+
+    return (ANSWER - 1) / (run(ANSWER) - run(1))
+
+
+def engine_rate(engine: TorchEngine, streams: int, voices: list[str]) -> float:
+    """Decode tokens/s over all streams, counted while all of them are running."""
+    sampling = Sampling(max_tokens=ANSWER + streams)
+    running = [
+        engine.submit(Request(prompt(n), voices[n % len(voices)], sampling)) for n in range(streams)
+    ]
+    while not all(stream.ids or stream.finish for stream in running):
+        time.sleep(0.001)
+    begin, first = time.perf_counter(), sum(len(stream.ids) for stream in running)
+    while not any(stream.finish for stream in running):
+        time.sleep(0.001)
+    end, last = time.perf_counter(), sum(len(stream.ids) for stream in running)
+    for stream in running:
+        stream.cancel()
+        stream.wait()
+    return (last - first) / (end - begin)
+
+
+def measure(base: Base, adapters: dict[str, Path], rounds: int) -> dict[str, list[float]]:
+    """Each row's tokens/s, round by round."""
+    found: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        found.setdefault("generate", []).append(generate_rate(base))
+        engine = TorchEngine(base, EngineSettings())
+        engine._batch._ends = frozenset()  # random weights would end when they please
+        for name, folder in adapters.items():
+            engine.load(name, folder)
+        for name, run in rows(engine, list(adapters)).items():
+            found.setdefault(name, []).append(run())
+        engine.close()
+    return found
+
+
+def rows(engine: TorchEngine, names: list[str]) -> dict[str, Callable[[], float]]:
+    """What is measured, in the table's order."""
+    table: dict[str, Callable[[], float]] = {}
+    for streams in (1, 4, 16):
+        table[f"{streams} streams, base"] = lambda n=streams: engine_rate(engine, n, [BASE])
+    for streams in (1, 16):
+        table[f"{streams} streams, one adapter"] = lambda n=streams: engine_rate(
+            engine, n, names[:1]
+        )
+    table["16 streams, 4 adapters"] = lambda: engine_rate(engine, 16, names[:4])
+    table["16 streams, base + 3 adapters"] = lambda: engine_rate(engine, 16, [BASE, *names[:3]])
+    return table
+
+
+def ratio(found: dict[str, list[float]], row: str, against: str) -> float:
+    """The median over the rounds of one row's rate against another's."""
+    return statistics.median(a / b for a, b in zip(found[row], found[against], strict=True))
+
+
+def report(found: dict[str, list[float]]) -> str:
+    """The table as Markdown."""
+    lines = ["| decode | tok/s | vs generate |", "|---|---|---|"]
+    for row, rates in found.items():
+        rate, times = statistics.median(rates), ratio(found, row, "generate")
+        lines.append(f"| {row} | {rate:.0f} | {times:.2f}x |")
+    mixed = ratio(found, "16 streams, 4 adapters", "16 streams, one adapter")
+    lines.append(f"\n16 streams on 4 adapters run at {mixed:.2f} of the speed on one.")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--base", default="135m", help="135m, starter, or any model")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temp:
+        known = {"starter": lambda: STARTER, "135m": lambda: str(shape_135m(Path(temp) / "135m"))}
+        base = load_base(known.get(args.base, lambda: args.base)(), dtype=args.dtype)
+        made = [models.write_adapter(Path(temp), base, seed=n, strength=0.01) for n in range(4)]
+        found = measure(base, {folder.name: folder for folder in made}, args.rounds)
+    print(json.dumps(found) if args.json else report(found))
+
+
+if __name__ == "__main__":
+    main()
