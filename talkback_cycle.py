@@ -158,7 +158,7 @@ class Cycle:
 
     def snapshot(self, curation: Curation, current: AdapterRow) -> Snapshot:
         """What trains, as a folder: curated rows, and replay of what nobody has corrected."""
-        old = [row.rejected for row in curation.rows if row.rejected]
+        old = [row.rejected for row in curation.rows if row.kind == "sft" and row.rejected]
         replay, _ = outdated(self.rows("replay", current), old)
         return write(curation, self.home.snapshots, replay=replay)
 
@@ -172,7 +172,8 @@ class Cycle:
 
     def compare(self, snapshot: Snapshot, candidate: Path, current: AdapterRow) -> Path:
         """A report on the candidate against the adapter in service; its folder."""
-        old = [row["rejected"] for row in snapshot.rows("repairs")]
+        corrected = [*snapshot.rows("repairs"), *snapshot.rows("held_out")]
+        old = [row["rejected"] for row in corrected if "rejected" in row]
         retention, _ = outdated(self.rows("retention", current), old)
         out = self.home.reports / new_id("rep")
         with TemporaryDirectory() as folder:

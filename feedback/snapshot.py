@@ -118,12 +118,8 @@ def _contents(rows: Sequence[Row], replay: Sequence[Record]) -> dict[str, list[R
         "sft": [_sft(row) for row in train if row.kind == "sft"],
         "dpo": [_pair(row) for row in train if row.kind == "pair"],
         "replay": [_replay(record) for record in replay],
-        "repairs": [
-            _sft(row) | {"rejected": row.rejected}
-            for row in train
-            if row.kind == "sft" and row.rejected is not None
-        ],
-        "held_out": [_sft(row) for row in held_out if row.kind == "sft"],
+        "repairs": [_repair(row) for row in train if row.kind == "sft" and _corrects(row)],
+        "held_out": [_repair(row) for row in held_out if row.kind == "sft"],
         "held_out_pairs": [_pair(row) for row in held_out if row.kind == "pair"],
     }
 
@@ -145,6 +141,15 @@ def _lineage(rows: Sequence[Row]) -> list[Record]:
 
 def _sft(row: Row) -> Record:
     return {"prompt": row.prompt, "completion": _answer(row.chosen), "weight": 1}
+
+
+def _corrects(row: Row) -> bool:
+    return row.rejected is not None
+
+
+def _repair(row: Row) -> Record:
+    """What to answer, and the answer that was wrong, if there was one."""
+    return _sft(row) | ({"rejected": row.rejected} if _corrects(row) else {})
 
 
 def _pair(row: Row) -> Record:

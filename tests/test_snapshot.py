@@ -31,8 +31,7 @@ def test_each_row_goes_into_its_file(tmp_path: Path) -> None:
     }
     assert snapshot.rows("sft") == [sft, right]
     assert snapshot.rows("dpo") == snapshot.rows("held_out_pairs") == [pair]
-    assert snapshot.rows("held_out") == [sft]
-    assert snapshot.rows("repairs") == [{**sft, "rejected": "Never."}]
+    assert snapshot.rows("repairs") == snapshot.rows("held_out") == [{**sft, "rejected": "Never."}]
     assert snapshot.rows("replay") == [
         {"prompt": USER, "completion": [{"role": "assistant", "content": "Hi."}], "weight": 1}
     ]
