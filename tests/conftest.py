@@ -1,0 +1,74 @@
+"""What tests share: a home, its store, a tiny model, a service that speaks with it, a server.
+
+Heavy imports stay inside the fixtures, so that tests of the store start at once.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from feedback.settings import Home
+from feedback.store import Store
+
+if TYPE_CHECKING:
+    from chatbot.service import Service
+    from tests.processes import Server
+
+TOML = "[engine]\nthreads = 1\nslots = 4\nqueue = 4\n"
+"""For services of tests: they run beside other work, and few slots are soon all taken."""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.find(tmp_path / "home")
+
+
+@pytest.fixture
+def store(home: Home) -> Iterator[Store]:
+    store = Store(home.db)
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Llama with room for long streams."""
+    from tests.models import write_model
+
+    return write_model(tmp_path_factory.mktemp("tiny") / "base", max_position_embeddings=8192)
+
+
+@pytest.fixture
+def service(home: Home, tiny_base: Path) -> "Iterator[Service]":
+    """A tiny model that speaks in a fresh home, following promotions ten times a second."""
+    from chatbot.service import Service
+
+    home.toml.write_text(TOML)
+    service = Service.open(home, str(tiny_base), poll_seconds=0.1)
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def start_server(home: Home, tiny_base: Path) -> "Iterator[Callable[..., Server]]":
+    """Starts ``python -m chatbot.server`` on the home: a real process, over real HTTP."""
+    from tests.processes import Server
+
+    home.toml.write_text(TOML)
+    with ExitStack() as running:
+
+        def start(*args: str, base: str = str(tiny_base), **environment: str) -> Server:
+            started = Server(home, "--base-model", base, *args, **environment)
+            running.callback(started.kill)
+            return started
+
+        yield start
+
+
+@pytest.fixture
+def server(start_server: "Callable[..., Server]") -> "Server":
+    """A server process that is ready."""
+    return start_server().ready()
