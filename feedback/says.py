@@ -27,9 +27,7 @@ def check(kind: str, value: Mapping[str, Any]) -> None:
 
 def _thumb(value: Mapping[str, Any]) -> None:
     _only(value, "thumb", needed={"up"}, allowed={"reasons"})
-    if value["up"] not in (True, False, None) or isinstance(value["up"], int | float) != isinstance(
-        value["up"], bool
-    ):
+    if value["up"] is not None and not isinstance(value["up"], bool):
         raise BadFeedback(f'"up" is true, false or null (taken back), not {value["up"]!r}')
     reasons = value.get("reasons", [])
     if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):

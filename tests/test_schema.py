@@ -1,4 +1,4 @@
-"""The schema: from nothing, from an older state, by many at once, and rows that stay as they are."""
+"""The schema: made from nothing or from an older state, by many at once; rows never change."""
 
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 from sqlite_utils import Database as Tables
+from talks import answer
 
 from feedback import database
 from feedback.database import StoreError
 from feedback.schema import migrations
 from feedback.store import Store
-from talks import answer
 
-EVENTS = """conversation message speaker feedback review approved withdrawal graduation split
-cluster_member adapter promotion report cycle cycle_end""".split()
+NAMES = """conversation message speaker feedback review approved withdrawal graduation split
+cluster_member adapter promotion report cycle cycle_end"""
+EVENTS = NAMES.split()
 
 
 def test_an_empty_file_gets_every_table_strict(tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_a_database_of_a_newer_talkback_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("pragma user_version = 99")
     connection.close()
-    with pytest.raises(StoreError, match="newer Talkback .schema 99.*upgrade"):
+    with pytest.raises(StoreError, match=r"newer Talkback .schema 99.*upgrade"):
         Store(path)
 
 
@@ -90,5 +91,5 @@ def test_a_file_that_is_no_database_is_named_with_a_remedy(tmp_path: Path) -> No
 
 
 def test_a_folder_that_is_not_there_is_named_with_a_remedy(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="no/talkback.db: unable to open.*folder"):
+    with pytest.raises(StoreError, match=r"no/talkback.db: unable to open.*folder"):
         Store(tmp_path / "no" / "talkback.db")

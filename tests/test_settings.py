@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from pydantic import Field
 
 from feedback.settings import Home, Settings, SettingsError, check_tables
 
@@ -13,8 +14,8 @@ from feedback.settings import Home, Settings, SettingsError, check_tables
 class PlantSettings(Settings):
     table: ClassVar[str] = "plant"
     water: float = 0.5
-    names: list[str] = []
-    soil: dict[str, Any] = {}
+    names: list[str] = Field(default_factory=list)
+    soil: dict[str, Any] = Field(default_factory=dict)
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_home_is_found_by_the_environment(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_home_that_cannot_be_made_says_which(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SettingsError, match="cannot make the home .*file/home.*TALKBACK_HOME"):
+    with pytest.raises(SettingsError, match=r"cannot make the home .*file/home.*TALKBACK_HOME"):
         Home.find(tmp_path / "file" / "home")
 
 
