@@ -1,0 +1,336 @@
+"""The chat page's layout: a person's conversations at the side, the talk in the middle.
+
+`ChatPage(service, people).build(blocks)` lays it out; the actions are in `talk.py` and `rating.py`,
+and `paint` turns the views they give into changes of these components.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from chatbot.pages import standing, theme, transcript
+from chatbot.pages.people import People
+from chatbot.pages.rating import REASONS_DOWN, REASONS_UP, Rating
+from chatbot.pages.talk import Talk
+from chatbot.pages.transcript import Bubble
+from chatbot.pages.view import Place, Rated, View
+from chatbot.pages.words import shown
+
+if TYPE_CHECKING:
+    from chatbot.service import Service
+
+Changes = dict[Any, Any]
+
+FOLD_SIDEBAR = "() => ({open: window.innerWidth > 1000, __type__: 'update'})"
+PULSE_SECONDS = 4.0
+# Streams wait in the engine's own queue, which knows when it is full: Gradio's must not hold them.
+STREAM = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+QUICK = {**STREAM, "trigger_mode": "multiple"}
+
+
+class ChatPage:
+    """The components of the page and what happens when they are used."""
+
+    def __init__(self, service: "Service", people: People) -> None:
+        self._service = service
+        self._people = people
+        self._talk = Talk(service, people)
+        self._rating = Rating(service, people)
+
+    def build(self, blocks: gr.Blocks) -> None:
+        """Lay the page out inside `blocks` and connect it."""
+        gr.HTML(theme.header(self._service.chat.title, "Chat"), elem_id="tb-top", padding=False)
+        self._browser()
+        self._sidebar()
+        with gr.Column(elem_id="tb-main", scale=1):
+            self.status = gr.HTML(
+                standing.pill(standing.look(self._service)), elem_id="tb-status", padding=False
+            )
+            self._chatbot()
+            self.notice = gr.HTML("", elem_id="tb-notice", padding=False, visible=False)
+            self._pair_card()
+            self._rated_card()
+            self._composer()
+        self._connect(blocks)
+
+    def _browser(self) -> None:
+        """What the browser keeps: its token and its place; and what only this tab knows."""
+        secret = self._people.storage_secret
+        self.token = gr.BrowserState(None, storage_key="talkback_person", secret=secret)
+        self.place = gr.BrowserState(None, storage_key="talkback_place", secret=secret)
+        self.pair = gr.State(None)
+        self.rated = gr.State(None)
+        self.speaking = gr.State(None)
+
+    def _sidebar(self) -> None:
+        with gr.Sidebar(open=False, width=280, elem_id="tb-sidebar") as self.sidebar:
+            self.new = gr.Button("New conversation", elem_id="tb-new", size="md")
+            gr.HTML('<div class="tb-side-title">Your conversations</div>', padding=False)
+            self.titles = gr.Radio(
+                [], show_label=False, label="Your conversations", elem_id="tb-conversations"
+            )
+
+    def _chatbot(self) -> None:
+        chat = self._service.chat
+        self.chat = gr.Chatbot(
+            [],
+            label="Conversation",
+            elem_id="tb-chat",
+            editable="all",
+            buttons=["copy"],
+            group_consecutive_messages=False,
+            allow_tags=False,
+            latex_delimiters=[],
+            height="auto",
+            scale=1,
+            placeholder=theme.hello(chat.title),
+            examples=[{"text": example} for example in chat.examples] or None,
+            feedback_options=("Like", "Dislike"),
+        )
+
+    def _pair_card(self) -> None:
+        with gr.Column(visible=False, elem_id="tb-pair", elem_classes="tb-card") as self.pair_card:
+            gr.HTML("<h4>Which answer is better?</h4>", padding=False)
+            with gr.Row(equal_height=True):
+                with gr.Column(min_width=220):
+                    self.first = gr.Markdown(elem_classes="tb-answer", container=False)
+                    self.prefer_first = gr.Button("The first", size="sm")
+                with gr.Column(min_width=220):
+                    self.second = gr.Markdown(elem_classes="tb-answer", container=False)
+                    self.prefer_second = gr.Button("The second", size="sm")
+            with gr.Row(elem_classes="tb-actions"):
+                self.tie = gr.Button("About the same", size="sm")
+                self.no_choice = gr.Button("Skip", size="sm", elem_classes="tb-link")
+
+    def _rated_card(self) -> None:
+        with gr.Column(
+            visible=False, elem_id="tb-rated", elem_classes="tb-card"
+        ) as self.rated_card:
+            self.rated_title = gr.HTML("", padding=False)
+            self.reasons = gr.CheckboxGroup(
+                [], show_label=False, label="Reasons", container=False, elem_classes="tb-chips"
+            )
+            self.comment = gr.Textbox(
+                show_label=False,
+                label="Comment",
+                placeholder="Anything to add?",
+                container=False,
+                max_length=2000,
+            )
+            with gr.Row(elem_classes="tb-actions"):
+                self.explain = gr.Button("Send", variant="primary", size="sm")
+                self.no_reasons = gr.Button("Skip", size="sm", elem_classes="tb-link")
+
+    def _composer(self) -> None:
+        self.composer = gr.Textbox(
+            show_label=False,
+            label="Your message",
+            placeholder="Write a message…",
+            container=False,
+            lines=1,
+            max_lines=8,
+            max_length=8000,
+            autofocus=True,
+            submit_btn=True,
+            elem_id="tb-composer",
+        )
+        gr.HTML(
+            "Answers can be wrong. Rate them, or edit one with the pencil: "
+            "that is how the bot learns.",
+            elem_id="tb-hint",
+            padding=False,
+        )
+
+    def _connect(self, blocks: gr.Blocks) -> None:
+        self._connect_talk(blocks)
+        self._connect_rating()
+        timer = gr.Timer(PULSE_SECONDS)
+        timer.tick(self._pulse, [self.speaking], [self.status, self.speaking], **QUICK)
+
+    def _connect_talk(self, blocks: gr.Blocks) -> None:
+        where = [self.token, self.place]
+        blocks.load(self._arrive, where, self._painted, **QUICK)
+        blocks.load(None, None, self.sidebar, js=FOLD_SIDEBAR)
+        self.new.click(self._new, [self.token], self._painted, **QUICK)
+        self.titles.input(self._open, [self.token, self.titles], self._painted, **QUICK)
+        self.chat.undo(self._undo, where, self._painted, **QUICK)
+        self.composer.stop(self._stop, None, None, **{**QUICK, "queue": False})
+        self.composer.submit(self._send, [*where, self.composer], self._painted, **STREAM)
+        self.chat.example_select(self._example, where, self._painted, **STREAM)
+        self.chat.retry(self._retry, where, self._painted, **STREAM)
+        self.chat.edit(self._edit, [*where, self.chat], self._painted, **STREAM)
+
+    def _connect_rating(self) -> None:
+        self.chat.like(self._thumb, [self.token, self.chat], self._painted, **QUICK)
+        self.chat.copy(self._copied, [self.token, self.chat], None, **QUICK)
+        given = [self.token, self.rated, self.reasons, self.comment]
+        self.explain.click(self._explain, given, self._painted, **QUICK)
+        self.comment.submit(self._explain, given, self._painted, **QUICK)
+        self.no_reasons.click(lambda: self.paint({"rated": None}), None, self._painted, **QUICK)
+        self.no_choice.click(lambda: self.paint({"pair": None}), None, self._painted, **QUICK)
+        pair = [self.token, self.place, self.pair]
+        self.prefer_first.click(self._prefer(0), pair, self._painted, **QUICK)
+        self.prefer_second.click(self._prefer(1), pair, self._painted, **QUICK)
+        self.tie.click(self._prefer(None), pair, self._painted, **QUICK)
+
+    def _arrive(self, token: object, place: object) -> Changes:
+        return self.paint(self._talk.arrive(token, place))
+
+    def _new(self, token: object) -> Changes:
+        return self.paint(self._talk.fresh(token))
+
+    def _open(self, token: object, conversation: str) -> Changes:
+        return self.paint(self._talk.open(token, conversation))
+
+    def _undo(self, token: object, place: object) -> Changes:
+        return self.paint(self._talk.undo(token, place))
+
+    def _stop(self, request: gr.Request) -> None:
+        self._talk.stop(str(request.session_hash))
+
+    def _send(
+        self, token: object, place: object, text: str, request: gr.Request
+    ) -> Iterator[Changes]:
+        views = self._talk.send(token, place, text, str(request.session_hash))
+        yield from map(self.paint, views)
+
+    def _example(
+        self, token: object, place: object, picked: gr.SelectData, request: gr.Request
+    ) -> Iterator[Changes]:
+        text = str(picked.value["text"])
+        views = self._talk.send(token, place, text, str(request.session_hash))
+        yield from map(self.paint, views)
+
+    def _retry(self, token: object, place: object, request: gr.Request) -> Iterator[Changes]:
+        views = self._talk.retry(token, place, str(request.session_hash))
+        yield from map(self.paint, views)
+
+    def _edit(
+        self,
+        token: object,
+        place: object,
+        history: list[Bubble],
+        edited: gr.EditData,
+        request: gr.Request,
+    ) -> Iterator[Changes]:
+        """One's own message is said anew; an edited answer goes to a reviewer."""
+        message = transcript.message_id(history, edited.index) or ""
+        if history[edited.index]["role"] == "assistant":
+            yield self.paint(self._rating.correct(token, place, message, edited.value))
+            return
+        views = self._talk.edit(token, place, message, edited.value, str(request.session_hash))
+        yield from map(self.paint, views)
+
+    def _thumb(self, token: object, history: list[Bubble], given: gr.LikeData) -> Changes:
+        message = transcript.message_id(history, given.index)
+        return self.paint(self._rating.thumb(token, message, given.liked))
+
+    def _copied(self, token: object, history: list[Bubble], copied: gr.CopyData) -> None:
+        self._rating.copied(token, transcript.spoken(history, copied.value))
+
+    def _explain(
+        self, token: object, rated: Rated | None, reasons: list[str], comment: str
+    ) -> Changes:
+        return self.paint(self._rating.explain(token, rated, reasons, comment))
+
+    def _prefer(self, which: int | None) -> Callable[..., Changes]:
+        def prefer(token: object, place: object, pair: tuple[str, str] | None) -> Changes:
+            return self.paint(self._rating.choose(token, place, pair, which))
+
+        return prefer
+
+    def _pulse(self, before: str | None) -> tuple[str, str | None]:
+        """What the line above the talk says by now, and a word when a new adapter took over."""
+        now = standing.look(self._service)
+        if before and now.adapter and now.adapter != before:
+            gr.Info(f"A newer version took over: {now.adapter}", duration=6)
+        return standing.pill(now), now.adapter
+
+    def paint(self, view: View) -> Changes:
+        """The view as changes of components."""
+        if "toast" in view:
+            gr.Info(view["toast"], duration=3)
+        changes: Changes = {}
+        for key, value in view.items():
+            changes |= self._changes(key, value, view)
+        return changes
+
+    def _changes(self, key: str, value: Any, view: View) -> Changes:
+        match key:
+            case "token":
+                return {self.token: value}
+            case "place":
+                return {self.place: value.keep()}
+            case "rows":
+                return {self.chat: gr.update(value=value, feedback_value=view.get("thumbs", []))}
+            case "draft":
+                return {self.composer: gr.update(value=value, **_buttons(view))}
+            case "busy":
+                return {self.composer: gr.update(**_buttons(view))} if "draft" not in view else {}
+            case "notice":
+                return {self.notice: gr.update(value=value, visible=bool(value))}
+            case "titles":
+                return {self.titles: gr.update(choices=value, value=_open_one(view))}
+            case "pair":
+                return self._paint_pair(value)
+            case "rated":
+                return self._paint_rated(value)
+        return {}
+
+    def _paint_pair(self, pair: tuple[str, str] | None) -> Changes:
+        if pair is None:
+            return {self.pair: None, self.pair_card: gr.update(visible=False)}
+        first, second = (self._service.store.message(name).content for name in pair)
+        return {
+            self.pair: pair,
+            self.first: shown(first),
+            self.second: shown(second),
+            self.pair_card: gr.update(visible=True),
+        }
+
+    def _paint_rated(self, rated: Rated | None) -> Changes:
+        if rated is None:
+            return {self.rated: None, self.rated_card: gr.update(visible=False)}
+        title = "What was good about it?" if rated.up else "What was wrong with it?"
+        reasons = REASONS_UP if rated.up else REASONS_DOWN
+        return {
+            self.rated: rated,
+            self.rated_title: f"<h4>{title}</h4>",
+            self.reasons: gr.update(choices=list(reasons), value=[]),
+            self.comment: "",
+            self.rated_card: gr.update(visible=True),
+        }
+
+    @property
+    def _painted(self) -> list[Any]:
+        """Everything a view may change."""
+        return [
+            self.token,
+            self.place,
+            self.chat,
+            self.composer,
+            self.notice,
+            self.titles,
+            self.pair,
+            self.pair_card,
+            self.first,
+            self.second,
+            self.rated,
+            self.rated_card,
+            self.rated_title,
+            self.reasons,
+            self.comment,
+        ]
+
+
+def _buttons(view: View) -> dict[str, bool]:
+    """Send, or stop while an answer streams."""
+    if "busy" not in view:
+        return {}
+    return {"submit_btn": not view["busy"], "stop_btn": view["busy"]}
+
+
+def _open_one(view: View) -> str | None:
+    place = view.get("place", Place())
+    return place.conversation

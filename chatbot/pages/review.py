@@ -1,0 +1,180 @@
+"""The review page: what people corrected or disliked, one answer after the other.
+
+Left the queue, right the answer with its conversation; a decision opens the next one.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from chatbot.pages import access, cases, theme
+from chatbot.pages.people import People
+from feedback import review
+from feedback.errors import TalkbackError
+from feedback.store import Store
+
+if TYPE_CHECKING:
+    from chatbot.service import Service
+
+Changes = dict[Any, Any]
+EVENT = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+
+
+class ReviewPage:
+    """The components of the page and what happens when they are used."""
+
+    def __init__(self, service: "Service", people: People) -> None:
+        self._service = service
+        self._store: Store = service.store
+        self._people = people
+
+    def build(self, blocks: gr.Blocks) -> None:
+        """Lay the page out inside `blocks` and connect it."""
+        gr.HTML(theme.header(self._service.chat.title, "Review"), padding=False)
+        secret = self._people.storage_secret
+        self.token = gr.BrowserState("", storage_key="talkback_review", secret=secret)
+        self.reviewer = gr.BrowserState("", storage_key="talkback_reviewer", secret=secret)
+        with gr.Column(elem_classes="tb-page"):
+            self._door()
+            with gr.Row(visible=False, elem_id="tb-desk") as self.desk:
+                self._queue()
+                self._case()
+            self.nothing = gr.HTML("", visible=False, padding=False)
+        self._connect(blocks)
+
+    def _door(self) -> None:
+        with gr.Column(visible=False, elem_id="tb-door", elem_classes="tb-card") as self.door:
+            gr.HTML(theme.door("review answers"), padding=False)
+            self.key = gr.Textbox(
+                label="Review token", type="password", container=False, placeholder="Review token"
+            )
+            self.enter = gr.Button("Open", variant="primary")
+            self.refusal = gr.HTML("", padding=False)
+
+    def _queue(self) -> None:
+        with gr.Column(scale=1, min_width=260, elem_id="tb-queue"):
+            self.count = gr.HTML("", padding=False)
+            self.items = gr.Radio(
+                [], show_label=False, label="Waiting answers", container=False, elem_id="tb-items"
+            )
+
+    def _case(self) -> None:
+        with gr.Column(scale=3, min_width=320, elem_id="tb-case"):
+            self.about = gr.HTML("", padding=False)
+            with gr.Row(elem_id="tb-answers"):
+                self.original = gr.HTML("", padding=False, elem_classes="tb-side")
+                with gr.Column(elem_classes="tb-side", min_width=280):
+                    self.proposed = gr.HTML("", padding=False)
+                    self.answer = gr.Textbox(
+                        label="The right answer",
+                        show_label=False,
+                        container=False,
+                        lines=5,
+                        max_lines=16,
+                        elem_id="tb-answer",
+                    )
+            with gr.Row(elem_id="tb-signed"):
+                self.note = gr.Textbox(
+                    label="Note", show_label=False, container=False, placeholder="Note (optional)",
+                    scale=3,
+                )  # fmt: skip
+                self.name = gr.Textbox(
+                    label="Your name", show_label=False, container=False, placeholder="Your name",
+                    max_length=80, scale=1, min_width=120,
+                )  # fmt: skip
+            with gr.Row(elem_classes="tb-actions"):
+                self.approve = gr.Button("Approve", variant="primary", elem_id="tb-approve")
+                self.correct = gr.Button("Save my correction", elem_id="tb-correct")
+                self.reject = gr.Button("Reject", elem_id="tb-reject")
+                self.skip = gr.Button("Next", elem_id="tb-next", elem_classes="tb-link")
+            self.said = gr.HTML("", padding=False)
+
+    def _connect(self, blocks: gr.Blocks) -> None:
+        everything = [
+            self.token, self.reviewer, self.door, self.refusal, self.desk, self.nothing,
+            self.count, self.items, self.about, self.original, self.proposed, self.answer,
+            self.note, self.name, self.said, self.approve,
+        ]  # fmt: skip
+        blocks.load(self._arrive, [self.token, self.reviewer], everything, **EVENT)
+        for knock in (self.enter.click, self.key.submit):
+            knock(self._enter, [self.key, self.reviewer], everything, **EVENT)
+        self.items.input(self._open, [self.token, self.items], everything, **EVENT)
+        self.skip.click(self._next, [self.token, self.items], everything, **EVENT)
+        given = [self.token, self.items, self.answer, self.note, self.name]
+        for button, action in (
+            (self.approve, "approve"), (self.correct, "correct"), (self.reject, "reject"),
+        ):  # fmt: skip
+            button.click(self._decide(action), given, everything, **EVENT)
+
+    def _arrive(self, token: object, reviewer: object) -> Changes:
+        if not access.allowed(self._service, token):
+            return {self.door: gr.update(visible=True), self.desk: gr.update(visible=False)}
+        return self._paint(None) | {self.name: str(reviewer or "")}
+
+    def _enter(self, key: object, reviewer: object) -> Changes:
+        if not access.allowed(self._service, key):
+            return {self.refusal: theme.notice(str(access.Refused()), "error")}
+        return self._paint(None) | {self.token: key, self.name: str(reviewer or "")}
+
+    def _open(self, token: object, message_id: str) -> Changes:
+        access.require(self._service, token)
+        return self._paint(message_id)
+
+    def _next(self, token: object, message_id: str | None) -> Changes:
+        access.require(self._service, token)
+        return self._paint(cases.after(review.queue(self._store), message_id))
+
+    def _decide(self, action: str) -> Any:
+        def decide(
+            token: object, message_id: str | None, answer: str, note: str, name: str
+        ) -> Changes:
+            access.require(self._service, token)
+            if not message_id:
+                return self._paint(None)
+            try:
+                said = self._keep(action, message_id, answer, note, name)
+            except TalkbackError as error:
+                return {self.said: theme.notice(str(error), "error")}
+            gr.Info(said, duration=3)
+            following = cases.after(review.queue(self._store), message_id)
+            return self._paint(following) | {self.reviewer: name.strip()}
+
+        return decide
+
+    def _keep(self, action: str, message_id: str, answer: str, note: str, name: str) -> str:
+        """Store the decision. Whoever approves a text they have changed means the changed one."""
+        proposal = cases.proposal(self._store, message_id)
+        if action == "approve" and answer.strip() != proposal.strip():
+            action = "correct"
+        text = {"approve": proposal, "correct": answer, "reject": None}[action]
+        reviewer = name.strip() or "reviewer"
+        review.decide(self._store, message_id, reviewer, action, text, note.strip())
+        return cases.DONE[action]
+
+    def _paint(self, message_id: str | None) -> Changes:
+        """The queue as it is now, and one of its answers: the named one, else the first."""
+        items = review.queue(self._store)
+        item = next((i for i in items if i.message.id == message_id), items[0] if items else None)
+        changes: Changes = {
+            self.door: gr.update(visible=False),
+            self.desk: gr.update(visible=item is not None),
+            self.nothing: gr.update(visible=item is None, value=cases.NOTHING),
+            self.count: cases.count(review.waiting(self._store), len(items)),
+            self.items: gr.update(
+                choices=[(cases.label(i), i.message.id) for i in items],
+                value=item.message.id if item else None,
+            ),
+            self.note: "",
+            self.said: "",
+        }
+        return changes | self._paint_case(item) if item else changes
+
+    def _paint_case(self, item: review.Item) -> Changes:
+        left, right = cases.side_by_side(item)
+        return {
+            self.about: cases.about(item),
+            self.original: left,
+            self.proposed: right,
+            self.answer: item.proposed or item.message.content,
+            self.approve: cases.APPROVE[item.proposed is not None],
+        }

@@ -1,0 +1,49 @@
+"""The three pages as one Gradio app, and how it hangs in the server."""
+
+import warnings
+from typing import TYPE_CHECKING
+
+import gradio as gr
+from fastapi import FastAPI
+
+from chatbot.pages import theme
+from chatbot.pages.adapters import AdaptersPage
+from chatbot.pages.chat import ChatPage
+from chatbot.pages.people import People
+from chatbot.pages.review import ReviewPage
+
+if TYPE_CHECKING:
+    from chatbot.service import Service
+
+
+def build(service: "Service") -> gr.Blocks:
+    """Chat at "", the review queue at "review", the adapters at "adapters"."""
+    people = People(service.home.root)
+    with gr.Blocks(title=service.chat.title, analytics_enabled=False, fill_height=True) as blocks:
+        ChatPage(service, people).build(blocks)
+    with blocks.route("Review", "review"):
+        ReviewPage(service, people).build(blocks)
+    with blocks.route("Adapters", "adapters"):
+        AdaptersPage(service, people).build(blocks)
+    return blocks
+
+
+def mount(app: FastAPI, service: "Service", path: str = "/") -> FastAPI:
+    """Put the pages on `app`; everything they load comes from this process."""
+    with warnings.catch_warnings():
+        # Gradio says of every app with several pages that it turns SSR off, also where it is off.
+        warnings.filterwarnings("ignore", message="SSR mode is not supported")
+        return gr.mount_gradio_app(
+            app,
+            build(service),
+            path,
+            theme=theme.theme(),
+            css_paths=theme.CSS,
+            head=theme.HEAD,
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            enable_monitoring=False,
+            pwa=False,
+            mcp_server=False,
+        )

@@ -1,0 +1,197 @@
+"""What the chat page does, without the page: every action gives the views that it leads to.
+
+Nothing here knows Gradio's components; `chat.py` lays them out and paints these views.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from chatbot.engine import Busy
+from chatbot.pages import theme, transcript, visits
+from chatbot.pages.pacing import paced
+from chatbot.pages.people import People
+from chatbot.pages.transcript import Bubble
+from chatbot.pages.view import Place, View
+from chatbot.pages.words import typed
+from chatbot.turn import Turn, reply
+from feedback.errors import TalkbackError
+from feedback.store import Message
+
+if TYPE_CHECKING:
+    from chatbot.service import Service
+
+
+class Talk:
+    """The actions of one page for all its visitors."""
+
+    def __init__(self, service: "Service", people: People) -> None:
+        self._service = service
+        self._store = service.store
+        self._people = people
+        self._running: dict[str, Turn] = {}
+        self._answers = itertools.count(1)
+
+    def arrive(self, token: object, kept: object) -> View:
+        """Somebody opens the page: who they are, and the conversation they were in."""
+        good, person = self._people.known(token)
+        place = visits.own(self._store, person, Place.read(kept))
+        return {"token": good, **visits.at(self._store, person, place)}
+
+    def open(self, token: object, conversation: str) -> View:
+        """Another conversation from the list."""
+        good, person = self._people.known(token)
+        last = self._store.latest(conversation)
+        place = visits.own(self._store, person, Place(conversation, last.id if last else None))
+        return {"token": good, **visits.at(self._store, person, place)}
+
+    def fresh(self, token: object) -> View:
+        """A new conversation; it is stored with its first message."""
+        good, person = self._people.known(token)
+        return {"token": good, **visits.at(self._store, person, Place())}
+
+    def send(self, token: object, kept: object, text: str, session: str) -> Iterator[View]:
+        """Say something at the end of the thread."""
+        good, person = self._people.known(token)
+        place = visits.own(self._store, person, Place.read(kept))
+        if text.strip():
+            yield {"token": good}
+            yield from self._answer(person, place, text.strip(), session)
+
+    def edit(
+        self, token: object, kept: object, message_id: str, text: str, session: str
+    ) -> Iterator[View]:
+        """Say one's own message differently: a new branch from the turn before it."""
+        _, person = self._people.known(token)
+        before = visits.mine(self._store, person, message_id)
+        here = visits.own(self._store, person, Place.read(kept))
+        text = typed(text).strip()
+        if before is None or not text or text == before.content:
+            yield visits.at(self._store, person, here)
+            return
+        place = Place(before.conversation_id, before.parent_id)
+        yield from self._answer(person, place, text, session, instead=here)
+
+    def retry(self, token: object, kept: object, session: str) -> Iterator[View]:
+        """Another answer to the last question, and then: which one is better?"""
+        _, person = self._people.known(token)
+        here = visits.own(self._store, person, Place.read(kept))
+        old = visits.mine(self._store, person, here.leaf)
+        asked = visits.mine(self._store, person, old.parent_id) if old else None
+        if old is None or asked is None or old.role != "assistant":
+            yield visits.at(self._store, person, here)
+            return
+        place = Place(asked.conversation_id, asked.parent_id)
+        yield from self._answer(person, place, asked.content, session, instead=here, retry_of=old)
+
+    def undo(self, token: object, kept: object) -> View:
+        """Take the last exchange back into the line to write in. What was said stays stored."""
+        _, person = self._people.known(token)
+        here = visits.own(self._store, person, Place.read(kept))
+        leaf = visits.mine(self._store, person, here.leaf)
+        asked = visits.mine(self._store, person, leaf.parent_id) if leaf else None
+        if asked is None:
+            return visits.at(self._store, person, here)
+        place = Place(asked.conversation_id, asked.parent_id)
+        return {**visits.at(self._store, person, place), "draft": asked.content}
+
+    def stop(self, session: str) -> None:
+        """End the answer that streams to this browser tab; what has come is kept."""
+        turn = self._running.get(session)
+        if turn is not None:
+            turn.cancel()
+
+    def _answer(
+        self,
+        person: str,
+        place: Place,
+        text: str,
+        session: str,
+        *,
+        instead: Place | None = None,
+        retry_of: Message | None = None,
+    ) -> Iterator[View]:
+        """Stream one answer to `text` said at `place`; on failure the page is back at `instead`."""
+        self.stop(session)
+        rows = transcript.bubbles(self._store, place.leaf, person)
+        rows.append(transcript.said("user", text))
+        yield {
+            "rows": [*rows, transcript.TYPING],
+            "draft": "",
+            "busy": True,
+            "notice": "",
+            "pair": None,
+            "rated": None,
+        }
+        try:
+            turn = self._ask(person, place, text, retry_of)
+        except TalkbackError as error:
+            yield self._refused(person, instead or place, "" if retry_of else text, error)
+            return
+        yield from self._stream(turn, session, rows)
+        yield from self._settle(person, turn, retry_of, session)
+
+    def _stream(self, turn: Turn, session: str, rows: list[Bubble]) -> Iterator[View]:
+        self._running[session] = turn
+        try:
+            for text in paced(turn):
+                yield {"rows": [*rows, transcript.said("assistant", text)]}
+        finally:
+            turn.close()
+            if self._running.get(session) is turn:
+                del self._running[session]
+
+    def _settle(
+        self, person: str, turn: Turn, retry_of: Message | None, session: str
+    ) -> Iterator[View]:
+        """The answer is stored: show the thread as it is kept, and perhaps offer a choice."""
+        place = Place(turn.conversation_id, turn.message_id)
+        view = visits.at(self._store, person, place)
+        if retry_of is not None:
+            view["pair"] = self._pair(retry_of.id, turn.message_id)
+        yield view
+        if retry_of is None and self._choice_is_due(turn):
+            yield from self._second_answer(person, turn, session)
+
+    def _choice_is_due(self, turn: Turn) -> bool:
+        """Every n-th whole answer of the model is offered beside a second one."""
+        every = self._service.chat.choice_every
+        whole = turn.speaker.source == "model" and turn.speaker.finish == "stop"
+        return bool(every) and whole and next(self._answers) % every == 0
+
+    def _second_answer(self, person: str, turn: Turn, session: str) -> Iterator[View]:
+        """Another answer to the same question, made out of sight, to choose between the two."""
+        asked = self._store.message(turn.user_message_id)
+        first = self._store.message(turn.message_id)
+        yield {"busy": True, "notice": theme.notice("A second answer is on its way, to compare.")}
+        try:
+            place = Place(asked.conversation_id, asked.parent_id)
+            second = self._ask(person, place, asked.content, first)
+            for _ in self._stream(second, session, []):
+                pass
+        except TalkbackError:
+            yield {"busy": False, "notice": ""}  # the first answer stands, so nothing is amiss
+            return
+        yield {"busy": False, "notice": "", "pair": self._pair(first.id, second.message_id)}
+
+    def _pair(self, first: str, second: str) -> tuple[str, str] | None:
+        """The two answers, unless there is nothing to choose."""
+        words = {self._store.message(answer).content.strip() for answer in (first, second)}
+        return (first, second) if len(words - {""}) == 2 else None
+
+    def _ask(self, person: str, place: Place, text: str, retry_of: Message | None) -> Turn:
+        return reply(
+            self._service,
+            place.conversation,
+            person,
+            place.leaf,
+            text,
+            retry_of=retry_of.id if retry_of else None,
+        )
+
+    def _refused(self, person: str, place: Place, draft: str, error: TalkbackError) -> View:
+        """Nothing could be said: why, and the words are back in the line to write in."""
+        kind = "warn" if isinstance(error, Busy) else "error"
+        view = visits.at(self._store, person, place)
+        view["notice"] = theme.notice(str(error), kind)
+        return {**view, "draft": draft} if draft else view

@@ -1,0 +1,103 @@
+"""An engine that says what the test tells it to, word by word, and a page served on top of it.
+
+Everything around it is real: the store, the registry, the turn of talk, the server, the browser.
+"""
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from chatbot.base import load_base
+from chatbot.engine import BASE, Busy, Request, Stream, UnknownAdapter
+from chatbot.server import create_app
+from chatbot.service import Service
+from chatbot.turn import ChatSettings
+from feedback.settings import Home
+from feedback.store import Store
+from tests.models import write_adapter, write_model
+
+
+class ScriptedEngine:
+    """Gives `answers` in their order, then "I have nothing to say."; `pause` seconds a word."""
+
+    def __init__(self, answers: list[str] | None = None, pause: float = 0.01) -> None:
+        self.answers = answers or []
+        self.pause = pause
+        self.busy = False
+        self._loaded = [BASE]
+
+    def load(self, adapter_id: str, folder: Path) -> None:
+        if adapter_id not in self._loaded:
+            self._loaded.append(adapter_id)
+
+    def unload(self, adapter_id: str) -> None:
+        self._loaded.remove(adapter_id)
+
+    def adapters(self) -> list[str]:
+        return list(self._loaded)
+
+    def submit(self, request: Request) -> Stream:
+        if self.busy:
+            raise Busy(9)
+        if request.adapter not in self._loaded:
+            raise UnknownAdapter(request.adapter, self._loaded)
+        stream = Stream(len(request.prompt_ids))
+        warming = request.sampling.max_tokens == 2
+        answer = "Hello" if warming or not self.answers else self.answers.pop(0)
+        threading.Thread(target=self._speak, args=(stream, answer), daemon=True).start()
+        return stream
+
+    def _speak(self, stream: Stream, answer: str) -> None:
+        for word in re.findall(r"\s*\S+", answer):
+            if stream.cancelled:
+                return stream.end("cancelled")
+            time.sleep(self.pause)
+            stream.put(0, word)
+        stream.end("stop")
+
+    def stats(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        self.answers.clear()
+
+
+def open_service(
+    root: Path, engine: ScriptedEngine, *, review_token: str = "", **chat: Any
+) -> Service:
+    """A service with a tiny base in `root`, that speaks through `engine`."""
+    home = Home.find(root / "home")
+    base = load_base(str(write_model(root / "base")))
+    settings = ChatSettings(**chat)
+    return Service(
+        home, Store(home.db), base, engine, chat=settings, context=512,
+        review_token=review_token, poll_seconds=0.1,
+    )  # fmt: skip
+
+
+def new_adapter(service: Service, seed: int = 1) -> str:
+    """Register another adapter of the service's base."""
+    folder = write_adapter(service.home.adapters, service.base, seed=seed)
+    return service.registry.register(folder)
+
+
+@contextmanager
+def serve(service: Service) -> Iterator[str]:
+    """The pages over real HTTP on a free port of loopback; gives their address."""
+    config = uvicorn.Config(create_app(service), host="127.0.0.1", port=0, log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
