@@ -145,10 +145,21 @@ class Registry:
     def rollback(self, who: str, reason: str = "rollback") -> Promotion:
         """Promote the adapter that was in service before; again: the one before that."""
         with self._store.write():
-            served = self._served()
+            served = self.served()
             if len(served) < 2:
                 raise RegistryError("there is no earlier adapter to roll back to")
             return self.promote(served[-2], "person", who, reason)
+
+    def served(self) -> list[str]:
+        """The adapters of the current base in the order of service; going back to one drops the
+        later ones, so that two rollbacks go two steps back."""
+        current = self.current()
+        served: list[str] = []
+        for id in reversed([p.adapter for p in self.history()]):
+            if current and self.adapter(id).base_revision == current.base_revision:
+                served = served[: served.index(id)] if id in served else served
+                served.append(id)
+        return served
 
     def add_report(
         self, id: str, *, adapter: str, against: str, verdict: str, reasons: Sequence[str]
@@ -194,17 +205,6 @@ class Registry:
 
         folder = lora.untrained(base, self._home.adapters)
         return self.register(folder, base=base.name, base_revision=base.revision)
-
-    def _served(self) -> list[str]:
-        """The adapters of the current base in the order of service; going back to one drops the
-        later ones, so that two rollbacks go two steps back."""
-        current = self.current()
-        served: list[str] = []
-        for id in reversed([p.adapter for p in self.history()]):
-            if current and self.adapter(id).base_revision == current.base_revision:
-                served = served[: served.index(id)] if id in served else served
-                served.append(id)
-        return served
 
     def _find(self, id: str) -> AdapterRow | None:
         row = self._store.row("select * from adapter where id = ?", (id,))

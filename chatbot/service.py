@@ -72,8 +72,9 @@ class Service:
         self._lock = threading.RLock()
         self._closing = threading.Event()
         self._refused: str | None = None
+        self._following = threading.Lock()
         self.registry.ensure_first(base)
-        self.follow()
+        self._begin()
         self._watcher = threading.Thread(
             target=self._watch, args=(poll_seconds,), name="promotions", daemon=True
         )
@@ -101,8 +102,8 @@ class Service:
 
     def adapters(self) -> list[str]:
         """Ids of all adapters that can be asked for by name, newest first; ``base`` is another."""
-        revision = self.base.revision
-        return [a.id for a in self.registry.adapters() if a.base_revision == revision]
+        ours = self.base.revision
+        return [row.id for row in self.registry.adapters() if row.base_revision == ours]
 
     def check(self, adapter: str | None) -> None:
         """Raise UnknownAdapter for a name that nobody here answers to; None is fine."""
@@ -128,6 +129,10 @@ class Service:
 
     def follow(self) -> bool:
         """Let the newest promotion speak; True if that changed who speaks. The watcher calls it."""
+        with self._following:
+            return self._follow()
+
+    def _follow(self) -> bool:
         promotion = self.registry.promotion()
         if promotion is None or promotion.adapter == self.speaking:
             self._refused, self.warning = None, ""
@@ -151,6 +156,19 @@ class Service:
         for turn in list(self.turns):
             turn.close()
         self.store.close()
+
+    def _begin(self) -> None:
+        """Speak; when the adapter in service is damaged, with the newest before it that is not."""
+        self.follow()
+        warning, refused = self.warning, self._refused
+        for earlier in reversed(self.registry.served()[:-1]):
+            if self.speaking != BASE:
+                break
+            try:
+                self._take(earlier)
+            except TalkbackError as error:
+                log.warning("%s does not speak either: %s", earlier, error)
+        self.warning, self._refused = warning, refused
 
     def _take(self, adapter: str) -> None:
         """Verify, load, warm, flip, and let the one before go when its last stream has ended."""

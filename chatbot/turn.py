@@ -187,7 +187,7 @@ def reply(
         service.base.name,
         service.base.revision,
         chat.system_prompt if system is None else system,
-        sampling=asdict(sampling),
+        sampling=asdict(sampling) | {"stop": list(sampling.stop)},
     )
     stream, speaker = _ask(service, place, speaker, sampling, adapter, unaided)
     try:

@@ -106,8 +106,11 @@ def _build(family: Family, changes: dict[str, Any]) -> PreTrainedModel:
 
 def write_adapter(out: Path, base: Base, *, seed: int = 1, strength: float = 0.3) -> Path:
     """An adapter with random, clearly felt weights, as training would leave it."""
-    folder = lora.untrained(base, out)
-    return reweigh(folder, base, seed, strength)
+    drafts = out / f".drafts-{seed}"  # an adapter 0 in `out` is not the one that is reweighed
+    folder = reweigh(lora.untrained(base, drafts), base, seed, strength)
+    folder = folder.rename(out / folder.name)
+    drafts.rmdir()
+    return folder
 
 
 def reweigh(folder: Path, base: Base, seed: int, strength: float) -> Path:
