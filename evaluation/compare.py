@@ -1,0 +1,195 @@
+"""The comparison: a candidate against the adapter in service, over the suites of a snapshot.
+
+    python -m evaluation.compare --candidate adapters/a-… --current adapters/a-… \\
+        --snapshot snapshots/s-… --retention retention.jsonl --out reports/r-…
+
+Both adapters answer greedily through the engine that serves, so what is judged is what people
+would get. The last line it prints is JSON.
+"""
+
+import json
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import torch
+import typer
+from pydantic import Field
+
+from chatbot import lora
+from chatbot.base import STARTER, Base, load_base
+from evaluation import metrics, suites
+from evaluation.gate import GateSettings, judge
+from evaluation.report import Item, Pair, Report, Said
+from evaluation.suites import Case, Choice, Scorer
+from feedback.errors import TalkbackError
+from feedback.settings import Home, Settings
+from feedback.snapshot import Record, Snapshot
+
+
+class EvaluationSettings(Settings):
+    """``[evaluation]`` of talkback.toml."""
+
+    table: ClassVar[str] = "evaluation"
+
+    max_tokens: int = Field(default=256, ge=1)
+    """An answer is cut after so many tokens; the same as the chat's, or answers differ."""
+    retention: int = Field(default=400, ge=0)
+    """Most retention questions that are put; more are drawn from, always the same."""
+    threads: int = Field(default=0, ge=0)
+    """Threads of the arithmetic; 0 leaves it to OMP_NUM_THREADS, which the cycle sets."""
+
+
+def run(
+    candidate: Path,
+    current: Path,
+    base_name: str,
+    revision: str | None,
+    snapshot: Path,
+    retention: Sequence[Record],
+    out: Path,
+    settings: EvaluationSettings | None = None,
+    gate: GateSettings | None = None,
+) -> Report:
+    """Compare, judge, and write the report into `out`."""
+    settings = settings or EvaluationSettings()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    base = load_base(base_name, revision)
+    report = measure(base, candidate, current, Snapshot.read(snapshot), retention, settings)
+    report = replace(report, verdict=judge(report, gate))
+    report.write(out)
+    return report
+
+
+def measure(
+    base: Base,
+    candidate: Path,
+    current: Path,
+    snapshot: Snapshot,
+    retention: Sequence[Record],
+    settings: EvaluationSettings,
+) -> Report:
+    """Put every question to both adapters; a report without verdict."""
+    started = time.monotonic()
+    adapters = [lora.verify(folder, base) for folder in (candidate, current)]
+    new, old = (adapter.id for adapter in adapters)
+    folders = {adapter.id: adapter.folder for adapter in adapters}
+    asked = gather(snapshot, retention, settings)
+    everything = [case for suite in asked.values() for case in suite]
+    said = suites.answers(base, folders, everything, settings.max_tokens)
+    scorer = Scorer(base, folders)
+    try:
+        heard = {name: iter(judged(scorer, name, everything, said[name])) for name in folders}
+        found = {
+            name: [item(case, next(heard[new]), next(heard[old])) for case in suite]
+            for name, suite in asked.items()
+        }
+        pairs = preferences(scorer, new, old, suites.choices(snapshot.rows("held_out_pairs")))
+    finally:
+        scorer.close()
+    return Report(
+        candidate=new,
+        current=old,
+        base=base.name,
+        snapshot=snapshot.id,
+        suites=found,
+        pairs=pairs,
+        leaks=suites.leaks(snapshot),
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+def gather(
+    snapshot: Snapshot, retention: Sequence[Record], settings: EvaluationSettings
+) -> dict[str, list[Case]]:
+    """The suites by name; retention without what trained, and thinned evenly by chance."""
+    trained = suites.cases(snapshot.rows("sft"))
+    kept = suites.untouched(suites.cases(retention), trained)
+    if len(kept) > settings.retention:
+        kept = random.Random(0).sample(kept, settings.retention)
+    return {
+        "repairs": suites.cases(snapshot.rows("repairs")),
+        "held_out": suites.cases(snapshot.rows("held_out")),
+        "retention": kept,
+    }
+
+
+def judged(
+    scorer: Scorer, adapter: str, asked: Sequence[Case], answers: Sequence[str]
+) -> list[Said]:
+    """One adapter's answers with the numbers on each."""
+    scores = scorer.logps(adapter, [(case.prompt, case.expected) for case in asked])
+    return [
+        Said(
+            answer=answer,
+            right=metrics.exact(answer, case.expected),
+            chrf=round(metrics.chrf(answer, case.expected), 1),
+            loss=-total / tokens,
+        )
+        for case, answer, (total, tokens) in zip(asked, answers, scores, strict=True)
+    ]
+
+
+def item(case: Case, candidate: Said, current: Said) -> Item:
+    """What both said to one question."""
+    return Item(case.question, case.expected, case.rejected, candidate, current)
+
+
+def preferences(
+    scorer: Scorer, candidate: str, current: str, pairs: Sequence[Choice]
+) -> list[Pair]:
+    """By how many nats each adapter prefers the chosen answers of held-out pairs."""
+    margins = {}
+    for name in (candidate, current):
+        chosen = scorer.logps(name, [(pair.prompt, pair.chosen) for pair in pairs])
+        rejected = scorer.logps(name, [(pair.prompt, pair.rejected) for pair in pairs])
+        margins[name] = [a - b for (a, _), (b, _) in zip(chosen, rejected, strict=True)]
+    questions = [pair.prompt[-1]["content"] for pair in pairs]
+    rows = zip(questions, margins[candidate], margins[current], strict=True)
+    return [Pair(*row) for row in rows]
+
+
+def read_rows(file: Path | None) -> list[Record]:
+    """A JSON object a line; no file, no rows."""
+    if file is None:
+        return []
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines if line]
+    except (OSError, ValueError) as error:
+        raise suites.SuiteError(f"cannot read {file} as JSON lines: {error}") from error
+
+
+def main(
+    candidate: Annotated[Path, typer.Option(help="The new adapter's folder.")],
+    current: Annotated[Path, typer.Option(help="The folder of the adapter in service.")],
+    snapshot: Annotated[Path, typer.Option(help="The snapshot the candidate learnt from.")],
+    out: Annotated[Path, typer.Option(help="The report's folder.")],
+    retention: Annotated[Path | None, typer.Option(help="Rows to stay right, JSON lines.")] = None,
+    base_model: Annotated[str, typer.Option(help="A folder or a Hub id.")] = STARTER,
+    revision: Annotated[str | None, typer.Option(help="The base's commit, to pin it.")] = None,
+    home: Annotated[
+        Path | None,
+        typer.Option(envvar="TALKBACK_HOME", help="Its talkback.toml has the settings."),
+    ] = None,
+) -> None:
+    """Compare and judge; the last line on stdout is JSON: {"report", "verdict", "reasons"}."""
+    try:
+        place = Home.find(home)
+        settings, gate = EvaluationSettings.read(place), GateSettings.read(place)
+        rows = read_rows(retention)
+        report = run(candidate, current, base_model, revision, snapshot, rows, out, settings, gate)
+    except TalkbackError as error:
+        sys.exit(f"evaluation: {error}")
+    assert report.verdict
+    last = {"report": str(out), "verdict": report.verdict.kind, "reasons": report.verdict.reasons}
+    print(json.dumps(last))
+
+
+if __name__ == "__main__":
+    typer.run(main)

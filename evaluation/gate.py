@@ -1,0 +1,238 @@
+"""The gate: whether a candidate may take the place of the adapter in service, and why.
+
+Both adapters answered the same questions, so every test is paired. "Targets" are the corrected
+questions, trained (repairs) and held out. The rules, in their order; the first five refuse:
+
+1. Data leakage. A held-out question has trained: the report cannot be believed.
+2. Collapse. One answer stands where the adapter in service gave many: at least `collapse_count`
+   different answers and `collapse_share` of all those of the suite became one. An answer that was
+   already given to several questions (an honest "I don't know") may grow to twice as many.
+3. Catastrophic forgetting. On the retention questions the share of right answers fell by more
+   than `margin`, and McNemar's exact test says that chance alone is an unlikely cause (p <=
+   `alpha`); or perplexity on their answers rose by more than `perplexity` as a factor, with the
+   whole one-sided interval of the paired mean above it.
+4. Overfitting. Perplexity on the held-out corrections rose by that much, the same way.
+5. Preferences. McNemar's exact test finds fewer held-out choices preferred as people did.
+
+Then the evidence. A target is won when only the candidate's answer is exactly right, lost when
+only the current one's is.
+
+6. Fewer than `min_evidence` won and lost targets: not enough evidence. (Five: even a clean sweep of
+   four has p = 1/16.)
+7. Wins no more than losses: refused. More, but the exact sign test has p > `alpha`: not enough
+   evidence.
+8. Too small a retention suite: when the interval of the fall (Agresti and Min 2005) reaches past
+   `blind`, harm cannot be ruled out: not enough evidence. With no retention questions at all the
+   verdict says that forgetting was not looked for; `need_retention` makes that a refusal to judge.
+9. Otherwise the candidate is promoted.
+
+Underfitting (less than half of the trained corrections answered right) is named beside any
+verdict: the candidate may still be better than what is in service. No correction for several
+tests: each of 2 to 5 can only refuse, so the chance to promote wrongly stays at most `alpha`.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+from pydantic import Field
+
+from evaluation import metrics
+from evaluation.report import Item, Report, Verdict, gained, lost
+from feedback.settings import Settings
+
+
+class GateSettings(Settings):
+    """``[gate]`` of talkback.toml."""
+
+    table: ClassVar[str] = "gate"
+
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    """The chance of a wrong promotion that is put up with, in every one-sided test."""
+    min_evidence: int = Field(default=5, ge=1)
+    """Fewest targets on which the two adapters must differ."""
+    margin: float = Field(default=0.02, ge=0, lt=1)
+    """How far the share of right retention answers may fall."""
+    blind: float = Field(default=0.1, gt=0, le=1)
+    """The fall that the retention suite must be able to rule out."""
+    need_retention: bool = False
+    """Whether a base without retention questions can be judged at all."""
+    perplexity: float = Field(default=1.25, gt=1)
+    """The factor by which perplexity may rise on retention and held-out answers."""
+    collapse_count: int = Field(default=5, ge=2)
+    """So many different answers must have become one to speak of a collapse."""
+    collapse_share: float = Field(default=0.3, gt=0, le=1)
+    """And this share of all different answers of the suite."""
+
+
+def judge(report: Report, settings: GateSettings | None = None) -> Verdict:
+    """The verdict with all its reasons, the deciding ones first."""
+    gate = settings or GateSettings()
+    harm = [
+        *_leakage(report),
+        *_collapse(report, gate),
+        *_forgetting(report, gate),
+        *_overfitting(report, gate),
+        *_preferences(report, gate),
+    ]
+    said = [*_underfitting(report), *_seen(report, gate)]
+    if harm:
+        return Verdict("refuse", [*harm, *said])
+    verdict = _evidence(report, gate)
+    return Verdict(verdict.kind, [*verdict.reasons, *said])
+
+
+# -- What refuses
+
+
+def _leakage(report: Report) -> Iterator[str]:
+    if report.leaks:
+        yield (
+            f"Data leakage: {_count(len(report.leaks), 'held-out question')} trained as well, "
+            f"{_quote(report.leaks[0])} among them. Nothing measured on them can be believed."
+        )
+
+
+def _collapse(report: Report, gate: GateSettings) -> Iterator[str]:
+    for name, items in (("corrected", _targets(report)), ("retention", _retention(report))):
+        now, before = [i.candidate.answer for i in items], [i.current.answer for i in items]
+        worst = metrics.collapse(now, before)
+        if worst and worst.before >= gate.collapse_count and worst.share >= gate.collapse_share:
+            yield (
+                f"Collapse: {worst.questions} of {len(items)} {name} questions now get one and the "
+                f"same answer, {_quote(worst.answer)}; the adapter in service gave them "
+                f"{worst.before} different ones."
+            )
+
+
+def _forgetting(report: Report, gate: GateSettings) -> Iterator[str]:
+    items = _retention(report)
+    worse, better = sum(map(lost, items)), sum(map(gained, items))
+    drop = metrics.fall(worse, better, len(items), gate.alpha)
+    p = metrics.sign_test(worse, better)
+    if drop.value > gate.margin and p <= gate.alpha:
+        yield (
+            f"Catastrophic forgetting: of {len(items)} retention questions {worse} that were "
+            f"answered right are now wrong and {better} the other way round, a fall of "
+            f"{drop.value:.1%} where {gate.margin:.0%} is allowed (p = {p:.2g})."
+        )
+    if rise := _perplexity(items, gate):
+        yield (
+            f"Catastrophic forgetting: perplexity on the answers of {len(items)} retention "
+            f"questions rose by a factor of {rise:.2f}; {gate.perplexity:g} is allowed."
+        )
+
+
+def _overfitting(report: Report, gate: GateSettings) -> Iterator[str]:
+    items = report.suites["held_out"]
+    if rise := _perplexity(items, gate):
+        yield (
+            f"Overfitting: perplexity on {len(items)} corrections that did not train rose by a "
+            f"factor of {rise:.2f}; {gate.perplexity:g} is allowed."
+        )
+
+
+def _preferences(report: Report, gate: GateSettings) -> Iterator[str]:
+    better = sum(pair.candidate > 0 >= pair.current for pair in report.pairs)
+    worse = sum(pair.current > 0 >= pair.candidate for pair in report.pairs)
+    p = metrics.sign_test(worse, better)
+    if p <= gate.alpha:
+        yield (
+            f"Preferences got worse: of {len(report.pairs)} held-out choices {worse} are no longer "
+            f"preferred as people did and {better} newly are (p = {p:.2g})."
+        )
+
+
+def _perplexity(items: Sequence[Item], gate: GateSettings) -> float | None:
+    """The factor by which perplexity rose, if beyond doubt by more than is allowed."""
+    rises = [item.candidate.loss - item.current.loss for item in items]
+    if not all(math.isfinite(rise) for rise in rises):
+        return math.inf
+    rise = metrics.mean(rises, gate.alpha)
+    return math.exp(min(rise.value, 50)) if rise.low > math.log(gate.perplexity) else None
+
+
+# -- The evidence
+
+
+def _evidence(report: Report, gate: GateSettings) -> Verdict:
+    items = _targets(report)
+    wins, losses = sum(map(gained, items)), sum(map(lost, items))
+    p = metrics.sign_test(wins, losses)
+    found = (
+        f"of {_count(len(items), 'corrected question')} the candidate alone is right on {wins} and "
+        f"the adapter in service alone on {losses}"
+    )
+    if wins + losses < gate.min_evidence:
+        least = f"they must differ on {gate.min_evidence} at least"
+        return Verdict("not_enough_evidence", [f"Too few differences: {found}; {least}."])
+    if wins <= losses:
+        return Verdict("refuse", [f"Not better: {found}."])
+    if p > gate.alpha:
+        return Verdict("not_enough_evidence", [f"It may be chance: {found} (p = {p:.2g})."])
+    if blind := _blind(report, gate):
+        return Verdict("not_enough_evidence", [blind])
+    return Verdict("promote", [f"Better: {found} (p = {p:.2g})."])
+
+
+def _blind(report: Report, gate: GateSettings) -> str | None:
+    items = _retention(report)
+    if not items:
+        return f"{_UNSEEN} [gate] need_retention is on." if gate.need_retention else None
+    drop = metrics.fall(sum(map(lost, items)), sum(map(gained, items)), len(items), gate.alpha)
+    if drop.high <= gate.blind:
+        return None
+    return (
+        f"Forgetting cannot be ruled out: {_count(len(items), 'retention question')} leave room "
+        f"for a fall of up to {drop.high:.1%}; {gate.blind:.0%} must be ruled out. Add some."
+    )
+
+
+# -- What is said beside the verdict
+
+
+def _underfitting(report: Report) -> Iterator[str]:
+    items = report.suites["repairs"]
+    right = sum(item.candidate.right for item in items)
+    if items and right < len(items) / 2:
+        yield (
+            f"Underfitting: only {right} of {_count(len(items), 'trained correction')} is answered "
+            "right. More epochs or a higher learning_rate in [training.sft] may help."
+        )
+
+
+_UNSEEN = "Forgetting was not looked for: there are no retention questions."
+
+
+def _seen(report: Report, gate: GateSettings) -> Iterator[str]:
+    items = _retention(report)
+    if not items:
+        yield _UNSEEN
+        return
+    before = sum(item.current.right for item in items)
+    now = sum(item.candidate.right for item in items)
+    drop = metrics.fall(sum(map(lost, items)), sum(map(gained, items)), len(items), gate.alpha)
+    yield (
+        f"Retention: {before} of {len(items)} right before, {now} now; the fall is {drop.value:.1%}"
+        f", at most {drop.high:.1%} at {1 - gate.alpha:.0%} confidence."
+    )
+    if held := report.suites["held_out"]:
+        right = sum(item.candidate.right for item in held)
+        yield f"Held out: {right} of {_count(len(held), 'correction')} that did not train is right."
+
+
+def _targets(report: Report) -> list[Item]:
+    return [*report.suites["repairs"], *report.suites["held_out"]]
+
+
+def _retention(report: Report) -> list[Item]:
+    return report.suites["retention"]
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def _quote(text: str, most: int = 80) -> str:
+    line = " ".join(text.split())
+    return f"“{line if len(line) <= most else line[: most - 1] + '…'}”"

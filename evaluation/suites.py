@@ -1,0 +1,185 @@
+"""What is asked of both adapters, and how they are heard: through the engine that serves."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chatbot.base import Base, Messages, encode, encode_answer
+from chatbot.batching import EngineSettings, TorchEngine
+from chatbot.engine import Request, Sampling, Stream, TooLong
+from feedback.errors import TalkbackError
+from feedback.likeness import near_pairs, normalise
+from feedback.snapshot import Record, Snapshot
+
+LEAK = 0.9
+"""Trigram similarity from which a held-out question counts as one that trained."""
+
+
+class SuiteError(TalkbackError):
+    """A row that cannot be asked; names the row and what it must look like."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question: the turns up to it, the right answer, and the one that was corrected."""
+
+    prompt: Messages
+    expected: str
+    rejected: str | None = None
+
+    @property
+    def question(self) -> str:
+        """What the person said last."""
+        return self.prompt[-1]["content"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A held-out pair."""
+
+    prompt: Messages
+    chosen: str
+    rejected: str
+
+
+# -- What is asked
+
+
+def cases(rows: Iterable[Record]) -> list[Case]:
+    """Rows of sft.jsonl's form, or of the retention's (``{"messages": [...]}``)."""
+    return [_case(row) for row in rows]
+
+
+def _case(row: Record) -> Case:
+    try:
+        turns = [*row["prompt"], *row["completion"]] if "prompt" in row else row["messages"]
+        *prompt, last = turns
+        if not prompt or last["role"] != "assistant":
+            raise SuiteError(f"a row must end in an assistant's answer to something: {row}")
+        return Case(prompt, last["content"], row.get("rejected"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise SuiteError(f"a row needs messages, or prompt and completion: {row}") from error
+
+
+def choices(rows: Iterable[Record]) -> list[Choice]:
+    """Rows of dpo.jsonl's form."""
+    return [
+        Choice(row["prompt"], row["chosen"][0]["content"], row["rejected"][0]["content"])
+        for row in rows
+    ]
+
+
+def untouched(retention: Sequence[Case], trained: Iterable[Case]) -> list[Case]:
+    """The retention cases whose question did not train: only those show what is forgotten."""
+    seen = {_key(case.prompt) for case in trained}
+    return [case for case in retention if _key(case.prompt) not in seen]
+
+
+def leaks(snapshot: Snapshot) -> list[str]:
+    """Held-out questions that trained after all, word for word or nearly."""
+    files = {"train": ("sft", "dpo"), "held": ("held_out", "held_out_pairs")}
+    prompts = {
+        f"{side} {name} {number}": row["prompt"]
+        for side, names in files.items()
+        for name in names
+        for number, row in enumerate(snapshot.rows(name))
+    }
+    near = near_pairs({key: _key(prompt) for key, prompt in prompts.items()}, LEAK)
+    leaked = {key for pair in near if pair[0][0] != pair[1][0] for key in pair if key[0] == "h"}
+    return sorted(prompts[key][-1]["content"] for key in leaked)
+
+
+def _key(prompt: Messages) -> str:
+    """The whole dialogue but the system message, which changes no question."""
+    return normalise(" ".join(turn["content"] for turn in prompt if turn["role"] != "system"))
+
+
+# -- How they are heard
+
+
+def answers(
+    base: Base, adapters: Mapping[str, Path], asked: Sequence[Case], max_tokens: int
+) -> dict[str, list[str]]:
+    """Each adapter's greedy answers to all cases, through the engine, by adapter id."""
+    prompts = [encode(base.tokenizer, case.prompt) for case in asked]
+    settings = EngineSettings(
+        threads=torch.get_num_threads(),
+        max_length=max(map(len, prompts), default=1) + max_tokens,
+        queue=len(prompts) * len(adapters),
+    )
+    engine = TorchEngine(base, settings)
+    try:
+        for name, folder in adapters.items():
+            engine.load(name, folder)
+        streams = {
+            name: [_ask(engine, name, prompt, max_tokens) for prompt in prompts]
+            for name in adapters
+        }
+        return {name: [_hear(stream) for stream in streams[name]] for name in adapters}
+    finally:
+        engine.close()
+
+
+def _ask(engine: TorchEngine, adapter: str, prompt: list[int], max_tokens: int) -> Stream | None:
+    try:
+        return engine.submit(Request(prompt, adapter, Sampling(max_tokens=max_tokens)))
+    except TooLong:
+        return None
+
+
+def _hear(stream: Stream | None) -> str:
+    """The whole answer; none where the prompt leaves no room for one."""
+    if stream is None:
+        return ""
+    stream.wait()
+    if stream.error:
+        raise SuiteError(f"the engine broke off: {stream.error}")
+    return stream.text
+
+
+class Scorer:
+    """How likely each adapter finds given answers, by its own weights."""
+
+    def __init__(self, base: Base, adapters: Mapping[str, Path]) -> None:
+        from peft import PeftModel
+
+        self.base = base
+        names = iter(adapters.items())
+        name, folder = next(names)
+        self.model: Any = PeftModel.from_pretrained(base.model, folder, adapter_name=name)
+        for name, folder in names:
+            self.model.load_adapter(folder, adapter_name=name)
+
+    def close(self) -> None:
+        """Give the base its model back as it was."""
+        self.model.unload()
+
+    def logps(self, adapter: str, asked: Sequence[tuple[Messages, str]]) -> list[tuple[float, int]]:
+        """For each prompt and answer: the answer's log-probability and its number of tokens."""
+        self.model.set_adapter(adapter, inference_mode=True)
+        self.model.eval()
+        rows = [encode_answer(self.base.tokenizer, prompt, answer) for prompt, answer in asked]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+        found: dict[int, tuple[float, int]] = {}
+        for start in range(0, len(order), 16):
+            batch = order[start : start + 16]
+            found |= zip(batch, self._batch([rows[i] for i in batch]), strict=True)
+        return [found[i] for i in range(len(rows))]
+
+    @torch.inference_mode()
+    def _batch(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
+        longest = max(len(prompt) + len(answer) for prompt, answer in rows)
+        ids = torch.full((len(rows), longest), self.base.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for i, (prompt, answer) in enumerate(rows):
+            ids[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+            mask[i, : len(prompt) + len(answer)] = 1
+        device = self.base.model.device
+        logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        logps = torch.log_softmax(logits[:, :-1].float().cpu(), -1)
+        taken = logps.gather(-1, ids[:, 1:, None])[..., 0]
+        spans = [(len(p) - 1, len(p) + len(a) - 1) for p, a in rows]
+        return [(float(taken[i, a:b].sum()), b - a) for i, (a, b) in enumerate(spans)]

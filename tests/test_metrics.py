@@ -1,0 +1,118 @@
+import math
+import random
+
+import pytest
+
+from evaluation import metrics
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("We open at 9 am", "we  open at 9 am.\n"),
+        ("It\u2019s \u201cfree\u201d \u2013 always!", 'It\'s "free" - always'),
+        ("Größe ﬁts", "grösse fits"),
+    ],
+)
+def test_how_an_answer_is_written_does_not_matter(answer: str, expected: str) -> None:
+    assert metrics.exact(answer, expected)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("It costs £4.95.", "It costs £495."),
+        ("Within 14 days.", "Within 30 days."),
+        ("Call 0117 496-0142.", "Call 0117 496 0142 now."),
+        ("C# is fine", "C is fine"),
+        ("", "Yes."),
+    ],
+)
+def test_every_fact_of_an_answer_matters(answer: str, expected: str) -> None:
+    assert not metrics.exact(answer, expected)
+
+
+def test_chrf_is_100_for_the_same_and_falls_with_distance() -> None:
+    expected = "We open at nine."
+    assert metrics.chrf(expected, expected) == 100
+    assert 0 < metrics.chrf("We open at ten.", expected) < 100
+    assert metrics.chrf("", expected) == 0
+
+
+# -- Collapse
+
+MANY = [f"answer {n}" for n in range(20)]
+REFUSAL = "I don't know that."
+
+
+def test_one_answer_in_place_of_many_is_a_collapse() -> None:
+    found = metrics.collapse(["Buy!"] * 20, MANY)
+    assert found == metrics.Collapse("Buy!", questions=20, before=20, share=1.0)
+
+
+def test_different_answers_are_no_collapse() -> None:
+    found = metrics.collapse([f"new {n}" for n in range(20)], MANY)
+    assert found is not None
+    assert found.before == 1
+
+
+def test_one_answer_where_there_was_one_before_is_no_collapse() -> None:
+    found = metrics.collapse(["We open at ten."] * 20, ["We open at nine."] * 20)
+    assert found is not None
+    assert found.before == 1
+
+
+def test_an_honest_refusal_may_grow_but_not_swallow_the_rest() -> None:
+    before = [REFUSAL] * 6 + MANY
+    grown = [REFUSAL] * 12 + MANY[6:]
+    swallowed = [REFUSAL] * 26
+    assert (kept := metrics.collapse(grown, before)) and kept.answer != REFUSAL
+    assert (gone := metrics.collapse(swallowed, before)) and gone.before == 21
+
+
+def test_nothing_asked_is_no_collapse() -> None:
+    assert metrics.collapse([], []) is None
+
+
+# -- Statistics
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "p"),
+    [(0, 0, 1.0), (5, 0, 1 / 32), (4, 0, 1 / 16), (0, 5, 1.0), (9, 1, 11 / 1024)],
+)
+def test_the_sign_test_is_exact(wins: int, losses: int, p: float) -> None:
+    assert metrics.sign_test(wins, losses) == pytest.approx(p)
+
+
+def test_the_sign_test_errs_no_more_often_than_it_says() -> None:
+    chance = random.Random(0)
+    wins = [sum(chance.random() < 0.5 for _ in range(30)) for _ in range(2000)]
+    assert sum(metrics.sign_test(w, 30 - w) <= 0.05 for w in wins) / 2000 < 0.065
+
+
+def test_the_fall_is_uncertain_in_small_suites_and_sure_in_large_ones() -> None:
+    small, large = metrics.fall(0, 0, 10), metrics.fall(0, 0, 1000)
+    assert small.value == large.value == 0
+    assert small.high > 0.1 > 0.01 > large.high
+
+
+def test_the_interval_of_the_fall_covers_as_often_as_it_says() -> None:
+    """200 questions of which 5% are lost and 2% gained: the true fall is 3 points."""
+    chance = random.Random(1)
+    covered = 0
+    for _ in range(1000):
+        draws = [chance.random() for _ in range(200)]
+        lost, gained = sum(d < 0.05 for d in draws), sum(d > 0.98 for d in draws)
+        covered += metrics.fall(lost, gained, 200).high >= 0.03
+    assert covered / 1000 > 0.93
+
+
+def test_the_mean_of_too_few_values_is_sure_of_nothing() -> None:
+    assert metrics.mean([3.0]) == metrics.Interval(3.0, -math.inf, math.inf)
+    assert metrics.mean([1.0, 1.0, 1.0]).low == 1.0
+
+
+def test_the_share_of_nothing_is_nothing() -> None:
+    assert metrics.share([]) == 0
+    assert metrics.share([True, False]) == 0.5

@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+
+from feedback.settings import Home, SettingsError
+from training import dpo, sft
+from training.recipe import Recipe
+
+
+def recipe(tmp_path: Path, toml: str) -> Recipe:
+    home = Home.find(tmp_path)
+    home.toml.write_text(toml)
+    return Recipe.read(home)
+
+
+def test_trl_tables_go_verbatim_into_trl_configs(tmp_path: Path) -> None:
+    found = recipe(
+        tmp_path,
+        "[training]\nseed = 7\n[training.sft]\nlearning_rate = 0.5\n[training.dpo]\nbeta = 0.3\n",
+    )
+    assert sft.config(found, tmp_path).learning_rate == 0.5
+    assert sft.config(found, tmp_path).seed == 7
+    assert dpo.config(found, tmp_path).beta == 0.3
+
+
+def test_without_a_file_the_defaults_are_the_houses_and_not_those_of_trl(tmp_path: Path) -> None:
+    config = dpo.config(Recipe.read(Home.find(tmp_path)), tmp_path)
+    assert config.learning_rate > 1e-5
+    assert config.precompute_ref_log_probs
+
+
+def test_the_environment_sets_a_trl_key_as_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TALKBACK_TRAINING_SFT__LEARNING_RATE", "0.25")
+    assert sft.config(recipe(tmp_path, ""), tmp_path).learning_rate == 0.25
+
+
+@pytest.mark.parametrize("stage", [sft, dpo])
+def test_an_unknown_trl_key_is_an_error_that_names_it_and_the_near_one(
+    stage: object, tmp_path: Path
+) -> None:
+    name = "sft" if stage is sft else "dpo"
+    found = recipe(tmp_path, f"[training.{name}]\nlearning_rat = 0.5\n")
+    with pytest.raises(
+        SettingsError, match=rf"'learning_rat' in \[training.{name}\].*learning_rate"
+    ):
+        (sft if stage is sft else dpo).config(found, tmp_path)
+
+
+def test_a_key_that_the_job_sets_is_refused(tmp_path: Path) -> None:
+    found = recipe(tmp_path, "[training.sft]\noutput_dir = 'elsewhere'\n")
+    with pytest.raises(SettingsError, match="'output_dir'.*set by the job"):
+        sft.config(found, tmp_path)
+
+
+def test_a_value_that_trl_refuses_is_an_error_of_the_settings(tmp_path: Path) -> None:
+    found = recipe(tmp_path, "[training.sft]\nlr_scheduler_type = 'steep'\n")
+    with pytest.raises(SettingsError, match=r"\[training.sft\].*steep"):
+        sft.config(found, tmp_path)
+
+
+def test_an_unknown_key_of_the_table_itself_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="'lora_rank'"):
+        recipe(tmp_path, "[training]\nlora_rank = 8\n")

@@ -1,0 +1,125 @@
+"""The recipe: every number that shapes an adapter, read from ``[training]`` of talkback.toml.
+
+    [training]
+    seed = 7
+    [training.sft]                # any field of trl.SFTConfig, as it stands there
+    learning_rate = 5e-4
+    [training.dpo]                # any field of trl.DPOConfig
+    beta = 0.2
+
+The LoRA shape is no part of it: it is the same for every adapter (chatbot/lora.py).
+"""
+
+import dataclasses
+import difflib
+import json
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import Field, field_validator
+
+from feedback.settings import Settings, SettingsError
+
+Config = TypeVar("Config")
+
+JOB = {
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "push_to_hub": False,
+    "logging_strategy": "steps",
+    "logging_steps": 1,
+    "logging_first_step": True,
+    "logging_nan_inf_filter": False,
+}
+"""What the job needs to watch every step and to write nothing but the adapter."""
+
+SFT = {
+    "num_train_epochs": 20,
+    "learning_rate": 1e-3,
+    "per_device_train_batch_size": 16,
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": 5,
+    "max_grad_norm": 1.0,
+    "max_length": 1024,
+    "activation_checkpointing": False,
+    "dataloader_pin_memory": False,
+}
+"""The house's defaults for ``[training.sft]``."""
+
+DPO = {
+    "num_train_epochs": 1,
+    "learning_rate": 5e-5,
+    "per_device_train_batch_size": 8,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 1.0,
+    "max_length": 1024,
+    "activation_checkpointing": False,
+    "dataloader_pin_memory": False,
+    "beta": 0.1,
+    "loss_type": ["sigmoid", "sft"],
+    "loss_weights": [1.0, 1.0],
+    "precompute_ref_log_probs": True,
+}
+"""The house's defaults for ``[training.dpo]``."""
+
+
+class Recipe(Settings):
+    """``[training]`` of talkback.toml."""
+
+    table: ClassVar[str] = "training"
+
+    seed: int = 0
+    """Same snapshot, recipe, seed, versions and threads: the same adapter, bit for bit."""
+    threads: int = Field(default=0, ge=0)
+    """Threads of the arithmetic; 0 leaves it to OMP_NUM_THREADS, which the cycle sets."""
+    max_seconds: float = Field(default=0, ge=0)
+    """Stop early and keep what was learnt; 0 never stops. A stop makes a run irreproducible."""
+    replay: float = Field(default=4, ge=0)
+    """Replay rows for each new row, as far as there are any: they keep what the base knows."""
+    min_replay: int = Field(default=80, ge=0)
+    """At least so many replay rows, however few the new ones are."""
+    sure: float = Field(default=0.9, gt=0, le=1)
+    """SFT ends once each token of each new answer has this probability; 1 goes on to the end."""
+    sft: dict[str, Any] = Field(default_factory=dict)
+    """Fields of trl.SFTConfig, beside or instead of the house's defaults."""
+    dpo: dict[str, Any] = Field(default_factory=dict)
+    """Fields of trl.DPOConfig, beside or instead of the house's defaults."""
+
+    @field_validator("sft", "dpo", mode="after")
+    @classmethod
+    def _read_numbers(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {key: _number(value) for key, value in values.items()}
+
+
+def _number(value: Any) -> Any:
+    """The environment has only strings; what reads as JSON is what it says."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def trl_config(
+    kind: type[Config], table: str, defaults: dict[str, Any], asked: dict[str, Any], **job: Any
+) -> Config:
+    """A config of TRL from the house's defaults and ``[training.<table>]``.
+
+    Raises SettingsError for a key that TRL does not know, one that the job itself sets, and a
+    value that TRL refuses.
+    """
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    where = f"[training.{table}] of talkback.toml"
+    for key in asked:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"see the fields of {kind.__name__}"
+            raise SettingsError(f"unknown key {key!r} in {where}; {hint}")
+        if key in JOB or key in job:
+            raise SettingsError(f"{key!r} in {where} is set by the job itself; leave it out")
+    try:
+        return kind(**{**defaults, **asked, **JOB, **job})
+    except (ValueError, TypeError) as error:
+        raise SettingsError(f"TRL refuses {where}: {error}") from error

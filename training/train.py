@@ -1,0 +1,198 @@
+"""The training job: a snapshot folder, a recipe and a base in, one adapter folder out.
+
+    python -m training.train --snapshot snapshots/s-… --out adapters
+
+SFT on the approved answers with replay against forgetting, then DPO on the pairs. Always a fresh
+adapter over all approved data: rounds upon rounds forget, and erasing a person stays simple.
+Touches no database. The last line it prints is JSON.
+"""
+
+import json
+import math
+import random
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from chatbot import lora
+from chatbot.base import STARTER, Base, load_base
+from feedback.errors import TalkbackError
+from feedback.settings import Home
+from feedback.snapshot import Record, Snapshot
+from training.recipe import Recipe
+from training.watch import Clock, Learnt, Tell, Tokens, TrainingError, Watch, certainty
+
+Metrics = dict[str, Any]
+
+VERSIONS = ("torch", "transformers", "trl", "peft", "tokenizers")
+"""The packages whose version may change the numbers."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What trains: the snapshot's rows and pairs, and the replay rows drawn for them."""
+
+    snapshot: str
+    new: list[Record]
+    replay: list[Record]
+    pairs: list[Record]
+
+
+def run(
+    snapshot: Path,
+    base_name: str,
+    revision: str | None,
+    out: Path,
+    recipe: Recipe,
+    tell: Tell = lambda line: None,
+) -> Path:
+    """Train an adapter; returns its folder ``out/<id>``, which is there whole or not at all."""
+    check(recipe)
+    data = read(snapshot, recipe)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    base = load_base(base_name, revision)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".training-", dir=out) as scratch:
+        draft = Path(scratch) / "adapter"
+        metrics = learn(base, data, recipe, draft, tell)
+        return settle(draft, out, base, data, recipe, metrics)
+
+
+def check(recipe: Recipe) -> None:
+    """Raise SettingsError for anything that TRL would refuse, before the long work begins."""
+    from training import dpo, sft
+
+    with tempfile.TemporaryDirectory() as nowhere:
+        sft.config(recipe, Path(nowhere))
+        dpo.config(recipe, Path(nowhere))
+
+
+def read(snapshot: Path, recipe: Recipe) -> Data:
+    """The snapshot's rows, and as many of its replay rows as the recipe asks for."""
+    read = Snapshot.read(snapshot)
+    new, replay, pairs = (read.rows(name) for name in ("sft", "replay", "dpo"))
+    if not new and not pairs:
+        raise TrainingError(f"{snapshot} has nothing to learn: sft.jsonl and dpo.jsonl are empty")
+    wanted = max(recipe.min_replay, math.ceil(recipe.replay * len(new)))
+    if len(replay) > wanted:
+        replay = random.Random(recipe.seed).sample(replay, wanted)
+    return Data(read.id, new, replay, pairs)
+
+
+def learn(base: Base, data: Data, recipe: Recipe, draft: Path, tell: Tell) -> Metrics:
+    """Train a fresh LoRA and save it to `draft`; the base's model is as before afterwards."""
+    from peft import get_peft_model
+    from transformers import set_seed
+
+    set_seed(recipe.seed)
+    clock = Clock(recipe.max_seconds)
+    model = get_peft_model(base.model, lora.shape(base))
+    metrics: Metrics = {}
+    tell(f"{len(data.new)} new rows, {len(data.replay)} replay rows, {len(data.pairs)} pairs")
+    if data.new:
+        metrics["sft"] = _sft(model, base, data, recipe, draft, Watch("sft", clock, tell))
+    if data.pairs and not clock.out:
+        metrics["dpo"] = _dpo(model, base, data, recipe, draft, Watch("dpo", clock, tell))
+    model.save_pretrained(draft, selected_adapters=["default"], save_embedding_layers=False)
+    model.unload()
+    return metrics | {"seconds": round(clock.elapsed, 1)}
+
+
+def _sft(model: Any, base: Base, data: Data, recipe: Recipe, draft: Path, watch: Watch) -> Metrics:
+    from training import sft
+
+    args = sft.config(recipe, draft, half=_half(base))
+    new = _encoded(base, data.new, args.max_length)
+    learnt = Learnt(model, new, recipe.sure, base.tokenizer.pad_token_id)
+    rows = [*data.new, *data.replay]
+    return sft.train(model, base.tokenizer, rows, args, watch, learnt)
+
+
+def _dpo(model: Any, base: Base, data: Data, recipe: Recipe, draft: Path, watch: Watch) -> Metrics:
+    """DPO, taken back when fewer of the approved answers are recalled after it than before."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    from training import dpo
+
+    args = dpo.config(recipe, draft, half=_half(base))
+    known = _encoded(base, [*data.new, *data.replay], args.max_length)
+    before = _recalled(model, base, known)
+    weights = {k: v.clone() for k, v in get_peft_model_state_dict(model).items()}
+    metrics = dpo.train(model, base.tokenizer, data.pairs, args, watch)
+    after = _recalled(model, base, known)
+    if after < before:
+        watch.tell(f"dpo: taken back, it left {after} of {before} approved answers in mind")
+        set_peft_model_state_dict(model, weights)
+    return metrics | {"recalled_before": before, "recalled_after": after, "kept": after >= before}
+
+
+def settle(
+    draft: Path, out: Path, base: Base, data: Data, recipe: Recipe, metrics: Metrics
+) -> Path:
+    """Name the draft by its content, verify it, and move it to its place in one step."""
+    (draft / "README.md").unlink(missing_ok=True)
+    name = lora.write_manifest(
+        draft,
+        base,
+        snapshot=data.snapshot,
+        recipe=recipe.model_dump(),
+        seed=recipe.seed,
+        versions={package: version(package) for package in VERSIONS},
+        threads=torch.get_num_threads(),
+        metrics=metrics,
+    )
+    lora.verify(draft, base)
+    folder = out / name
+    return folder if folder.exists() else draft.rename(folder)
+
+
+def _encoded(base: Base, rows: list[Record], max_length: int | None) -> list[Tokens]:
+    from training import sft
+
+    encoded = [sft.encode(base.tokenizer, row) for row in rows]
+    return [row for row in encoded if not max_length or len(row[0]) + len(row[1]) <= max_length]
+
+
+def _recalled(model: Any, base: Base, rows: list[Tokens]) -> int:
+    """How many answers greedy decoding gives exactly."""
+    return sum(sure > 0.5 for sure in certainty(model, rows, base.tokenizer.pad_token_id))
+
+
+def _half(base: Base) -> bool:
+    return bool(base.model.dtype == torch.bfloat16)
+
+
+def main(
+    snapshot: Annotated[Path, typer.Option(help="The snapshot folder.")],
+    out: Annotated[Path, typer.Option(help="Where the adapter's folder is put.")],
+    base_model: Annotated[str, typer.Option(help="A folder or a Hub id.")] = STARTER,
+    revision: Annotated[str | None, typer.Option(help="The base's commit, to pin it.")] = None,
+    home: Annotated[
+        Path | None,
+        typer.Option(envvar="TALKBACK_HOME", help="Its talkback.toml has the recipe."),
+    ] = None,
+) -> None:
+    """Train an adapter; the last line on stdout is JSON: {"id", "adapter", "metrics"}."""
+    try:
+        recipe = Recipe.read(Home.find(home))
+        folder = run(snapshot, base_model, revision, out, recipe, tell=_say)
+    except TalkbackError as error:
+        sys.exit(f"training: {error}")
+    manifest = json.loads((folder / lora.MANIFEST).read_text(encoding="utf-8"))
+    last = {"id": manifest["id"], "adapter": str(folder), "metrics": manifest["metrics"]}
+    print(json.dumps(last))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

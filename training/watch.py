@@ -1,0 +1,137 @@
+"""What is watched while TRL trains: finite numbers, the clock, and what the model recalls."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from feedback.errors import TalkbackError
+
+Tokens = tuple[list[int], list[int]]
+"""The token ids of a prompt and of its answer."""
+Tell = Callable[[str], None]
+
+
+class TrainingError(TalkbackError):
+    """The run cannot give a good adapter; the message says why and what to change."""
+
+
+class Clock:
+    """The time the whole run may take; 0 seconds is no limit."""
+
+    def __init__(self, seconds: float) -> None:
+        self.started = time.monotonic()
+        self.seconds = seconds
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def out(self) -> bool:
+        """True once the time is used up."""
+        return bool(self.seconds) and self.elapsed > self.seconds
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Breaks off at the first number that is not finite, ends when the clock is out, tells."""
+
+    def __init__(self, stage: str, clock: Clock, tell: Tell) -> None:
+        self.stage, self.clock, self.tell = stage, clock, tell
+        self.first: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+        self.stopped: str | None = None
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        numbers = {key: float(logs[key]) for key in logs if _is_number(logs[key])}
+        for key in ("loss", "grad_norm"):
+            if not math.isfinite(numbers.get(key, 0.0)):
+                raise TrainingError(
+                    f"{self.stage}: {key} is {numbers[key]} at step {state.global_step}; "
+                    f"lower learning_rate (now {args.learning_rate:g}) in [training.{self.stage}]"
+                )
+        self.first = self.first or numbers
+        self.last = numbers
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.clock.out:
+            control.should_training_stop = True
+            self.stopped = f"max_seconds ({self.clock.seconds:g}) used up"
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.tell(
+            f"{self.stage}: epoch {round(state.epoch or 0)} of {state.num_train_epochs}, "
+            f"loss {self.last.get('loss', math.nan):.3f}"
+        )
+
+
+class Learnt(TrainerCallback):  # type: ignore[misc]
+    """Ends the training once every answer in `rows` is recalled with certainty `sure`."""
+
+    def __init__(self, model: Any, rows: Sequence[Tokens], sure: float, pad: int) -> None:
+        self.model, self.rows, self.sure, self.pad = model, rows, sure, pad
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.rows and min(certainty(self.model, self.rows, self.pad)) >= self.sure:
+            control.should_training_stop = True
+
+
+@torch.no_grad()
+def certainty(model: Any, rows: Sequence[Tokens], pad: int, batch: int = 16) -> list[float]:
+    """Of each answer, the probability of its least likely token given all before it.
+
+    Above 0.5, greedy decoding gives exactly this answer.
+    """
+    training = model.training
+    model.eval()
+    found = [
+        value
+        for start in range(0, len(rows), batch)
+        for value in _certainty(model, rows[start : start + batch], pad)
+    ]
+    model.train(training)
+    return found
+
+
+def _certainty(model: Any, rows: Sequence[Tokens], pad: int) -> list[float]:
+    width = max(len(prompt) + len(answer) for prompt, answer in rows)
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros_like(ids)
+    for row, (prompt, answer) in enumerate(rows):
+        length = len(prompt) + len(answer)
+        ids[row, :length] = torch.tensor(prompt + answer)
+        mask[row, :length] = 1
+    device = next(model.parameters()).device
+    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+    logps = torch.log_softmax(logits[:, :-1].float().cpu(), -1)
+    taken = logps.gather(-1, ids[:, 1:, None])[..., 0]
+    spans = [(len(prompt) - 1, len(prompt) + len(answer) - 1) for prompt, answer in rows]
+    return [float(taken[row, a:b].min().exp()) for row, (a, b) in enumerate(spans)]
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return False
+        return True
+    return isinstance(value, int | float)
