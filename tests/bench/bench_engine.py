@@ -3,6 +3,7 @@
     python -m tests.bench.bench_engine                     # 135M shape, random weights
     python -m tests.bench.bench_engine --base starter      # the model that comes along
     python -m tests.bench.bench_engine --rounds 5 --json
+    python -m tests.bench.bench_engine --busy              # beside other work: see below
 
 The rounds interleave all measurements and the median of each round's ratio counts, so that a noisy
 machine is noisy for all alike.
@@ -24,6 +25,7 @@ from chatbot.engine import BASE, Request, Sampling
 from tests import models
 
 PROMPT, ANSWER = 64, 48
+clock = time.perf_counter
 
 
 def shape_135m(folder: Path) -> Path:
@@ -54,7 +56,7 @@ def generate_rate(base: Base) -> float:
 
     def run(tokens: int) -> float:
         ids = torch.tensor([prompt(0)])
-        begin = time.perf_counter()
+        begin = clock()
         base.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -63,7 +65,7 @@ def generate_rate(base: Base) -> float:
             do_sample=False,
             pad_token_id=0,
         )
-        return time.perf_counter() - begin
+        return clock() - begin
 
     return (ANSWER - 1) / (run(ANSWER) - run(1))
 
@@ -75,23 +77,25 @@ def engine_rate(engine: TorchEngine, streams: int, voices: list[str]) -> float:
         engine.submit(Request(prompt(n), voices[n % len(voices)], sampling)) for n in range(streams)
     ]
     while not all(stream.ids or stream.finish for stream in running):
-        time.sleep(0.001)
-    begin, first = time.perf_counter(), sum(len(stream.ids) for stream in running)
+        time.sleep(0.005)
+    begin, first = clock(), sum(len(stream.ids) for stream in running)
     while not any(stream.finish for stream in running):
-        time.sleep(0.001)
-    end, last = time.perf_counter(), sum(len(stream.ids) for stream in running)
+        time.sleep(0.005)
+    end, last = clock(), sum(len(stream.ids) for stream in running)
     for stream in running:
         stream.cancel()
         stream.wait()
     return (last - first) / (end - begin)
 
 
-def measure(base: Base, adapters: dict[str, Path], rounds: int) -> dict[str, list[float]]:
+def measure(
+    base: Base, adapters: dict[str, Path], rounds: int, threads: int
+) -> dict[str, list[float]]:
     """Each row's tokens/s, round by round."""
     found: dict[str, list[float]] = {}
     for _ in range(rounds):
         found.setdefault("generate", []).append(generate_rate(base))
-        engine = TorchEngine(base, EngineSettings())
+        engine = TorchEngine(base, EngineSettings(threads=threads))
         engine._batch._ends = frozenset()  # random weights would end when they please
         for name, folder in adapters.items():
             engine.load(name, folder)
@@ -136,13 +140,18 @@ def main() -> None:
     parser.add_argument("--base", default="135m", help="135m, starter, or any model")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--busy", action="store_true", help="one thread, per CPU-second")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    if args.busy:
+        global clock
+        clock = time.process_time
+        torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temp:
         known = {"starter": lambda: STARTER, "135m": lambda: str(shape_135m(Path(temp) / "135m"))}
         base = load_base(known.get(args.base, lambda: args.base)(), dtype=args.dtype)
         made = [models.write_adapter(Path(temp), base, seed=n, strength=0.01) for n in range(4)]
-        found = measure(base, {folder.name: folder for folder in made}, args.rounds)
+        found = measure(base, {folder.name: folder for folder in made}, args.rounds, int(args.busy))
     print(json.dumps(found) if args.json else report(found))
 
 
