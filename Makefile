@@ -22,7 +22,7 @@ lint: $(SETUP)
 	$(BIN)/lint-imports
 
 bench: $(SETUP)
-	for bench in tests/bench/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+	for bench in tests/bench/bench_*.py; do PYTHONPATH=. $(BIN)/python $$bench || exit 1; done
 
 $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
