@@ -3,6 +3,8 @@
 Heavy imports stay inside the fixtures, so that tests of the store start at once.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +16,8 @@ from feedback.settings import Home
 from feedback.store import Store
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from chatbot.service import Service
     from tests.processes import Server
 
@@ -72,3 +76,19 @@ def start_server(home: Home, tiny_base: Path) -> "Iterator[Callable[..., Server]
 def server(start_server: "Callable[..., Server]") -> "Server":
     """A server process that is ready."""
     return start_server().ready()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> "Iterator[Browser]":
+    """A real browser. Without one its tests are skipped, or fail where one is required."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        assert not os.environ.get("TALKBACK_REQUIRE_BROWSER"), "install chromium"
+        pytest.skip("NO BROWSER: install chromium (apt-get install chromium) to test the pages")
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        browser.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from playwright.sync_api import Browser, Page, expect
 
 from chatbot.base import load_base
 from chatbot.engine import BASE, Busy, Request, Stream, UnknownAdapter
@@ -21,6 +22,8 @@ from chatbot.turn import ChatSettings
 from feedback.settings import Home
 from feedback.store import Store
 from tests.models import write_adapter, write_model
+
+ANSWER = "#tb-chat .bot-row:not(:has(.tb-note)):not(:has(.tb-typing))"
 
 
 class ScriptedEngine:
@@ -101,3 +104,35 @@ def serve(service: Service) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(10)
+
+
+@contextmanager
+def visitor(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
+    """Somebody new at the chat page, in an English browser of their own."""
+    context = browser.new_context(locale="en-US", **options)
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    page.goto(url)
+    page.wait_for_function("() => localStorage.getItem('talkback_person')")
+    yield page
+    context.close()
+
+
+def ask(page: Page, text: str) -> None:
+    """Say something, and wait for the whole answer."""
+    answers = page.locator(ANSWER).count()
+    start(page, text)
+    expect(page.locator(ANSWER)).to_have_count(answers + 1)
+    settled(page)
+
+
+def start(page: Page, text: str) -> None:
+    """Say something."""
+    page.fill("#tb-composer textarea", text)
+    page.press("#tb-composer textarea", "Enter")
+
+
+def settled(page: Page) -> None:
+    """Wait until nothing streams."""
+    expect(page.locator("#tb-composer .submit-button")).to_be_visible()
+    expect(page.locator(".tb-typing")).to_have_count(0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from chatbot.base import STARTER
 from chatbot.pages import standing, theme, transcript
 from chatbot.pages.people import People
 from chatbot.pages.rating import REASONS_DOWN, REASONS_UP, Rating
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
 Changes = dict[Any, Any]
 
+STARTER_QUESTIONS = (
+    "What are your opening hours?",
+    "How long does delivery take?",
+    "What is your return policy?",
+    "Do you sell gift cards?",
+)
 FOLD_SIDEBAR = "() => ({open: window.innerWidth > 1000, __type__: 'update'})"
 PULSE_SECONDS = 4.0
 # Streams wait in the engine's own queue, which knows when it is full: Gradio's must not hold them.
@@ -85,7 +92,7 @@ class ChatPage:
             height="auto",
             scale=1,
             placeholder=theme.hello(chat.title),
-            examples=[{"text": example} for example in chat.examples] or None,
+            examples=[{"text": question} for question in _examples(self._service)] or None,
             feedback_options=("Like", "Dislike"),
         )
 
@@ -329,6 +336,12 @@ def _buttons(view: View) -> dict[str, bool]:
     if "busy" not in view:
         return {}
     return {"submit_btn": not view["busy"], "stop_btn": view["busy"]}
+
+
+def _examples(service: "Service") -> list[str]:
+    """The operator's example questions; the starter model knows which ones suit it."""
+    starter = service.base.name == STARTER
+    return service.chat.examples or (list(STARTER_QUESTIONS) if starter else [])
 
 
 def _open_one(view: View) -> str | None:

@@ -18,11 +18,12 @@ _VERDICT = {
 def speaking(registry: Registry, adapter: str, warning: str) -> str:
     """The card on top: who answers now, since when and why."""
     newest = next((p for p in registry.history() if p.adapter == adapter), None)
-    why = f"{_by(newest)}: {escape(newest.reason)}" if newest else "No adapter is in service."
-    since = f"speaks since {escape(ago(newest.created_at))}" if newest else "speaks"
+    why = "No adapter is in service: this is the base model."
+    if newest:
+        why = f"Took over {ago(newest.created_at)}. {_by(newest)}: {escape(newest.reason)}"
     return (
         f'<div class="tb-card tb-now"><span class="tb-dot"></span><div><strong>'
-        f"<code>{escape(adapter)}</code> {since}</strong><p>{why}</p></div></div>"
+        f"<code>{escape(adapter)}</code> is speaking</strong><p>{why}</p></div></div>"
         + (theme.notice(warning, "warn") if warning else "")
     )
 

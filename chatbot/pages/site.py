@@ -33,7 +33,7 @@ def mount(app: FastAPI, service: "Service", path: str = "/") -> FastAPI:
     with warnings.catch_warnings():
         # Gradio says of every app with several pages that it turns SSR off, also where it is off.
         warnings.filterwarnings("ignore", message="SSR mode is not supported")
-        return gr.mount_gradio_app(
+        mounted: FastAPI = gr.mount_gradio_app(
             app,
             build(service),
             path,
@@ -47,3 +47,4 @@ def mount(app: FastAPI, service: "Service", path: str = "/") -> FastAPI:
             pwa=False,
             mcp_server=False,
         )
+    return mounted

@@ -1,9 +1,10 @@
-"""Which adapter is speaking, since when, and what keeps it from speaking, in one line of HTML."""
+"""Which adapter is speaking, since when, and whether a new one was refused, in a line of HTML."""
 
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from chatbot.pages.theme import notice
 from chatbot.pages.words import ago
 
 if TYPE_CHECKING:
@@ -12,32 +13,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Standing:
-    """How things stand; no adapter while the model loads, a warning when a new one was refused."""
+    """How things stand; the warning says why a promoted adapter does not speak."""
 
-    adapter: str | None
+    adapter: str
     since: str | None
     warning: str
 
 
 def look(service: "Service") -> Standing:
     """How things stand with this service now."""
-    adapter = service.speaking
-    promoted = [row for row in service.registry.history() if row.adapter == adapter]
-    since = promoted[0].created_at if promoted else None
-    return Standing(adapter, since, service.warning or "")
+    promotion = service.registry.promotion()
+    speaks = promotion is not None and promotion.adapter == service.speaking
+    since = promotion.created_at if promotion and speaks else None
+    return Standing(service.speaking, since, service.warning)
 
 
 def pill(now: Standing) -> str:
     """The line above the talk."""
-    if now.adapter is None:
-        line = '<span class="tb-dot tb-waiting"></span>The model is waking up…'
-    else:
-        name = f"<code>{escape(now.adapter)}</code>"
-        since = f" · {escape(ago(now.since))}" if now.since else ""
-        line = f'<span class="tb-dot"></span>Speaking: {name}{since}'
-    html = f'<div class="tb-pill" role="status">{line}</div>'
-    return html + _warning(now.warning)
-
-
-def _warning(text: str) -> str:
-    return f'<div class="tb-notice tb-warn" role="status">{escape(text)}</div>' if text else ""
+    since = f" · took over {ago(now.since)}" if now.since else ""
+    name = f"<code>{escape(now.adapter)}</code>"
+    line = f'<span class="tb-dot"></span>Speaking: {name}{since}'
+    return f'<div class="tb-pill" role="status">{line}</div>' + notice(now.warning, "warn")

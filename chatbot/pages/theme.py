@@ -14,18 +14,22 @@ HEAD = """
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <script>
   (() => {
-    const kept = localStorage.getItem("talkback_theme");
-    const paint = (theme) => document.body.classList.toggle("dark", theme === "dark");
-    if (kept) {
-      const early = (_, watch) => { if (document.body) { paint(kept); watch.disconnect(); } };
-      new MutationObserver(early).observe(document.documentElement, { childList: true });
-      addEventListener("load", () => setTimeout(() => paint(kept), 0));
-    }
+    // Gradio paints by the system's preference; who has chosen keeps what they chose.
+    const chosen = () => localStorage.getItem("talkback_theme");
+    const isDark = () => document.body.classList.contains("dark");
+    const paint = () => {
+      if (chosen() && isDark() !== (chosen() === "dark")) document.body.classList.toggle("dark");
+    };
+    const begin = () => {
+      paint();
+      const watch = { attributes: true, attributeFilter: ["class"] };
+      new MutationObserver(paint).observe(document.body, watch);
+    };
+    document.body ? begin() : addEventListener("DOMContentLoaded", begin);
     addEventListener("click", (event) => {
       if (!event.target.closest("#tb-theme")) return;
-      const theme = document.body.classList.contains("dark") ? "light" : "dark";
-      localStorage.setItem("talkback_theme", theme);
-      paint(theme);
+      localStorage.setItem("talkback_theme", isDark() ? "light" : "dark");
+      paint();
     });
   })();
 </script>

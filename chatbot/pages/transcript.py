@@ -90,7 +90,7 @@ def _correction(store: Store, message: Message, person: str) -> list[Bubble]:
     decision = decision_on(store, message.id)
     if decision is None:
         return [_note("plain", "✎ Your correction is with a reviewer")]
-    return [_note(*_OUTCOME[decision])]
+    return [_note(*_OUTCOME[decision.action])]
 
 
 def _note(kind: str, text: str, *, safe: bool = False) -> Bubble:

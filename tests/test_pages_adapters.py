@@ -1,0 +1,103 @@
+"""The adapters page in a real browser: who speaks, how each was judged, promotion and rollback."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.scripted import ScriptedEngine, new_adapter, open_service, serve
+
+if TYPE_CHECKING:
+    from chatbot.service import Service
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> "Service":
+    return open_service(tmp_path_factory.mktemp("adapters"), ScriptedEngine())
+
+
+@pytest.fixture(scope="module")
+def url(service: "Service") -> Iterator[str]:
+    with serve(service) as address:
+        yield f"{address}/adapters"
+
+
+@pytest.fixture
+def page(chromium: Browser, url: str) -> Iterator[Page]:
+    context = chromium.new_context(locale="en-US")
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    page.goto(url)
+    expect(page.locator("#tb-list label").first).to_be_visible()
+    yield page
+    context.close()
+
+
+def pick(page: Page, adapter: str) -> None:
+    page.reload()
+    page.locator("#tb-list label", has_text=adapter).click()
+    expect(page.locator("#tb-adapter h3")).to_have_text(adapter)
+
+
+def test_the_first_adapter_speaks_from_the_first_start(page: Page, service: "Service") -> None:
+    expect(page.locator("#tb-now")).to_contain_text(f"{service.speaking} is speaking")
+    expect(page.locator(".tb-history li")).to_have_count(1)
+    expect(page.locator("#tb-promote")).to_be_disabled()
+
+
+def test_a_report_is_shown_with_its_verdict_and_reasons_and_in_full(
+    page: Page, service: "Service"
+) -> None:
+    adapter = new_adapter(service, seed=1)
+    folder = service.home.reports / "rep-1"
+    folder.mkdir()
+    (folder / "report.md").write_text("| suite | after |\n|---|---|\n| repairs | <b>9/9</b> |\n")
+    service.registry.add_report(
+        "rep-1",
+        adapter=adapter,
+        against=service.speaking,
+        verdict="refuse",
+        reasons=["collapse: 41 of 60 questions got one answer <script>"],
+    )
+    pick(page, adapter)
+    expect(page.locator(".tb-report .tb-badge")).to_have_text("refused")
+    expect(page.locator(".tb-report li")).to_contain_text("collapse: 41 of 60")
+    page.get_by_role("button", name="The whole report").click()
+    expect(page.locator("td", has_text="<b>9/9</b>")).to_be_visible()
+
+
+def test_an_operator_promotes_and_rolls_back_by_name(page: Page, service: "Service") -> None:
+    before, adapter = service.speaking, new_adapter(service, seed=2)
+    pick(page, adapter)
+    page.get_by_placeholder("Why?").fill("reads better")
+    page.get_by_placeholder("Your name").fill("otto")
+    page.click("#tb-promote")
+    expect(page.get_by_text("is promoted.")).to_be_visible()
+    expect(page.locator("#tb-now")).to_contain_text(f"{adapter} is speaking")
+    expect(page.locator(".tb-history li").first).to_contain_text("reads better")
+    assert service.speaking == adapter
+    newest = service.registry.history()[0]
+    assert (newest.by, newest.who, newest.reason) == ("person", "otto", "reads better")
+    page.click("#tb-rollback")
+    expect(page.locator("#tb-now")).to_contain_text(f"{before} is speaking")
+    assert service.registry.history()[0].adapter == before
+
+
+def test_a_refused_adapter_leaves_the_old_one_speaking_and_says_why(
+    page: Page, service: "Service"
+) -> None:
+    before, broken = service.speaking, new_adapter(service, seed=3)
+    (service.home.adapters / broken / "adapter_model.safetensors").write_bytes(b"broken")
+    pick(page, broken)
+    page.click("#tb-promote")
+    expect(page.locator("#tb-now .tb-warn")).to_contain_text("refused")
+    expect(page.locator("#tb-now")).to_contain_text(f"{before} is speaking")
+    service.registry.promote(before, "person", "otto", "back")
+
+
+def test_a_promotion_elsewhere_shows_by_itself(page: Page, service: "Service") -> None:
+    adapter = new_adapter(service, seed=4)
+    service.registry.promote(adapter, "gate", "cycle", "better on repairs")
+    expect(page.locator("#tb-now")).to_contain_text(f"{adapter} is speaking")
+    expect(page.locator(".tb-history li").first).to_contain_text("better on repairs")

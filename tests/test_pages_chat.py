@@ -1,0 +1,367 @@
+"""The chat page in a real browser: what people see, and what of it is stored."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from chatbot.pages.pacing import paced
+from chatbot.pages.people import People
+from chatbot.pages.talk import Talk
+from chatbot.pages.view import Place
+from chatbot.pages.words import shown, typed
+from feedback import review
+from feedback.store import Feedback, Store
+from tests.scripted import (
+    ANSWER,
+    ScriptedEngine,
+    ask,
+    new_adapter,
+    open_service,
+    serve,
+    settled,
+    start,
+    visitor,
+)
+
+if TYPE_CHECKING:
+    from chatbot.service import Service
+
+EXAMPLES = ["When do you open?", "Do you ship abroad?"]
+LONG = " ".join(f"word{number}" for number in range(200))
+
+
+@pytest.fixture(scope="module")
+def engine() -> ScriptedEngine:
+    return ScriptedEngine()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, engine: ScriptedEngine) -> "Service":
+    root = tmp_path_factory.mktemp("chat")
+    return open_service(root, engine, title="Willow & Finch", examples=EXAMPLES)
+
+
+@pytest.fixture(scope="module")
+def url(service: "Service") -> Iterator[str]:
+    with serve(service) as address:
+        yield address
+
+
+@pytest.fixture
+def page(chromium: Browser, url: str, engine: ScriptedEngine) -> Iterator[Page]:
+    engine.answers, engine.pause, engine.busy = [], 0.01, False
+    with visitor(chromium, url) as page:
+        yield page
+
+
+def last_answer(store: Store) -> str:
+    row = store.row("select id from message where role = 'assistant' order by rowid desc limit 1")
+    assert row is not None
+    return str(row["id"])
+
+
+def said_of(store: Store, kind: str) -> list[Feedback]:
+    return [one for one in store.feedback_on(last_answer(store)) if one.kind == kind]
+
+
+def press(page: Page, title: str) -> None:
+    page.locator(f"#tb-chat button[title={title}]").last.click()
+
+
+def test_an_answer_streams_and_is_stored_with_its_speaker(
+    page: Page, service: "Service", engine: ScriptedEngine
+) -> None:
+    engine.answers, engine.pause = ["We open at nine **every** day."], 0.25
+    start(page, "When do you open?")
+    expect(page.locator(ANSWER)).to_contain_text("We open")
+    assert "day" not in page.locator(ANSWER).inner_text()
+    settled(page)
+    expect(page.locator(ANSWER)).to_have_text("We open at nine every day.")
+    answer = service.store.message(last_answer(service.store))
+    assert answer.content == "We open at nine **every** day."
+    speaker = service.store.speaker(answer.id)
+    assert speaker is not None and speaker.adapter == service.speaking
+    expect(page.locator("#tb-status")).to_contain_text(service.speaking)
+
+
+def test_stop_keeps_what_was_shown(page: Page, service: "Service", engine: ScriptedEngine) -> None:
+    engine.answers, engine.pause = [LONG], 0.05
+    start(page, "Talk for long")
+    expect(page.locator(ANSWER)).to_contain_text("word3")
+    page.click("#tb-composer .stop-button")
+    settled(page)
+    expect(page.locator(".tb-stopped")).to_be_visible()
+    answer = service.store.message(last_answer(service.store))
+    assert "word3" in answer.content and "word199" not in answer.content
+    assert page.locator(ANSWER).inner_text() == answer.content.strip()
+
+
+def test_a_retry_asks_which_answer_is_better_and_goes_on_from_that_one(
+    page: Page, service: "Service", engine: ScriptedEngine
+) -> None:
+    engine.answers = ["At nine.", "At ten."]
+    ask(page, "When do you open?")
+    first = last_answer(service.store)
+    press(page, "Retry")
+    expect(page.locator("#tb-pair")).to_contain_text("Which answer is better?")
+    second = last_answer(service.store)
+    expect(page.locator(ANSWER)).to_have_text("At ten.")
+    page.get_by_role("button", name="The first").click()
+    expect(page.get_by_text("Saved. Thank you.")).to_be_visible()
+    expect(page.locator(ANSWER)).to_have_text("At nine.")
+    expect(page.locator("#tb-pair")).to_be_hidden()
+    choices = [one for one in service.store.feedback_on(first) if one.kind == "choice"]
+    assert [one.value for one in choices] == [{"over": second}]
+
+
+def test_now_and_then_two_answers_are_offered(
+    page: Page, service: "Service", engine: ScriptedEngine
+) -> None:
+    usual = service.chat
+    service.chat = usual.model_copy(update={"choice_every": 1})
+    try:
+        engine.answers = ["At nine.", "At ten."]
+        start(page, "When do you open?")
+        page.get_by_role("button", name="About the same").click()
+        expect(page.locator("#tb-pair")).to_be_hidden()
+    finally:
+        service.chat = usual
+    rows = service.store.rows("select value from feedback where value like '%tie%'")
+    assert len(rows) == 1
+
+
+def test_undo_takes_the_last_exchange_back_to_be_written_anew(page: Page) -> None:
+    ask(page, "First thing")
+    ask(page, "Second thing")
+    press(page, "Undo")
+    expect(page.locator("#tb-composer textarea")).to_have_value("Second thing")
+    expect(page.locator("#tb-chat .user-row")).to_have_count(1)
+
+
+def test_editing_ones_own_message_makes_a_branch(
+    page: Page, service: "Service", engine: ScriptedEngine
+) -> None:
+    engine.answers = ["At nine.", "It is free."]
+    ask(page, "When do you opn?")
+    page.locator("#tb-chat .user-row").hover()
+    page.locator("#tb-chat button[title=Edit]").first.click()
+    page.locator("#tb-chat textarea").fill("How much is delivery?")
+    page.click("#tb-chat button[title=Submit]")
+    expect(page.locator(ANSWER)).to_have_text("It is free.")
+    expect(page.locator("#tb-chat .user-row")).to_have_text("How much is delivery?")
+    answer = service.store.message(last_answer(service.store))
+    said = [message.content for message in service.store.messages(answer.conversation_id)]
+    assert said == ["When do you opn?", "At nine.", "How much is delivery?", "It is free."]
+    assert len(service.store.thread(answer.id)) == 2
+
+
+def test_a_corrected_answer_waits_for_a_reviewer_and_hears_of_the_decision(
+    page: Page, service: "Service", engine: ScriptedEngine
+) -> None:
+    engine.answers = ["We close at five."]
+    ask(page, "When do you close?")
+    press(page, "Edit")
+    page.locator("#tb-chat textarea").fill("We close at six.")
+    page.click("#tb-chat button[title=Submit]")
+    expect(page.get_by_text("a reviewer will look at it")).to_be_visible()
+    expect(page.locator(".tb-note")).to_contain_text("is with a reviewer")
+    expect(page.locator(ANSWER)).to_have_text("We close at five.")
+    answer = last_answer(service.store)
+    assert [one.value for one in said_of(service.store, "edit")] == [{"text": "We close at six."}]
+    review.decide(service.store, answer, "rita", "approve")
+    page.reload()
+    expect(page.locator(".tb-note")).to_contain_text("A reviewer approved your correction")
+
+
+def test_an_approved_answer_is_marked_as_such(
+    page: Page, service: "Service", engine: ScriptedEngine
+) -> None:
+    engine.answers = ["We have none."]
+    ask(page, "Where is your shop in Leeds?")
+    review.decide(service.store, last_answer(service.store), "rita", "correct", "At 4 Mill Lane.")
+    ask(page, "where is your shop in leeds")
+    expect(page.locator(ANSWER).last).to_have_text("At 4 Mill Lane.")
+    expect(page.locator(".tb-approved")).to_contain_text("Approved answer")
+
+
+def test_a_thumb_with_reasons_and_a_comment_is_stored_and_can_be_taken_back(
+    page: Page, service: "Service"
+) -> None:
+    ask(page, "Hello there")
+    press(page, "Dislike")
+    expect(page.get_by_text("Saved. Thank you.").first).to_be_visible()
+    assert [one.value for one in said_of(service.store, "thumb")] == [{"up": False}]
+    page.get_by_label("Wrong fact").check(force=True)
+    page.get_by_placeholder("Anything to add?").fill("It is on your door")
+    page.get_by_role("button", name="Send", exact=True).click()
+    expect(page.locator("#tb-rated")).to_be_hidden()
+    thumb = said_of(service.store, "thumb")[-1]
+    assert thumb.value == {"up": False, "reasons": ["Wrong fact"]}
+    assert said_of(service.store, "comment")[0].value == {"text": "It is on your door"}
+    page.reload()
+    press(page, "Disliked")
+    expect(page.get_by_text("Your thumb is taken back.")).to_be_visible()
+    assert service.store.thumb_of(last_answer(service.store), thumb.person) is None
+
+
+def test_saved_is_not_said_when_the_store_did_not_take_it(page: Page, service: "Service") -> None:
+    ask(page, "Hello there")
+    with service.store.write() as db:
+        db.execute("alter table feedback rename to feedback_away")
+    try:
+        press(page, "Like")
+        expect(page.locator(".toast-body.error")).to_be_visible()
+        assert "Saved" not in page.inner_text("body")
+    finally:
+        with service.store.write() as db:
+            db.execute("alter table feedback_away rename to feedback")
+
+
+def test_conversations_are_listed_survive_a_reload_and_belong_to_one_person(
+    page: Page, chromium: Browser, url: str
+) -> None:
+    ask(page, "About gardens")
+    page.click("#tb-new")
+    expect(page.locator("#tb-chat .user-row")).to_have_count(0)
+    ask(page, "About houses")
+    page.reload()
+    expect(page.locator("#tb-chat .user-row")).to_have_text("About houses")
+    expect(page.locator("#tb-conversations label")).to_have_text(["About houses", "About gardens"])
+    page.locator("#tb-conversations label", has_text="About gardens").click()
+    expect(page.locator("#tb-chat .user-row")).to_have_text("About gardens")
+    with visitor(chromium, url) as other:
+        expect(other.locator("#tb-conversations label")).to_have_count(0)
+        expect(other.locator("#tb-chat .example")).to_have_count(2)
+
+
+def test_an_example_question_is_asked_with_one_click(page: Page, engine: ScriptedEngine) -> None:
+    engine.answers = ["Yes, to all of Europe."]
+    page.locator("#tb-chat .example", has_text="Do you ship abroad?").click()
+    expect(page.locator(ANSWER)).to_have_text("Yes, to all of Europe.")
+    expect(page.locator("#tb-chat .user-row")).to_have_text("Do you ship abroad?")
+
+
+def test_a_busy_bot_says_so_and_gives_the_words_back(
+    page: Page, service: "Service", engine: ScriptedEngine
+) -> None:
+    engine.busy = True
+    before = service.store.counts()["messages"]
+    start(page, "Are you there?")
+    expect(page.locator("#tb-notice")).to_contain_text("Try again")
+    expect(page.locator("#tb-composer textarea")).to_have_value("Are you there?")
+    assert service.store.counts()["messages"] == before
+    engine.busy = False
+    page.press("#tb-composer textarea", "Enter")
+    expect(page.locator(ANSWER)).to_have_count(1)
+    expect(page.locator("#tb-notice")).to_be_hidden()
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "<script>document.title='pwned'</script>",
+        "<img src=x onerror=\"document.title='pwned'\">",
+        "![x](http://127.0.0.1:9/track.png)",
+        "<iframe src=\"javascript:parent.document.title='pwned'\"></iframe>",
+        "[click](javascript:document.title='pwned')",
+    ],
+)
+def test_script_in_messages_and_answers_does_nothing(
+    page: Page, engine: ScriptedEngine, url: str, attack: str
+) -> None:
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    engine.answers = [f"You said {attack}"]
+    ask(page, attack)
+    page.wait_for_timeout(300)
+    assert "pwned" not in page.title()
+    assert page.locator("#tb-chat .prose :is(img, script, iframe)").count() == 0
+    assert page.locator("#tb-chat a[href^='javascript:']").count() == 0
+    assert [each for each in asked if not each.startswith(url)] == []
+
+
+def test_nothing_is_loaded_from_elsewhere(page: Page, url: str) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.reload()
+    page.wait_for_selector("#tb-chat .example")
+    assert asked and all(each.startswith((url, "data:", "blob:")) for each in asked)
+
+
+def test_a_new_adapter_takes_over_in_sight(page: Page, service: "Service") -> None:
+    ask(page, "Hello old one")
+    adapter = new_adapter(service, seed=7)
+    service.registry.promote(adapter, "person", "otto", "reads better")
+    expect(page.locator("#tb-status")).to_contain_text(adapter)
+    ask(page, "Hello new one")
+    expect(page.locator(".tb-new")).to_contain_text(adapter)
+
+
+def test_a_refused_adapter_is_said_to_be_refused(page: Page, service: "Service") -> None:
+    before = service.speaking
+    broken = new_adapter(service, seed=8)
+    (service.home.adapters / broken / "adapter_model.safetensors").write_bytes(b"broken")
+    service.registry.promote(broken, "person", "otto", "by mistake")
+    try:
+        expect(page.locator("#tb-status .tb-warn")).to_contain_text("refused")
+        assert service.speaking == before
+        expect(page.locator("#tb-status .tb-pill")).to_contain_text(before)
+    finally:
+        service.registry.promote(before, "person", "otto", "back")
+
+
+def test_a_phone_shows_the_whole_page_without_scrolling_sideways(
+    chromium: Browser, url: str
+) -> None:
+    size = {"width": 390, "height": 844}
+    with visitor(chromium, url, viewport=size, color_scheme="dark", has_touch=True) as page:
+        ask(page, "a" * 120)
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        composer = page.locator("#tb-composer").bounding_box()
+        assert composer is not None and composer["y"] + composer["height"] <= 844
+        assert page.locator("body.dark").count() == 1
+
+
+def test_the_theme_that_was_chosen_is_kept(page: Page) -> None:
+    page.click("#tb-theme")
+    expect(page.locator("body")).to_have_class(re.compile("dark"))
+    page.reload()
+    expect(page.locator("body")).to_have_class(re.compile("dark"))
+
+
+def test_updates_are_coalesced_and_the_end_is_always_shown() -> None:
+    clock = iter([step * 0.01 for step in range(1000)])
+    shown_texts = list(paced("x" * 100, per_second=10, clock=lambda: next(clock)))
+    assert 5 <= len(shown_texts) <= 25
+    assert shown_texts[-1] == "x" * 100
+
+
+def test_a_forged_token_or_place_opens_nothing_of_another_person(service: "Service") -> None:
+    people = People(service.home.root)
+    store = service.store
+    token, ann = people.known(None)
+    talk = store.start_conversation(ann, "Secret")
+    asked = store.add_message(talk, None, "user", "Secret")
+    there = Place(talk, asked).keep()
+    page = Talk(service, people)
+    assert page.arrive(token, there)["place"] == Place(talk, asked)
+    for forged in (f"{ann}.0000", ann, None, 7, people.issue()):
+        view = page.arrive(forged, there)
+        assert view["place"] == Place() and view["rows"] == []
+        assert page.open(forged, talk)["rows"] == []
+
+
+def test_the_signing_key_survives_a_restart_and_only_its_owner_reads_it(tmp_path: Path) -> None:
+    token = People(tmp_path).issue()
+    assert People(tmp_path).read(token) is not None
+    assert (tmp_path / "browser.key").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("text", ["a <b>c</b>", "![x](y)", "x < y", "`<i>` and <i>", "wow! [1]"])
+def test_text_shown_for_editing_comes_back_as_it_was(text: str) -> None:
+    assert typed(shown(text)) == text
+    assert "<i>" in shown("`<i>`")

@@ -1,0 +1,200 @@
+"""The review page in a real browser: the queue, decisions, and who may see it at all."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from chatbot.pages.words import differences
+from feedback import review
+from feedback.exemplars import same
+from feedback.store import Speaker
+from tests.scripted import ScriptedEngine, open_service, serve
+
+if TYPE_CHECKING:
+    from chatbot.service import Service
+
+TOKEN = "open sesame"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> "Service":
+    root = tmp_path_factory.mktemp("review")
+    return open_service(root, ScriptedEngine(), review_token=TOKEN)
+
+
+@pytest.fixture(scope="module")
+def url(service: "Service") -> Iterator[str]:
+    with serve(service) as address:
+        yield f"{address}/review"
+
+
+@pytest.fixture
+def page(chromium: Browser, url: str, service: "Service") -> Iterator[Page]:
+    """A reviewer who is in, with nothing left over from other tests."""
+    for item in review.queue(service.store):
+        review.decide(service.store, item.message.id, "cleaner", "reject")
+    context = chromium.new_context(locale="en-US")
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    page.goto(url)
+    enter(page, TOKEN)
+    expect(page.get_by_text("All caught up")).to_be_visible()
+    yield page
+    context.close()
+
+
+def enter(page: Page, token: str) -> None:
+    page.get_by_placeholder("Review token").fill(token)
+    page.get_by_role("button", name="Open").click()
+
+
+def answered(service: "Service", question: str, answer: str) -> str:
+    """A stored answer to a question, in a conversation of its own."""
+    talk = service.store.start_conversation("ann", question)
+    asked = service.store.add_message(talk, None, "user", question)
+    speaker = Speaker(adapter=service.speaking, base="tiny")
+    return service.store.add_message(talk, asked, "assistant", answer, speaker)
+
+
+def edited(service: "Service", question: str, answer: str, better: str) -> str:
+    message = answered(service, question, answer)
+    service.store.add_feedback(message, "ann", "edit", {"text": better})
+    return message
+
+
+def test_an_edit_stands_beside_the_answer_and_works_at_once_when_approved(
+    page: Page, service: "Service"
+) -> None:
+    message = edited(service, "When do you open on Mondays?", "We open at nine.", "We open at ten.")
+    service.store.add_feedback(message, "ann", "thumb", {"up": False, "reasons": ["Wrong fact"]})
+    service.store.add_feedback(message, "ann", "comment", {"text": "It is on your door"})
+    page.reload()
+    expect(page.locator("#tb-case")).to_contain_text("Wrong fact")
+    expect(page.locator("#tb-case")).to_contain_text("It is on your door")
+    expect(page.locator("#tb-case del")).to_have_text("nine")
+    expect(page.locator("#tb-case ins")).to_have_text("ten")
+    page.get_by_placeholder("Your name").fill("rita")
+    page.click("#tb-approve")
+    expect(page.get_by_text("Saved. It is at work")).to_be_visible()
+    expect(page.get_by_text("All caught up")).to_be_visible()
+    decision = review.decision_on(service.store, message)
+    assert decision is not None
+    assert (decision.action, decision.answer) == ("approve", "We open at ten.")
+    assert decision.reviewer == "rita"
+    found = same(service.store, "When do you open on Mondays?")
+    assert found is not None and found.answer == "We open at ten."
+
+
+def test_approving_a_text_that_the_reviewer_changed_keeps_the_changed_one(
+    page: Page, service: "Service"
+) -> None:
+    message = edited(service, "How much is express delivery?", "It is nine euros.", "It is 8 euro.")
+    page.reload()
+    page.fill("#tb-answer textarea", "It is 8 euros.")
+    page.click("#tb-approve")
+    expect(page.get_by_text("All caught up")).to_be_visible()
+    decision = review.decision_on(service.store, message)
+    assert decision is not None
+    assert (decision.action, decision.answer) == ("correct", "It is 8 euros.")
+
+
+def test_decisions_lead_through_the_queue(page: Page, service: "Service") -> None:
+    first = edited(service, "Do you repair lawn mowers?", "We do not.", "We do.")
+    second = answered(service, "Do you sell kayaks?", "We sell boats.")
+    service.store.add_feedback(second, "ann", "thumb", {"up": False})
+    page.reload()
+    expect(page.locator("#tb-items label")).to_have_count(2)
+    expect(page.locator("#tb-case")).to_contain_text("Do you repair lawn mowers?")
+    page.click("#tb-next")
+    expect(page.locator("#tb-case")).to_contain_text("Do you sell kayaks?")
+    page.fill("#tb-answer textarea", "We have no kayaks.")
+    page.click("#tb-correct")
+    expect(page.locator("#tb-case")).to_contain_text("Do you repair lawn mowers?")
+    page.click("#tb-reject")
+    expect(page.get_by_text("All caught up")).to_be_visible()
+    decisions = [review.decision_on(service.store, message) for message in (first, second)]
+    assert [decision and decision.action for decision in decisions] == ["reject", "correct"]
+
+
+def test_an_empty_correction_is_refused_in_words(page: Page, service: "Service") -> None:
+    message = edited(service, "Is there parking?", "No.", "Yes.")
+    page.reload()
+    page.fill("#tb-answer textarea", "  ")
+    page.click("#tb-correct")
+    expect(page.get_by_role("alert")).to_contain_text("is empty")
+    assert review.decision_on(service.store, message) is None
+
+
+def test_script_in_what_people_wrote_does_nothing_to_a_reviewer(
+    page: Page, service: "Service"
+) -> None:
+    attack = "<img src=x onerror=\"document.title='pwned'\"><script>document.title='pwned'</script>"
+    message = edited(service, f"Hello {attack}", f"Answer {attack}", f"Better {attack}")
+    service.store.add_feedback(message, "ann", "comment", {"text": attack})
+    page.reload()
+    expect(page.locator("#tb-case blockquote")).to_have_text(attack)
+    page.wait_for_timeout(300)
+    assert "pwned" not in page.title()
+    assert page.locator("#tb-case :is(img, script)").count() == 0
+
+
+def test_without_the_token_the_page_stays_shut(
+    chromium: Browser, url: str, service: "Service"
+) -> None:
+    edited(service, "What is your secret?", "None.", "A secret answer.")
+    page = chromium.new_context(locale="en-US").new_page()
+    page.goto(url)
+    enter(page, "wrong")
+    expect(page.get_by_role("alert")).to_contain_text("review token")
+    assert "secret" not in page.content()
+    page.context.close()
+
+
+def test_no_handler_of_the_page_can_be_called_without_the_token(
+    url: str, service: "Service"
+) -> None:
+    """Whoever calls the server by hand, past the page, is refused by every handler."""
+    message = edited(service, "What is your other secret?", "None.", "Another secret answer.")
+    root = url.removesuffix("/review")
+    config = httpx.get(f"{url}/config", follow_redirects=True).json()
+    handlers = [one for one in config["dependencies"] if one["backend_fn"]]
+    promotions = len(service.registry.history())
+    decided = 0
+    for handler in handlers:
+        values = [guess(config, name, message, service) for name in handler["inputs"]]
+        said = call(root, handler["id"], values)
+        assert "secret answer" not in said
+        decided += 1
+    assert decided > 10
+    assert review.decision_on(service.store, message) is None
+    assert len(service.registry.history()) == promotions
+
+
+def guess(config: dict[str, list[dict[str, object]]], name: int, message: str, service: "Service"):  # type: ignore[no-untyped-def]
+    """What an attacker would send for one of a handler's inputs."""
+    kind = next(c["type"] for c in config["components"] if c["id"] == name)
+    adapter = service.registry.adapters()[0].id
+    return {"browserstate": "guess", "radio": message, "chatbot": []}.get(str(kind), adapter)
+
+
+def call(root: str, handler: int, values: list[object]) -> str:
+    """Run a handler through the queue, as the page's script does; everything it answers."""
+    session = f"attack{handler}"
+    body = {"data": values, "fn_index": handler, "session_hash": session}
+    joined = httpx.post(f"{root}/gradio_api/queue/join", json=body)
+    if joined.status_code != 200:
+        return joined.text
+    answer = httpx.get(
+        f"{root}/gradio_api/queue/data", params={"session_hash": session}, timeout=30
+    )
+    return answer.text
+
+
+def test_differences_are_marked_word_by_word_and_escaped() -> None:
+    before, after = differences("Open at <nine> today", "Open at <ten> today")
+    assert before == "Open at &lt;<del>nine</del>&gt; today"
+    assert after == "Open at &lt;<ins>ten</ins>&gt; today"
+    assert "<del>" not in differences("Nothing alike", "Something quite different here")[0]
