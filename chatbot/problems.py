@@ -87,6 +87,8 @@ async def _of_the_house(request: Request, error: Exception) -> JSONResponse:
 
 async def _of_validation(request: Request, error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return Problem(400, f"the body is not JSON: {first['ctx']['error']}").response()
     place = [str(part) for part in first["loc"] if part != "body"]
     where = ".".join(place) or "the body"
     said = str(first["msg"]).removeprefix("Value error, ")

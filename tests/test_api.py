@@ -1,0 +1,407 @@
+"""The API over real HTTP: OpenAI's own client, plain HTTP, and clients that behave badly."""
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from fastapi import FastAPI
+
+from chatbot import api, problems
+from chatbot.service import Service
+from feedback.review import decide
+from feedback.settings import Home
+from feedback.store import Message
+from tests.conftest import TOML
+from tests.models import write_adapter
+from tests.serving import serving
+
+SEEDS = itertools.count(1)
+ASK = [{"role": "user", "content": "When do you open?"}]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Service]:
+    """One service for all tests here: none of them minds what the others have said."""
+    home = Home.find(tmp_path_factory.mktemp("api"))
+    home.toml.write_text(TOML)
+    service = Service.open(home, str(tiny_base), poll_seconds=0.1)
+    yield service
+    service.close()
+
+
+@pytest.fixture(scope="module")
+def address(service: Service) -> Iterator[str]:
+    app = FastAPI()
+    problems.install(app)
+    app.include_router(api.router(service))
+    with serving(app) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def http(address: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=address, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+def ask(http: httpx.Client, **fields: Any) -> httpx.Response:
+    """A short plain completion."""
+    return http.post("/v1/chat/completions", json={"messages": ASK, "max_tokens": 8, **fields})
+
+
+def events(response: httpx.Response) -> list[dict[str, Any]]:
+    """The server-sent events of a stream that has ended well."""
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def refusal(response: httpx.Response) -> tuple[int, dict[str, Any]]:
+    """Status and error of a refused request, in OpenAI's shape."""
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["message"]
+    return response.status_code, error
+
+
+def another_adapter(service: Service) -> str:
+    """A registered adapter that speaks otherwise than all others."""
+    folder = write_adapter(service.home.adapters, service.base, seed=next(SEEDS))
+    return service.registry.register(folder)
+
+
+class TestOpenAIClient:
+    """The official client works unchanged."""
+
+    def test_plain(self, client: openai.OpenAI, service: Service) -> None:
+        answer = client.chat.completions.create(model="talkback", messages=ASK, max_tokens=8)  # type: ignore[arg-type]
+        stored = service.store.message(answer.id)
+        assert answer.choices[0].message.content == stored.content != ""
+        assert answer.model == f"talkback:{service.speaking}"
+        speaker, usage = service.store.speaker(answer.id), answer.usage
+        assert speaker is not None and usage is not None
+        assert usage.completion_tokens == speaker.completion_tokens
+        assert usage.prompt_tokens == speaker.prompt_tokens > 0
+        reason = {"stop": "stop", "length": "length"}[speaker.finish]
+        assert answer.choices[0].finish_reason == reason
+
+    def test_stream(self, client: openai.OpenAI, service: Service) -> None:
+        chunks = list(
+            client.chat.completions.create(
+                model="talkback",
+                messages=ASK,  # type: ignore[arg-type]
+                max_tokens=16,
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+        )
+        (id,) = {chunk.id for chunk in chunks}
+        words = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+        assert "".join(words) == service.store.message(id).content != ""
+        assert chunks[0].choices[0].delta.role == "assistant"
+        assert chunks[-2].choices[0].finish_reason in ("stop", "length")
+        assert chunks[-1].usage is not None and chunks[-1].usage.total_tokens > 0
+
+    def test_models(self, client: openai.OpenAI, service: Service) -> None:
+        listed = [model.id for model in client.models.list()]
+        adapters = [f"talkback:{adapter}" for adapter in service.adapters()]
+        assert listed == ["talkback", "talkback:base", *adapters] and adapters
+        assert client.models.retrieve("talkback:base").id == "talkback:base"
+
+    def test_errors_are_the_clients_own(self, client: openai.OpenAI) -> None:
+        with pytest.raises(openai.NotFoundError, match="gpt-9"):
+            client.chat.completions.create(model="gpt-9", messages=ASK)  # type: ignore[arg-type]
+        with pytest.raises(openai.BadRequestError, match="tools is not supported"):
+            client.chat.completions.create(
+                model="talkback",
+                messages=ASK,  # type: ignore[arg-type]
+                tools=[{"type": "function", "function": {"name": "f"}}],
+            )
+
+    def test_a_conversation_as_the_client_keeps_it(self, client: openai.OpenAI) -> None:
+        messages: list[Any] = [{"role": "system", "content": "Be kind."}, *ASK]
+        first = client.chat.completions.create(model="talkback", messages=messages, max_tokens=8)
+        said = {"role": "assistant", "content": first.choices[0].message.content}
+        more = [*messages, said, {"role": "user", "content": "And on Sundays?"}]
+        second = client.chat.completions.create(model="talkback", messages=more, max_tokens=8)
+        assert first.usage is not None and second.usage is not None
+        assert second.usage.prompt_tokens > first.usage.prompt_tokens + 8
+
+
+def test_curl_gets_an_answer_with_the_smallest_request(http: httpx.Client) -> None:
+    answer = http.post(
+        "/v1/chat/completions",
+        content='{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}',
+        headers={"content-type": "application/json"},
+    )
+    assert answer.status_code == 200 and answer.json()["object"] == "chat.completion"
+
+
+def test_the_speaker_row_tells_all_of_the_request(http: httpx.Client, service: Service) -> None:
+    parts = [{"type": "text", "text": "When do"}, {"type": "text", "text": "you open?"}]
+    messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
+    sampling = {"temperature": 0.5, "top_p": 0.8, "stop": "\n", "seed": 3}
+    answer = ask(http, messages=messages, user="bob", max_completion_tokens=5, **sampling).json()
+    speaker = service.store.speaker(answer["id"])
+    assert speaker is not None and speaker.system_prompt == "Be brief."
+    expected = {**sampling, "stop": ["\n"], "max_tokens": 5, "top_k": 0, "repetition_penalty": 1.0}
+    assert speaker.sampling == expected
+    talk = service.store.conversation(answer["metadata"]["conversation_id"])
+    assert talk.person == "bob" and talk.title == "When do you open?"
+    assert speaker.base_revision == service.base.revision and speaker.total_ms is not None
+
+
+def test_a_stored_conversation_goes_on(http: httpx.Client, service: Service) -> None:
+    first = ask(http, user="ann").json()
+    talk = {"conversation_id": first["metadata"]["conversation_id"]}
+    again = [{"role": "user", "content": "And on Sundays?"}]
+    second = ask(http, user="ann", messages=again, metadata=talk).json()
+    thread = [message.id for message in service.store.thread(second["id"])]
+    assert len(thread) == 4 and thread[1] == first["id"]
+    assert second["metadata"]["conversation_id"] == talk["conversation_id"]
+    status, error = refusal(ask(http, user="bob", metadata=talk))
+    assert status == 403 and error["code"] == "forbidden"
+
+
+def test_a_pinned_model_speaks_whoever_is_in_service(http: httpx.Client, service: Service) -> None:
+    other = another_adapter(service)
+    answer = ask(http, model=f"talkback:{other}").json()
+    assert answer["model"] == f"talkback:{other}" != f"talkback:{service.speaking}"
+    assert ask(http, model="talkback:base").json()["model"] == "talkback:base"
+    assert ask(http).json()["choices"] != answer["choices"]
+
+
+def test_a_promotion_changes_the_speaker_of_the_next_turn_and_no_running_stream(
+    http: httpx.Client, service: Service
+) -> None:
+    old, new = service.speaking, another_adapter(service)
+    whole = ask(http, max_tokens=400).json()["choices"][0]["message"]["content"]
+    body = {"messages": ASK, "max_tokens": 400, "stream": True}
+    with http.stream("POST", "/v1/chat/completions", json=body) as running:
+        lines = running.iter_lines()
+        first = json.loads(next(lines).removeprefix("data: "))
+        service.registry.promote(new, "person", "ann", "try")
+        while service.speaking == old:
+            time.sleep(0.01)
+        assert ask(http).json()["model"] == f"talkback:{new}"
+        rest = [json.loads(line.removeprefix("data: ")) for line in lines if line[6:7] == "{"]
+    assert {chunk["model"] for chunk in [first, *rest]} == {f"talkback:{old}"}
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in rest) == whole
+    speaker = service.store.speaker(first["id"])
+    assert speaker is not None and speaker.adapter == old and speaker.finish in ("stop", "length")
+
+
+def test_an_approved_answer_streams_like_any_other(http: httpx.Client, service: Service) -> None:
+    messages = [{"role": "user", "content": "Do you sell kayaks in winter?"}]
+    wrong = ask(http, messages=messages).json()
+    decide(service.store, wrong["id"], "rita", "correct", "Yes, a few.")
+    right = ask(http, messages=messages, stream=True)
+    chunks = events(right)
+    assert chunks[0]["metadata"]["source"] == "approved"
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == "Yes, a few."
+    unaided = ask(http, messages=messages, metadata={"unaided": "true"}).json()
+    assert unaided["metadata"]["source"] == "model"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_slot_and_what_it_got_is_kept(
+    http: httpx.Client, service: Service, stream: bool
+) -> None:
+    person = f"gone-{stream}"
+    body = {"messages": ASK, "max_tokens": 4000, "stream": stream, "user": person}
+    if stream:
+        with http.stream("POST", "/v1/chat/completions", json=body) as response:
+            got = "".join(itertools.islice(response.iter_lines(), 9))
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            http.post("/v1/chat/completions", json=body, timeout=0.5)
+        got = ""
+    answer = answer_to(service, person)
+    speaker = service.store.speaker(answer.id)
+    assert speaker is not None and speaker.finish == "cancelled" and answer.content
+    assert answer.id in got or not stream
+    assert service.engine.stats()["running"] == 0
+
+
+def answer_to(service: Service, person: str) -> Message:
+    """The only answer that this person got, once it is stored."""
+    for _ in range(500):
+        for talk in service.store.conversations(person):
+            answer = service.store.latest(talk.id)
+            if answer is not None and answer.role == "assistant":
+                return answer
+        time.sleep(0.02)
+    pytest.fail(f"{person} got no answer")
+
+
+def test_many_clients_stream_at_once(http: httpx.Client, service: Service) -> None:
+    def stream(number: int) -> str:
+        messages = [{"role": "user", "content": f"Question {number}"}]
+        chunks = events(ask(http, messages=messages, stream=True, max_tokens=24))
+        return "".join(c["choices"][0]["delta"].get("content", "") for c in chunks)
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(stream, range(8)))
+    alone = [stream(number) for number in range(8)]
+    assert answers == alone and service.engine.stats()["running"] == 0
+
+
+def test_a_full_house_says_when_to_come_again(http: httpx.Client, service: Service) -> None:
+    from chatbot.turn import reply
+
+    long = api.ChatRequest.model_validate({"messages": ASK, "max_tokens": 4000})
+    turns = [
+        reply(service, None, "ann", None, "Go", sampling=long.sampling(service.chat))
+        for _ in range(8)
+    ]
+    answer = ask(http)
+    for turn in turns:
+        turn.close()
+    status, error = refusal(answer)
+    assert (status, error["type"]) == (429, "rate_limit_error")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert ask(http).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+        ({"n": 2}, "n", "not supported"),
+        ({"logprobs": True}, "logprobs", "not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+        ({"temperature": 3}, "temperature", "less than or equal to 2"),
+        ({"temperature": "hot"}, "temperature", "number"),
+        ({"max_tokens": 0}, "max_tokens", "greater"),
+        ({"messages": []}, "messages", "at least 1"),
+        ({"messages": "Hello"}, "messages", "list"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages", "'user'"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "user's"),
+        ({"messages": [{"role": "user", "content": " "}]}, None, "nothing to answer"),
+        ({"messages": [{"role": "user", "content": "x" * 9000}]}, "messages", "tokens"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages",
+            "image_url",
+        ),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(
+    http: httpx.Client, service: Service, fields: dict[str, Any], param: str | None, words: str
+) -> None:
+    before = service.store.counts()["messages"]
+    status, error = refusal(ask(http, **fields))
+    assert (status, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert words in error["message"]
+    assert service.store.counts()["messages"] == before
+
+
+def test_fields_that_ask_for_nothing_are_let_pass(http: httpx.Client) -> None:
+    nothing = {"n": 1, "tools": None, "tool_choice": "none", "logit_bias": {}, "logprobs": False}
+    harmless = {"presence_penalty": 0, "frequency_penalty": 0.0, "store": False, "seed": None}
+    assert ask(http, **nothing, **harmless, stream=None, session="x-7").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["talkback:a-nobody", "talkback:", "gpt-9", ""])
+def test_an_unknown_model_is_not_found(http: httpx.Client, name: str) -> None:
+    status, error = refusal(ask(http, model=name))
+    assert (status, error["param"], error["code"]) == (404, "model", "model_not_found")
+    if name:
+        assert refusal(http.get(f"/v1/models/{name}"))[0] == 404
+
+
+def test_bodies_and_paths_that_make_no_sense_are_told_so(http: httpx.Client) -> None:
+    for body in (b"", b"{", b"[]", b"\xff\xfe", b"null", b'"x"'):
+        headers = {"content-type": "application/json"}
+        answer = http.post("/v1/chat/completions", content=body, headers=headers)
+        assert refusal(answer)[0] == 400
+    assert refusal(http.get("/v1/nowhere"))[0] == 404
+    assert refusal(http.get("/v1/feedback"))[0] in (404, 405)
+
+
+class TestFeedback:
+    """What people say hangs on the answer's id."""
+
+    @pytest.mark.parametrize(
+        ("said", "value"),
+        [
+            ({"kind": "thumb", "up": False, "reasons": ["wrong"]}, None),
+            ({"kind": "thumb", "value": {"up": True}}, {"up": True}),
+            ({"kind": "edit", "text": "Yes, a few."}, {"text": "Yes, a few."}),
+            ({"kind": "comment", "text": "Hm."}, {"text": "Hm."}),
+            ({"kind": "signal", "name": "copy"}, {"name": "copy"}),
+        ],
+    )
+    def test_every_kind_is_kept(
+        self, http: httpx.Client, service: Service, said: dict[str, Any], value: Any
+    ) -> None:
+        id = ask(http, user="ann").json()["id"]
+        answer = http.post("/v1/feedback", json={"message_id": id, **said})
+        assert answer.status_code == 200
+        (kept,) = service.store.feedback_on(id)
+        assert answer.json() == {"feedback_id": kept.id} and kept.person == "ann"
+        assert kept.value == (value or {"up": False, "reasons": ["wrong"]})
+
+    def test_a_choice_is_between_two_answers_to_one_question(
+        self, http: httpx.Client, service: Service
+    ) -> None:
+        first = ask(http).json()["id"]
+        question = service.store.message(first)
+        second = service.store.add_message(
+            question.conversation_id, question.parent_id, "assistant", "Other"
+        )
+        chosen = {"message_id": second, "kind": "choice", "over": first, "user": "bob"}
+        assert http.post("/v1/feedback", json=chosen).status_code == 200
+        alone = {"message_id": second, "kind": "choice", "over": second}
+        assert refusal(http.post("/v1/feedback", json=alone))[0] == 400
+
+    def test_the_same_key_twice_is_kept_once(self, http: httpx.Client, service: Service) -> None:
+        id = ask(http).json()["id"]
+        body = {"message_id": id, "kind": "thumb", "up": True, "idempotency_key": "k-1"}
+        first, second = (http.post("/v1/feedback", json=body).json() for _ in range(2))
+        assert first == second and len(service.store.feedback_on(id)) == 1
+
+    @pytest.mark.parametrize(
+        ("said", "status"),
+        [
+            ({"kind": "shout", "text": "x"}, 400),
+            ({"kind": "thumb", "up": "yes"}, 400),
+            ({"kind": "edit"}, 400),
+            ({"text": "no kind"}, 400),
+            ({"kind": "thumb", "up": True, "message_id": "msg-none"}, 404),
+        ],
+    )
+    def test_nonsense_is_refused_and_not_kept(
+        self, http: httpx.Client, service: Service, said: dict[str, Any], status: int
+    ) -> None:
+        id = ask(http).json()["id"]
+        assert refusal(http.post("/v1/feedback", json={"message_id": id, **said}))[0] == status
+        assert service.store.feedback_on(id) == []
+
+
+def test_health_names_who_speaks_and_what_is_wrong(http: httpx.Client, service: Service) -> None:
+    health = http.get("/healthz").json()
+    assert health["ok"] is True and health["adapter"] == service.speaking
+    assert health["base"] == service.base.name and health["warning"] == ""
+
+
+def test_a_damaged_pinned_adapter_is_an_error_of_ours_and_others_go_on(
+    http: httpx.Client, service: Service
+) -> None:
+    bad = another_adapter(service)
+    (service.registry.folder(bad) / "adapter_model.safetensors").write_bytes(b"")
+    status, error = refusal(ask(http, model=f"talkback:{bad}"))
+    assert status == 503 and bad in error["message"]
+    assert ask(http).status_code == 200

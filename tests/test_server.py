@@ -1,0 +1,181 @@
+"""The server as a process of its own: how it starts, crashes, ends, and what survives."""
+
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from chatbot.server import ServerError, ServerSettings, is_loopback, listen
+from feedback.settings import Home
+from feedback.store import Store
+from tests.models import write_adapter
+from tests.processes import Server
+
+Start = Callable[..., Server]
+ASK = [{"role": "user", "content": "When do you open?"}]
+
+
+def ask(server: Server, **fields: Any) -> dict[str, Any]:
+    """A short plain completion."""
+    body = {"messages": ASK, "max_tokens": 8, **fields}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120)
+    return dict(answer.raise_for_status().json())
+
+
+def test_it_answers_at_once_that_it_is_loading_and_then_serves_api_and_pages(
+    start_server: Start,
+) -> None:
+    server = start_server()
+    health = httpx.get(f"{server.url}/healthz")
+    assert health.status_code == 503 and health.json() == {"ok": False, "status": "loading"}
+    error = httpx.post(f"{server.url}/v1/chat/completions", json={}).json()["error"]
+    assert error["code"] == "loading"
+    page = httpx.get(server.url)
+    assert page.status_code == 503 and 'http-equiv="refresh"' in page.text
+    server.ready()
+    assert httpx.get(f"{server.url}/healthz").json()["ok"] is True
+    for path in ("", "review", "adapters"):
+        page = httpx.get(f"{server.url}/{path}")
+        assert page.status_code == 200 and "gradio" in page.text
+    assert ask(server)["model"].startswith("talkback:a-")
+    assert httpx.get(f"{server.url}/v1/nowhere").json()["error"]["code"] == "not_found"
+
+
+def test_kill_9_right_after_feedback_was_acknowledged_loses_nothing(
+    server: Server, home: Home
+) -> None:
+    id = ask(server, user="ann")["id"]
+    acknowledged: list[str] = []
+    lock = threading.Lock()
+
+    def rate(number: int) -> None:
+        with httpx.Client(timeout=60) as http:
+            while True:
+                body = {"message_id": id, "kind": "comment", "text": f"by {number}"}
+                try:
+                    answer = http.post(f"{server.url}/v1/feedback", json=body)
+                    kept = answer.json()["feedback_id"]
+                except (httpx.HTTPError, ValueError):
+                    return
+                with lock:
+                    acknowledged.append(kept)
+
+    threads = [threading.Thread(target=rate, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    while len(acknowledged) < 40:
+        threading.Event().wait(0.01)
+    server.kill()
+    for thread in threads:
+        thread.join()
+    store = Store(home.db)
+    kept = {feedback.id for feedback in store.feedback_on(id)}
+    assert set(acknowledged) <= kept and len(acknowledged) >= 40
+    assert store.message(id).content
+    store.close()
+
+
+def test_kill_9_in_the_middle_of_an_answer_keeps_the_question(
+    server: Server, start_server: Start, home: Home
+) -> None:
+    body = {"messages": ASK, "max_tokens": 4000, "stream": True, "user": "ann"}
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as stream:
+        next(stream.iter_lines())
+        server.kill()
+    store = Store(home.db)
+    (talk,) = store.conversations("ann")
+    assert [message.content for message in store.messages(talk.id)] == ["When do you open?"]
+    store.close()
+    again = start_server().ready()
+    answer = ask(again, user="ann", metadata={"conversation_id": talk.id})
+    assert answer["metadata"]["conversation_id"] == talk.id
+
+
+def test_sigterm_ends_it_well_and_keeps_what_was_said(server: Server, home: Home) -> None:
+    body = {"messages": ASK, "max_tokens": 4000, "stream": True, "user": "ann"}
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as stream:
+        next(stream.iter_lines())
+        assert server.stop() == 0
+    store = Store(home.db)
+    (talk,) = store.conversations("ann")
+    question, answer = store.messages(talk.id)
+    speaker = store.speaker(answer.id)
+    assert speaker is not None and speaker.finish in ("cancelled", "length", "stop")
+    assert answer.content and answer.parent_id == question.id
+    store.close()
+
+
+def test_a_promotion_by_another_process_is_followed_without_a_restart(
+    server: Server, home: Home, tiny_base: Path
+) -> None:
+    from chatbot.base import load_base
+    from chatbot.registry import Registry
+
+    first = ask(server)["model"]
+    store = Store(home.db)
+    registry = Registry(store, home)
+    new = registry.register(write_adapter(home.adapters, load_base(str(tiny_base))))
+    registry.promote(new, "person", "ann", "try")
+    health = f"{server.url}/healthz"
+    for _ in range(500):
+        if httpx.get(health).json()["adapter"] == new:
+            break
+        threading.Event().wait(0.02)
+    assert ask(server)["model"] == f"talkback:{new}" != first
+    store.close()
+
+
+def test_a_base_that_cannot_be_had_is_one_line_and_no_traceback(start_server: Start) -> None:
+    code, said = start_server(base="/nowhere/at/all").ended()
+    assert code == 1
+    assert "There is no folder /nowhere/at/all" in said and "Traceback" not in said
+
+
+def test_a_wrong_setting_is_one_line_that_names_it(start_server: Start, home: Home) -> None:
+    home.toml.write_text("[chat]\ntemprature = 1\n")
+    code, said = start_server().ended()
+    assert code == 1 and "temprature" in said and "Traceback" not in said
+
+
+def test_a_port_that_is_taken_is_refused_with_the_remedy(home: Home) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerError, match=f"{port}.*--port"):
+            listen("127.0.0.1", port)
+        with pytest.raises(ServerError, match="--host"):
+            listen("host.invalid", 0)
+
+
+def test_open_to_the_world_it_makes_a_token_for_reviewers(start_server: Start) -> None:
+    server = start_server("--host", "0.0.0.0")
+    assert re.search(r"review page's token is \S{16}", server.log.read_text())
+    assert "token" not in start_server().log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("host", "only_here"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("::", False)],
+)
+def test_loopback_is_only_this_machine(host: str, only_here: bool) -> None:
+    assert is_loopback(host) is only_here
+
+
+def test_settings_have_their_table(home: Home) -> None:
+    home.toml.write_text("[server]\nport = 9000\nreview_token = 'owl'\n")
+    settings = ServerSettings.read(home)
+    assert (settings.host, settings.port, settings.review_token) == ("127.0.0.1", 9000, "owl")
+
+
+def test_importing_the_server_loads_neither_torch_nor_gradio() -> None:
+    code = (
+        "import sys, chatbot.server; print(*{'torch', 'gradio', 'transformers'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
