@@ -133,12 +133,13 @@ def serve(load: "Callable[[], FastAPI]", listener: socket.socket) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """The bound socket; ServerError when it cannot be had."""
+    """The listening socket; ServerError when it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(2048)  # who comes before uvicorn accepts waits, and is not refused
     except OSError as error:
         listener.close()
         raise ServerError(

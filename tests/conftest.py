@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from chatbot.service import Service
     from tests.processes import Server
 
-TOML = "[engine]\nthreads = 1\nslots = 4\nqueue = 4\n"
-"""For services of tests: they run beside other work, and few slots are soon all taken."""
-
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
@@ -49,6 +46,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(home: Home, tiny_base: Path) -> "Iterator[Service]":
     """A tiny model that speaks in a fresh home, following promotions ten times a second."""
     from chatbot.service import Service
+    from tests.processes import TOML
 
     home.toml.write_text(TOML)
     service = Service.open(home, str(tiny_base), poll_seconds=0.1)
@@ -59,7 +57,7 @@ def service(home: Home, tiny_base: Path) -> "Iterator[Service]":
 @pytest.fixture
 def start_server(home: Home, tiny_base: Path) -> "Iterator[Callable[..., Server]]":
     """Starts ``python -m chatbot.server`` on the home: a real process, over real HTTP."""
-    from tests.processes import Server
+    from tests.processes import TOML, Server
 
     home.toml.write_text(TOML)
     with ExitStack() as running:

@@ -17,11 +17,15 @@ from feedback.settings import Home
 PATIENCE = 120
 """Seconds: a loaded machine imports torch slowly."""
 
+TOML = "[engine]\nthreads = 1\nslots = 4\nqueue = 4\n"
+"""For services of tests: they run beside other work, and few slots are soon all taken."""
+
 
 class Server:
     """``python -m chatbot.server`` on a free port of loopback; `url` is known at once."""
 
     def __init__(self, home: Home, *args: str, **environment: str) -> None:
+        self.home = home
         self.log = Path(tempfile.mkstemp(prefix="server-", suffix=".log")[1])
         command = [sys.executable, "-m", "chatbot.server", "--home", str(home.root)]
         with self.log.open("w") as log:
@@ -36,7 +40,7 @@ class Server:
     def ready(self) -> Self:
         """Wait until it can answer."""
         self._said(r"speaks at (\S+),")
-        while httpx.get(f"{self.url}/healthz").status_code != 200:
+        while httpx.get(f"{self.url}/healthz", timeout=60).status_code != 200:
             time.sleep(0.05)
         return self
 

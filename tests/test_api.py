@@ -18,8 +18,8 @@ from chatbot.service import Service
 from feedback.review import decide
 from feedback.settings import Home
 from feedback.store import Message
-from tests.conftest import TOML
 from tests.models import write_adapter
+from tests.processes import TOML
 from tests.serving import serving
 
 SEEDS = itertools.count(1)

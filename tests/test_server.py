@@ -1,11 +1,12 @@
 """The server as a process of its own: how it starts, crashes, ends, and what survives."""
 
+import itertools
 import re
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from chatbot.server import ServerError, ServerSettings, is_loopback, listen
 from feedback.settings import Home
 from feedback.store import Store
 from tests.models import write_adapter
-from tests.processes import Server
+from tests.processes import TOML, Server
 
 Start = Callable[..., Server]
 ASK = [{"role": "user", "content": "When do you open?"}]
@@ -29,79 +30,82 @@ def ask(server: Server, **fields: Any) -> dict[str, Any]:
     return dict(answer.raise_for_status().json())
 
 
-def test_it_answers_at_once_that_it_is_loading_and_then_serves_api_and_pages(
-    start_server: Start,
-) -> None:
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Server]:
+    """A server that is ready, for tests that leave it as it was."""
+    home = Home.find(tmp_path_factory.mktemp("running"))
+    home.toml.write_text(TOML)
+    server = Server(home, "--base-model", str(tiny_base))
+    try:
+        yield server.ready()
+    finally:
+        server.kill()
+
+
+def test_it_answers_at_once_that_it_is_loading(start_server: Start) -> None:
     server = start_server()
-    health = httpx.get(f"{server.url}/healthz")
+    health = httpx.get(f"{server.url}/healthz", timeout=60)
     assert health.status_code == 503 and health.json() == {"ok": False, "status": "loading"}
     error = httpx.post(f"{server.url}/v1/chat/completions", json={}).json()["error"]
     assert error["code"] == "loading"
     page = httpx.get(server.url)
     assert page.status_code == 503 and 'http-equiv="refresh"' in page.text
-    server.ready()
-    assert httpx.get(f"{server.url}/healthz").json()["ok"] is True
+    assert server.stop() == 0
+
+
+def test_api_and_pages_are_one_server(running: Server) -> None:
+    assert httpx.get(f"{running.url}/healthz").json()["ok"] is True
     for path in ("", "review", "adapters"):
-        page = httpx.get(f"{server.url}/{path}")
+        page = httpx.get(f"{running.url}/{path}", timeout=60)
         assert page.status_code == 200 and "gradio" in page.text
-    assert ask(server)["model"].startswith("talkback:a-")
-    assert httpx.get(f"{server.url}/v1/nowhere").json()["error"]["code"] == "not_found"
+    assert ask(running)["model"].startswith("talkback:a-")
+    assert httpx.get(f"{running.url}/v1/nowhere").json()["error"]["code"] == "not_found"
 
 
-def test_kill_9_right_after_feedback_was_acknowledged_loses_nothing(
-    server: Server, home: Home
+def test_kill_9_loses_nothing_that_was_acknowledged(
+    server: Server, start_server: Start, home: Home
 ) -> None:
     id = ask(server, user="ann")["id"]
     acknowledged: list[str] = []
-    lock = threading.Lock()
-
-    def rate(number: int) -> None:
-        with httpx.Client(timeout=60) as http:
-            while True:
-                body = {"message_id": id, "kind": "comment", "text": f"by {number}"}
-                try:
-                    answer = http.post(f"{server.url}/v1/feedback", json=body)
-                    kept = answer.json()["feedback_id"]
-                except (httpx.HTTPError, ValueError):
-                    return
-                with lock:
-                    acknowledged.append(kept)
-
-    threads = [threading.Thread(target=rate, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    while len(acknowledged) < 40:
-        threading.Event().wait(0.01)
-    server.kill()
-    for thread in threads:
-        thread.join()
-    store = Store(home.db)
-    kept = {feedback.id for feedback in store.feedback_on(id)}
-    assert set(acknowledged) <= kept and len(acknowledged) >= 40
-    assert store.message(id).content
-    store.close()
-
-
-def test_kill_9_in_the_middle_of_an_answer_keeps_the_question(
-    server: Server, start_server: Start, home: Home
-) -> None:
-    body = {"messages": ASK, "max_tokens": 4000, "stream": True, "user": "ann"}
+    raters = [
+        threading.Thread(target=rate, args=(server, id, acknowledged, number))
+        for number in range(4)
+    ]
+    body = {"messages": ASK, "max_tokens": 4000, "stream": True, "user": "bob"}
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as stream:
         next(stream.iter_lines())
+        for rater in raters:
+            rater.start()
+        while len(acknowledged) < 40:
+            threading.Event().wait(0.01)
         server.kill()
+    for rater in raters:
+        rater.join()
     store = Store(home.db)
-    (talk,) = store.conversations("ann")
-    assert [message.content for message in store.messages(talk.id)] == ["When do you open?"]
+    assert set(acknowledged) <= {feedback.id for feedback in store.feedback_on(id)}
+    (talk,) = store.conversations("bob")
+    assert store.messages(talk.id)[0].content == "When do you open?"
     store.close()
-    again = start_server().ready()
-    answer = ask(again, user="ann", metadata={"conversation_id": talk.id})
+    answer = ask(start_server().ready(), user="bob", metadata={"conversation_id": talk.id})
     assert answer["metadata"]["conversation_id"] == talk.id
+
+
+def rate(server: Server, id: str, acknowledged: list[str], number: int) -> None:
+    """Comment again and again until the server is gone; notes what it said it has saved."""
+    body = {"message_id": id, "kind": "comment", "text": f"by {number}"}
+    with httpx.Client(timeout=60) as http:
+        while True:
+            try:
+                answer = http.post(f"{server.url}/v1/feedback", json=body)
+            except httpx.HTTPError:
+                return
+            acknowledged.append(answer.json()["feedback_id"])
 
 
 def test_sigterm_ends_it_well_and_keeps_what_was_said(server: Server, home: Home) -> None:
     body = {"messages": ASK, "max_tokens": 4000, "stream": True, "user": "ann"}
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as stream:
-        next(stream.iter_lines())
+        list(itertools.islice(stream.iter_lines(), 8))
         assert server.stop() == 0
     store = Store(home.db)
     (talk,) = store.conversations("ann")
@@ -113,22 +117,21 @@ def test_sigterm_ends_it_well_and_keeps_what_was_said(server: Server, home: Home
 
 
 def test_a_promotion_by_another_process_is_followed_without_a_restart(
-    server: Server, home: Home, tiny_base: Path
+    running: Server, tiny_base: Path
 ) -> None:
     from chatbot.base import load_base
     from chatbot.registry import Registry
 
-    first = ask(server)["model"]
-    store = Store(home.db)
-    registry = Registry(store, home)
-    new = registry.register(write_adapter(home.adapters, load_base(str(tiny_base))))
+    first = ask(running)["model"]
+    store = Store(running.home.db)
+    registry = Registry(store, running.home)
+    new = registry.register(write_adapter(running.home.adapters, load_base(str(tiny_base))))
     registry.promote(new, "person", "ann", "try")
-    health = f"{server.url}/healthz"
     for _ in range(500):
-        if httpx.get(health).json()["adapter"] == new:
+        if httpx.get(f"{running.url}/healthz").json()["adapter"] == new:
             break
         threading.Event().wait(0.02)
-    assert ask(server)["model"] == f"talkback:{new}" != first
+    assert ask(running)["model"] == f"talkback:{new}" != first
     store.close()
 
 
