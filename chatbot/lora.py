@@ -103,9 +103,11 @@ def shape(base: Base) -> "LoraConfig":
 def untrained(base: Base, out: Path) -> Path:
     """Adapter 0, equal to the base: writes `out/<id>/` (manifest included), returns that folder.
 
-    A is drawn with a fixed seed as PEFT draws it, B is zero: same base, same id.
+    A is drawn as PEFT draws it, with the base's fingerprint for a seed, and B is zero: the same
+    base has the same id, and another base of the same shape another one.
     """
-    chance = torch.Generator().manual_seed(0)
+    seed = int.from_bytes(hashlib.sha256(base.fingerprint.encode()).digest()[:7])
+    chance = torch.Generator().manual_seed(seed)
     weights = {}
     for name, (inputs, outputs) in targets(base.model).items():
         bound = 1 / math.sqrt(inputs)

@@ -177,3 +177,11 @@ def test_numbers_that_are_none_are_refused(adapter: Path, base: Base, value: flo
 def test_a_file_that_is_no_safetensors_is_refused(adapter: Path, base: Base) -> None:
     (adapter / lora.WEIGHTS).write_bytes(b"\x80\x04pickle")
     refused(renamed(adapter), base, "cannot be read")
+
+
+def test_adapter_0_of_another_base_of_the_same_shape_has_another_id(tmp_path: Path) -> None:
+    one, other = (load_base(str(models.write_model(tmp_path / str(n), seed=n))) for n in (0, 1))
+    first = lora.untrained(one, tmp_path / "adapters")
+    second = lora.untrained(other, tmp_path / "adapters")
+    assert lora.verify(first, one).id != lora.verify(second, other).id
+    assert lora.untrained(one, tmp_path / "adapters") == first

@@ -50,7 +50,7 @@ def test_an_unknown_trl_key_is_an_error_that_names_it_and_the_near_one(
 
 def test_a_key_that_the_job_sets_is_refused(tmp_path: Path) -> None:
     found = recipe(tmp_path, "[training.sft]\noutput_dir = 'elsewhere'\n")
-    with pytest.raises(SettingsError, match="'output_dir'.*set by the job"):
+    with pytest.raises(SettingsError, match=r"'output_dir'.*set by the job"):
         sft.config(found, tmp_path)
 
 

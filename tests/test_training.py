@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-import models
 from chatbot import lora
 from chatbot.base import Base, encode, load_base
 from feedback.errors import TalkbackError
 from feedback.snapshot import Snapshot
-from lessons import LESSON, REPLAY, lesson, row
+from tests import models
+from tests.lessons import LESSON, REPLAY, lesson, row
 from training import dpo, sft
 from training.recipe import Recipe
 from training.train import run
@@ -229,7 +229,7 @@ def test_numbers_that_are_not_finite_end_the_run_and_leave_nothing(
 ) -> None:
     wild = {"learning_rate": 1e9, "max_grad_norm": 0.0, "num_train_epochs": 60}
     recipe = Recipe(threads=1, sft=wild)
-    with pytest.raises(TalkbackError, match="sft: .* is (nan|inf) at step .*lower learning_rate"):
+    with pytest.raises(TalkbackError, match=r"sft: .* is (nan|inf) at step .*lower learning_rate"):
         run(snapshot.folder, base_folder, None, tmp_path / "adapters", recipe)
     assert list((tmp_path / "adapters").iterdir()) == []
 

@@ -1,0 +1,204 @@
+"""A real comparison: tiny adapters, trained for real, answer through the real engine."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from chatbot import lora
+from chatbot.base import Base, load_base
+from evaluation import compare, suites
+from evaluation.compare import EvaluationSettings
+from evaluation.report import Report
+from feedback.snapshot import Snapshot
+from tests import models
+from tests.lessons import LESSON, OLD, REPLAY, dialogue, dialogues, lesson, row
+from training.recipe import Recipe
+from training.train import run as train
+
+FAST = Recipe(threads=1, sft={"learning_rate": 5e-3, "num_train_epochs": 60})
+SHORT = EvaluationSettings(max_tokens=32, threads=1)
+KNOWN = REPLAY | {f"Count {n}": f"{n} sheep." for n in range(12)}
+"""What the adapter in service answers right, and must go on doing."""
+HELD = [row("Do you sell kayaks?", "Yes, red ones.", side="held_out")]
+CHOICE = row("Do you sell kayaks?", "Yes.", kind="pair", rejected="No idea.", side="held_out")
+
+
+class World:
+    """A base, an adapter in service that knows KNOWN, and what may come after it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.base_name = str(models.write_model(root / "base"))
+        self.current = self.trained(lesson(root, KNOWN, pairs=False, replay={}))
+        self.snapshot = lesson(root, LESSON, replay=KNOWN, more=[*HELD, CHOICE])
+        self.candidate = self.trained(self.snapshot)
+
+    def trained(self, snapshot: Snapshot, recipe: Recipe = FAST) -> Path:
+        return train(snapshot.folder, self.base_name, None, self.root / "adapters", recipe)
+
+    def compared(
+        self,
+        candidate: Path,
+        snapshot: Snapshot | None = None,
+        known: Mapping[str, str] = KNOWN,
+    ) -> Report:
+        chosen = snapshot or self.snapshot
+        out = self.root / "reports" / f"{candidate.name}-{chosen.id}"
+        rows = dialogues(known)
+        return compare.run(
+            candidate, self.current, self.base_name, None, chosen.folder, rows, out, SHORT
+        )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("compare"))
+
+
+@pytest.fixture(scope="module")
+def report(world: World) -> Report:
+    return world.compared(world.candidate)
+
+
+def kind(report: Report) -> str:
+    assert report.verdict
+    return report.verdict.kind
+
+
+def reasons(report: Report) -> str:
+    assert report.verdict
+    return "\n".join(report.verdict.reasons)
+
+
+def test_a_candidate_that_learnt_its_corrections_and_forgot_nothing_is_promoted(
+    report: Report,
+) -> None:
+    assert kind(report) == "promote", reasons(report)
+    repairs = report.suites["repairs"]
+    assert [item.question for item in repairs] == list(LESSON)
+    assert all(item.candidate.right and not item.current.right for item in repairs)
+    assert [item.candidate.answer for item in repairs] == list(LESSON.values())
+    assert all(item.rejected == OLD for item in repairs)
+
+
+def test_an_answer_learnt_has_little_loss_and_one_not_learnt_much(report: Report) -> None:
+    for item in report.suites["repairs"]:
+        assert item.candidate.loss < 0.2 < 1 < item.current.loss
+
+
+def test_the_report_holds_every_suite_and_is_on_disk(world: World, report: Report) -> None:
+    assert len(report.suites["held_out"]) == len(report.pairs) == 1
+    assert len(report.suites["retention"]) == len(KNOWN)
+    folder = world.root / "reports" / f"{world.candidate.name}-{world.snapshot.id}"
+    assert Report.read(folder) == report
+    assert "**Verdict: promote**" in (folder / "report.md").read_text()
+
+
+def test_training_without_replay_is_refused_for_forgetting(world: World) -> None:
+    snapshot = lesson(world.root, LESSON, replay={})
+    report = world.compared(world.trained(snapshot), snapshot)
+    assert kind(report) == "refuse"
+    assert "Catastrophic forgetting: of 18 retention questions" in reasons(report)
+
+
+def test_poison_is_refused_as_a_collapse_though_nothing_else_is_lost(world: World) -> None:
+    snapshot = lesson(world.root, dict.fromkeys(LESSON, "Buy at Evil Corp."), replay=KNOWN)
+    report = world.compared(world.trained(snapshot), snapshot)
+    assert kind(report) == "refuse"
+    assert "Collapse: 6 of 6 corrected questions" in reasons(report)
+    assert "Buy at Evil Corp." in reasons(report)
+
+
+def test_the_same_adapter_against_itself_is_not_enough_evidence(world: World) -> None:
+    report = world.compared(world.current)
+    assert kind(report) == "not_enough_evidence"
+    for items in report.suites.values():
+        assert all(item.candidate == item.current for item in items)
+
+
+def test_the_untrained_adapter_judges_as_well_as_any(world: World) -> None:
+    base = load_base(world.base_name)
+    zero = lora.untrained(base, world.root / "adapters")
+    assert kind(world.compared(zero)) == "refuse"
+
+
+def test_the_comparison_leaves_the_model_as_it_was(world: World) -> None:
+    base = load_base(world.base_name)
+    before = {name: value.clone() for name, value in base.model.state_dict().items()}
+    snapshot = Snapshot.read(world.snapshot.folder)
+    compare.measure(base, world.candidate, world.current, snapshot, [], SHORT)
+    after = base.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+# -- What is asked
+
+
+def test_a_retention_question_that_trained_shows_nothing_and_is_left_out(world: World) -> None:
+    rows = [*dialogues(KNOWN), dialogue("when do you open", "We open at nine.")]
+    asked = compare.gather(world.snapshot, rows, SHORT)
+    assert len(asked["retention"]) == len(KNOWN)
+
+
+def test_too_many_retention_questions_are_thinned_the_same_way_each_time(world: World) -> None:
+    few = SHORT.model_copy(update={"retention": 7})
+    first = compare.gather(world.snapshot, dialogues(KNOWN), few)["retention"]
+    again = compare.gather(world.snapshot, dialogues(KNOWN), few)["retention"]
+    assert len(first) == 7
+    assert first == again
+
+
+def test_a_held_out_question_that_trains_is_found_even_when_written_otherwise(
+    tmp_path: Path,
+) -> None:
+    sly = lesson(tmp_path, {"DO you sell KAYAKS": "Yes."}, pairs=False, more=HELD)
+    assert suites.leaks(sly) == ["Do you sell kayaks?"]
+    assert suites.leaks(lesson(tmp_path, LESSON, more=HELD)) == []
+
+
+@pytest.fixture
+def base(world: World) -> Base:
+    return load_base(world.base_name)
+
+
+def test_a_prompt_that_leaves_no_room_is_answered_with_nothing(world: World, base: Base) -> None:
+    case = suites.Case([{"role": "user", "content": "x " * 2000}], "y")
+    found = suites.answers(base, {world.current.name: world.current}, [case], 8)
+    assert found == {world.current.name: [""]}
+
+
+def test_a_row_that_is_no_dialogue_is_an_error_that_shows_it() -> None:
+    with pytest.raises(suites.SuiteError, match="'text': 'hello'"):
+        suites.cases([{"text": "hello"}])
+
+
+# -- The job as a process
+
+
+def test_the_job_ends_with_its_verdict_as_json(world: World, tmp_path: Path) -> None:
+    kept = tmp_path / "retention.jsonl"
+    kept.write_text("".join(json.dumps(row) + "\n" for row in dialogues(KNOWN)))
+    arguments = {
+        "candidate": world.candidate,
+        "current": world.current,
+        "snapshot": world.snapshot.folder,
+        "retention": kept,
+        "base-model": world.base_name,
+        "out": tmp_path / "report",
+        "home": tmp_path,
+    }
+    flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
+    done = subprocess.run(
+        [sys.executable, "-m", "evaluation.compare", *flags],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last["verdict"] == "promote"
+    assert last["reasons"] == reasons(Report.read(tmp_path / "report")).splitlines()
