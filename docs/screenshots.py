@@ -20,10 +20,10 @@ from pathlib import Path
 from playwright.sync_api import Page, expect, sync_playwright
 
 IMAGES = Path(__file__).parent / "images"
-HELLO = "Hello!"
-QUESTION = "When do you open on Saturdays?"
-CORRECTED = "How much is express delivery?"
-CORRECTION = "Express delivery costs 7.50 euros and arrives on the next working day."
+QUESTION = "What are your opening hours?"
+FOLLOW_UP = "And on Sundays?"
+CORRECTED = "Do you offer express delivery?"
+CORRECTION = "Express delivery arrives the next working day and costs £7.50."
 
 
 def main() -> None:
@@ -55,8 +55,8 @@ def talk(page: Page) -> None:
     page.click("#tb-chat button[title=Submit]")
     expect(page.locator(".tb-note")).to_be_visible()
     page.click("#tb-new")
-    ask(page, HELLO)
     ask(page, QUESTION)
+    ask(page, FOLLOW_UP)
     page.locator("#tb-chat button[title=Like]").last.click()
     page.locator("#tb-rated button", has_text="Skip").click()
     page.mouse.move(640, 620)

@@ -23,6 +23,7 @@ from feedback.settings import Home
 from feedback.store import Store
 from tests.models import write_adapter, write_model
 
+expect.set_options(timeout=30_000)  # a loaded machine paints late
 ANSWER = "#tb-chat .bot-row:not(:has(.tb-note)):not(:has(.tb-typing))"
 
 
@@ -111,7 +112,7 @@ def visitor(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     """Somebody new at the chat page, in an English browser of their own."""
     context = browser.new_context(locale="en-US", **options)
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(30_000)
     page.goto(url)
     page.wait_for_function("() => localStorage.getItem('talkback_person')")
     yield page

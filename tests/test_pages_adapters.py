@@ -27,7 +27,7 @@ def url(service: "Service") -> Iterator[str]:
 def page(chromium: Browser, url: str) -> Iterator[Page]:
     context = chromium.new_context(locale="en-US")
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(30_000)
     page.goto(url)
     expect(page.locator("#tb-list label").first).to_be_visible()
     yield page

@@ -38,7 +38,7 @@ def page(chromium: Browser, url: str, service: "Service") -> Iterator[Page]:
         review.decide(service.store, item.message.id, "cleaner", "reject")
     context = chromium.new_context(locale="en-US")
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(30_000)
     page.goto(url)
     enter(page, TOKEN)
     expect(page.get_by_text("All caught up")).to_be_visible()
@@ -149,7 +149,7 @@ def test_without_the_token_the_page_stays_shut(
     page.goto(url)
     enter(page, "wrong")
     expect(page.get_by_role("alert")).to_contain_text("review token")
-    assert "secret" not in page.content()
+    assert "secret answer" not in page.content()
     page.context.close()
 
 

@@ -84,7 +84,7 @@ class AdaptersPage:
         self.promote.click(self._promote, given, everything, **EVENT)
         self.rollback.click(self._rollback, given, everything, **EVENT)
         follow = gr.Timer(FOLLOW_SECONDS)
-        follow.tick(self._follow, [self.token], [self.now, self.history], **EVENT)
+        follow.tick(self._follow, [self.token], [self.now, self.history], **EVENT, queue=False)
 
     def _arrive(self, token: object) -> Changes:
         if not access.allowed(self._service, token):

@@ -34,6 +34,8 @@ PULSE_SECONDS = 4.0
 # Streams wait in the engine's own queue, which knows when it is full: Gradio's must not hold them.
 STREAM = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
 QUICK = {**STREAM, "trigger_mode": "multiple"}
+# What happens often or at once goes past the queue, whose bookkeeping costs more than the work.
+UNQUEUED = {**QUICK, "queue": False}
 
 
 class ChatPage:
@@ -68,7 +70,6 @@ class ChatPage:
         self.place = gr.BrowserState(None, storage_key="talkback_place", secret=secret)
         self.pair = gr.State(None)
         self.rated = gr.State(None)
-        self.speaking = gr.State(None)
 
     def _sidebar(self) -> None:
         with gr.Sidebar(open=False, width=280, elem_id="tb-sidebar") as self.sidebar:
@@ -153,7 +154,7 @@ class ChatPage:
         self._connect_talk(blocks)
         self._connect_rating()
         timer = gr.Timer(PULSE_SECONDS)
-        timer.tick(self._pulse, [self.speaking], [self.status, self.speaking], **QUICK)
+        timer.tick(self._pulse, None, self.status, **UNQUEUED)
 
     def _connect_talk(self, blocks: gr.Blocks) -> None:
         where = [self.token, self.place]
@@ -162,7 +163,7 @@ class ChatPage:
         self.new.click(self._new, [self.token], self._painted, **QUICK)
         self.titles.input(self._open, [self.token, self.titles], self._painted, **QUICK)
         self.chat.undo(self._undo, where, self._painted, **QUICK)
-        self.composer.stop(self._stop, None, None, **{**QUICK, "queue": False})
+        self.composer.stop(self._stop, None, None, **UNQUEUED)
         self.composer.submit(self._send, [*where, self.composer], self._painted, **STREAM)
         self.chat.example_select(self._example, where, self._painted, **STREAM)
         self.chat.retry(self._retry, where, self._painted, **STREAM)
@@ -247,12 +248,9 @@ class ChatPage:
 
         return prefer
 
-    def _pulse(self, before: str | None) -> tuple[str, str | None]:
-        """What the line above the talk says by now, and a word when a new adapter took over."""
-        now = standing.look(self._service)
-        if before and now.adapter and now.adapter != before:
-            gr.Info(f"A newer version took over: {now.adapter}", duration=6)
-        return standing.pill(now), now.adapter
+    def _pulse(self) -> str:
+        """What the line above the talk says by now."""
+        return standing.pill(standing.look(self._service))
 
     def paint(self, view: View) -> Changes:
         """The view as changes of components."""

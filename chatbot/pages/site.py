@@ -1,5 +1,6 @@
 """The three pages as one Gradio app, and how it hangs in the server."""
 
+import os
 import warnings
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 def build(service: "Service") -> gr.Blocks:
     """Chat at "", the review queue at "review", the adapters at "adapters"."""
+    # Gradio's dashboard, which is off, would still cost a pandas table of all events at each event.
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**12))
     people = People(service.home.root)
     with gr.Blocks(title=service.chat.title, analytics_enabled=False, fill_height=True) as blocks:
         ChatPage(service, people).build(blocks)

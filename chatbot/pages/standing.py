@@ -30,7 +30,9 @@ def look(service: "Service") -> Standing:
 
 def pill(now: Standing) -> str:
     """The line above the talk."""
-    since = f" · took over {ago(now.since)}" if now.since else ""
+    when = ago(now.since) if now.since else ""
+    fresh = " class=tb-fresh" if when == "just now" else ""
+    since = f" · <span{fresh}>took over {when}</span>" if when else ""
     name = f"<code>{escape(now.adapter)}</code>"
     line = f'<span class="tb-dot"></span>Speaking: {name}{since}'
     return f'<div class="tb-pill" role="status">{line}</div>' + notice(now.warning, "warn")
