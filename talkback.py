@@ -22,7 +22,7 @@ from chatbot.registry import Registry
 from feedback.curate import Curation
 from feedback.errors import TalkbackError
 from feedback.review import Item, decide, queue, waiting
-from feedback.settings import Home
+from feedback.settings import Home, check_tables
 from feedback.store import Store
 
 app = typer.Typer(
@@ -32,6 +32,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+TABLES = ("chat", "curate", "cycle", "engine", "evaluation", "gate", "server", "training")
+"""All tables of talkback.toml; each is declared beside the code that reads it."""
+
 console = Console()
 stderr = Console(stderr=True)
 
@@ -67,7 +70,7 @@ def serve(
     """Serve the chat page, the review page and the API."""
     from chatbot.server import run
 
-    run(Home.find(home), base_model, revision=revision, host=host, port=port)
+    run(at(home), base_model, revision=revision, host=host, port=port)
 
 
 @app.command(epilog=example("talkback demo --exit"))
@@ -90,7 +93,7 @@ def cycle(
     as_json: JsonOption = False,
 ) -> None:
     """Learn from new feedback, judge the result, promote it if it is better."""
-    place = Home.find(home)
+    place = at(home)
     if dry_run:
         show_curation(talkback_cycle.rows_now(place), as_json)
         return
@@ -200,9 +203,16 @@ def review(
     print(json.dumps(asdict(decision)) if as_json else f"Saved: {decision.action} {message}.")
 
 
+def at(home: Path | None) -> Home:
+    """The home, whose talkback.toml has no table that nobody reads."""
+    place = Home.find(home)
+    check_tables(place, TABLES)
+    return place
+
+
 def opened(home: Path | None) -> tuple[Store, Registry]:
     """The store and the registry of a home."""
-    place = Home.find(home)
+    place = at(home)
     store = Store(place.db)
     return store, Registry(store, place)
 

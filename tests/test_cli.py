@@ -1,0 +1,112 @@
+"""The command line as people and programs use it: real processes, exit codes, one-line errors."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chatbot.registry import Registry
+from feedback.settings import Home
+from feedback.store import Speaker, Store
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def talkback(home: Home, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "talkback", *args, "--home", str(home.root)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+
+
+def answered(store: Store, question: str, answer: str) -> str:
+    talk = store.start_conversation("ann", question)
+    asked = store.add_message(talk, None, "user", question)
+    return store.add_message(talk, asked, "assistant", answer, Speaker(adapter="a-0", base="tiny"))
+
+
+@pytest.fixture
+def edited(store: Store) -> str:
+    """An answer that waits for a reviewer."""
+    message = answered(store, "When do you open?", "At nine.")
+    store.add_feedback(message, "ann", "edit", {"text": "At ten."})
+    return message
+
+
+def test_an_empty_home_has_a_status(home: Home) -> None:
+    told = json.loads(talkback(home, "status", "--json").stdout)
+    assert (told["adapter"], told["feedback"], told["waiting for review"]) == (None, 0, 0)
+    assert "none yet" in talkback(home, "status").stdout
+
+
+def test_the_queue_is_listed_and_decided_on(home: Home, edited: str, store: Store) -> None:
+    (item,) = json.loads(talkback(home, "review", "--json").stdout)
+    assert (item["message"], item["proposed"]) == (edited, "At ten.")
+    done = talkback(home, "review", edited, "--approve", "--who", "rita")
+    assert done.returncode == 0
+    assert json.loads(talkback(home, "review", "--json").stdout) == []
+    assert dict(store.rows("select reviewer, answer from review")[0]) == {
+        "reviewer": "rita", "answer": "At ten.",
+    }  # fmt: skip
+
+
+def test_promote_and_rollback_are_kept_with_a_name(home: Home, store: Store) -> None:
+    registry = Registry(store, home)
+    for name in ("a-000000000001", "a-000000000002"):
+        folder = home.adapters / name
+        folder.mkdir()
+        (folder / "manifest.json").write_text(json.dumps({"id": name, "base": "tiny"}))
+        registry.register(folder)
+        assert talkback(home, "promote", name, "--who", "otto").returncode == 0
+    assert talkback(home, "rollback", "--who", "otto", "--reason", "terse").returncode == 0
+    newest = registry.promotion()
+    assert newest is not None
+    assert (newest.adapter, newest.who, newest.reason) == ("a-000000000001", "otto", "terse")
+    listed = json.loads(talkback(home, "adapters", "--json").stdout)
+    assert [one["id"] for one in listed if one["speaking"]] == ["a-000000000001"]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["promote", "a-nobody"], "no adapter 'a-nobody'"),
+        (["rollback"], "no earlier adapter"),
+        (["review", "msg-nobody", "--approve"], "no message 'msg-nobody'"),
+        (["review", "msg-nobody"], "decide with one of"),
+        (["serve", "--base-model", "/no/such/folder", "--port", "0"], "There is no folder"),
+        (["serve", "--host", "203.0.113.7"], "--host"),
+        (["bogus"], "No such command"),
+    ],
+)
+def test_a_mistake_is_told_in_a_line_without_a_traceback(
+    home: Home, args: list[str], words: str
+) -> None:
+    done = talkback(home, *args)
+    assert done.returncode == 2
+    assert words in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_key_or_table_is_named(home: Home) -> None:
+    home.toml.write_text("[cycle]\nmin_knew = 1\n")
+    assert "min_knew" in talkback(home, "cycle").stderr
+    home.toml.write_text("[cykle]\nmin_new = 1\n")
+    assert "[cykle]" in talkback(home, "cycle").stderr
+
+
+def test_a_dry_run_shows_what_would_train_and_why_not(home: Home, edited: str) -> None:
+    (dropped,) = json.loads(talkback(home, "cycle", "--dry-run", "--json").stdout)["dropped"]
+    assert dropped["reason"] == "waits for a reviewer"
+    assert "waits for a reviewer" in talkback(home, "cycle", "--dry-run").stdout
+
+
+def test_every_command_has_help_with_an_example(home: Home) -> None:
+    text = subprocess.run(
+        [sys.executable, "-m", "talkback", "--help"], capture_output=True, text=True, cwd=ROOT
+    ).stdout
+    commands = re.findall(r"^│ (\w+) +[A-Z]", text, flags=re.M)
+    assert set(commands) >= {"serve", "demo", "cycle", "status", "adapters", "promote", "review"}
+    for command in commands:
+        shown = talkback(home, command, "--help").stdout
+        assert f"Example: talkback {command}" in shown

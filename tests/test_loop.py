@@ -1,0 +1,113 @@
+"""The full circle in a real browser, a real server and a real cycle: the product's promise."""
+
+from collections.abc import Callable
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+import talkback_cycle
+from chatbot.registry import Registry
+from feedback.review import decide
+from feedback.settings import Home
+from feedback.store import Store
+from tests.processes import TOML, Server
+from tests.scripted import ANSWER, settled, start, visitor
+from tests.test_cycle import LESSONS, soon
+
+QUESTION, RIGHT = "When do you open?", "We open at ten."
+LONG = "[chat]\nmax_tokens = 1200\n"
+"""A tiny untrained model does not come to an end by itself: long enough to be stopped or swapped."""
+
+
+def teach_the_others(server: Server, store: Store) -> None:
+    """All lessons but the one of the browser: asked over the API, corrected by a reviewer."""
+    for question, answer in LESSONS.items():
+        if question != QUESTION:
+            body = {"messages": [{"role": "user", "content": question}], "max_tokens": 8}
+            said = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
+            decide(store, said["id"], "reviewer", "correct", answer)
+
+
+def ask_stop_rate_and_edit(page: Page) -> None:
+    start(page, QUESTION)
+    expect(page.locator(ANSWER)).not_to_be_empty()
+    page.click("#tb-composer .stop-button")
+    settled(page)
+    expect(page.locator(".tb-stopped")).to_be_visible()
+    page.locator("#tb-chat button[title=Dislike]").last.click()
+    expect(page.get_by_text("Saved. Thank you.").first).to_be_visible()
+    page.locator("#tb-chat button[title=Edit]").last.click()
+    page.locator("#tb-chat textarea").fill(RIGHT)
+    page.click("#tb-chat button[title=Submit]")
+    expect(page.get_by_text("a reviewer will look at it")).to_be_visible()
+
+
+def approve(chromium: Browser, url: str) -> None:
+    with visitor(chromium, f"{url}/review") as page:
+        expect(page.locator("#tb-case")).to_contain_text(QUESTION)
+        page.get_by_placeholder("Your name").fill("rita")
+        page.click("#tb-approve")
+        expect(page.get_by_text("All caught up")).to_be_visible()
+
+
+def ask_anew(page: Page, question: str) -> None:
+    page.click("#tb-new")
+    expect(page.locator("#tb-chat .user-row")).to_have_count(0)
+    start(page, question)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_someone_corrects_an_answer_a_cycle_runs_and_the_next_answer_is_right(
+    chromium: Browser, start_server: Callable[[], Server], home: Home
+) -> None:
+    home.toml.write_text(TOML + LONG)
+    server = start_server().ready()
+    store = Store(home.db)
+    registry = Registry(store, home)
+    with visitor(chromium, server.url) as page:
+        page.set_default_timeout(60_000)
+        ask_stop_rate_and_edit(page)
+        approve(chromium, server.url)
+        ask_anew(page, "when do you open")
+        expect(page.locator(ANSWER)).to_have_text(RIGHT)  # at once: the approved answer
+        expect(page.locator(".tb-approved")).to_be_visible()
+
+        teach_the_others(server, store)
+        untaught = registry.promotion()
+        outcome = talkback_cycle.run(home)
+        assert outcome.kind == "promoted", outcome
+        expect(page.locator("#tb-status")).to_contain_text(str(outcome.adapter))
+        ask_anew(page, QUESTION)
+        expect(page.locator(ANSWER)).to_have_text(RIGHT)  # for good: the adapter itself
+        expect(page.locator(".tb-approved")).to_have_count(0)
+
+        assert untaught is not None
+        registry.rollback("otto")
+        expect(page.locator("#tb-status")).to_contain_text(untaught.adapter)
+        ask_anew(page, "Tell me a story")
+        expect(page.locator(ANSWER)).not_to_be_empty()
+        registry.promote(str(outcome.adapter), "person", "otto", "back to the better one")
+        expect(page.locator("#tb-status")).to_contain_text(str(outcome.adapter))
+        expect(page.locator("#tb-composer .stop-button")).to_be_visible()  # the old one still talks
+        settled(page)
+
+    told = store.row("select id, content from message where role = 'assistant' order by rowid desc")
+    assert told is not None
+    speaker = store.speaker(told["id"])
+    assert speaker is not None
+    assert (speaker.adapter, speaker.finish) == (untaught.adapter, "length")
+    assert told["content"] == alone(server, untaught.adapter, "Tell me a story", 1200)
+    soon(lambda: said(server, QUESTION) == RIGHT)
+
+
+def alone(server: Server, adapter: str, question: str, tokens: int) -> str:
+    """What this adapter says when nothing happens beside it."""
+    return said(server, question, model=f"talkback:{adapter}", max_tokens=tokens)
+
+
+def said(server: Server, question: str, **body: object) -> str:
+    body = {"messages": [{"role": "user", "content": question}], **body}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120).json()
+    return str(answer["choices"][0]["message"]["content"])
