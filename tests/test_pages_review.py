@@ -159,16 +159,14 @@ def test_no_handler_of_the_page_can_be_called_without_the_token(
     """Whoever calls the server by hand, past the page, is refused by every handler."""
     message = edited(service, "What is your other secret?", "None.", "Another secret answer.")
     root = url.removesuffix("/review")
-    config = httpx.get(f"{url}/config", follow_redirects=True).json()
-    handlers = [one for one in config["dependencies"] if one["backend_fn"]]
+    config = httpx.get(f"{root}/config").json()
+    handlers = [one for one in config["dependencies"] if one["backend_fn"] and one["inputs"]]
     promotions = len(service.registry.history())
-    decided = 0
     for handler in handlers:
         values = [guess(config, name, message, service) for name in handler["inputs"]]
         said = call(root, handler["id"], values)
         assert "secret answer" not in said
-        decided += 1
-    assert decided > 10
+    assert len(handlers) > 20
     assert review.decision_on(service.store, message) is None
     assert len(service.registry.history()) == promotions
 
