@@ -1,0 +1,67 @@
+"""The README cannot lie: its commands, its settings and its requests are run as they stand."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from chatbot.turn import ChatSettings
+from feedback.settings import Home, check_tables
+from talkback import TABLES
+from talkback_cycle import CycleSettings
+from tests.processes import Server
+from training.recipe import Recipe
+from training.train import check
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str = "") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+def curl(command: str, server: Server) -> dict[str, object]:
+    """Run a request of the README against this server; its JSON."""
+    words = shlex.split(command.replace("http://127.0.0.1:8000", server.url))
+    return json.loads(subprocess.run([*words, "-sS"], capture_output=True, check=True).stdout)
+
+
+def test_every_command_is_one_and_takes_its_options() -> None:
+    commands = re.findall(r"^talkback (\w+)([^#\n]*)", "\n".join(blocks()), re.M)
+    assert {command for command, _ in commands} >= {"serve", "cycle", "status"}
+    for command, options in commands:
+        shown = subprocess.run(
+            [sys.executable, "-m", "talkback", command, "--help"],
+            capture_output=True, text=True, cwd=ROOT, check=True,
+        ).stdout  # fmt: skip
+        assert all(option in shown for option in re.findall(r"--[\w-]+", options))
+
+
+def test_every_make_target_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make (\w+)$", "\n".join(blocks()), re.M):
+        assert f"\n{target}: " in makefile
+
+
+def test_the_settings_are_read(home: Home) -> None:
+    (settings,) = blocks("toml")
+    home.toml.write_text(settings)
+    check_tables(home, TABLES)
+    assert ChatSettings.read(home).title == "Willow & Finch"
+    assert CycleSettings.read(home).min_new == 20
+    check(Recipe.read(home))
+
+
+def test_the_requests_are_answered(server: Server) -> None:
+    ask, rate = (block for block in blocks() if block.startswith("curl"))
+    said = curl(ask, server)
+    kept = curl(rate.replace("msg-…", str(said["id"])), server)
+    assert str(kept["feedback_id"]).startswith("fb-")
+
+
+def test_every_picture_is_there() -> None:
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    assert pictures and all((ROOT / picture).is_file() for picture in pictures)
