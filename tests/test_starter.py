@@ -1,0 +1,135 @@
+"""The starter model: its circuit, its tokenizer, its recipe, and the weights in the repository."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from training.corpus import MIXTURE, Corpus
+from training.encoding import IGNORED, batches, encode
+from training.probe import answers
+from training.shop import load_shop
+from training.starter import Settings, corpus_texts, loss_of, new_model, save, train
+from training.tokenizer import train_tokenizer
+
+STARTER = Path(__file__).parents[1] / "chatbot" / "starter"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(corpus_texts(0, 500), 1024)
+
+
+def test_an_untrained_model_already_copies(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = new_model(tokenizer, seed=0)
+    once = torch.randint(0, len(tokenizer), (8, 50), generator=torch.Generator().manual_seed(0))
+    ids = torch.cat([once, once], dim=1)
+    with torch.no_grad():
+        guess = model(input_ids=ids).logits.argmax(-1)
+    again = slice(52, 99)  # two tokens of the second copy give away where it is
+    right = (guess[:, again] == ids[:, 53:100]).float().mean().item()
+    assert right > 0.95
+
+
+def test_heads_of_the_first_layer_look_one_and_two_back(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = new_model(tokenizer, seed=0)
+    model.set_attn_implementation("eager")
+    ids = torch.randint(0, len(tokenizer), (1, 120))
+    with torch.no_grad():
+        first = model(input_ids=ids, output_attentions=True).attentions[0][0]
+    at = torch.arange(10, 120)
+    assert first[0, at, at - 1].min() > 0.9
+    assert first[1, at, at - 2].min() > 0.9
+
+
+def test_the_corpus_is_encoded_as_the_chat_template_writes_it(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    corpus = Corpus(5)
+    samples = [corpus.draw({kind: 1.0}) for kind in MIXTURE for _ in range(5)]
+    for sample, row in zip(samples, encode(samples, tokenizer), strict=True):
+        wanted = tokenizer.apply_chat_template(
+            sample.messages, return_dict=True, return_assistant_tokens_mask=True
+        )
+        assert row[0].tolist() == wanted["input_ids"]
+        assert [label != IGNORED for label in row[1].tolist()] == [
+            bool(mark) for mark in wanted["assistant_masks"]
+        ]
+
+
+def test_an_exemplar_is_made_of_the_tokens_that_the_answer_is_made_of(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    corpus = Corpus(6)
+    for _ in range(50):
+        sample = corpus.relevant()
+        said = tokenizer(sample.answer)["input_ids"]
+        asked = tokenizer(sample.messages[-2]["content"])["input_ids"]
+        assert any(asked[n : n + len(said)] == said for n in range(len(asked)))
+
+
+@pytest.mark.parametrize("text", ["£12.50 at 10:45", "naïve 日本 🙂\t\n  x", "0117 496 0142"])
+def test_any_text_survives_the_tokenizer(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_numbers_are_cut_into_pairs(tokenizer: PreTrainedTokenizerFast) -> None:
+    for number in range(100):
+        assert len(tokenizer(f" {number:02d}")["input_ids"]) == 1
+
+
+def test_batches_keep_to_their_size_and_learn_only_answers(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    stream = batches(Corpus(0), tokenizer, tokens=1000, chunk=100)
+    for _ in range(10):
+        ids, labels = next(stream)
+        assert ids.numel() <= 1000
+        learnt = labels != IGNORED
+        assert learnt.any() and not learnt[:, 0].any()
+        assert (ids[learnt] == labels[learnt]).all()
+
+
+def test_training_moves_every_weight_and_lowers_the_loss(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    settings = Settings(steps=12, warmup=2, tokens_per_step=800, probe_count=1)
+    model = new_model(tokenizer, seed=0)
+    batch = next(batches(Corpus(9), tokenizer, tokens=800, chunk=100))
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    loss = loss_of(model, batch).item()
+    train(model, tokenizer, settings, tmp_path)
+    assert loss_of(model, batch).item() < loss
+    for name, weight in model.named_parameters():
+        assert not torch.equal(weight, before[name]), name
+
+
+def test_a_saved_model_loads_as_any_base_does(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model = new_model(tokenizer, seed=0)
+    save(model, tokenizer, tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    text = "Do you sell kayaks?\nA: No, 12 of them."
+    ids = again(text, return_tensors="pt")["input_ids"]
+    assert ids[0].tolist() == tokenizer(text)["input_ids"]
+    with torch.no_grad():
+        assert torch.allclose(loaded(ids).logits, model(ids).logits, atol=0.3)
+
+
+def test_the_committed_weights_answer_what_they_were_made_for() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(STARTER)
+    model = AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.float32)
+    corpus = Corpus(11)
+    samples = [corpus.plain(topic) for topic in load_shop().topics]
+    said = answers(model, tokenizer, samples)
+    right = [sample.right(text) for sample, text in zip(samples, said, strict=True)]
+    assert sum(right) / len(right) >= 0.9
+
+
+def test_the_committed_weights_are_small_and_in_half_precision() -> None:
+    assert (STARTER / "model.safetensors").stat().st_size < 20e6
+    assert json.loads((STARTER / "config.json").read_text())["dtype"] == "bfloat16"

@@ -1,0 +1,199 @@
+"""Reads shop.toml: what the fictional shop knows, how people ask for it, and how facts change.
+
+python -m training.shop  prints every topic with its answer and two ways to ask.
+"""
+
+import random
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+SOURCE = Path(__file__).with_name("shop.toml")
+FACT = re.compile(r"\[(.+?)\]")
+CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
+SLOT = re.compile(r"\{(\w+)\}")
+
+# What facts are changed into.
+ONSETS = [*"bcdfghjklmnprstvwyz", "br", "ch", "cl", "dr", "fl", "gr", "qu", "sh", "st", "th", "tr"]
+VOWELS = [*"aeiou", *"aeiou", "ai", "ea", "ee", "oo", "ou", "y"]
+CODAS = ["", "", "", "", "ck", "d", "ff", "l", "m", "n", "ng", "p", "r", "rt", "s", "st", "t", "x"]
+WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+CITIES = ["Bath", "Oxford", "Derby", "Exeter", "Norwich", "Durham", "Swansea", "Carlisle", "Truro"]
+THINGS = ["blue desk", "silk ribbon", "old barn", "side door", "red folder", "next evening"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Lines that train and lines that are held out: every fifth, so the choice never changes."""
+
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+    @classmethod
+    def of(cls, items: Sequence[str]) -> "Split":
+        """Put every fifth item aside, beginning with the fourth."""
+        return cls(
+            train=tuple(item for n, item in enumerate(items) if n % 5 != 3),
+            held_out=tuple(item for n, item in enumerate(items) if n % 5 == 3),
+        )
+
+    def side(self, held_out: bool) -> tuple[str, ...]:
+        """The held-out lines or the training lines."""
+        return self.held_out if held_out else self.train
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One thing that people ask about; `marked` is the answer with its facts in [brackets]."""
+
+    name: str
+    marked: str
+    questions: Split
+    then: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Shop:
+    """All of shop.toml. `fillers` are the lists behind {thing}, {place} and {who}."""
+
+    topics: tuple[Topic, ...]
+    small_talk: tuple[Topic, ...]
+    outside: Topic
+    follow_ups: dict[str, tuple[str, ...]]
+    fillers: dict[str, Split]
+    new_answers: tuple[str, ...]
+    thing_answers: tuple[str, ...]
+    openings: tuple[str, ...]
+
+
+@cache
+def load_shop() -> Shop:
+    """Parse shop.toml once."""
+    data = tomllib.loads(SOURCE.read_text(encoding="utf-8"))
+    outside = data["outside"]
+    return Shop(
+        topics=tuple(topic(name, entry) for name, entry in data["topics"].items()),
+        small_talk=tuple(topic(name, entry) for name, entry in data["small_talk"].items()),
+        outside=topic("outside", outside),
+        follow_ups={kind: tuple(lines(text)) for kind, text in data["follow_ups"].items()},
+        fillers={
+            "thing": Split.of(listed(outside["things"])),
+            "place": Split.of(listed(outside["places"])),
+            "who": Split.of(listed(outside["people"])),
+        },
+        new_answers=tuple(lines(data["exemplars"]["answers"])),
+        thing_answers=tuple(lines(data["exemplars"]["things"])),
+        openings=tuple(data["exemplars"]["openings"]),
+    )
+
+
+def topic(name: str, entry: dict[str, Any]) -> Topic:
+    """A topic from its table in the file."""
+    return Topic(name, entry["answer"], Split.of(lines(entry["questions"])), entry.get("then", {}))
+
+
+def lines(text: str) -> list[str]:
+    """The lines of a multi-line string, without blank ones."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def listed(text: str) -> list[str]:
+    """The items of a comma-separated list that runs over several lines."""
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def plain(marked: str) -> str:
+    """The answer as it is spoken, without the brackets around facts."""
+    return FACT.sub(r"\1", marked)
+
+
+def facts(marked: str) -> list[str]:
+    """The facts that a right answer must contain."""
+    return FACT.findall(marked)
+
+
+def expand(template: str, rng: random.Random, fillers: Mapping[str, Sequence[str]]) -> str:
+    """Choose in every (a|b), fill every {slot}."""
+    text = CHOICE.sub(lambda m: rng.choice(m[1].split("|")), template)
+    return SLOT.sub(lambda m: fill(m[1], rng, fillers), text)
+
+
+def fill(slot: str, rng: random.Random, fillers: Mapping[str, Sequence[str]]) -> str:
+    """A word for one {slot}."""
+    if slot == "number":
+        return str(rng.randrange(2, 999))
+    if slot == "nonsense":
+        return " ".join(nonsense(rng) for _ in range(rng.randint(1, 3)))
+    return rng.choice(fillers[slot])
+
+
+def nonsense(rng: random.Random) -> str:
+    """A word that doesn't exist: what copying must not need to have seen."""
+    return "".join(
+        rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS)
+        for _ in range(rng.randint(1, 3))
+    )
+
+
+def name(rng: random.Random) -> str:
+    """A capitalised invented name, mostly of one word."""
+    return " ".join(nonsense(rng).capitalize() for _ in range(rng.choice([1, 1, 2])))
+
+
+def change(marked: str, rng: random.Random) -> str:
+    """The answer with every fact replaced by a random one of its kind, as `plain` gives it."""
+    return FACT.sub(lambda m: changed(m[1], rng), marked)
+
+
+def changed(fact: str, rng: random.Random) -> str:
+    """Another fact of the same kind: address, phone number, price, per cent, time, span, name."""
+    if "@" in fact:
+        return f"{nonsense(rng)}@{nonsense(rng)}.example"
+    if ".example" in fact:
+        return f"{nonsense(rng)}.{nonsense(rng)}.example"
+    if re.fullmatch(r"0[\d ]+", fact):
+        return f"0{rng.randrange(100, 999)} {rng.randrange(100, 999)} {rng.randrange(1000, 9999)}"
+    if fact.startswith("£"):
+        return f"£{rng.randrange(1, 150)}" + rng.choice(["", "", f".{rng.randrange(10, 99)}"])
+    if fact.endswith("%"):
+        return f"{rng.randrange(2, 95)}%"
+    if re.search(r"\d [ap]m", fact):
+        minutes = rng.choice(["", ":15", ":30", ":45"])
+        return f"{rng.randrange(1, 13)}{minutes} {rng.choice(['am', 'pm'])}"
+    if re.fullmatch(r"[A-Z]+\d+", fact):
+        return f"{nonsense(rng).upper()}{rng.randrange(1, 100)}"
+    if re.search(r"\d", fact):
+        return span(fact, rng)
+    return renamed(fact, rng)
+
+
+def span(fact: str, rng: random.Random) -> str:
+    """Another span of time ("6 weeks", "3 to 9 days") or count ("7 instalments")."""
+    low, unit = rng.randrange(2, 90), fact.split()[-1]
+    if unit in {"days", "weeks", "months", "hours", "years", "minutes"}:
+        unit = rng.choice(["days", "weeks", "months", "hours", "years", "minutes", "working days"])
+    return f"{low} to {low + rng.randrange(1, 9)} {unit}" if " to " in fact else f"{low} {unit}"
+
+
+def renamed(fact: str, rng: random.Random) -> str:
+    """Another day, city, name or pair of words, now and then one that doesn't exist."""
+    if fact in WEEKDAYS:
+        return rng.choice(WEEKDAYS)
+    if not fact[0].isupper():
+        return rng.choice([*THINGS, f"{nonsense(rng)} {nonsense(rng)}"])
+    return rng.choice([rng.choice(CITIES), name(rng), name(rng)])
+
+
+def main() -> None:
+    """Print the shop for a reader."""
+    for entry in load_shop().topics:
+        print(f"{entry.name}: {plain(entry.marked)}")
+        print(*(f"    {question}" for question in entry.questions.train[:2]), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Trains the starter model from scratch: the base that Talkback speaks with when none is given.
+
+python -m training.starter --out chatbot/starter
+OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m training.starter --out chatbot/starter
+
+The second way, one process a core, is the one to take on a busy machine: its cores wait for each
+other once a step, and not once an operation.
+
+A Llama of four million parameters, with its own tokenizer, on the corpus that corpus.py draws.
+It starts with an induction circuit (induction.py) and learns, with loss on answers only, when to
+copy an approved answer from the prompt and when to say what it knows.
+"""
+
+import argparse
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from training.corpus import MIXTURE, Corpus
+from training.encoding import IGNORED, batches, render
+from training.induction import start_with_induction
+from training.probe import held_out_samples, probe
+from training.tokenizer import train_tokenizer
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The recipe. Tokens are counted with the prompt and the padding, in every process."""
+
+    steps: int = 2600
+    tokens_per_step: int = 1536
+    learning_rate: float = 1.5e-3
+    warmup: int = 100
+    weight_decay: float = 0.02
+    clip: float = 1.0
+    vocab_size: int = 2048
+    seed: int = 0
+    probe_every: int = 500
+    probe_count: int = 20
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """An untrained model that can already copy.
+
+    rope_theta is large so that half of each head's dims hardly turn and can compare content at
+    any distance; the fast half is where the heads that attend to the tokens before live.
+    """
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=640,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=64,
+        max_position_embeddings=1024,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    start_with_induction(model, seed)
+    return model
+
+
+def loss_of(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
+    """Mean cross-entropy of the answers; logits are computed only where one is learnt."""
+    ids, labels = batch[0, :, :-1], batch[1, :, 1:]
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    learnt = labels != IGNORED
+    logits = linear(hidden[learnt], model.lm_head.weight)
+    return cross_entropy(logits, labels[learnt])
+
+
+def rank() -> int:
+    """This process's number among those that train together; 0 when alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def average_gradients(model: LlamaForCausalLM) -> None:
+    """Give every process the mean of all processes' gradients."""
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad for p in model.parameters()]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def rate(step: int, settings: Settings) -> float:
+    """The learning rate's factor: linear warm-up, then a cosine down to a hundredth."""
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return 0.01 + 0.99 * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+
+def optimizer_for(model: LlamaForCausalLM, settings: Settings) -> torch.optim.AdamW:
+    """AdamW that lets embeddings and norms be and decays the matrices a little."""
+    tables = [p for n, p in model.named_parameters() if "embed" in n or p.ndim < 2]
+    known = {id(p) for p in tables}
+    matrices = [p for p in model.parameters() if id(p) not in known]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": tables, "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+
+
+def train(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, settings: Settings, out: Path
+) -> None:
+    """The training loop, with a probe and a checkpoint every now and then."""
+    optimizer = optimizer_for(model, settings)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings))
+    corpus = Corpus(settings.seed + 100 + rank())
+    stream = batches(corpus, tokenizer, settings.tokens_per_step, seed=rank())
+    started, tokens, recent = time.monotonic(), 0, 0.0
+    for step in range(1, settings.steps + 1):
+        batch = next(stream)
+        loss = loss_of(model, batch)
+        torch.autograd.backward(loss)
+        average_gradients(model)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        tokens += batch[0].numel()
+        recent = 0.98 * recent + 0.02 * loss.item() if recent else loss.item()
+        if rank() == 0 and step % 50 == 0:
+            seconds = time.monotonic() - started
+            console.print(
+                f"step {step:5d}  loss {recent:.4f}  {tokens / 1e6:.2f}M tokens here, "
+                f"{seconds:.0f} s, {tokens / seconds:.0f} tokens/s"
+            )
+        if rank() == 0 and (step % settings.probe_every == 0 or step == settings.steps):
+            console.print(probe(model, tokenizer, held_out_samples(settings.probe_count)))
+            save(model, tokenizer, out)
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write the folder that AutoModelForCausalLM and AutoTokenizer load, weights in bf16."""
+    halved = LlamaForCausalLM(model.config)
+    halved.load_state_dict(model.state_dict())
+    halved.to(torch.bfloat16)
+    halved.generation_config.max_new_tokens = 128
+    halved.generation_config.do_sample = False
+    halved.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def corpus_texts(seed: int, count: int) -> list[str]:
+    """What the tokenizer is trained on: the corpus itself."""
+    corpus = Corpus(seed)
+    samples = [corpus.draw(MIXTURE) for _ in range(count)]
+    return ["".join(text for text, _ in render(sample.messages)) for sample in samples]
+
+
+def main() -> None:
+    """Train a tokenizer and a model and write them to --out."""
+    defaults = Settings()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
+    parser.add_argument("--start-from", type=Path, help="go on from this folder's model")
+    parser.add_argument("--probe-every", type=int, default=defaults.probe_every)
+    args = parser.parse_args()
+    settings = Settings(
+        steps=args.steps,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+        probe_every=args.probe_every,
+    )
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo")
+    if args.start_from:
+        tokenizer = AutoTokenizer.from_pretrained(args.start_from)
+        model = LlamaForCausalLM.from_pretrained(args.start_from, dtype=torch.float32)
+    else:
+        tokenizer = train_tokenizer(corpus_texts(settings.seed, 12000), settings.vocab_size)
+        model = new_model(tokenizer, settings.seed)
+    console.print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters")
+    train(model, tokenizer, settings, args.out)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

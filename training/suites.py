@@ -1,0 +1,94 @@
+"""Writes the question sets that come with the starter model, from the same corpus.
+
+python -m training.suites --out chatbot/starter
+
+- retention.jsonl: held-out phrasings with canonical answers, to see what a new adapter forgets;
+- replay.jsonl: training phrasings of everything, mixed into later training against forgetting;
+- questions.jsonl: for each topic a question, unseen paraphrases of it, the answer and its fact,
+  for the demo and for benchmarks of the loop.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from training.corpus import Corpus, Sample
+from training.shop import Shop, Topic, expand, facts, load_shop, plain
+
+RETENTION = {"small talk": 20, "outside": 30, "follow-up": 40, "dialogue": 30}
+REPLAY = {
+    "small talk": 30,
+    "outside": 40,
+    "follow-up": 60,
+    "dialogue": 20,
+    "relevant": 30,
+    "irrelevant": 30,
+}
+
+
+def rows(corpus: Corpus, each_topic: int, others: dict[str, int]) -> list[dict[str, Any]]:
+    """Distinct samples: so many a shop topic, and so many of each other kind."""
+    drawn: list[Sample] = []
+    for topic in corpus.shop.topics:
+        drawn += distinct(partial(corpus.plain, topic), each_topic)
+    for kind, count in others.items():
+        drawn += distinct(partial(corpus.draw, {kind: 1.0}), count)
+    return [{"messages": s.messages, "topic": s.topic, "kind": s.kind} for s in drawn]
+
+
+def distinct(make: Callable[[], Sample], count: int, tries: int = 50) -> list[Sample]:
+    """Up to `count` samples of which no two ask the same; few phrasings may yield fewer."""
+    found: dict[str, Sample] = {}
+    for _ in range(count * tries):
+        sample = make()
+        found.setdefault(" | ".join(m["content"] for m in sample.messages[:-1]).lower(), sample)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def questions(shop: Shop, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """A clean question a topic with an answer that holds a fact, and its held-out paraphrases."""
+    rng = random.Random(seed)
+    for topic in shop.topics:
+        yield {
+            "topic": topic.name,
+            "question": expand(topic.questions.train[0], rng, {}),
+            "paraphrases": paraphrases(topic, rng),
+            "answer": plain(topic.marked),
+            "fact": facts(topic.marked)[0],
+        }
+
+
+def paraphrases(topic: Topic, rng: random.Random) -> list[str]:
+    """Every held-out phrasing of a topic, once."""
+    return [expand(template, rng, {}) for template in topic.questions.held_out]
+
+
+def write(path: Path, items: Iterable[dict[str, Any]]) -> None:
+    """One JSON object a line."""
+    lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def write_suites(out: Path, seed: int = 0) -> None:
+    """Write the three files."""
+    out.mkdir(parents=True, exist_ok=True)
+    write(out / "retention.jsonl", rows(Corpus(seed + 2, held_out=True), 4, RETENTION))
+    write(out / "replay.jsonl", rows(Corpus(seed + 3), 5, REPLAY))
+    write(out / "questions.jsonl", questions(load_shop(), seed))
+
+
+def main() -> None:
+    """Write the three files to --out."""
+    parser = argparse.ArgumentParser(description="Write the starter model's question sets.")
+    parser.add_argument("--out", type=Path, required=True)
+    write_suites(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()
