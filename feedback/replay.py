@@ -11,7 +11,7 @@ ALIKE = 0.9
 CATCH_ALL = 20
 """An answer to at least so many questions with nothing in common is no answer to any of them."""
 
-Dialogue = Mapping[str, Any]
+Dialogue = dict[str, Any]
 
 
 def outdated(

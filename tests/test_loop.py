@@ -17,7 +17,7 @@ from tests.test_cycle import LESSONS, soon
 
 QUESTION, RIGHT = "When do you open?", "We open at ten."
 LONG = "[chat]\nmax_tokens = 1200\n"
-"""A tiny untrained model does not come to an end by itself: long enough to be stopped or swapped."""
+"""A tiny untrained model never ends by itself: time enough for a stop, and for a swap."""
 
 
 def teach_the_others(server: Server, store: Store) -> None:

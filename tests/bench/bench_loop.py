@@ -8,6 +8,7 @@ the control: every correction replaced by one wrong sentence must be refused.
 """
 
 import logging
+import os
 import random
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the server sets it
 
 import talkback_cycle
 from chatbot.service import Service
