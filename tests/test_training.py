@@ -22,6 +22,7 @@ from tests import models
 from tests.lessons import LESSON, REPLAY, lesson, row
 from training import dpo, sft
 from training.recipe import Recipe
+from training.replay import Turns
 from training.train import run
 from training.watch import TrainingError, certainty
 
@@ -139,12 +140,23 @@ def test_pairs_alone_train_by_dpo_from_the_base(folder: Path, base_folder: str) 
     assert metrics["metrics"]["dpo"]["last_margin"] > 0
 
 
-def test_replay_is_at_least_the_share_that_the_recipe_names(folder: Path, base_folder: str) -> None:
-    few = dict(list(LESSON.items())[:2])
-    snapshot = lesson(folder, few, pairs=False)
-    recipe = FAST.model_copy(update={"replay": 2, "min_replay": 3})
-    adapter = run(snapshot.folder, base_folder, None, folder / "adapters", recipe)
-    assert manifest(adapter)["metrics"]["sft"]["rows"] == len(few) + 4
+def test_replay_is_at_least_the_share_that_the_recipe_names() -> None:
+    assert Recipe(replay=2, min_replay=3).replay_rows(10) == 20
+    assert Recipe(replay=2, min_replay=30).replay_rows(10) == 30
+
+
+def test_each_epoch_has_all_new_rows_and_the_next_replay_rows() -> None:
+    turns = Turns(new=2, replay=10, take=5, seed=0)
+    first, second, third = list(turns), list(turns), list(turns)
+    assert len(turns) == len(first) == 7
+    assert {0, 1} <= set(first) & set(second) & set(third)
+    assert set(first) | set(second) == set(range(12))
+    assert set(first) == set(third)
+    assert first != third
+
+
+def test_fewer_replay_rows_than_asked_for_are_all_taken() -> None:
+    assert sorted(Turns(new=2, replay=3, take=50, seed=0)) == [0, 1, 2, 3, 4]
 
 
 def test_the_same_snapshot_recipe_and_seed_give_the_same_adapter(
@@ -204,13 +216,13 @@ def test_control_tokens_in_what_people_wrote_train_as_the_text_that_is_served(ba
     control = {base.tokenizer.convert_tokens_to_ids(token) for token in (models.START, models.STOP)}
     served = encode(base.tokenizer, prompt)
 
-    trained = sft.dataset(base.tokenizer, [taught], 512)[0]
+    trained = sft.encoded(base.tokenizer, [taught], 512)[0]
     answer = [id for id in trained["labels"] if id != -100]
     assert trained["input_ids"] == served + answer
     assert [id for id in answer if id in control] == [base.tokenizer.eos_token_id]
     assert answer[-1] == base.tokenizer.eos_token_id
 
-    pair = dpo.dataset(base.tokenizer, [chosen], 512)[0]
+    pair = dpo.encoded(base.tokenizer, [chosen], 512)[0]
     assert pair == {"prompt_ids": served, "chosen_ids": answer, "rejected_ids": answer}
 
 

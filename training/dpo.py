@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from chatbot.base import encode_answer
-from training.recipe import DPO, Recipe, trl_config
+from training.recipe import DPO, TOO_LONG, Recipe, trl_config
 from training.watch import Tokens, TrainingError, Watch
 
 Row = Mapping[str, Any]
@@ -47,11 +47,13 @@ def train(
     watch: Watch,
 ) -> dict[str, Any]:
     """Train the model's adapter on the pairs, in place; the metrics of the run."""
-    data = dataset(tokenizer, rows, args.max_length)
+    pairs = encoded(tokenizer, rows, args.max_length)
+    if not pairs:
+        raise TrainingError(TOO_LONG.format(args.max_length, "dpo"))
     trainer = Trainer(
         model=model,
         args=args,
-        train_dataset=data,
+        train_dataset=Dataset.from_list(pairs),
         processing_class=tokenizer,
         callbacks=[watch],
     )
@@ -61,8 +63,8 @@ def train(
     model.delete_adapter("ref")
     check_start(watch.first, args)
     return {
-        "rows": len(data),
-        "too_long": len(rows) - len(data),
+        "rows": len(pairs),
+        "too_long": len(rows) - len(pairs),
         "steps": result.global_step,
         "epochs": round(trainer.state.epoch or 0, 2),
         "first_loss": watch.first["loss"],
@@ -88,19 +90,15 @@ def check_start(first: Mapping[str, float], args: DPOConfig, tolerance: float = 
         )
 
 
-def dataset(
+def encoded(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int | None
-) -> Dataset:
-    """Encoded here and not by TRL, so that what is trained is what is served."""
-    encoded = []
+) -> list[dict[str, list[int]]]:
+    """Encoded here and not by TRL, so that what is trained is what is served; long rows are out."""
+    found = []
     for row in rows:
         prompt, chosen = encode(tokenizer, row, "chosen")
         _, rejected = encode(tokenizer, row, "rejected")
-        if max_length and len(prompt) + max(len(chosen), len(rejected)) > max_length:
-            continue
-        encoded.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
-    if not encoded:
-        raise TrainingError(
-            f"no row is shorter than max_length ({max_length} tokens); raise it in [training.dpo]"
-        )
-    return Dataset.from_list(encoded)
+        if not max_length or len(prompt) + max(len(chosen), len(rejected)) <= max_length:
+            ids = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+            found.append(ids)
+    return found

@@ -13,6 +13,7 @@ The LoRA shape is no part of it: it is the same for every adapter (chatbot/lora.
 import dataclasses
 import difflib
 import json
+import math
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field, field_validator
@@ -37,7 +38,7 @@ JOB = {
 SFT = {
     "num_train_epochs": 20,
     "learning_rate": 1e-3,
-    "per_device_train_batch_size": 16,
+    "per_device_train_batch_size": 8,
     "lr_scheduler_type": "constant_with_warmup",
     "warmup_steps": 5,
     "max_grad_norm": 1.0,
@@ -63,6 +64,8 @@ DPO = {
 }
 """The house's defaults for ``[training.dpo]``."""
 
+TOO_LONG = "every row is longer than max_length ({} tokens); raise it in [training.{}]"
+
 
 class Recipe(Settings):
     """``[training]`` of talkback.toml."""
@@ -76,9 +79,9 @@ class Recipe(Settings):
     max_seconds: float = Field(default=0, ge=0)
     """Stop early and keep what was learnt; 0 never stops. A stop makes a run irreproducible."""
     replay: float = Field(default=4, ge=0)
-    """Replay rows for each new row, as far as there are any: they keep what the base knows."""
+    """Replay rows for each new row of an epoch: they keep what the base can do."""
     min_replay: int = Field(default=80, ge=0)
-    """At least so many replay rows, however few the new ones are."""
+    """At least so many replay rows in an epoch, however few the new ones are."""
     sure: float = Field(default=0.9, gt=0, le=1)
     """SFT ends once each token of each new answer has this probability; 1 goes on to the end."""
     sft: dict[str, Any] = Field(default_factory=dict)
@@ -90,6 +93,10 @@ class Recipe(Settings):
     @classmethod
     def _read_numbers(cls, values: dict[str, Any]) -> dict[str, Any]:
         return {key: _number(value) for key, value in values.items()}
+
+    def replay_rows(self, new: int) -> int:
+        """How many replay rows an epoch has beside so many new ones."""
+        return max(self.min_replay, math.ceil(self.replay * new))
 
 
 def _number(value: Any) -> Any:

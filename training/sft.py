@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from chatbot.base import encode_answer
-from training.recipe import SFT, Recipe, trl_config
+from training.recipe import SFT, TOO_LONG, Recipe, trl_config
+from training.replay import Turns
 from training.watch import Learnt, Tokens, TrainingError, Watch
 
 Row = Mapping[str, Any]
@@ -31,29 +32,45 @@ def encode(tokenizer: PreTrainedTokenizerBase, row: Row) -> Tokens:
     return encode_answer(tokenizer, row["prompt"], row["completion"][0]["content"])
 
 
+class Trainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer that shows the replay rows in turns."""
+
+    turns: Turns
+
+    def _get_train_sampler(self, _: Dataset | None = None) -> Turns:
+        return self.turns
+
+
 def train(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
+    replay: Sequence[Row],
     args: SFTConfig,
     watch: Watch,
-    learnt: Learnt,
+    recipe: Recipe,
 ) -> dict[str, Any]:
     """Train the model's adapter on the rows, in place; the metrics of the run."""
-    data = dataset(tokenizer, rows, args.max_length)
-    trainer = SFTTrainer(
+    new = encoded(tokenizer, rows, args.max_length)
+    kept = encoded(tokenizer, replay, args.max_length)
+    if not new:
+        raise TrainingError(TOO_LONG.format(args.max_length, "sft"))
+    known = [split(row) for row in new]
+    trainer = Trainer(
         model=model,
         args=args,
-        train_dataset=data,
+        train_dataset=Dataset.from_list([*new, *kept]),
         processing_class=tokenizer,
-        callbacks=[watch, learnt],
+        callbacks=[watch, Learnt(model, known, recipe.sure, tokenizer.pad_token_id)],
     )
+    trainer.turns = Turns(len(new), len(kept), recipe.replay_rows(len(new)), recipe.seed)
     trainer.remove_callback(PrinterCallback)
     result = trainer.train()
     trainer.end()
     return {
-        "rows": len(data),
-        "too_long": len(rows) - len(data),
+        "rows": len(new),
+        "too_long": len(rows) - len(new),
+        "replay": trainer.turns.take,
         "steps": result.global_step,
         "epochs": round(trainer.state.epoch or 0, 2),
         "first_loss": watch.first["loss"],
@@ -62,19 +79,20 @@ def train(
     }
 
 
-def dataset(
+def encoded(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int | None
-) -> Dataset:
-    """Encoded here and not by TRL, so that what is trained is what is served."""
-    encoded = []
+) -> list[dict[str, list[int]]]:
+    """Encoded here and not by TRL, so that what is trained is what is served; long rows are out."""
+    found = []
     for row in rows:
         prompt, answer = encode(tokenizer, row)
-        if max_length and len(prompt) + len(answer) > max_length:
-            continue
-        labels = [-100] * len(prompt) + answer
-        encoded.append({"input_ids": prompt + answer, "labels": labels})
-    if not encoded:
-        raise TrainingError(
-            f"no row is shorter than max_length ({max_length} tokens); raise it in [training.sft]"
-        )
-    return Dataset.from_list(encoded)
+        if not max_length or len(prompt) + len(answer) <= max_length:
+            labels = [-100] * len(prompt) + answer
+            found.append({"input_ids": prompt + answer, "labels": labels})
+    return found
+
+
+def split(row: Mapping[str, list[int]]) -> Tokens:
+    """An encoded row as prompt and answer again."""
+    length = row["labels"].count(-100)
+    return row["input_ids"][:length], row["input_ids"][length:]

@@ -8,8 +8,6 @@ Touches no database. The last line it prints is JSON.
 """
 
 import json
-import math
-import random
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ from feedback.errors import TalkbackError
 from feedback.settings import Home
 from feedback.snapshot import Record, Snapshot
 from training.recipe import Recipe
-from training.watch import Clock, Learnt, Tell, Tokens, TrainingError, Watch, certainty
+from training.watch import Clock, Tell, Tokens, TrainingError, Watch, certainty
 
 Metrics = dict[str, Any]
 
@@ -36,7 +34,7 @@ VERSIONS = ("torch", "transformers", "trl", "peft", "tokenizers")
 
 @dataclass(frozen=True)
 class Data:
-    """What trains: the snapshot's rows and pairs, and the replay rows drawn for them."""
+    """What trains: the snapshot's rows, its pairs, and the replay rows."""
 
     snapshot: str
     new: list[Record]
@@ -54,7 +52,7 @@ def run(
 ) -> Path:
     """Train an adapter; returns its folder ``out/<id>``, which is there whole or not at all."""
     check(recipe)
-    data = read(snapshot, recipe)
+    data = read(snapshot)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     base = load_base(base_name, revision)
@@ -74,15 +72,12 @@ def check(recipe: Recipe) -> None:
         dpo.config(recipe, Path(nowhere))
 
 
-def read(snapshot: Path, recipe: Recipe) -> Data:
-    """The snapshot's rows, and as many of its replay rows as the recipe asks for."""
+def read(snapshot: Path) -> Data:
+    """The snapshot's rows, after checking that they are those of its manifest."""
     read = Snapshot.read(snapshot)
     new, replay, pairs = (read.rows(name) for name in ("sft", "replay", "dpo"))
     if not new and not pairs:
         raise TrainingError(f"{snapshot} has nothing to learn: sft.jsonl and dpo.jsonl are empty")
-    wanted = max(recipe.min_replay, math.ceil(recipe.replay * len(new)))
-    if len(replay) > wanted:
-        replay = random.Random(recipe.seed).sample(replay, wanted)
     return Data(read.id, new, replay, pairs)
 
 
@@ -109,10 +104,7 @@ def _sft(model: Any, base: Base, data: Data, recipe: Recipe, draft: Path, watch:
     from training import sft
 
     args = sft.config(recipe, draft, half=_half(base))
-    new = _encoded(base, data.new, args.max_length)
-    learnt = Learnt(model, new, recipe.sure, base.tokenizer.pad_token_id)
-    rows = [*data.new, *data.replay]
-    return sft.train(model, base.tokenizer, rows, args, watch, learnt)
+    return sft.train(model, base.tokenizer, data.new, data.replay, args, watch, recipe)
 
 
 def _dpo(model: Any, base: Base, data: Data, recipe: Recipe, draft: Path, watch: Watch) -> Metrics:
@@ -156,8 +148,7 @@ def settle(
 def _encoded(base: Base, rows: list[Record], max_length: int | None) -> list[Tokens]:
     from training import sft
 
-    encoded = [sft.encode(base.tokenizer, row) for row in rows]
-    return [row for row in encoded if not max_length or len(row[0]) + len(row[1]) <= max_length]
+    return [sft.split(row) for row in sft.encoded(base.tokenizer, rows, max_length)]
 
 
 def _recalled(model: Any, base: Base, rows: list[Tokens]) -> int:
