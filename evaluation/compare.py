@@ -84,11 +84,9 @@ def measure(
     said = suites.answers(base, folders, everything, settings.max_tokens)
     scorer = Scorer(base, folders)
     try:
-        heard = {name: iter(judged(scorer, name, everything, said[name])) for name in folders}
-        found = {
-            name: [item(case, next(heard[new]), next(heard[old])) for case in suite]
-            for name, suite in asked.items()
-        }
+        heard = {name: judged(scorer, name, everything, said[name]) for name in folders}
+        both = zip(heard[new], heard[old], strict=True)
+        found = {name: [item(case, *next(both)) for case in suite] for name, suite in asked.items()}
         pairs = preferences(scorer, new, old, suites.choices(snapshot.rows("held_out_pairs")))
     finally:
         scorer.close()
