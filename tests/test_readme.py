@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from chatbot.turn import ChatSettings
 from feedback.settings import Home, check_tables
 from talkback import TABLES
@@ -55,6 +57,7 @@ def test_the_settings_are_read(home: Home) -> None:
     check(Recipe.read(home))
 
 
+@pytest.mark.slow
 def test_the_requests_are_answered(server: Server) -> None:
     ask, rate = (block for block in blocks() if block.startswith("curl"))
     said = curl(ask, server)
