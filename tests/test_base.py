@@ -21,9 +21,8 @@ from chatbot.base import (
     plain,
     render,
 )
-from tests import models
+from tests import models, real
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "tokenizers"
 TOKENIZERS = ("chatml", "fallback", "qwen2", "gpt2", "phi-3-mini")
 
 
@@ -40,9 +39,7 @@ def tokenizer(
         folder = tmp_path_factory.mktemp(request.param)
         models.write_tokenizer(folder, template=request.param == "chatml")
     else:
-        folder = REAL / request.param
-        if not folder.is_dir():
-            pytest.skip(f"the tokenizer {request.param} is not on this machine")
+        folder = real.folder("tokenizers") / request.param
     yield load_tokenizer(str(folder))
 
 

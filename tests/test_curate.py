@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import real
-from talks import SPEAKER, answer, retry
 
 from feedback.curate import CurateSettings, Curation, Row, curate
 from feedback.review import decide
 from feedback.store import Speaker, Store
+from tests import real
+from tests.talks import SPEAKER, answer, retry
 
 ALL_TRAIN = CurateSettings(held_out=0)
 

@@ -20,6 +20,14 @@ from feedback.review import decide
 from feedback.settings import Home
 from feedback.store import Store
 from tests.corrections import ask
+from tests.processes import TOML
+
+RECIPE = """
+[training.sft]
+learning_rate = 5e-3
+num_train_epochs = 60
+"""
+"""A tiny model of random weights has to be taught harder than one that can speak."""
 
 LESSONS = {
     "When do you open?": "We open at ten.",
@@ -43,7 +51,8 @@ def teach(service: Service, lessons: dict[str, str]) -> None:
 
 
 @pytest.fixture
-def taught(service: Service) -> Service:
+def taught(service: Service, home: Home) -> Service:
+    home.toml.write_text(TOML + RECIPE)
     teach(service, LESSONS)
     return service
 
@@ -79,7 +88,6 @@ def test_a_dry_run_decides_nothing(taught: Service, home: Home) -> None:
     assert taught.store.rows("select * from split") == []
 
 
-@pytest.mark.slow
 def test_what_was_corrected_is_learnt_promoted_and_spoken(taught: Service, home: Home) -> None:
     before = taught.speaking
     stages: list[str] = []

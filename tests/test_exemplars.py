@@ -4,8 +4,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import real
-from talks import answer
 
 from feedback.exemplars import (
     active,
@@ -21,6 +19,8 @@ from feedback.ids import now
 from feedback.likeness import near_pairs, similarity
 from feedback.review import decide
 from feedback.store import Store
+from tests import real
+from tests.talks import answer
 
 HOURS = "On Sundays we open at 11."
 

@@ -13,7 +13,7 @@ from feedback.settings import Home
 from feedback.store import Store
 from tests.processes import TOML, Server
 from tests.scripted import ANSWER, settled, start, visitor
-from tests.test_cycle import LESSONS, soon
+from tests.test_cycle import LESSONS, RECIPE, soon
 
 QUESTION, RIGHT = "When do you open?", "We open at ten."
 LONG = "[chat]\nmax_tokens = 1200\n"
@@ -62,7 +62,7 @@ def ask_anew(page: Page, question: str) -> None:
 def test_someone_corrects_an_answer_a_cycle_runs_and_the_next_answer_is_right(
     chromium: Browser, start_server: Callable[[], Server], home: Home
 ) -> None:
-    home.toml.write_text(TOML + LONG)
+    home.toml.write_text(TOML + LONG + RECIPE)
     server = start_server().ready()
     store = Store(home.db)
     registry = Registry(store, home)

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from chatbot.turn import ChatSettings
 from feedback.settings import Home, check_tables
 from talkback import TABLES
@@ -22,12 +20,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str = "") -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+    return [text for named, text in found if named == language]
 
 
 def curl(command: str, server: Server) -> dict[str, object]:
     """Run a request of the README against this server; its JSON."""
-    words = shlex.split(command.replace("http://127.0.0.1:8000", server.url))
+    line = command.replace("\\\n", " ").replace("http://127.0.0.1:8000", server.url)
+    words = shlex.split(line)
     return json.loads(subprocess.run([*words, "-sS"], capture_output=True, check=True).stdout)
 
 
@@ -57,7 +57,6 @@ def test_the_settings_are_read(home: Home) -> None:
     check(Recipe.read(home))
 
 
-@pytest.mark.slow
 def test_the_requests_are_answered(server: Server) -> None:
     ask, rate = (block for block in blocks() if block.startswith("curl"))
     said = curl(ask, server)

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import real
-from talks import SPEAKER, answer, retry
 
 from feedback.exemplars import active, same
 from feedback.review import BadDecision, decide, decision_on, queue, waiting
 from feedback.store import NotFound, Speaker, Store
+from tests import real
+from tests.talks import SPEAKER, answer, retry
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from sqlite_utils import Database as Tables
-from talks import answer
 
 from feedback import database
 from feedback.database import StoreError
 from feedback.schema import migrations
 from feedback.store import Store
+from tests.talks import answer
 
 NAMES = """conversation message speaker feedback review approved withdrawal graduation split
 cluster_member adapter promotion report cycle cycle_end"""

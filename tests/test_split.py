@@ -4,12 +4,12 @@ import random
 from pathlib import Path
 
 import pytest
-import real
-from talks import answer
 
 from feedback.likeness import similarity
 from feedback.split import NEAR, Item, Place, _new_cluster, assign
 from feedback.store import Store
+from tests import real
+from tests.talks import answer
 
 
 @pytest.fixture

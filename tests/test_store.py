@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import real
-from talks import SPEAKER, answer, retry
 
 from feedback.database import StoreError
 from feedback.store import BadFeedback, BadMessage, NotFound, Role, Speaker, Store
+from tests import real
+from tests.talks import SPEAKER, answer, retry
 
 
 @pytest.fixture
