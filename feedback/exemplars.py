@@ -69,8 +69,15 @@ def similar(
         return []
     words = content_words(question)
     found = (one for one in _found(store, question, adapter) if _CONTEXT not in one.key)
-    close = [one for one in found if overlap(words, content_words(one.question)) >= FLOOR]
-    return close[:limit]
+    return [one for one in found if _close(words, content_words(one.question))][:limit]
+
+
+def _close(asked: set[str], approved: set[str]) -> bool:
+    """Whether one question says enough about the other. A single word ("order", of "Where is my
+    order?") says too little about a question of three or more."""
+    if len(approved) == 1 and len(asked) > 2:
+        return False
+    return overlap(asked, approved) >= FLOOR
 
 
 def active(store: Store, adapter: str | None = None) -> list[Approved]:
