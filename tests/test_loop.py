@@ -44,7 +44,8 @@ def ask_stop_rate_and_edit(page: Page) -> None:
 
 
 def approve(chromium: Browser, url: str) -> None:
-    with visitor(chromium, f"{url}/review") as page:
+    with chromium.new_context(locale="en-US") as context, context.new_page() as page:
+        page.goto(f"{url}/review")
         expect(page.locator("#tb-case")).to_contain_text(QUESTION)
         page.get_by_placeholder("Your name").fill("rita")
         page.click("#tb-approve")
