@@ -118,7 +118,7 @@ def _contents(rows: Sequence[Row], replay: Sequence[Record]) -> dict[str, list[R
         "sft": [_sft(row) for row in train if row.kind == "sft"],
         "dpo": [_pair(row) for row in train if row.kind == "pair"],
         "replay": [_replay(record) for record in replay],
-        "repairs": [_repair(row) for row in train if row.kind == "sft" and _corrects(row)],
+        "repairs": [_repair(row) for row in train if row.kind == "sft"],
         "held_out": [_repair(row) for row in held_out if row.kind == "sft"],
         "held_out_pairs": [_pair(row) for row in held_out if row.kind == "pair"],
     }
@@ -143,13 +143,9 @@ def _sft(row: Row) -> Record:
     return {"prompt": row.prompt, "completion": _answer(row.chosen), "weight": 1}
 
 
-def _corrects(row: Row) -> bool:
-    return row.rejected is not None
-
-
 def _repair(row: Row) -> Record:
     """What to answer, and the answer that was wrong, if there was one."""
-    return _sft(row) | ({"rejected": row.rejected} if _corrects(row) else {})
+    return _sft(row) | ({} if row.rejected is None else {"rejected": row.rejected})
 
 
 def _pair(row: Row) -> Record:

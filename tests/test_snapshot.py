@@ -31,7 +31,9 @@ def test_each_row_goes_into_its_file(tmp_path: Path) -> None:
     }
     assert snapshot.rows("sft") == [sft, right]
     assert snapshot.rows("dpo") == snapshot.rows("held_out_pairs") == [pair]
-    assert snapshot.rows("repairs") == snapshot.rows("held_out") == [{**sft, "rejected": "Never."}]
+    repair = {**sft, "rejected": "Never."}
+    assert snapshot.rows("repairs") == [repair, right]  # whatever trains is asked afterwards
+    assert snapshot.rows("held_out") == [repair]
     assert snapshot.rows("replay") == [
         {"prompt": USER, "completion": [{"role": "assistant", "content": "Hi."}], "weight": 1}
     ]
@@ -41,7 +43,7 @@ def test_the_manifest_says_what_is_inside_and_where_it_comes_from(tmp_path: Path
     snapshot = write(CURATION, tmp_path)
     assert snapshot.folder == tmp_path / snapshot.id and snapshot.id == f"s-{snapshot.hash[:12]}"
     assert snapshot.counts == {
-        "sft": 2, "dpo": 1, "replay": 0, "repairs": 1, "held_out": 1, "held_out_pairs": 1,
+        "sft": 2, "dpo": 1, "replay": 0, "repairs": 2, "held_out": 1, "held_out_pairs": 1,
     }  # fmt: skip
     assert (snapshot.people, snapshot.sources) == (["ann", "bob"], ["fb-1", "rev-1", "rev-2"])
     manifest = json.loads((snapshot.folder / "manifest.json").read_text())
