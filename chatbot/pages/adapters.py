@@ -30,7 +30,9 @@ class AdaptersPage:
         secret = self._people.storage_secret
         self.token = gr.BrowserState("", storage_key="talkback_review", secret=secret)
         with gr.Column(elem_classes="tb-page"):
-            self._door()
+            self.door, self.key, self.enter, self.refusal = theme.entrance(
+                "look at adapters and to promote them"
+            )
             self.now = gr.HTML("", padding=False, elem_id="tb-now")
             with gr.Row(visible=False, elem_id="tb-adapters") as self.desk:
                 with gr.Column(scale=1, min_width=280):
@@ -45,15 +47,6 @@ class AdaptersPage:
                     with gr.Accordion("The whole report", open=False, visible=False) as self.more:
                         self.report = gr.Markdown("", latex_delimiters=[])
         self._connect(blocks)
-
-    def _door(self) -> None:
-        with gr.Column(visible=False, elem_id="tb-door", elem_classes="tb-card") as self.door:
-            gr.HTML(theme.door("look at adapters and to promote them"), padding=False)
-            self.key = gr.Textbox(
-                label="Review token", type="password", container=False, placeholder="Review token"
-            )
-            self.enter = gr.Button("Open", variant="primary")
-            self.refusal = gr.HTML("", padding=False)
 
     def _levers(self) -> None:
         with gr.Row(elem_id="tb-levers"):

@@ -35,21 +35,12 @@ class ReviewPage:
         self.token = gr.BrowserState("", storage_key="talkback_review", secret=secret)
         self.reviewer = gr.BrowserState("", storage_key="talkback_reviewer", secret=secret)
         with gr.Column(elem_classes="tb-page"):
-            self._door()
+            self.door, self.key, self.enter, self.refusal = theme.entrance("review answers")
             with gr.Row(visible=False, elem_id="tb-desk") as self.desk:
                 self._queue()
                 self._case()
             self.nothing = gr.HTML("", visible=False, padding=False)
         self._connect(blocks)
-
-    def _door(self) -> None:
-        with gr.Column(visible=False, elem_id="tb-door", elem_classes="tb-card") as self.door:
-            gr.HTML(theme.door("review answers"), padding=False)
-            self.key = gr.Textbox(
-                label="Review token", type="password", container=False, placeholder="Review token"
-            )
-            self.enter = gr.Button("Open", variant="primary")
-            self.refusal = gr.HTML("", padding=False)
 
     def _queue(self) -> None:
         with gr.Column(scale=1, min_width=260, elem_id="tb-queue"):

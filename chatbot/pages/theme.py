@@ -118,9 +118,17 @@ def hello(title: str) -> str:
     )
 
 
-def door(what: str) -> str:
-    """What stands above the field for the token."""
-    return (
+def entrance(what: str) -> tuple[gr.Column, gr.Textbox, gr.Button, gr.HTML]:
+    """Where the token is asked for to do ``what``: the whole, its field, button and refusal."""
+    text = (
         f"<h4>A token opens this page</h4><p>To {escape(what)}, enter the review token. "
         "The server printed it at its start.</p>"
     )
+    with gr.Column(visible=False, elem_id="tb-door", elem_classes="tb-card") as door:
+        gr.HTML(text, padding=False)
+        key = gr.Textbox(
+            label="Review token", type="password", container=False, placeholder="Review token"
+        )
+        enter = gr.Button("Open", variant="primary")
+        refusal = gr.HTML("", padding=False)
+    return door, key, enter, refusal
