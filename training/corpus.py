@@ -121,8 +121,9 @@ class Corpus:
 
     def follow_up(self) -> Sample:
         """A question that only the turn before explains."""
-        before, text, answer = self.rng.choice(self.follow_ups)
-        turns = [*self.history(), self.ask(before), plain(before.marked), sloppy(text, self.rng)]
+        before, line, answer = self.rng.choice(self.follow_ups)
+        text = sloppy(expand(line, self.rng, {}), self.rng)
+        turns = [*self.history(), self.ask(before), plain(before.marked), text]
         return self.sample(before, "follow-up", *turns, marked=answer)
 
     def dialogue(self) -> Sample:
@@ -228,14 +229,14 @@ class Corpus:
 
 
 MIXTURE = {
-    "plain": 0.28,
+    "plain": 0.27,
     "small talk": 0.08,
-    "outside": 0.11,
+    "outside": 0.10,
     "follow-up": 0.06,
-    "dialogue": 0.06,
-    "relevant": 0.22,
+    "dialogue": 0.05,
+    "relevant": 0.23,
     "relevant thing": 0.05,
-    "irrelevant": 0.14,
+    "irrelevant": 0.16,
 }
 
 

@@ -5,8 +5,9 @@ import random
 GREETINGS = (
     *("Hi, ", "Hello, ", "Hello! ", "Hey, ", "Excuse me, ", "Sorry, ", "Good morning, "),
     *("Quick question: ", "I have a question: ", "Please tell me: ", "One more thing, "),
+    *("Hi there, ", "Good evening, ", "Dear team, ", "Hello, quick question, ", "Hi! ", "So, "),
 )
-PLEASANTRIES = (" please", " Thanks!", " Thank you.", " Please help.")
+PLEASANTRIES = (" please", " Thanks!", " Thank you.", " Please help.", " Cheers", " Many thanks!")
 
 
 def sloppy(text: str, rng: random.Random) -> str:

@@ -1,6 +1,9 @@
 """Reads shop.toml: what the fictional shop knows, how people ask for it, and how facts change.
 
 python -m training.shop  prints every topic with its answer and two ways to ask.
+
+held_out.toml has questions that nothing trains on, written by somebody who had not seen those of
+shop.toml. Where the two are alike all the same, it is the training line that goes.
 """
 
 import random
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).with_name("shop.toml")
+HELD_OUT = Path(__file__).with_name("held_out.toml")
 FACT = re.compile(r"\[(.+?)\]")
 CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
 SLOT = re.compile(r"\{(\w+)\}")
@@ -28,14 +32,14 @@ THINGS = ["blue desk", "silk ribbon", "old barn", "side door", "red folder", "ne
 
 @dataclass(frozen=True)
 class Split:
-    """Lines that train and lines that are held out: every fifth, so the choice never changes."""
+    """Lines that train and lines that are held out."""
 
     train: tuple[str, ...]
     held_out: tuple[str, ...]
 
     @classmethod
     def of(cls, items: Sequence[str]) -> "Split":
-        """Put every fifth item aside, beginning with the fourth."""
+        """Put every fifth item aside, beginning with the fourth, so the choice never changes."""
         return cls(
             train=tuple(item for n, item in enumerate(items) if n % 5 != 3),
             held_out=tuple(item for n, item in enumerate(items) if n % 5 == 3),
@@ -73,12 +77,14 @@ class Shop:
 @cache
 def load_shop() -> Shop:
     """Parse shop.toml once."""
-    data = tomllib.loads(SOURCE.read_text(encoding="utf-8"))
+    data, held_out = (
+        tomllib.loads(path.read_text(encoding="utf-8")) for path in (SOURCE, HELD_OUT)
+    )
     outside = data["outside"]
     return Shop(
-        topics=tuple(topic(name, entry) for name, entry in data["topics"].items()),
-        small_talk=tuple(topic(name, entry) for name, entry in data["small_talk"].items()),
-        outside=topic("outside", outside),
+        topics=topics(data["topics"], held_out["topics"]),
+        small_talk=topics(data["small_talk"], held_out["small_talk"]),
+        outside=topic("outside", outside, held_out["outside"]),
         follow_ups={kind: tuple(lines(text)) for kind, text in data["follow_ups"].items()},
         fillers={
             "thing": Split.of(listed(outside["things"])),
@@ -91,9 +97,15 @@ def load_shop() -> Shop:
     )
 
 
-def topic(name: str, entry: dict[str, Any]) -> Topic:
-    """A topic from its table in the file."""
-    return Topic(name, entry["answer"], Split.of(lines(entry["questions"])), entry.get("then", {}))
+def topics(tables: dict[str, Any], held_out: dict[str, Any]) -> tuple[Topic, ...]:
+    """All topics of one kind."""
+    return tuple(topic(name, entry, held_out[name]) for name, entry in tables.items())
+
+
+def topic(name: str, entry: dict[str, Any], held_out: dict[str, Any]) -> Topic:
+    """A topic from its table in either file."""
+    train, aside = (tuple(lines(table["questions"])) for table in (entry, held_out))
+    return Topic(name, entry["answer"], Split(train, aside), entry.get("then", {}))
 
 
 def lines(text: str) -> list[str]:

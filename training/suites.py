@@ -32,23 +32,22 @@ REPLAY = {
 
 def rows(corpus: Corpus, each_topic: int, others: dict[str, int]) -> list[dict[str, Any]]:
     """Distinct samples: so many a shop topic, and so many of each other kind."""
-    drawn: list[Sample] = []
-    for topic in corpus.shop.topics:
-        drawn += distinct(partial(corpus.plain, topic), each_topic)
-    for kind, count in others.items():
-        drawn += distinct(partial(corpus.draw, {kind: 1.0}), count)
-    return [{"messages": s.messages, "topic": s.topic, "kind": s.kind} for s in drawn]
-
-
-def distinct(make: Callable[[], Sample], count: int, tries: int = 50) -> list[Sample]:
-    """Up to `count` samples of which no two ask the same; few phrasings may yield fewer."""
     found: dict[str, Sample] = {}
+    for topic in corpus.shop.topics:
+        add(found, partial(corpus.plain, topic), each_topic)
+    for kind, count in others.items():
+        add(found, partial(corpus.draw, {kind: 1.0}), count)
+    return [{"messages": s.messages, "topic": s.topic, "kind": s.kind} for s in found.values()]
+
+
+def add(found: dict[str, Sample], make: Callable[[], Sample], count: int, tries: int = 50) -> None:
+    """Add up to `count` samples that ask what none before asks; few phrasings may yield fewer."""
+    wanted = len(found) + count
     for _ in range(count * tries):
         sample = make()
         found.setdefault(" | ".join(m["content"] for m in sample.messages[:-1]).lower(), sample)
-        if len(found) == count:
+        if len(found) == wanted:
             break
-    return list(found.values())
 
 
 def questions(shop: Shop, seed: int = 0) -> Iterator[dict[str, Any]]:
