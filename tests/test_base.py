@@ -1,7 +1,10 @@
 """Loading a base, and law 9: text is never control."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from chatbot.base import (
     render,
 )
 from tests import models, real
+from tests.hub import COMMIT, hub
 
 TOKENIZERS = ("chatml", "fallback", "qwen2", "gpt2", "phi-3-mini")
 
@@ -192,6 +196,30 @@ def test_a_hub_model_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     assert "no network" in refused("nobody/no-such-model")
+
+
+FROM_THE_HUB = """
+from chatbot.base import BaseError, load_base
+for name, revision in (("org/tiny", None), ("org/tiny", COMMIT), ("org/tiny", "nowhere"),
+                       ("org/none", None), ("org/gated", None)):
+    try:
+        print(load_base(name, revision).revision)
+    except BaseError as error:
+        print(error)
+"""
+
+
+def test_a_hub_model_is_fetched_pinned_and_missed_in_one_line(tmp_path: Path) -> None:
+    folder = models.write_model(tmp_path / "model", "qwen3")
+    script = FROM_THE_HUB.replace("COMMIT", repr(COMMIT))
+    with hub(folder) as address:
+        home = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
+        said = subprocess.check_output([sys.executable, "-c", script], env=os.environ | home)
+    newest, pinned, no_revision, no_repo, gated = said.decode().splitlines()
+    assert newest == pinned == COMMIT
+    assert "no revision 'nowhere'" in no_revision
+    assert "no public Hub model 'org/none'" in no_repo
+    assert "gated" in gated and "HF_TOKEN" in gated
 
 
 def test_a_folder_has_no_revision(tmp_path: Path) -> None:
