@@ -61,6 +61,9 @@ def test_api_and_pages_are_one_server(running: Server) -> None:
         page = httpx.get(f"{running.url}/{path}", timeout=60)
         assert page.status_code == 200 and "gradio" in page.text
     assert ask(running)["model"].startswith("talkback:a-")
+    figures = httpx.get(f"{running.url}/metrics").text
+    assert 'talkback_http_requests_total{method="GET",route="pages",status="200"}' in figures
+    assert 'route="/review"' not in figures
     assert httpx.get(f"{running.url}/v1/nowhere").json()["error"]["code"] == "not_found"
 
 
