@@ -32,7 +32,17 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-TABLES = ("chat", "curate", "cycle", "engine", "evaluation", "gate", "server", "training")
+TABLES = (
+    "chat",
+    "curate",
+    "cycle",
+    "engine",
+    "evaluation",
+    "gate",
+    "server",
+    "training",
+    "webhooks",
+)
 """All tables of talkback.toml; each is declared beside the code that reads it."""
 
 console = Console()

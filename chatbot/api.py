@@ -71,8 +71,8 @@ def router(service: "Service") -> APIRouter:
         return {"feedback_id": keep(service, body)}
 
     @routes.get("/healthz")
-    def healthz() -> dict[str, Any]:
-        """Whether answers can be given, and by whom."""
+    async def healthz() -> dict[str, Any]:
+        """The process lives, and who speaks; whether to send people here is told by /readyz."""
         return {
             "ok": True,
             "status": "ready",

@@ -1,4 +1,7 @@
-"""What listens from the first moment: it says "loading" until the app behind it is ready."""
+"""What listens from the first moment: it says "loading" until the app behind it is ready.
+
+``/healthz`` is 200 from then on: a server that loads is alive, and must not be restarted for it.
+"""
 
 import asyncio
 import json
@@ -90,9 +93,12 @@ class Front:
 
 async def _wait(scope: Scope, send: Any) -> None:
     """A page that looks again by itself, or JSON for programs."""
-    page = False
+    page, status = False, 503
     if scope["path"] == "/healthz":
+        status = 200
         body: dict[str, Any] = {"ok": False, "status": "loading"}
+    elif scope["path"] == "/readyz":
+        body = {"ready": False, "reason": "the model is still loading"}
     elif scope["path"].startswith("/v1/"):
         body = {"error": LOADING}
     else:
@@ -100,5 +106,5 @@ async def _wait(scope: Scope, send: Any) -> None:
     text = PAGE if page else json.dumps(body)
     kind = b"text/html; charset=utf-8" if page else b"application/json"
     headers = [(b"content-type", kind), (b"retry-after", b"1"), (b"cache-control", b"no-store")]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": text.encode()})

@@ -57,22 +57,29 @@ class ServerError(TalkbackError):
 
 
 def create_app(service: "Service") -> "FastAPI":
-    """The API, and the pages at "/". The service is closed with the app."""
+    """The API, and the pages at "/". The service is closed with the app; SettingsError."""
     from contextlib import asynccontextmanager
 
     from fastapi import FastAPI
 
-    from chatbot import api, problems
+    from chatbot import api, problems, watch
+    from chatbot.hooks import Hooks, WebhookSettings
     from chatbot.pages.site import mount
+
+    hooks = Hooks(service.home, service.store, WebhookSettings.read(service.home))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI):  # type: ignore[no-untyped-def]  # FastAPI's own shape
+        hooks.start()
         yield
+        hooks.close()
         service.close()
 
     app = FastAPI(title="Talkback", docs_url=None, redoc_url=None, lifespan=lifespan)
     problems.install(app)
+    app.add_middleware(watch.Counted, meters=service.meters)
     app.include_router(api.router(service))
+    app.include_router(watch.router(service, hooks))
     return mount(app, service)
 
 

@@ -16,8 +16,9 @@ from typing import Self
 from chatbot import lora
 from chatbot.base import STARTER, Base, encode, load_base
 from chatbot.batching import EngineSettings, TorchEngine
-from chatbot.engine import BASE, Engine, Request, Sampling, Stream, UnknownAdapter
-from chatbot.registry import Registry
+from chatbot.engine import BASE, Busy, Engine, Request, Sampling, Stream, UnknownAdapter
+from chatbot.meters import Meters
+from chatbot.registry import Promotion, Registry
 from chatbot.turn import ChatSettings, Turn
 from feedback.errors import TalkbackError
 from feedback.settings import Home
@@ -36,7 +37,8 @@ class Service:
     ``speaking`` is the id of the adapter that answers new turns. ``warning`` is "" or one line
     for people: why a promoted adapter does not speak. ``review_token`` is "" when anybody may
     review (a server on loopback), else the word that opens the review and adapters pages.
-    ``context`` is the number of tokens that prompt and answer share.
+    ``context`` is the number of tokens that prompt and answer share. ``meters`` are moved by what
+    happens here.
     """
 
     home: Home
@@ -49,6 +51,7 @@ class Service:
     speaking: str
     warning: str
     review_token: str
+    meters: Meters
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class Service:
         self.registry = Registry(store, home)
         self.chat, self.context, self.review_token = chat, context, review_token
         self.speaking, self.warning = BASE, ""
+        self.meters = Meters()
         self.turns: weakref.WeakSet[Turn] = weakref.WeakSet()
         self._pinned: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.RLock()
@@ -123,6 +127,9 @@ class Service:
                 self._pin(adapter)
             try:
                 return chosen, self.engine.submit(Request(prompt_ids, chosen, sampling))
+            except Busy:
+                self.meters.refused.inc()
+                raise
             except UnknownAdapter:
                 continue  # it was unloaded between the choice and the question: choose again
         raise UnknownAdapter(chosen, self.engine.adapters())
@@ -130,23 +137,27 @@ class Service:
     def follow(self) -> bool:
         """Let the newest promotion speak; True if that changed who speaks. The watcher calls it."""
         with self._following:
-            return self._follow()
+            promotion = self._follow()
+        if promotion is not None:
+            self.meters.swapped(promotion)
+        return promotion is not None
 
-    def _follow(self) -> bool:
+    def _follow(self) -> Promotion | None:
+        """The promotion whose adapter speaks from now on, if it did not before."""
         promotion = self.registry.promotion()
         if promotion is None or promotion.adapter == self.speaking:
             self._refused, self.warning = None, ""
-            return False
+            return None
         if promotion.id == self._refused:
-            return False
+            return None
         try:
             self._take(promotion.adapter)
         except TalkbackError as error:
             self._refused = promotion.id
             self.warning = f"{promotion.adapter} was promoted but is refused: {error}"
             log.warning("%s; %s goes on speaking", self.warning, self.speaking)
-            return False
-        return True
+            return None
+        return promotion
 
     def close(self) -> None:
         """Stop following, end every stream and keep what it has said, free the model."""
@@ -159,7 +170,7 @@ class Service:
 
     def _begin(self) -> None:
         """Speak; when the adapter in service is damaged, with the newest before it that is not."""
-        self.follow()
+        self._follow()
         warning, refused = self.warning, self._refused
         for earlier in reversed(self.registry.served()[:-1]):
             if self.speaking != BASE:

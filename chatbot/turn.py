@@ -84,7 +84,7 @@ class Turn:
         self.message_id = new_id("msg")
         self.text = ""
         """What has been handed out so far; after the end, the answer as it is stored."""
-        self._store = service.store
+        self._store, self._meters = service.store, service.meters
         self._stream = stream
         self._speaker = speaker
         self._stored = False
@@ -135,6 +135,7 @@ class Turn:
                 self.message_id,
             )
             self._stored = True
+            self._meters.answered(self._speaker)
 
     def _final(self) -> Speaker:
         """The speaker with what the stream measured; cut short when not all was handed out."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from feedback.errors import TalkbackError
 
-SCHEMA = 5
+SCHEMA = 6
 """How many migrations ``feedback.schema`` has. Counted here because that module imports
 sqlite-utils, which imports pandas where it is installed: 0.7 s that only a migration pays."""
 
@@ -97,6 +97,12 @@ class Database:
             except BaseException:
                 connection.rollback()
                 raise
+
+    def check_writable(self) -> None:
+        """Raise StoreError when nothing could be kept now: a real write that changes nothing."""
+        with self.write() as db:
+            version: int = db.execute("pragma user_version").fetchone()[0]
+            db.execute(f"pragma user_version = {version}")
 
     def close(self) -> None:
         """Close the connections of all threads."""

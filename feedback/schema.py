@@ -218,3 +218,31 @@ def m005_adapters(db: Database) -> None:
             ended_at text not null
         ) strict""")
     _for_ever(db, "adapter", "promotion", "report", "cycle", "cycle_end")
+
+
+@_migration
+def m006_events(db: Database) -> None:
+    """What webhooks tell: written with the row it speaks of, by whichever process. Numbered by
+    itself, because rowids change in a VACUUM and come again after an erasure; a delivery is how
+    far a URL has got."""
+    db.execute("""
+        create table event (
+            number integer primary key autoincrement,
+            type text not null check (type in ('feedback', 'review', 'promotion')),
+            id text not null unique,
+            created_at text not null
+        ) strict""")
+    db.execute("""
+        create table delivery (
+            url text not null,
+            event integer not null,
+            delivered_at text not null,
+            primary key (url, event)
+        ) strict""")
+    for table in ("feedback", "review", "promotion"):
+        db.execute(f"""
+            create trigger {table}_told after insert on {table} begin
+                insert into event (type, id, created_at)
+                values ('{table}', new.id, new.created_at);
+            end""")
+    _for_ever(db, "event", "delivery")

@@ -40,7 +40,7 @@ class Server:
     def ready(self) -> Self:
         """Wait until it can answer."""
         self._said(r"speaks at (\S+),")
-        while httpx.get(f"{self.url}/healthz", timeout=60).status_code != 200:
+        while httpx.get(f"{self.url}/readyz", timeout=60).status_code != 200:
             time.sleep(0.05)
         return self
 

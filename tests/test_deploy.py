@@ -80,7 +80,7 @@ def test_a_space_starts_as_the_platform_starts_it(space: Path) -> None:
 def ready(server: "subprocess.Popen[bytes]", log: Path) -> bool:
     assert server.poll() is None, log.read_text()
     try:
-        return httpx.get("http://127.0.0.1:7860/healthz").status_code == 200
+        return httpx.get("http://127.0.0.1:7860/readyz").status_code == 200
     except httpx.TransportError:
         return False
 

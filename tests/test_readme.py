@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from chatbot.hooks import WebhookSettings, key_of
 from chatbot.turn import ChatSettings
 from feedback.settings import Home, check_tables
 from talkback import TABLES
@@ -49,12 +50,12 @@ def test_every_make_target_exists() -> None:
 
 
 def test_the_settings_are_read(home: Home) -> None:
-    (settings,) = blocks("toml")
-    home.toml.write_text(settings)
+    home.toml.write_text("\n".join(blocks("toml")))
     check_tables(home, TABLES)
     assert ChatSettings.read(home).title == "Willow & Finch"
     assert CycleSettings.read(home).min_new == 20
     check(Recipe.read(home))
+    assert key_of(WebhookSettings.read(home).secret)
 
 
 def test_the_requests_are_answered(server: Server) -> None:

@@ -45,7 +45,9 @@ def running(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterat
 def test_it_answers_at_once_that_it_is_loading(start_server: Start) -> None:
     server = start_server()
     health = httpx.get(f"{server.url}/healthz", timeout=60)
-    assert health.status_code == 503 and health.json() == {"ok": False, "status": "loading"}
+    assert health.status_code == 200 and health.json() == {"ok": False, "status": "loading"}
+    ready = httpx.get(f"{server.url}/readyz")
+    assert ready.status_code == 503 and "loading" in ready.json()["reason"]
     error = httpx.post(f"{server.url}/v1/chat/completions", json={}).json()["error"]
     assert error["code"] == "loading"
     page = httpx.get(server.url)
@@ -59,6 +61,9 @@ def test_api_and_pages_are_one_server(running: Server) -> None:
         page = httpx.get(f"{running.url}/{path}", timeout=60)
         assert page.status_code == 200 and "gradio" in page.text
     assert ask(running)["model"].startswith("talkback:a-")
+    figures = httpx.get(f"{running.url}/metrics").text
+    assert 'talkback_http_requests_total{method="GET",route="pages",status="200"}' in figures
+    assert 'route="/review"' not in figures
     assert httpx.get(f"{running.url}/v1/nowhere").json()["error"]["code"] == "not_found"
 
 

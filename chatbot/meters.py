@@ -1,0 +1,173 @@
+"""What Prometheus is told: meters that are moved where things happen, at the end of an answer and
+never a token, and readings that are taken when somebody looks.
+
+Names follow https://prometheus.io/docs/practices/naming/; no label takes words from outside.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Protocol
+
+import prometheus_client as prometheus
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from feedback import events, says
+from feedback.ids import now
+from feedback.store import Speaker, Store
+
+if TYPE_CHECKING:
+    from chatbot.registry import Promotion
+    from chatbot.service import Service
+
+WAITS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+STEPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+LENGTHS = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+GAUGES = {
+    "slots": ("talkback_slots", "Streams that can run at the same time"),
+    "running": ("talkback_streams_running", "Streams that run now"),
+    "waiting": ("talkback_streams_waiting", "Requests that wait for a slot"),
+}
+COUNTERS = {
+    "prompt": ("talkback_prompt_tokens", "Prompt tokens that were read"),
+    "decoded": ("talkback_decoded_tokens", "Tokens that were generated"),
+    "steps": ("talkback_engine_steps", "Decode steps of the engine"),
+    "requests": ("talkback_engine_requests", "Streams that have ended, of whoever asked"),
+}
+"""What ``Engine.stats`` calls it -> the metric and what it means."""
+
+
+class Backlog(Protocol):
+    def waiting(self) -> int:
+        """How many events wait to be told."""
+
+
+class Meters:
+    """Moved by the service; each belongs to no registry until somebody watches."""
+
+    def __init__(self) -> None:
+        self.answers = prometheus.Counter(
+            "talkback_answers", "Answers that have ended", ["source", "finish"], registry=None
+        )
+        self.first_token = prometheus.Histogram(
+            "talkback_first_token_seconds", "From the request to the first token, waiting included",
+            buckets=WAITS, registry=None,
+        )  # fmt: skip
+        self.inter_token = prometheus.Histogram(
+            "talkback_inter_token_seconds", "Between two tokens, on average over an answer",
+            buckets=STEPS, registry=None,
+        )  # fmt: skip
+        self.duration = prometheus.Histogram(
+            "talkback_answer_seconds", "From the request to the last token",
+            buckets=WAITS, registry=None,
+        )  # fmt: skip
+        self.length = prometheus.Histogram(
+            "talkback_answer_tokens", "Tokens of an answer", buckets=LENGTHS, registry=None
+        )
+        self.refused = prometheus.Counter(
+            "talkback_refused", "Requests refused because all slots were taken", registry=None
+        )
+        self.swap = prometheus.Histogram(
+            "talkback_swap_seconds", "From a promotion to the first moment its adapter speaks",
+            buckets=WAITS, registry=None,
+        )  # fmt: skip
+        self.swaps = prometheus.Counter(
+            "talkback_swaps", "Promotions that the running server has followed", registry=None
+        )
+        self.requests = prometheus.Counter(
+            "talkback_http_requests", "HTTP requests by the route's template",
+            ["method", "route", "status"], registry=None,
+        )  # fmt: skip
+
+    def answered(self, speaker: Speaker) -> None:
+        """An answer has ended; one that a reviewer gave took the model no time."""
+        self.answers.labels(speaker.source, speaker.finish).inc()
+        if speaker.source != "model" or speaker.first_token_ms is None:
+            return
+        first, total = speaker.first_token_ms, speaker.total_ms or speaker.first_token_ms
+        self.first_token.observe(first / 1000)
+        self.duration.observe(total / 1000)
+        self.length.observe(speaker.completion_tokens)
+        if speaker.completion_tokens > 1:
+            self.inter_token.observe((total - first) / 1000 / (speaker.completion_tokens - 1))
+
+    def swapped(self, promotion: "Promotion") -> None:
+        """The adapter of a promotion speaks from this moment on."""
+        self.swaps.inc()
+        passed = datetime.fromisoformat(now()) - datetime.fromisoformat(promotion.created_at)
+        self.swap.observe(max(0.0, passed.total_seconds()))
+
+    def registry(self, service: "Service", backlog: Backlog) -> prometheus.CollectorRegistry:
+        """All meters and readings of one app."""
+        registry = prometheus.CollectorRegistry()
+        for meter in vars(self).values():
+            registry.register(meter)
+        registry.register(Readings(service, backlog))
+        prometheus.ProcessCollector(registry=registry)
+        return registry
+
+
+class Readings(Collector):
+    """Taken at each look from the engine and the database."""
+
+    def __init__(self, service: "Service", backlog: Backlog) -> None:
+        self._service, self._backlog = service, backlog
+        self._said = Said(service.store)
+
+    def collect(self) -> Iterator[Metric]:
+        """All readings."""
+        service, stats = self._service, self._service.engine.stats()
+        for key, named in GAUGES.items():
+            yield GaugeMetricFamily(*named, value=stats[key])
+        for key, named in COUNTERS.items():
+            yield CounterMetricFamily(*named, value=stats[key])
+        loaded = len(service.engine.adapters()) - 1
+        yield GaugeMetricFamily("talkback_adapters_loaded", "Beside the base", value=loaded)
+        yield InfoMetricFamily("talkback_serving", "Who speaks", value=_serving(service))
+        yield GaugeMetricFamily(
+            "talkback_promotion_refused", "1 while a promoted adapter cannot speak",
+            value=bool(service.warning),
+        )  # fmt: skip
+        yield GaugeMetricFamily(
+            "talkback_webhook_events_waiting", "Events the slowest webhook has not heard of",
+            value=self._backlog.waiting(),
+        )  # fmt: skip
+        yield self._said.metric()
+
+
+class Said:
+    """Feedback since this process began, whoever kept it: only what is new is counted at a look."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._seen = events.newest(store)
+        self._kinds: Counter[str] = Counter(dict.fromkeys(says.KINDS, 0))
+        self._lock = threading.Lock()
+
+    def metric(self) -> Metric:
+        """By kind."""
+        metric = CounterMetricFamily("talkback_feedback", "Feedback by kind", labels=["kind"])
+        with self._lock:
+            newest = events.newest(self._store)
+            self._kinds.update(events.kinds_said(self._store, self._seen, newest))
+            self._seen = newest
+            for kind, count in self._kinds.items():
+                metric.add_metric([kind], count)
+        return metric
+
+
+def _serving(service: "Service") -> dict[str, str]:
+    base = service.base
+    return {
+        "adapter": service.speaking,
+        "base": base.name,
+        "base_revision": str(base.revision or ""),
+    }

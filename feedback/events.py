@@ -1,0 +1,126 @@
+"""What has happened, in order, for those who want to be told; and how far each has been told.
+
+    for event in after(store, told(store, url), ("feedback", "promotion")):
+        print(event.body())
+
+An event is a row of its own, written with the row it speaks of. What it says is read when it is
+told: an erased row is told to nobody.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from feedback.exemplars import asked
+from feedback.ids import now
+from feedback.store import Store
+
+Kind = Literal["feedback", "review", "promotion"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Event:
+    """``id`` is the row's it speaks of, ``data`` all that the row says; None: it is erased."""
+
+    number: int
+    type: Kind
+    id: str
+    created_at: str
+    data: dict[str, Any] | None
+
+    def body(self) -> dict[str, Any]:
+        """The payload as Standard Webhooks has it."""
+        return {"type": f"{self.type}.created", "timestamp": self.created_at, "data": self.data}
+
+
+def after(store: Store, number: int, kinds: Sequence[Kind], limit: int = 100) -> list[Event]:
+    """The events of these kinds after one, oldest first."""
+    rows = store.rows(
+        """select * from event where number > ? and type in (select value from json_each(?))
+        order by number limit ?""",
+        (number, json.dumps(list(kinds)), limit),
+    )
+    return [Event(**row, data=_data(store, row["type"], row["id"])) for row in rows]
+
+
+def waiting(store: Store, number: int, kinds: Sequence[Kind]) -> int:
+    """How many events of these kinds there are after one."""
+    row = store.row(
+        """select count(*) as n from event
+        where number > ? and type in (select value from json_each(?))""",
+        (number, json.dumps(list(kinds))),
+    )
+    return int(row["n"]) if row else 0
+
+
+def newest(store: Store) -> int:
+    """The number of the last event; 0 before the first."""
+    row = store.row("select max(number) as number from event")
+    return int(row["number"] or 0) if row else 0
+
+
+def kinds_said(store: Store, number: int, until: int) -> dict[str, int]:
+    """How much feedback of each kind came after one event, up to another."""
+    rows = store.rows(
+        """select kind, count(*) as n from event join feedback using (id)
+        where number > ? and number <= ? group by kind""",
+        (number, until),
+    )
+    return {row["kind"]: row["n"] for row in rows}
+
+
+def told(store: Store, url: str) -> int | None:
+    """The last event that this URL has acknowledged; None for one that was never told of any."""
+    row = store.row("select max(event) as number from delivery where url = ?", (url,))
+    return row["number"] if row else None
+
+
+def begin(store: Store, url: str) -> None:
+    """Let a URL that is new hear what happens from now on."""
+    with store.write():
+        if told(store, url) is None:
+            acknowledge(store, url, newest(store))
+
+
+def acknowledge(store: Store, url: str, number: int) -> None:
+    """Keep, durably, that this URL knows of everything up to this event."""
+    with store.write() as db:
+        row = {"url": url, "event": number, "delivered_at": now()}
+        db.insert("delivery", row)
+        db.execute("delete from delivery where url = ? and event < ?", (url, number))
+
+
+def _data(store: Store, kind: Kind, id: str) -> dict[str, Any] | None:
+    row = store.row(f"select * from {kind} where id = ?", (id,))
+    if row is None:
+        return None
+    data = dict(row)
+    if kind == "promotion":
+        return data | {"before": _before(store, id)}
+    if kind == "feedback":
+        data["value"] = json.loads(data["value"])
+    return data | {"message": _message(store, data["message_id"])}
+
+
+def _message(store: Store, id: str) -> dict[str, Any]:
+    """The answer that it is about, with its question and its speaker."""
+    thread, speaker = store.thread(id), store.speaker(id)
+    return {
+        "conversation_id": thread[-1].conversation_id,
+        "question": asked(thread)[0],
+        "answer": thread[-1].content,
+        "adapter": speaker.adapter if speaker else None,
+        "base": speaker.base if speaker else None,
+    }
+
+
+def _before(store: Store, id: str) -> str | None:
+    """The adapter that was in service before this promotion."""
+    row = store.row(
+        """select adapter from promotion
+        where rowid < (select rowid from promotion where id = ?) order by rowid desc limit 1""",
+        (id,),
+    )
+    return row["adapter"] if row else None

@@ -1,0 +1,69 @@
+"""Sixty-four streaming clients, a tenth of whose streams vanish, for minutes: memory, slots, ends.
+
+    python tests/bench/bench_soak.py                       # 5 minutes on a tiny model
+    python tests/bench/bench_soak.py 2 --clients 64 --base chatbot/starter
+
+The server is a process of its own; what it holds is read from its /metrics.
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from feedback.settings import Home
+from tests.models import write_model
+from tests.processes import Server
+from tests.soak import Look, Soak
+
+
+def main() -> None:
+    """Print what was seen over time, and the end; exit code 1 when a slot or a stream is stuck."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("minutes", type=float, nargs="?", default=5)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--base", help="a folder or a Hub id; default: a tiny model")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="talkback-bench-") as folder:
+        home = Home.find(Path(folder) / "home")
+        home.toml.write_text("[engine]\nthreads = 1\n")
+        base = args.base or str(write_model(Path(folder) / "base", max_position_embeddings=2048))
+        server = Server(home, "--base-model", base).ready()
+        try:
+            soak = Soak(server.url, args.clients, args.minutes * 60, every=args.minutes * 60 / 20)
+            asyncio.run(soak.run(seen))
+            rest = asyncio.run(soak.rest())
+        finally:
+            server.stop()
+    show(soak, rest)
+    sys.exit(bool(rest.running or rest.waiting or soak.ends["stuck"] or soak.ends["broken"]))
+
+
+def seen(look: Look) -> None:
+    """A line of progress."""
+    print(f"{look.seconds:5.0f} s  {look.rss:6.1f} MiB  {look.running} running", file=sys.stderr)
+
+
+def show(soak: Soak, rest: Look) -> None:
+    """The tables."""
+    over_time = Table("seconds", "RSS, MiB", "open files", "running", "waiting", "tokens")
+    for look in [*soak.looks[:-1], rest]:
+        over_time.add_row(
+            f"{look.seconds:.0f}", f"{look.rss:.1f}", str(look.files), str(look.running),
+            str(look.waiting), str(look.tokens),
+        )  # fmt: skip
+    ends = Table("streams", "whole", "vanished", "stuck", "broken", "refused", "RSS grew, MiB")
+    counts = [soak.ends[end] for end in ("whole", "vanished", "stuck", "broken", "refused")]
+    ends.add_row(str(sum(counts)), *map(str, counts), f"{soak.growth():+.1f}")
+    console = Console(width=100)
+    console.print(over_time, ends)
+
+
+if __name__ == "__main__":
+    main()

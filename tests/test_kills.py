@@ -1,0 +1,34 @@
+"""kill -9 under eight writers of feedback, again and again: nothing lost, nothing twice."""
+
+from collections.abc import Callable
+
+import pytest
+
+from feedback.settings import Home
+from feedback.store import Store
+from tests.kills import AT_LEAST, LightServer, Tally, Writer, rounds
+from tests.processes import Server
+from tests.talks import answer
+
+
+@pytest.fixture
+def writers(store: Store) -> list[Writer]:
+    id = answer(store, "When do you open?")
+    return [Writer(f"writer-{number}", id) for number in range(8)]
+
+
+def assert_sound(tally: Tally, kills: int) -> None:
+    assert tally.lost == [] and tally.twice == 0 and tally.damage == "ok"
+    assert tally.acknowledged >= kills * AT_LEAST
+    assert tally.unsure > 0, "no kill came between a word and its answer: it proves little"
+
+
+def test_kill_9_under_writers_loses_and_repeats_nothing(home: Home, writers: list[Writer]) -> None:
+    assert_sound(rounds(lambda: LightServer(home), home, writers, 5), 5)
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_whole_server_loses_and_repeats_nothing(
+    home: Home, writers: list[Writer], start_server: Callable[..., Server]
+) -> None:
+    assert_sound(rounds(lambda: start_server().ready(), home, writers, 2), 2)

@@ -1,0 +1,31 @@
+"""Sixty-four streaming clients, some of which vanish: every slot comes back, no stream is stuck."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from feedback.settings import Home
+from feedback.store import Store
+from tests.processes import Server
+from tests.soak import Soak
+
+
+@pytest.mark.slow
+def test_clients_that_vanish_take_nothing_with_them(
+    start_server: Callable[..., Server], home: Home
+) -> None:
+    home.toml.write_text("[engine]\nthreads = 1\n")
+    server = start_server().ready()
+    soak = Soak(server.url, seconds=30, every=2)
+    asyncio.run(soak.run())
+    after = asyncio.run(soak.rest())
+    assert (after.running, after.waiting) == (0, 0)
+    assert soak.ends["stuck"] == soak.ends["broken"] == 0
+    assert soak.ends["vanished"] > 0 < soak.ends["whole"], soak.ends
+    assert soak.growth() < 64, [look.rss for look in soak.looks]
+    store = Store(home.db)
+    answered = soak.ends["whole"] + soak.ends["vanished"]
+    assert store.counts()["messages"] == 2 * answered, "an answer that was heard is not kept"
+    store.close()
+    assert server.stop() == 0
