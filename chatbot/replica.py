@@ -1,6 +1,7 @@
 """One server that runs the base: vLLM's routes, and what its answers mean.
 
-A replica is touched by one thread, the engine's. Routes and fields are those of vLLM 0.27:
+A replica is touched by one thread, the engine's. Routes and fields are those of vLLM in
+September 2026:
 /v1/models, /v1/completions, /v1/load_lora_adapter, /v1/unload_lora_adapter.
 """
 

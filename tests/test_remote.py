@@ -1,5 +1,7 @@
 """The engine that speaks through other servers, against loopback servers with vLLM's routes."""
 
+import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
@@ -30,7 +32,7 @@ from chatbot.engine import (
 from chatbot.lora import AdapterError
 from chatbot.remote import RemoteEngine
 from chatbot.replica import events
-from chatbot.service import Service
+from chatbot.service import PINNED, Service
 from chatbot.turn import reply
 from feedback.settings import Home, SettingsError
 from tests import models
@@ -474,6 +476,15 @@ def test_auto_picks_the_servers_where_there_are_some(
         EngineSettings.read(home)
 
 
+def test_the_settings_of_the_scale_page_are_read(home: Home) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
+    (settings,) = re.findall(r"^```toml\n(.*?)^```$", page, re.M | re.S)
+    home.toml.write_text(settings)
+    read = EngineSettings.read(home)
+    assert (read.kind, len(read.urls), read.adapters_path) == ("auto", 2, "/mnt/adapters")
+    assert f"--max-lora-rank {lora.RANK} " in page and f"--max-loras {PINNED + 2} " in page
+
+
 # -- Services
 
 
@@ -574,8 +585,6 @@ async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
 
 
 def test_events_are_cut_at_line_feeds_only_wherever_the_network_cuts_them() -> None:
-    import asyncio
-
     text = (
         'data: {"text": "a\u2028b\u0085c"}\r\n\r\n: ping\n\ndata: {"text": "d"}\n\ndata: [DONE]\n'
     )
