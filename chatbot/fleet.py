@@ -57,21 +57,21 @@ class Fleet:
 
     async def begin(self) -> None:
         """See who is up; EngineError if nobody is."""
-        await self.look_after_all()
+        await asyncio.gather(*(self._look_after(replica) for replica in self.replicas))
         if not self._up():
             raise EngineError(f"No server of [engine] urls can be used: {self.troubles()}")
 
     async def watch(self, seconds: float) -> None:
-        """See again and again how they are."""
+        """See again and again how each is; one that hangs does not keep us from the others."""
+        await asyncio.gather(*(self._watch(replica, seconds) for replica in self.replicas))
+
+    async def _watch(self, replica: Replica, seconds: float) -> None:
         while True:
             await asyncio.sleep(seconds)
             try:
-                await self.look_after_all()
+                await self._look_after(replica)
             except Exception:
-                log.exception("looking after the replicas failed; trying again")
-
-    async def look_after_all(self) -> None:
-        await asyncio.gather(*(self._look_after(replica) for replica in self.replicas))
+                log.exception("looking after %s failed; trying again", replica.url)
 
     async def _look_after(self, replica: Replica) -> None:
         """See how one is; when it has come up it gets what it lacks before it is asked."""
@@ -80,7 +80,7 @@ class Fleet:
             self._recognise(replica, await replica.look())
             async with self._changing:
                 for adapter in [name for name in self.paths if name not in replica.loaded]:
-                    await self.give(replica, adapter)
+                    await self._give(replica, adapter)
             replica.trouble = None
         except Failed as error:
             replica.trouble = str(error)
@@ -119,16 +119,30 @@ class Fleet:
                 raise Unreachable(f"No replica can load {adapter} now: {self.troubles()}")
             self.paths = {**self.paths, adapter: path}
 
-    async def give(self, replica: Replica, adapter: str) -> None:
-        """Load what one replica should have and lacks, after a restart or by another's doing."""
+    async def heal(self, replica: Replica, adapter: str) -> None:
+        """Load what a replica that is up has lost, by a restart or by another process's doing."""
         try:
-            if adapter in self.paths:
-                await replica.load(adapter, self.paths[adapter])
-        except AdapterError as error:  # it is not asked for this one, and for the others it is
+            await self._give(replica, adapter)
+        except Failed as error:
             log.warning("%s", error)
+
+    async def _give(self, replica: Replica, adapter: str) -> None:
+        """Load what a replica should have. One that it refuses it is not asked for; Failed."""
+        if adapter not in self.paths:
+            return
+        try:
+            await replica.load(adapter, self.paths[adapter])
+        except AdapterError as error:
+            if replica.refuses.get(adapter) != str(error):
+                log.warning("%s", error)
+            replica.refuses[adapter] = str(error)
+        else:
+            replica.refuses.pop(adapter, None)
 
     def withdraw(self, adapter: str) -> None:
         """Nobody is asked for it any more."""
+        for replica in self.replicas:
+            replica.refuses.pop(adapter, None)
         self.paths = {name: path for name, path in self.paths.items() if name != adapter}
 
     async def unload(self, adapter: str) -> None:

@@ -72,7 +72,7 @@ async def relay(events: AsyncIterator[dict[str, Any]], stream: Stream) -> Finish
         for choice in event.get("choices") or []:
             _hand_over(choice.get("token_ids") or [], str(choice.get("text") or ""), stream)
             finish = str(choice.get("finish_reason") or finish)
-        if usage := event.get("usage"):
+        if (usage := event.get("usage")) and not stream.ids:
             stream.counted = usage.get("completion_tokens")
     if finish not in FINISHES:
         raise Failed(f"It broke off: {finish or 'the answer has no end'}")

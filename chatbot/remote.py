@@ -62,7 +62,7 @@ class RemoteEngine:
         # Changed by the loop's thread only.
         self._leaving: set[str] = set()
         self._users: Counter[str] = Counter()
-        self._requests = 0
+        self._counts: Counter[str] = Counter(requests=0, prompt=0, decoded=0)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._lock = threading.Lock()
@@ -113,19 +113,21 @@ class RemoteEngine:
         return stream
 
     def stats(self) -> dict[str, Any]:
-        """Streams running, what each adapter has, and how each replica is."""
+        """Streams running, what each adapter has, tokens so far, and how each replica is.
+
+        What only the servers know is 0: their slots, who waits for one, their steps.
+        """
         names = [*self.adapters(), *self._leaving]
         return {
+            "slots": 0,
             "running": sum(self._users.values()),
             "waiting": 0,
             "adapters": {name: self._users[name] for name in names},
             "max_length": self.max_length,
             "device": "remote",
-            "requests": self._requests,
-            "replicas": [
-                {"url": r.url, "running": r.running, "asked": r.asked, "trouble": r.trouble}
-                for r in self._fleet.replicas
-            ],
+            **self._counts,
+            "steps": 0,
+            "replicas": [replica.stats() for replica in self._fleet.replicas],
         }
 
     def close(self) -> None:
@@ -214,7 +216,9 @@ class RemoteEngine:
             return await self._answer(request, stream, opened)
         finally:
             self._users[request.adapter] -= 1
-            self._requests += 1
+            self._counts.update(
+                requests=1, prompt=stream.prompt_tokens, decoded=stream.completion_tokens
+            )
             self._drop_idle()
 
     async def _answer(self, request: Request, stream: Stream, opened: "Future[None]") -> Finish:
@@ -230,7 +234,7 @@ class RemoteEngine:
                         opened.set_result(None)
                     return await relay.relay(events, stream)
             except Lacks:
-                await self._fleet.give(replica, adapter)
+                await self._fleet.heal(replica, adapter)
             except Failed as error:
                 log.warning("%s: %s", replica.url, error)
                 if stream.first_token_ms is not None:

@@ -1,8 +1,7 @@
 """One server that runs the base: vLLM's routes, and what its answers mean.
 
 A replica is touched by one thread, the engine's. Routes and fields are those of vLLM in
-September 2026:
-/v1/models, /v1/completions, /v1/load_lora_adapter, /v1/unload_lora_adapter.
+September 2026: /v1/models, /v1/completions, /v1/load_lora_adapter, /v1/unload_lora_adapter.
 """
 
 import json
@@ -84,25 +83,40 @@ class Replica:
     """A server's routes, and what is known of it.
 
     ``trouble`` is why it is asked nothing, None when it is well. ``loaded`` are the models that it
-    listed or loaded, ``running`` the requests that it is answering for us, ``asked`` those ever.
+    listed or loaded, ``refuses`` those that it should load and does not, and why. ``running`` are
+    the requests that it is answering for us, ``asked`` those ever.
     """
 
     def __init__(self, url: str, http: httpx.AsyncClient) -> None:
         self.url = url
         self.trouble: str | None = "not asked yet"
         self.loaded: set[str] = set()
+        self.refuses: dict[str, str] = {}
         self.running = 0
         self.asked = 0
+        self._changes = 0
         self._http = http
+
+    def stats(self) -> dict[str, Any]:
+        """For a status page."""
+        return {
+            "url": self.url,
+            "running": self.running,
+            "asked": self.asked,
+            "trouble": self.trouble,
+            "refuses": dict(self.refuses),
+        }
 
     async def look(self) -> list[dict[str, Any]]:
         """The models that it serves now; Failed."""
+        before = self._changes
         answer = await self._send("GET", "/v1/models", timeout=LOOK_SECONDS)
         if not answer.is_success:
             raise Failed(f"{self.url}/v1/models says {_said(answer)}. {_remedy(answer)}".strip())
         cards = _json(answer).get("data")
         cards = [card for card in cards or [] if isinstance(card, dict) and card.get("id")]
-        self.loaded = {str(card["id"]) for card in cards}
+        if before == self._changes:  # else the list may be older than what was loaded meanwhile
+            self.loaded = {str(card["id"]) for card in cards}
         return cards
 
     async def load(self, adapter: str, path: str) -> bool:
@@ -111,17 +125,18 @@ class Replica:
         answer = await self._send("POST", "/v1/load_lora_adapter", json=body)
         if answer.status_code in (429, 502, 503, 504):
             raise Failed(f"{self.url} does not load now: {_said(answer)}.")
-        if not answer.is_success:
-            await self.look()  # a name is a content hash: what is listed is what was asked for
-            if adapter in self.loaded:
-                return False
+        # A name is a content hash: a server that lists it has what it was asked for.
+        there = not answer.is_success and adapter in [card["id"] for card in await self.look()]
+        if not answer.is_success and not there:
             said = f"{self.url} does not load {adapter} from {path}: {_said(answer)}."
             raise AdapterError(f"{said} {_remedy(answer)}".strip())
+        self._changes += 1
         self.loaded.add(adapter)
-        return True
+        return not there
 
     async def unload(self, adapter: str) -> None:
         """Have it forget the adapter; one that it does not know is fine. Failed."""
+        self._changes += 1
         self.loaded.discard(adapter)
         answer = await self._send("POST", "/v1/unload_lora_adapter", json={"lora_name": adapter})
         if not answer.is_success and answer.status_code != 404:

@@ -151,7 +151,10 @@ def test_every_voice_says_what_the_in_process_engine_says(
         assert stream.completion_tokens == len(stream.ids)
         assert stream.first_token_ms is not None and stream.total_ms is not None
         assert 0 < stream.first_token_ms <= stream.total_ms
-    assert engine.stats()["running"] == 0 and engine.stats()["requests"] == 3
+    stats, said = engine.stats(), world.said.values()
+    assert (stats["running"], stats["requests"]) == (0, 3)
+    assert stats["prompt"] == sum(stream.prompt_tokens for stream in said)
+    assert stats["decoded"] == sum(stream.completion_tokens for stream in said)
 
 
 def test_a_request_is_our_own_tokens_and_leaves_nothing_to_the_servers_defaults(

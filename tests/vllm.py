@@ -83,6 +83,8 @@ class Vllm:
         return [body for path, body in self.heard if path == "/v1/completions"]
 
     def _hang_up(self) -> None:
+        for listening in self._server.servers:
+            listening.close()  # or somebody comes in who is never heard
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()  # type: ignore[union-attr]
 
