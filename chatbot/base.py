@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from chatbot.skeleton import Named, skeleton, stored
 from feedback.errors import TalkbackError
 
 STARTER = str(Path(__file__).parent / "starter")
@@ -66,7 +67,10 @@ class BadMessages(TalkbackError):
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base: `revision` is the commit or content hash, `fingerprint` names the weights."""
+    """A loaded base: `revision` is the commit or content hash, `fingerprint` names the weights.
+
+    Where another process runs the model, `model` is a `skeleton`.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -75,16 +79,27 @@ class Base:
     fingerprint: str
 
 
-def load_base(name: str = STARTER, revision: str | None = None, *, dtype: DType = "auto") -> Base:
+def load_base(
+    name: str = STARTER,
+    revision: str | None = None,
+    *,
+    dtype: DType = "auto",
+    weights: bool = True,
+) -> Base:
     """Load a local folder or a Hub id; any causal LM of transformers with safetensors.
 
-    Raises `BaseError` in one line when it cannot be had. The model is on the CPU, in eval mode.
+    Raises `BaseError` in one line when it cannot be had. The model is on the CPU, in eval mode;
+    without `weights` it is a skeleton with the same fingerprint.
     """
     folder, commit = _folder(name, revision)
     _check(folder, name)
     tokenizer = _tokenizer(folder, name)
-    model = _model(folder, name, _dtype(folder, dtype))
-    return Base(model, tokenizer, name, commit or content_hash(folder), fingerprint(model))
+    if weights:
+        model = _model(folder, name, _dtype(folder, dtype))
+        mark = fingerprint(model)
+    else:
+        model, mark = _bare(folder, name)
+    return Base(model, tokenizer, name, commit or content_hash(folder), mark)
 
 
 def load_tokenizer(name: str = STARTER, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -209,6 +224,20 @@ def _model(folder: Path, name: str, dtype: torch.dtype) -> PreTrainedModel:
     return cast(PreTrainedModel, model.eval())
 
 
+def _bare(folder: Path, name: str) -> tuple[PreTrainedModel, str]:
+    """The model's skeleton, and the fingerprint that its weights have when they are loaded."""
+    try:
+        model = skeleton(folder)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as e:
+        raise BaseError(f"The model of {name} cannot be made: {_line(e)}") from e
+    try:
+        return model, _hashed(stored(folder, model))
+    except KeyError:  # the files cut the weights otherwise than the model: it is loaded once
+        return model, fingerprint(_model(folder, name, _dtype(folder, "auto")))
+    except SafetensorError as e:
+        raise BaseError(f"The weights of {name} are damaged: {_line(e)}. Fetch it again.") from e
+
+
 def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise BaseError(f"{name} has no tokenizer. Put its tokenizer.json beside the weights.")
@@ -249,9 +278,13 @@ def fingerprint(model: PreTrainedModel) -> str:
 
     Hashes each parameter's name, shape and 256 of its values, spread evenly.
     """
+    return _hashed((name, value.detach()) for name, value in model.named_parameters())
+
+
+def _hashed(named: Named) -> str:
     total = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        flat = parameter.detach().flatten()
+    for name, parameter in sorted(named, key=lambda pair: pair[0]):
+        flat = parameter.flatten()
         sample = flat[:: max(1, flat.numel() // 256)][:256].to("cpu", torch.bfloat16)
         total.update(f"{name} {tuple(parameter.shape)}\n".encode())
         total.update(sample.view(torch.int16).numpy().tobytes())

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -34,18 +34,16 @@ from chatbot.engine import (
     UnknownAdapter,
 )
 from chatbot.forward import room
+from chatbot.replica import RemoteSettings
 from chatbot.rows import Pair
-from feedback.settings import Settings
 
 log = logging.getLogger(__name__)
 
 CLOSED = "The engine has been closed. Start the server again."
 
 
-class EngineSettings(Settings):
-    """[engine]: how much of the machine the in-process engine takes."""
-
-    table: ClassVar[str] = "engine"
+class EngineSettings(RemoteSettings):
+    """[engine]: which engine speaks, and how much of the machine the in-process one takes."""
 
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of the worker; 0 takes all cores."""

@@ -43,6 +43,10 @@ class TooLong(EngineError):
     """The prompt leaves no room for an answer."""
 
 
+class Unreachable(EngineError):
+    """Nobody answers now who can; the same request may well be answered later."""
+
+
 class Closed(EngineError):
     """The engine has been closed."""
 
@@ -84,6 +88,8 @@ class Stream:
         self.error: str | None = None
         self.first_token_ms: float | None = None
         self.total_ms: float | None = None
+        self.counted: int | None = None
+        """The number of tokens, where a server tells that and not which they are."""
         self._born = time.monotonic()
         self._deltas: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._cancelled = threading.Event()
@@ -93,7 +99,7 @@ class Stream:
     @property
     def completion_tokens(self) -> int:
         """How many tokens were generated, the end token included."""
-        return len(self.ids)
+        return len(self.ids) if self.counted is None else self.counted
 
     @property
     def cancelled(self) -> bool:
@@ -116,10 +122,14 @@ class Stream:
 
     def put(self, token: int, delta: str) -> None:
         """The engine's side: one more token, and the text it makes certain (may be empty)."""
-        if self.first_token_ms is None:
-            self.first_token_ms = self._age()
+        self.begin()
         self.ids.append(token)
         self.say(delta)
+
+    def begin(self) -> None:
+        """The engine's side: the first token is there; `put` says so too."""
+        if self.first_token_ms is None:
+            self.first_token_ms = self._age()
 
     def say(self, delta: str) -> None:
         """The engine's side: text that was held back and is now certain."""

@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from chatbot.engine import Busy, Closed, TooLong, UnknownAdapter
+from chatbot.engine import Busy, Closed, TooLong, UnknownAdapter, Unreachable
 from chatbot.lora import AdapterError
 from chatbot.turn import Forbidden
 from feedback.database import StoreError
@@ -60,7 +60,7 @@ def problem(error: Exception) -> Problem:
             return Problem(404, str(error), code="not_found")
         case Forbidden():
             return Problem(403, str(error), "permission_error", code="forbidden")
-        case Closed() | AdapterError() | StoreError():
+        case Closed() | Unreachable() | AdapterError() | StoreError():
             return Problem(503, str(error), "server_error", code="unavailable")
         case TalkbackError():
             return Problem(400, str(error))

@@ -13,10 +13,19 @@ import weakref
 from collections import OrderedDict
 from typing import Self
 
-from chatbot import lora
-from chatbot.base import STARTER, Base, encode, load_base
-from chatbot.batching import EngineSettings, TorchEngine
-from chatbot.engine import BASE, Busy, Engine, Request, Sampling, Stream, UnknownAdapter
+from chatbot import engines, lora
+from chatbot.base import Base, encode
+from chatbot.batching import EngineSettings
+from chatbot.engine import (
+    BASE,
+    Busy,
+    Engine,
+    Request,
+    Sampling,
+    Stream,
+    UnknownAdapter,
+    Unreachable,
+)
 from chatbot.meters import Meters
 from chatbot.registry import Promotion, Registry
 from chatbot.turn import ChatSettings, Turn
@@ -94,11 +103,13 @@ class Service:
         review_token: str = "",
         poll_seconds: float = POLL_SECONDS,
     ) -> Self:
-        """Load the base, start its engine and speak; BaseError, SettingsError, StoreError."""
+        """Load the base, start its engine and speak.
+
+        Raises BaseError, SettingsError, StoreError, EngineError.
+        """
         chat, settings = ChatSettings.read(home), EngineSettings.read(home)
         store = Store(home.db)
-        base = load_base(base_name or STARTER, revision)
-        engine = TorchEngine(base, settings)
+        base, engine = engines.start(settings, base_name, revision)
         return cls(
             home, store, base, engine, chat=chat, context=engine.max_length,
             review_token=review_token, poll_seconds=poll_seconds,
@@ -152,12 +163,19 @@ class Service:
             return None
         try:
             self._take(promotion.adapter)
+        except (Busy, Unreachable) as error:  # no fault of the adapter's: tried again
+            self._warn(f"{promotion.adapter} was promoted but has to wait: {error}")
+            return None
         except TalkbackError as error:
             self._refused = promotion.id
-            self.warning = f"{promotion.adapter} was promoted but is refused: {error}"
-            log.warning("%s; %s goes on speaking", self.warning, self.speaking)
+            self._warn(f"{promotion.adapter} was promoted but is refused: {error}")
             return None
         return promotion
+
+    def _warn(self, warning: str) -> None:
+        if warning != self.warning:
+            log.warning("%s; %s goes on speaking", warning, self.speaking)
+        self.warning = warning
 
     def close(self) -> None:
         """Stop following, end every stream and keep what it has said, free the model."""

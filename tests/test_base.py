@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
+from chatbot import lora
 from chatbot.base import (
     BadMessages,
     Base,
@@ -163,6 +165,32 @@ def test_any_family_loads_and_knows_its_content(family: models.Family, tmp_path:
     other = load_base(str(models.write_model(tmp_path / "two", family, seed=1)))
     assert other.revision != first.revision
     assert other.fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_without_weights_a_base_is_the_same_base(family: models.Family, tmp_path: Path) -> None:
+    folder = str(models.write_model(tmp_path / "base", family))
+    whole, bare = load_base(folder), load_base(folder, weights=False)
+    assert {p.device.type for p in bare.model.parameters()} == {"meta"}
+    assert (bare.revision, bare.fingerprint) == (whole.revision, whole.fingerprint)
+    assert lora.targets(bare.model) == lora.targets(whole.model) and ends(bare) == ends(whole)
+    adapter = models.write_adapter(tmp_path, whole)
+    assert lora.verify(adapter, bare).id == adapter.name
+    assert lora.untrained(bare, tmp_path / "one").name == lora.untrained(whole, tmp_path).name
+
+
+def test_weights_that_the_files_cut_otherwise_are_loaded_once_for_their_name(
+    tmp_path: Path,
+) -> None:
+    folder = models.write_model(tmp_path, "gpt2")
+    whole = load_base(str(folder))
+    file = folder / "model.safetensors"
+    # As on the Hub: without the prefix that the model's own names have.
+    bare = {name.removeprefix("transformer."): value for name, value in load_file(file).items()}
+    save_file(bare, file, metadata={"format": "pt"})
+    assert load_base(str(folder), weights=False).fingerprint == whole.fingerprint
+    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+    assert ends(load_base(str(folder), weights=False)) == ends(load_base(str(folder))) >= {0, 2}
 
 
 def test_small_models_are_exact_unless_told_otherwise(tmp_path: Path) -> None:

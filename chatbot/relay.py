@@ -1,0 +1,94 @@
+"""Between a request of ours and a server's: the body that is sent, and the events that come."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from chatbot.engine import Finish, Request, Sampling, Stream
+from chatbot.replica import Failed
+
+FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length"}
+
+
+def token_body(request: Request, model: str, limit: int, ends: list[int]) -> dict[str, Any]:
+    """What vLLM is asked: our own token ids, and every number, for its defaults are the model's.
+
+    ``limit`` is the most tokens of the answer, ``ends`` are the tokens that end it.
+    """
+    sampling = request.sampling
+    return {
+        **_common(sampling, model, limit),
+        "prompt": request.prompt_ids,
+        "top_k": sampling.top_k,
+        "min_p": 0.0,
+        "repetition_penalty": sampling.repetition_penalty,
+        "stop_token_ids": ends,
+        "return_token_ids": True,
+    }
+
+
+def text_body(
+    request: Request, model: str, limit: int, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """What any OpenAI-compatible server is asked: the prompt's text, and no more than is needed."""
+    sampling = request.sampling
+    body = _common(sampling, model, limit)
+    body["prompt"] = tokenizer.decode(
+        request.prompt_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    if sampling.top_k:
+        body["top_k"] = sampling.top_k
+    if sampling.repetition_penalty != 1:
+        body["repetition_penalty"] = sampling.repetition_penalty
+    return body
+
+
+def _common(sampling: Sampling, model: str, limit: int) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": model,
+        "max_tokens": limit,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed
+    return body
+
+
+async def relay(events: AsyncIterator[dict[str, Any]], stream: Stream) -> Finish:
+    """Put an answer into its stream as it comes; how it ended. Raises Failed where it breaks off.
+
+    A server may send several tokens in one event, or text without its tokens.
+    """
+    finish = ""
+    async for event in events:
+        if error := event.get("error"):
+            raise Failed(f"It broke off: {_message(error)}")
+        for choice in event.get("choices") or []:
+            _hand_over(choice.get("token_ids") or [], str(choice.get("text") or ""), stream)
+            finish = str(choice.get("finish_reason") or finish)
+        if (usage := event.get("usage")) and not stream.ids:
+            stream.counted = usage.get("completion_tokens")
+    if finish not in FINISHES:
+        raise Failed(f"It broke off: {finish or 'the answer has no end'}")
+    return FINISHES[finish]
+
+
+def _hand_over(tokens: list[int], text: str, stream: Stream) -> None:
+    if tokens or text:
+        stream.begin()
+    for token in tokens[:-1]:
+        stream.put(token, "")
+    for token in tokens[-1:]:
+        stream.put(token, text)
+    if not tokens:
+        stream.say(text)
+
+
+def _message(error: Any) -> str:
+    return str(error.get("message") if isinstance(error, dict) else error)

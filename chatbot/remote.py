@@ -1,0 +1,266 @@
+"""The engine that speaks through other servers: N vLLM replicas that follow one registry.
+
+    [engine]
+    urls = ["http://gpu1:8000", "http://gpu2:8000"]
+
+One thread owns all connections. A request goes to the replica with the fewest of ours; one whose
+replica fails before the first token goes to another. docs/scale.md tells how to set it up.
+"""
+
+import asyncio
+import atexit
+import logging
+import threading
+from collections import Counter
+from collections.abc import Coroutine
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+from chatbot import lora, relay, sampler
+from chatbot.base import Base, ends
+from chatbot.batching import CLOSED, EngineSettings
+from chatbot.engine import (
+    BASE,
+    Busy,
+    Closed,
+    EngineError,
+    Finish,
+    Request,
+    Stream,
+    TooLong,
+    UnknownAdapter,
+    Unreachable,
+)
+from chatbot.fleet import Fleet
+from chatbot.forward import room
+from chatbot.replica import Failed, Full, Lacks
+from feedback.errors import TalkbackError
+
+log = logging.getLogger("talkback")
+
+CHECK_SECONDS = 1.0
+CHANCES = 2
+"""How often a replica is asked the same: once more when it had to be given the adapter first."""
+
+T = TypeVar("T")
+
+
+class RemoteEngine:
+    """Replicas of one base behind one engine; see `Engine` for what the methods promise.
+
+    Raises EngineError if no replica can be used at the start.
+    """
+
+    def __init__(
+        self, base: Base, settings: EngineSettings, *, check_seconds: float = CHECK_SECONDS
+    ) -> None:
+        self.base, self.settings = base, settings
+        self.max_length = room(base.model, settings.max_length)
+        self._ends = sorted(ends(base))
+        self._fleet = Fleet(settings)
+        # Changed by the loop's thread only.
+        self._leaving: set[str] = set()
+        self._users: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter(requests=0, prompt=0, decoded=0)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+        try:
+            self._wait(self._begin(check_seconds))
+        except BaseException:
+            self.close()
+            raise
+
+    # -- What any thread may call
+
+    def load(self, adapter_id: str, folder: Path) -> None:
+        """Verify here, then load on every replica; AdapterError names the one that refuses."""
+        adapter = lora.verify(folder, self.base)
+        if adapter.id != adapter_id:
+            raise lora.AdapterError(f"{folder} holds {adapter.id}, not {adapter_id}.")
+        self._wait(self._load(adapter_id, self._seen_there(folder)))
+
+    def unload(self, adapter_id: str) -> None:
+        """Take no new requests for it; the replicas forget it when its last stream has ended."""
+        self._wait(self._leave(adapter_id))
+
+    def adapters(self) -> list[str]:
+        """What can be asked now, `BASE` first."""
+        return [BASE, *self._fleet.paths]
+
+    def submit(self, request: Request) -> Stream:
+        """Ask a replica. Raises Busy, UnknownAdapter, TooLong, Unreachable, Closed, EngineError.
+
+        Returns when a replica has taken the request; the answer comes after that.
+        """
+        self._check(request)
+        opened: Future[None] = Future()
+
+        def stop() -> None:
+            served.cancel()
+
+        stream = Stream(len(request.prompt_ids), stop)
+        served = self._do(self._serve(request, stream, opened))
+        wait([opened, served], return_when=FIRST_COMPLETED)
+        if not opened.done():
+            raise Closed(CLOSED)
+        opened.result()
+        return stream
+
+    def stats(self) -> dict[str, Any]:
+        """Streams running, what each adapter has, tokens so far, and how each replica is.
+
+        What only the servers know is 0: their slots, who waits for one, their steps.
+        """
+        names = [*self.adapters(), *self._leaving]
+        return {
+            "slots": 0,
+            "running": sum(self._users.values()),
+            "waiting": 0,
+            "adapters": {name: self._users[name] for name in names},
+            "max_length": self.max_length,
+            "device": "remote",
+            **self._counts,
+            "steps": 0,
+            "replicas": [replica.stats() for replica in self._fleet.replicas],
+        }
+
+    def close(self) -> None:
+        """End every stream as cancelled, and hang up."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            ending = asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+        ending.result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        atexit.unregister(self.close)
+
+    def _check(self, request: Request) -> None:
+        sampler.check(request.sampling)
+        if not request.prompt_ids:
+            raise EngineError("The prompt is empty. Send at least one token.")
+        if len(request.prompt_ids) >= self.max_length:
+            raise TooLong(
+                f"The prompt has {len(request.prompt_ids)} tokens and {self.max_length} is the "
+                "most for prompt and answer together. Shorten it."
+            )
+
+    def _seen_there(self, folder: Path) -> str:
+        there = self.settings.adapters_path
+        return f"{there.rstrip('/')}/{folder.name}" if there else str(folder.resolve())
+
+    def _do(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Have the loop's thread do something."""
+        with self._lock:
+            if self._closed:
+                work.close()
+                raise Closed(CLOSED)
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            return self._do(work).result()
+        except CancelledError as error:
+            raise Closed(CLOSED) from error
+
+    # -- Everything below runs on the loop's thread
+
+    async def _begin(self, check_seconds: float) -> None:
+        await self._fleet.begin()
+        self.max_length = min(self.max_length, self._fleet.room or self.max_length)
+        self._spawn(self._fleet.watch(check_seconds))
+
+    async def _load(self, adapter: str, path: str) -> None:
+        await self._fleet.load(adapter, path)
+        self._leaving.discard(adapter)
+
+    async def _leave(self, adapter: str) -> None:
+        if adapter in self._fleet.paths:
+            self._fleet.withdraw(adapter)
+            self._leaving.add(adapter)
+            self._drop_idle()
+
+    def _drop_idle(self) -> None:
+        """Have the replicas forget what is unloaded and has no stream any more."""
+        for adapter in [name for name in self._leaving if not self._users[name]]:
+            self._leaving.discard(adapter)
+            self._spawn(self._fleet.unload(adapter))
+
+    async def _serve(self, request: Request, stream: Stream, opened: "Future[None]") -> None:
+        """One request from its first replica to its end; whoever waits for it is always told."""
+        try:
+            stream.end(await self._counted(request, stream, opened))
+        except asyncio.CancelledError:
+            stream.end("cancelled")
+        except Exception as error:  # whatever it is, the stream must not hang
+            if not isinstance(error, TalkbackError):
+                log.exception("A request to a replica failed.")
+            if opened.done():
+                stream.end("error", str(error))
+            else:
+                opened.set_exception(error)
+
+    async def _counted(self, request: Request, stream: Stream, opened: "Future[None]") -> Finish:
+        if request.adapter not in self.adapters():
+            raise UnknownAdapter(request.adapter, self.adapters())
+        self._users[request.adapter] += 1
+        try:
+            return await self._answer(request, stream, opened)
+        finally:
+            self._users[request.adapter] -= 1
+            self._counts.update(
+                requests=1, prompt=stream.prompt_tokens, decoded=stream.completion_tokens
+            )
+            self._drop_idle()
+
+    async def _answer(self, request: Request, stream: Stream, opened: "Future[None]") -> Finish:
+        """Ask one replica after the other until one has said something."""
+        body, adapter = self._body(request), request.adapter
+        chances = dict.fromkeys(self._fleet.replicas, CHANCES)
+        full: Full | None = None
+        while (replica := self._fleet.best(adapter, chances)) is not None:
+            chances[replica] -= 1
+            try:
+                async with replica.complete(body) as events:
+                    if not opened.done():
+                        opened.set_result(None)
+                    return await relay.relay(events, stream)
+            except Lacks:
+                await self._fleet.heal(replica, adapter)
+            except Failed as error:
+                log.warning("%s: %s", replica.url, error)
+                if stream.first_token_ms is not None:
+                    raise Failed("The server that was answering broke off.") from error
+                chances[replica] = 0
+                full = error if isinstance(error, Full) else full
+        if full is not None:
+            raise Busy(sum(self._users.values()), full.retry_after)
+        raise Unreachable(f"No server can speak as {adapter} now. Try again in a while.")
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        name = self._fleet.name(request.adapter)
+        limit = min(request.sampling.max_tokens, self.max_length - len(request.prompt_ids))
+        if self.settings.prompt == "text":
+            return relay.text_body(request, name, limit, self.base.tokenizer)
+        return relay.token_body(request, name, limit, self._ends)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside; the loop itself holds no reference to it."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _end(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._fleet.close()

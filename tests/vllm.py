@@ -1,0 +1,208 @@
+"""A server on loopback with vLLM's routes, bodies and errors, over a tiny model that really speaks.
+
+What it answers is what vllm/entrypoints answers (openai/models/serving.py, completion/serving.py),
+as far as Talkback goes there. It can be killed in the middle of an answer and started anew, empty.
+"""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.concurrency import iterate_in_threadpool
+
+from chatbot import engine
+from chatbot.base import load_base
+from chatbot.batching import EngineSettings, TorchEngine
+from chatbot.engine import BASE, Sampling, Stream
+from feedback.errors import TalkbackError
+
+MODEL = "tiny/base"
+
+
+class Vllm:
+    """`vllm serve` of the base in ``folder``; ``heard`` is every POST it got.
+
+    ``full`` has it refuse, the models in ``held`` say nothing for now, ``mute`` has it leave out
+    token ids, ``rank`` is --max-lora-rank, ``lora`` off is a server without the adapters' routes.
+    """
+
+    def __init__(self, folder: Path, *, rank: int = 16, lora: bool = True, key: str = "") -> None:
+        self.base = load_base(str(folder))
+        self.rank, self.lora, self.key = rank, lora, key
+        self.full = self.mute = False
+        self.held: set[str] = set()
+        self.room = 2048
+        self.port = 0
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def running(self) -> int:
+        return int(self.engine.stats()["running"])
+
+    def start(self) -> None:
+        """Up again at the same address, with no adapter."""
+        self.heard: list[tuple[str, dict[str, Any]]] = []
+        self.loaded: dict[str, str] = {}
+        self.engine = TorchEngine(self.base, EngineSettings(threads=1))
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", self.port))
+        self.port = listener.getsockname()[1]
+        config = uvicorn.Config(self._app(), log_level="critical")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]})
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.005)
+
+    def kill(self) -> None:
+        """Gone at once, with every connection; a server that is down stays down."""
+        if not self._thread.is_alive():
+            return
+        self._server.should_exit = self._server.force_exit = True
+        self._loop.call_soon_threadsafe(self._hang_up)
+        self._thread.join()
+        self.engine.close()
+
+    def completions(self) -> list[dict[str, Any]]:
+        """The bodies of all questions so far."""
+        return [body for path, body in self.heard if path == "/v1/completions"]
+
+    def _hang_up(self) -> None:
+        for listening in self._server.servers:
+            listening.close()  # or somebody comes in who is never heard
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()  # type: ignore[union-attr]
+
+    # -- The routes
+
+    def _app(self) -> FastAPI:
+        @asynccontextmanager
+        async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+            self._loop = asyncio.get_running_loop()
+            yield
+
+        app = FastAPI(lifespan=lifespan)
+        app.get("/v1/models", response_model=None)(self._models)
+        app.post("/v1/completions", response_model=None)(self._complete)
+        if self.lora:
+            app.post("/v1/load_lora_adapter", response_model=None)(self._load)
+            app.post("/v1/unload_lora_adapter", response_model=None)(self._unload)
+        return app
+
+    async def _models(self, request: Request) -> Response:
+        if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
+            return JSONResponse({"error": "Unauthorized"}, 401)
+        base = {"id": MODEL, "root": MODEL, "parent": None, "max_model_len": self.room}
+        cards = [{"id": n, "root": p, "parent": MODEL} for n, p in self.loaded.items()]
+        shared = {"object": "model", "owned_by": "vllm", "created": 0, "permission": []}
+        return JSONResponse({"object": "list", "data": [shared | c for c in (base, *cards)]})
+
+    async def _load(self, body: dict[str, Any]) -> Response:
+        self.heard.append(("/v1/load_lora_adapter", body))
+        name, path = body["lora_name"], Path(body["lora_path"])
+        if name in self.loaded:
+            said = f"The lora adapter '{name}' has already been loaded. If you want to load the"
+            return _error(400, f"{said} adapter in place, set 'load_inplace' to True.")
+        if not path.is_dir():
+            return _error(404, f"No adapter found for {path}", "NotFoundError")
+        rank = json.loads((path / "adapter_config.json").read_text())["r"]
+        if rank > self.rank:
+            said = f"LoRA rank {rank} is greater than max_lora_rank {self.rank}."
+            return _error(500, said, "InternalServerError")
+        await asyncio.to_thread(self.engine.load, path.name, path)
+        self.loaded[name] = body["lora_path"]
+        return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
+
+    async def _unload(self, body: dict[str, Any]) -> Response:
+        self.heard.append(("/v1/unload_lora_adapter", body))
+        name = body["lora_name"]
+        if name not in self.loaded:
+            return _error(404, f"The lora adapter '{name}' cannot be found.", "NotFoundError")
+        del self.loaded[name]
+        self.engine.unload(name)
+        return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
+
+    async def _complete(self, body: dict[str, Any]) -> Response:
+        self.heard.append(("/v1/completions", body))
+        model = body["model"]
+        if self.full:
+            return _error(503, "The request queue is full.", "ServiceUnavailableError")
+        if model != MODEL and model not in self.loaded:
+            return _error(404, f"The model `{model}` does not exist.", "NotFoundError")
+        if len(self._ids(body)) + body["max_tokens"] > self.room:
+            return _error(400, f"This model's maximum context length is {self.room} tokens.")
+        try:
+            stream = self.engine.submit(self._request(body))
+        except TalkbackError as error:
+            return _error(400, str(error))
+        return StreamingResponse(self._answer(stream, body), media_type="text/event-stream")
+
+    def _ids(self, body: dict[str, Any]) -> list[int]:
+        prompt = body["prompt"]
+        if isinstance(prompt, str):
+            prompt = self.base.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return list(prompt)
+
+    def _request(self, body: dict[str, Any]) -> engine.Request:
+        sampling = Sampling(
+            max_tokens=body["max_tokens"],
+            temperature=body["temperature"],
+            top_p=body["top_p"],
+            top_k=body.get("top_k", 0),
+            repetition_penalty=body.get("repetition_penalty", 1.0),
+            stop=tuple(body.get("stop", ())),
+            seed=body.get("seed"),
+        )
+        adapter = BASE if body["model"] == MODEL else body["model"]
+        return engine.Request(self._ids(body), adapter, sampling)
+
+    async def _answer(self, stream: Stream, body: dict[str, Any]) -> AsyncIterator[str]:
+        try:
+            sent = 0
+            async for delta in iterate_in_threadpool(stream):
+                while body["model"] in self.held:
+                    await asyncio.sleep(0.01)
+                ids = stream.ids[sent:]
+                sent += len(ids)
+                yield self._chunk(body, delta, ids, None)
+            yield self._chunk(body, "", stream.ids[sent:], stream.finish)
+            counts = {
+                "prompt_tokens": stream.prompt_tokens,
+                "completion_tokens": stream.completion_tokens,
+            }
+            yield _event({"model": body["model"], "choices": [], "usage": counts})
+            yield "data: [DONE]\n\n"
+        finally:
+            stream.cancel()
+
+    def _chunk(self, body: dict[str, Any], text: str, ids: list[int], finish: str | None) -> str:
+        choice: dict[str, Any] = {"index": 0, "text": text, "logprobs": None}
+        choice |= {"finish_reason": finish, "stop_reason": None}
+        if body.get("return_token_ids") and not self.mute:
+            choice["token_ids"] = ids
+        return _event({"object": "text_completion", "model": body["model"], "choices": [choice]})
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+def _error(status: int, message: str, kind: str = "BadRequestError") -> Response:
+    error = {"message": message, "type": kind, "param": None, "code": status}
+    phrase = HTTPStatus(status).phrase
+    return JSONResponse({"error": error | {"type": kind or phrase}}, status)
