@@ -26,7 +26,7 @@ MARK = "tb-"
 
 _SHOWN = len(MARK) + 8
 _BYTES = 24
-_NAME = re.compile(r"[\w.@-]([\w.@ -]{0,78}[\w.@-])?")
+_NAME = re.compile(r"[\w.@'-]([\w.@' -]{0,78}[\w.@'-])?")
 """Without "/" and ":", which part a key's name from those of its users and of other logins."""
 
 
@@ -64,7 +64,7 @@ def make(db: Database, name: str, role: str) -> NewKey:
         raise KeyProblem(f"unknown role {role!r}; one of {', '.join(ROLES)}")
     if not _NAME.fullmatch(name) or name == "anonymous":
         raise KeyProblem(
-            f"{name!r} cannot name a key; 1 to 80 letters, digits, spaces or . _ @ - can, and "
+            f"{name!r} cannot name a key; 1 to 80 letters, digits, spaces or . _ @ ' - can, and "
             "'anonymous' cannot"
         )
     secret = MARK + secrets.token_urlsafe(_BYTES)
