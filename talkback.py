@@ -3,6 +3,7 @@
 talkback serve                        # the chat, its API, the review page
 talkback cycle                        # learn from what people said; from cron
 talkback status | adapters | review   # look;  promote | rollback   # decide
+talkback keys add | list | revoke     # who may come in
 """
 
 import getpass
@@ -19,6 +20,7 @@ from rich.table import Table
 
 import talkback_cycle
 from chatbot.registry import Registry
+from feedback import keys
 from feedback.curate import Curation
 from feedback.errors import TalkbackError
 from feedback.review import Item, decide, queue, waiting
@@ -31,6 +33,10 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+)
+keys_app = typer.Typer(
+    help="Make, list and revoke the keys that let people and programs in.",
+    no_args_is_help=True,
 )
 TABLES = (
     "chat",
@@ -211,6 +217,46 @@ def review(
         raise typer.BadParameter("decide with one of --approve, --correct TEXT, --reject")
     decision = decide(store, message, name(who), actions[0], correct, note)
     print(json.dumps(asdict(decision)) if as_json else f"Saved: {decision.action} {message}.")
+
+
+@keys_app.command("add", epilog=example("talkback keys add rita --role reviewer"))
+def add_key(
+    whose: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is.")],
+    role: Annotated[str, typer.Option(help="user, reviewer or operator.")] = "user",
+    home: HomeOption = None,
+) -> None:
+    """Make a key and show it, this once. A reviewer decides on answers, an operator on adapters."""
+    store, _ = opened(home)
+    made = keys.make(store, whose, role)
+    print(made.secret)
+    stderr.print(f"The {made.role} key of {made.name}. It is shown only now: keep it well.")
+
+
+@keys_app.command("list", epilog=example("talkback keys list --json"))
+def list_keys(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """All keys, newest first, without their secrets."""
+    store, _ = opened(home)
+    rows = [asdict(key) for key in keys.every(store)]
+    if as_json:
+        print(json.dumps(rows))
+    elif rows:
+        show_rows(rows)
+    else:
+        console.print("No key yet: make one with [bold]talkback keys add NAME[/bold].")
+
+
+@keys_app.command("revoke", epilog=example("talkback keys revoke tb-3f9c02b1"))
+def revoke_key(
+    which: Annotated[str, typer.Argument(metavar="KEY", help="Its prefix or its id.")],
+    home: HomeOption = None,
+) -> None:
+    """End a key at once; a running server refuses the next request with it."""
+    store, _ = opened(home)
+    revoked = keys.revoke(store, which)
+    console.print(f"{revoked.prefix}… of {revoked.name} is revoked.")
+
+
+app.add_typer(keys_app, name="keys", epilog=example("talkback keys add rita --role reviewer"))
 
 
 def at(home: Path | None) -> Home:

@@ -8,18 +8,19 @@ Handlers parse, call one function and render. Errors leave in OpenAI's shape (``
 
 import json
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 
+from chatbot.access import Caller
 from chatbot.engine import BASE
 from chatbot.flow import Flow
 from chatbot.problems import Problem, problem
-from chatbot.turn import Turn, reply
+from chatbot.turn import Forbidden, Turn, reply
 from chatbot.wire import ChatRequest, Chunks, completion, model_card
 
 if TYPE_CHECKING:
@@ -40,11 +41,14 @@ class FeedbackRequest(BaseModel):
 def router(service: "Service") -> APIRouter:
     """The routes under /v1, and /healthz."""
     routes = APIRouter()
+    user = Depends(service.access.at_least("user"))
 
     @routes.post("/v1/chat/completions")
-    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+    async def chat_completions(
+        body: ChatRequest, request: Request, caller: Annotated[Caller, user]
+    ) -> Response:
         """Answer the last message; the answer's id is what feedback hangs on."""
-        turn = await run_in_threadpool(start, service, body)
+        turn = await run_in_threadpool(start, service, body, caller)
         if body.stream:
             options = body.stream_options
             return _stream(turn, bool(options and options.include_usage))
@@ -66,9 +70,9 @@ def router(service: "Service") -> APIRouter:
         return model_card(adapter, service.base.name)
 
     @routes.post("/v1/feedback")
-    def feedback(body: FeedbackRequest) -> dict[str, str]:
+    def feedback(body: FeedbackRequest, caller: Annotated[Caller, user]) -> dict[str, str]:
         """Keep what somebody says of an answer; answered once it is on the disk."""
-        return {"feedback_id": keep(service, body)}
+        return {"feedback_id": keep(service, body, caller)}
 
     @routes.get("/healthz")
     async def healthz() -> dict[str, Any]:
@@ -94,7 +98,7 @@ def router(service: "Service") -> APIRouter:
     return routes
 
 
-def start(service: "Service", body: ChatRequest) -> Turn:
+def start(service: "Service", body: ChatRequest, caller: Caller) -> Turn:
     """Begin the turn that a request asks for."""
     body.refuse_unsupported()
     *before, (_, question) = body.turns()
@@ -104,7 +108,7 @@ def start(service: "Service", body: ChatRequest) -> Turn:
     return reply(
         service,
         talk,
-        body.person,
+        caller.person(body.user),
         last.id if last else None,
         question,
         given=() if talk else before,
@@ -115,11 +119,17 @@ def start(service: "Service", body: ChatRequest) -> Turn:
     )
 
 
-def keep(service: "Service", body: FeedbackRequest) -> str:
-    """Store one piece of feedback; without ``user`` it is from the person who got the answer."""
+def keep(service: "Service", body: FeedbackRequest, caller: Caller) -> str:
+    """Store one piece of feedback; without ``user`` it is from the person who got the answer.
+
+    Raises Forbidden for an answer to somebody whom the caller does not speak for.
+    """
     value = body.value if body.value is not None else dict(body.model_extra or {})
     answer = service.store.message(body.message_id)
-    person = body.user or service.store.conversation(answer.conversation_id).person
+    asked = service.store.conversation(answer.conversation_id).person
+    if not caller.owns(asked):
+        raise Forbidden(f"{body.message_id} is an answer to somebody else")
+    person = caller.person(body.user) if body.user else asked
     return service.store.add_feedback(answer.id, person, body.kind, value, body.idempotency_key)
 
 

@@ -13,8 +13,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from chatbot.access import BadKey, Refused
 from chatbot.engine import Busy, Closed, TooLong, UnknownAdapter, Unreachable
 from chatbot.lora import AdapterError
+from chatbot.registry import RegistryError
 from chatbot.turn import Forbidden
 from feedback.database import StoreError
 from feedback.errors import TalkbackError
@@ -60,12 +62,25 @@ def problem(error: Exception) -> Problem:
             return Problem(404, str(error), code="not_found")
         case Forbidden():
             return Problem(403, str(error), "permission_error", code="forbidden")
+        case BadKey():
+            return _unknown(str(error), "invalid_api_key")
+        case Refused(known=False):
+            return _unknown(str(error), "missing_api_key")
+        case Refused():
+            return Problem(403, str(error), "permission_error", code="forbidden")
+        case RegistryError():
+            return Problem(404, str(error), code="not_found")
         case Closed() | Unreachable() | AdapterError() | StoreError():
             return Problem(503, str(error), "server_error", code="unavailable")
         case TalkbackError():
             return Problem(400, str(error))
     log.error("a request failed", exc_info=error)
     return Problem(500, "Something went wrong here; the server's log has it.", "server_error")
+
+
+def _unknown(message: str, code: str) -> Problem:
+    asks = {"WWW-Authenticate": "Bearer"}
+    return Problem(401, message, "authentication_error", code=code, headers=asks)
 
 
 def install(app: FastAPI) -> None:

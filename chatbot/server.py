@@ -6,7 +6,6 @@ Nothing heavy is imported before `run` has set the environment that torch and Gr
 """
 
 import argparse
-import ipaddress
 import logging
 import os
 import secrets
@@ -20,9 +19,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from chatbot import hub
+from chatbot.access import Access, is_loopback
 from chatbot.front import Front
+from feedback import keys
 from feedback.errors import TalkbackError
 from feedback.settings import Home, Settings
+from feedback.store import Store
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -40,8 +43,12 @@ LINGER_SECONDS = 3
 """How long answers on their way may take to end when the server is told to stop."""
 
 
+RATE = 60
+"""Requests a minute where others reach the server, unless the settings say otherwise."""
+
+
 class ServerSettings(Settings):
-    """``[server]``: where it listens, and who may review."""
+    """``[server]``: where it listens, who may come in, and how much they may ask."""
 
     table: ClassVar[str] = "server"
 
@@ -49,20 +56,36 @@ class ServerSettings(Settings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """0 takes any free one."""
     review_token: str = ""
-    """The word that opens review and adapters. Empty: open on loopback, else made at each start."""
+    """An operator's key of your own choice. Empty: none; where others reach the server and no
+    reviewer has a key yet, one is made at each start."""
+    anonymous: bool = True
+    """Whether people may chat without a key."""
+    reviewers: list[str] = Field(default_factory=list)
+    """Names of the Hugging Face Hub that may review, on a Space that people log in to."""
+    operators: list[str] = Field(default_factory=list)
+    """Names that may also promote and roll back."""
+    rate_per_minute: Annotated[float | None, Field(ge=0)] = None
+    """Requests of one key, or of one address without a key; 0: any number. Not set: 60, and any
+    number on loopback."""
+    burst: Annotated[int, Field(ge=1)] = 20
+    """So many may come at once."""
+    max_request_bytes: Annotated[int, Field(ge=1)] = 1_000_000
+    """The largest body of a request."""
+    cors_origins: list[str] = Field(default_factory=list)
+    """Web sites (``https://example.com``) whose scripts may use the API; empty: none."""
 
 
 class ServerError(TalkbackError):
     """The server cannot start where it was told to."""
 
 
-def create_app(service: "Service") -> "FastAPI":
+def create_app(service: "Service", settings: ServerSettings | None = None) -> "FastAPI":
     """The API, and the pages at "/". The service is closed with the app; SettingsError."""
     from contextlib import asynccontextmanager
 
     from fastapi import FastAPI
 
-    from chatbot import api, problems, watch
+    from chatbot import api, login, oversight, problems, watch
     from chatbot.hooks import Hooks, WebhookSettings
     from chatbot.pages.site import mount
 
@@ -77,10 +100,32 @@ def create_app(service: "Service") -> "FastAPI":
 
     app = FastAPI(title="Talkback", docs_url=None, redoc_url=None, lifespan=lifespan)
     problems.install(app)
-    app.add_middleware(watch.Counted, meters=service.meters)
-    app.include_router(api.router(service))
+    guard(app, service.access, settings or ServerSettings())
+    app.add_middleware(watch.Counted, meters=service.meters)  # the outermost sees refusals too
+    app.include_router(login.router(service))
+    app.include_router(oversight.router(service))
     app.include_router(watch.router(service, hooks))
+    app.include_router(api.router(service))  # the last of /v1: what is not there ends here
     return mount(app, service)
+
+
+def guard(app: "FastAPI", access: Access, settings: ServerSettings) -> None:
+    """Put the limits before the app, and before them who of other web sites may ask at all."""
+    from starlette.middleware.cors import CORSMiddleware
+
+    from chatbot.limits import Limits
+
+    rate = settings.rate_per_minute
+    if rate is None:
+        rate = 0 if access.loopback else RATE
+    app.add_middleware(
+        Limits, access=access, rate=rate, burst=settings.burst, most=settings.max_request_bytes
+    )
+    # Also with no origin at all: without it Gradio would let every site's scripts in.
+    app.add_middleware(
+        CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"],
+        allow_headers=["*"], expose_headers=["Retry-After"],
+    )  # fmt: skip
 
 
 def run(
@@ -103,22 +148,40 @@ def run(
     settings = ServerSettings.read(home)
     host = settings.host if host is None else host
     listener = listen(host, settings.port if port is None else port)
-    token = settings.review_token or ("" if is_loopback(host) else secrets.token_urlsafe(12))
     address = f"http://{_in_url(host)}:{listener.getsockname()[1]}"
     say(f"Talkback is at {address} (loading the model)")
-    if token and not settings.review_token:
-        say(f"The review page's token is {token}")
 
     def load() -> "FastAPI":
         from chatbot.service import Service
 
-        service = Service.open(home, base, revision, review_token=token)
-        app = create_app(service)
+        service = Service.open(home, base, revision)
+        service.access = access_to(service.store, home, settings, host)
+        app = create_app(service, settings)
         seconds = time.monotonic() - began
         say(f"{service.speaking} speaks at {address}, {seconds:.1f} s after the start")
         return app
 
     serve(load, listener)
+
+
+def access_to(store: Store, home: Home, settings: ServerSettings, host: str) -> Access:
+    """The rules of a server on this host. Where others reach it and nobody could review, a token
+    is made and said."""
+    token, loopback = settings.review_token, is_loopback(host)
+    if not (token or loopback or _reviewer(store, settings)):
+        token = secrets.token_urlsafe(12)
+        say(f"The review page's token is {token} (a key that lasts: talkback keys add NAME)")
+    return Access(
+        store, home.root, token=token, loopback=loopback, anonymous=settings.anonymous,
+        reviewers=settings.reviewers, operators=settings.operators,
+    )  # fmt: skip
+
+
+def _reviewer(store: Store, settings: ServerSettings) -> bool:
+    """Whether anybody can review: by a key, or by their name on a Space."""
+    if hub.logins() and (settings.reviewers or settings.operators):
+        return True
+    return any(key.role != "user" and key.revoked_at is None for key in keys.every(store))
 
 
 def serve(load: "Callable[[], FastAPI]", listener: socket.socket) -> None:
@@ -154,14 +217,6 @@ def listen(host: str, port: int) -> socket.socket:
             "(0: any) or --host"
         ) from error
     return listener
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server on that host."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def say(line: str) -> None:

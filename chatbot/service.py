@@ -14,6 +14,7 @@ from collections import OrderedDict
 from typing import Self
 
 from chatbot import engines, lora
+from chatbot.access import Access
 from chatbot.base import Base, encode
 from chatbot.batching import EngineSettings
 from chatbot.engine import (
@@ -44,10 +45,9 @@ class Service:
     """Store, registry, base and engine of one home.
 
     ``speaking`` is the id of the adapter that answers new turns. ``warning`` is "" or one line
-    for people: why a promoted adapter does not speak. ``review_token`` is "" when anybody may
-    review (a server on loopback), else the word that opens the review and adapters pages.
-    ``context`` is the number of tokens that prompt and answer share. ``meters`` are moved by what
-    happens here.
+    for people: why a promoted adapter does not speak. ``access`` says who may do what; unless the
+    server sets another, it is that of a server on loopback. ``context`` is the number of tokens
+    that prompt and answer share. ``meters`` are moved by what happens here.
     """
 
     home: Home
@@ -59,7 +59,7 @@ class Service:
     context: int
     speaking: str
     warning: str
-    review_token: str
+    access: Access
     meters: Meters
 
     def __init__(
@@ -71,13 +71,13 @@ class Service:
         *,
         chat: ChatSettings,
         context: int,
-        review_token: str = "",
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
         """Put the adapter in service to work and follow promotions from then on."""
         self.home, self.store, self.base, self.engine = home, store, base, engine
         self.registry = Registry(store, home)
-        self.chat, self.context, self.review_token = chat, context, review_token
+        self.chat, self.context = chat, context
+        self.access = Access(store, home.root)
         self.speaking, self.warning = BASE, ""
         self.meters = Meters()
         self.turns: weakref.WeakSet[Turn] = weakref.WeakSet()
@@ -100,7 +100,6 @@ class Service:
         base_name: str | None = None,
         revision: str | None = None,
         *,
-        review_token: str = "",
         poll_seconds: float = POLL_SECONDS,
     ) -> Self:
         """Load the base, start its engine and speak.
@@ -112,7 +111,7 @@ class Service:
         base, engine = engines.start(settings, base_name, revision)
         return cls(
             home, store, base, engine, chat=chat, context=engine.max_length,
-            review_token=review_token, poll_seconds=poll_seconds,
+            poll_seconds=poll_seconds,
         )  # fmt: skip
 
     def adapters(self) -> list[str]:

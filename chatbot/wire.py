@@ -17,9 +17,6 @@ from feedback.store import Role
 FOLLOWING = "talkback"
 """The model that follows promotions; ``talkback:<adapter>`` pins one."""
 
-ANONYMOUS = "anonymous"
-"""The person of a request that names no ``user``."""
-
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -91,11 +88,6 @@ class ChatRequest(BaseModel):
     metadata: dict[str, str] | None = None
     """``conversation_id`` continues a stored conversation; ``unaided`` = "true" leaves approved
     answers out."""
-
-    @property
-    def person(self) -> str:
-        """Who speaks."""
-        return self.user or ANONYMOUS
 
     @property
     def adapter(self) -> str | None:

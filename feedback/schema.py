@@ -246,3 +246,23 @@ def m006_events(db: Database) -> None:
                 values ('{table}', new.id, new.created_at);
             end""")
     _for_ever(db, "event", "delivery")
+
+
+@_migration
+def m007_keys(db: Database) -> None:
+    """Keys, of which only a hash is kept, and which of them are revoked."""
+    db.execute("""
+        create table access_key (
+            id text primary key,
+            hash text not null unique,
+            prefix text not null,
+            name text not null,
+            role text not null check (role in ('user', 'reviewer', 'operator')),
+            created_at text not null
+        ) strict""")
+    db.execute("""
+        create table revocation (
+            key_id text primary key references access_key (id),
+            created_at text not null
+        ) strict""")
+    _for_ever(db, "access_key", "revocation")

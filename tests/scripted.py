@@ -72,16 +72,13 @@ class ScriptedEngine:
         self.answers.clear()
 
 
-def open_service(
-    root: Path, engine: ScriptedEngine, *, review_token: str = "", **chat: Any
-) -> Service:
+def open_service(root: Path, engine: ScriptedEngine, **chat: Any) -> Service:
     """A service with a tiny base in `root`, that speaks through `engine`."""
     home = Home.find(root / "home")
     base = load_base(str(write_model(root / "base")))
     settings = ChatSettings(**chat)
     return Service(
-        home, Store(home.db), base, engine, chat=settings, context=512,
-        review_token=review_token, poll_seconds=0.1,
+        home, Store(home.db), base, engine, chat=settings, context=512, poll_seconds=0.1,
     )  # fmt: skip
 
 

@@ -7,8 +7,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from chatbot.access import Access
 from chatbot.pages.words import differences
-from feedback import review
+from feedback import keys, review
 from feedback.exemplars import same
 from feedback.store import Speaker
 from tests.scripted import ScriptedEngine, open_service, serve
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
     from chatbot.service import Service
 
 TOKEN = "open sesame"
+"""The operator's own word: it has no name, so who reviews with it signs."""
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> "Service":
     root = tmp_path_factory.mktemp("review")
-    return open_service(root, ScriptedEngine(), review_token=TOKEN)
+    service = open_service(root, ScriptedEngine())
+    service.access = Access(service.store, service.home.root, token=TOKEN)
+    return service
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +50,8 @@ def page(chromium: Browser, url: str, service: "Service") -> Iterator[Page]:
     context.close()
 
 
-def enter(page: Page, token: str) -> None:
-    page.get_by_placeholder("Review token").fill(token)
+def enter(page: Page, key: str) -> None:
+    page.get_by_placeholder("Key", exact=True).fill(key)
     page.get_by_role("button", name="Open").click()
 
 
@@ -148,8 +152,39 @@ def test_without_the_token_the_page_stays_shut(
     page = chromium.new_context(locale="en-US").new_page()
     page.goto(url)
     enter(page, "wrong")
-    expect(page.get_by_role("alert")).to_contain_text("review token")
+    expect(page.get_by_role("alert")).to_contain_text("no key that opens this page")
     assert "secret answer" not in page.content()
+    page.context.close()
+
+
+def test_a_reviewer_decides_by_the_name_of_the_key_until_logged_out_or_revoked(
+    chromium: Browser, url: str, service: "Service"
+) -> None:
+    message = edited(service, "Do you sell oars?", "No.", "Yes, of ash.")
+    user = keys.make(service.store, "ann", "user")
+    rita = keys.make(service.store, "rita", "reviewer")
+    page = chromium.new_context(locale="en-US").new_page()
+    page.set_default_timeout(30_000)
+    page.goto(url)
+    enter(page, user.secret)
+    expect(page.get_by_role("alert")).to_contain_text("key of role user")
+    enter(page, rita.secret)
+    expect(page.locator("#tb-case")).to_contain_text("Do you sell oars?")
+    expect(page.get_by_placeholder("Your name")).to_be_hidden()
+    page.click("#tb-approve")
+    expect(page.get_by_text("Saved. It is at work")).to_be_visible()
+    decision = review.decision_on(service.store, message)
+    assert decision is not None and decision.reviewer == "rita"
+    (cookie,) = page.context.cookies()
+    assert cookie.get("httpOnly") and rita.secret not in str(cookie.get("value"))
+    page.click("#tb-leave")
+    expect(page.get_by_placeholder("Key", exact=True)).to_be_visible()
+    assert page.context.cookies() == []
+    enter(page, rita.secret)
+    expect(page.locator("#tb-leave")).to_have_text("Log out (rita)")
+    keys.revoke(service.store, rita.id)
+    page.reload()
+    expect(page.get_by_placeholder("Key", exact=True)).to_be_visible()
     page.context.close()
 
 

@@ -14,7 +14,7 @@ from feedback.store import Store
 from tests.talks import answer
 
 NAMES = """conversation message speaker feedback review approved withdrawal graduation split
-cluster_member adapter promotion report cycle cycle_end event delivery"""
+cluster_member adapter promotion report cycle cycle_end event delivery access_key revocation"""
 EVENTS = NAMES.split()
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from chatbot.server import ServerError, ServerSettings, is_loopback, listen
+from chatbot.access import is_loopback
+from chatbot.server import ServerError, ServerSettings, listen
+from feedback import keys
 from feedback.settings import Home
 from feedback.store import Store
 from tests.models import write_adapter
@@ -161,10 +163,22 @@ def test_a_port_that_is_taken_is_refused_with_the_remedy(home: Home) -> None:
             listen("host.invalid", 0)
 
 
-def test_open_to_the_world_it_makes_a_token_for_reviewers(start_server: Start) -> None:
-    server = start_server("--host", "0.0.0.0")
-    assert re.search(r"review page's token is \S{16}", server.log.read_text())
-    assert "token" not in start_server().log.read_text()
+def test_open_to_the_world_it_makes_a_token_until_a_reviewer_has_a_key(
+    start_server: Start, home: Home
+) -> None:
+    server = start_server("--host", "0.0.0.0").ready()
+    said = re.search(r"review page's token is (\S{16}) ", server.log.read_text())
+    assert said is not None
+    url = server.url.replace("0.0.0.0", "127.0.0.1")
+    assert httpx.get(f"{url}/v1/adapters").status_code == 401
+    token = {"Authorization": f"Bearer {said[1]}"}
+    assert httpx.get(f"{url}/v1/adapters", headers=token).status_code == 200
+    assert httpx.post(f"{url}/v1/chat/completions", json={"messages": ASK}).status_code == 200
+    server.kill()
+    store = Store(home.db)
+    keys.make(store, "rita", "reviewer")
+    store.close()
+    assert "token" not in start_server("--host", "0.0.0.0").ready().log.read_text()
 
 
 @pytest.mark.parametrize(

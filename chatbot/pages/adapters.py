@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from chatbot.pages import access, lineage, theme
-from chatbot.pages.people import People
+from chatbot.access import Caller
+from chatbot.pages import lineage, theme
+from chatbot.pages.door import Door
 from feedback.errors import TalkbackError
 
 if TYPE_CHECKING:
@@ -20,19 +21,15 @@ FOLLOW_SECONDS = 3.0
 class AdaptersPage:
     """The components of the page and what happens when they are used."""
 
-    def __init__(self, service: "Service", people: People) -> None:
+    def __init__(self, service: "Service") -> None:
         self._service = service
-        self._people = people
+        self.door = Door(service, "reviewer", "look at adapters")
 
     def build(self, blocks: gr.Blocks) -> None:
         """Lay the page out inside `blocks` and connect it."""
         gr.HTML(theme.header(self._service.chat.title, "Adapters"), padding=False)
-        secret = self._people.storage_secret
-        self.token = gr.BrowserState("", storage_key="talkback_review", secret=secret)
         with gr.Column(elem_classes="tb-page"):
-            self.door, self.key, self.enter, self.refusal = theme.entrance(
-                "look at adapters and to promote them"
-            )
+            self.door.build()
             self.now = gr.HTML("", padding=False, elem_id="tb-now")
             with gr.Row(visible=False, elem_id="tb-adapters") as self.desk:
                 with gr.Column(scale=1, min_width=280):
@@ -49,7 +46,7 @@ class AdaptersPage:
         self._connect(blocks)
 
     def _levers(self) -> None:
-        with gr.Row(elem_id="tb-levers"):
+        with gr.Row(elem_id="tb-levers") as self.levers:
             self.reason = gr.Textbox(
                 label="Reason", show_label=False, container=False, placeholder="Why?", scale=3,
             )  # fmt: skip
@@ -57,7 +54,7 @@ class AdaptersPage:
                 label="Your name", show_label=False, container=False, placeholder="Your name",
                 max_length=80, scale=1, min_width=120,
             )  # fmt: skip
-        with gr.Row(elem_classes="tb-actions"):
+        with gr.Row(elem_classes="tb-actions") as self.buttons:
             self.promote = gr.Button(
                 "Promote this adapter", variant="primary", elem_id="tb-promote"
             )
@@ -66,46 +63,45 @@ class AdaptersPage:
 
     def _connect(self, blocks: gr.Blocks) -> None:
         everything = [
-            self.token, self.door, self.refusal, self.now, self.desk, self.list, self.history,
-            self.card, self.more, self.report, self.promote, self.said, self.reason,
+            *self.door.parts, self.now, self.desk, self.list, self.history, self.card, self.more,
+            self.report, self.promote, self.said, self.reason, self.name, self.levers, self.buttons,
         ]  # fmt: skip
-        blocks.load(self._arrive, [self.token], everything, **EVENT)
-        for knock in (self.enter.click, self.key.submit):
-            knock(self._enter, [self.key], everything, **EVENT)
-        self.list.input(self._open, [self.token, self.list], everything, **EVENT)
-        given = [self.token, self.list, self.reason, self.name]
+        blocks.load(self._arrive, None, everything, **EVENT)
+        self.list.input(self._open, [self.list], everything, **EVENT)
+        given = [self.list, self.reason, self.name]
         self.promote.click(self._promote, given, everything, **EVENT)
         self.rollback.click(self._rollback, given, everything, **EVENT)
         follow = gr.Timer(FOLLOW_SECONDS)
-        follow.tick(self._follow, [self.token], [self.now, self.history], **EVENT, queue=False)
+        follow.tick(self._follow, None, [self.now, self.history], **EVENT, queue=False)
 
-    def _arrive(self, token: object) -> Changes:
-        if not access.allowed(self._service, token):
-            return {self.door: gr.update(visible=True)}
-        return self._paint(None)
+    def _arrive(self, request: gr.Request) -> Changes:
+        caller = self.door.caller(request)
+        if not self.door.lets(caller):
+            return self.door.shut(caller)
+        operates = gr.update(visible=caller.may("operator"))
+        levers = {self.levers: operates, self.buttons: operates}
+        signed = {self.name: gr.update(visible=not caller.name)}
+        return self.door.opened(caller) | self._paint(None) | levers | signed
 
-    def _enter(self, key: object) -> Changes:
-        if not access.allowed(self._service, key):
-            return {self.refusal: theme.notice(str(access.Refused()), "error")}
-        return self._paint(None) | {self.token: key}
-
-    def _open(self, token: object, adapter: str) -> Changes:
-        access.require(self._service, token)
+    def _open(self, adapter: str, request: gr.Request) -> Changes:
+        self.door.require(request)
         return self._paint(adapter)
 
-    def _follow(self, token: object) -> Any:
+    def _follow(self, request: gr.Request) -> Any:
         """A promotion by the gate shows by itself."""
-        if not access.allowed(self._service, token):
+        if not self.door.lets(self.door.caller(request)):
             return gr.skip(), gr.skip()
         return self._now(), lineage.history(self._service.registry, self._service.speaking)
 
-    def _promote(self, token: object, adapter: str | None, reason: str, name: str) -> Changes:
-        access.require(self._service, token)
-        return self._tried(lambda: self._put_in_service(adapter, reason, name), adapter)
+    def _promote(self, adapter: str | None, reason: str, name: str, request: gr.Request) -> Changes:
+        who = _who(self.door.require(request, "operator"), name)
+        return self._tried(lambda: self._put_in_service(adapter, reason, who), adapter)
 
-    def _rollback(self, token: object, adapter: str | None, reason: str, name: str) -> Changes:
-        access.require(self._service, token)
-        return self._tried(lambda: self._put_back(reason, name), adapter)
+    def _rollback(
+        self, adapter: str | None, reason: str, name: str, request: gr.Request
+    ) -> Changes:
+        who = _who(self.door.require(request, "operator"), name)
+        return self._tried(lambda: self._put_back(reason, who), adapter)
 
     def _tried(self, act: Callable[[], str], adapter: str | None) -> Changes:
         """Act, then show how things stand, with what went wrong if it did."""
@@ -116,19 +112,14 @@ class AdaptersPage:
         gr.Info(said, duration=4)
         return self._paint(adapter) | {self.reason: ""}
 
-    def _put_in_service(self, adapter: str | None, reason: str, name: str) -> str:
-        made = self._service.registry.promote(
-            adapter or "",
-            "person",
-            name.strip() or "operator",
-            reason.strip() or "promoted by hand",
-        )
+    def _put_in_service(self, adapter: str | None, reason: str, who: str) -> str:
+        why = reason.strip() or "promoted by hand"
+        made = self._service.registry.promote(adapter or "", "person", who, why)
         self._service.follow()
         return f"{made.adapter} is promoted."
 
-    def _put_back(self, reason: str, name: str) -> str:
-        who, why = name.strip() or "operator", reason.strip() or "rolled back by hand"
-        made = self._service.registry.rollback(who, why)
+    def _put_back(self, reason: str, who: str) -> str:
+        made = self._service.registry.rollback(who, reason.strip() or "rolled back by hand")
         self._service.follow()
         return f"Rolled back: {made.adapter} is promoted."
 
@@ -140,7 +131,6 @@ class AdaptersPage:
         chosen = adapter if adapter in known else speaking if speaking in known else None
         report = lineage.full_report(self._service.home, registry, chosen) if chosen else ""
         return {
-            self.door: gr.update(visible=False),
             self.desk: gr.update(visible=True),
             self.now: self._now(),
             self.list: gr.update(choices=choices, value=chosen),
@@ -155,3 +145,8 @@ class AdaptersPage:
     def _now(self) -> str:
         service = self._service
         return lineage.speaking(service.registry, service.speaking, service.warning)
+
+
+def _who(caller: Caller, name: str) -> str:
+    """Whose decision it is: the key's owner, else whoever signs."""
+    return caller.name or name.strip() or "operator"

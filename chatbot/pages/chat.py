@@ -11,7 +11,8 @@ import gradio as gr
 
 from chatbot.base import STARTER
 from chatbot.pages import standing, theme, transcript
-from chatbot.pages.people import People
+from chatbot.pages.door import Door
+from chatbot.pages.people import LoggedIn, People
 from chatbot.pages.rating import REASONS_DOWN, REASONS_UP, Rating
 from chatbot.pages.talk import Talk
 from chatbot.pages.transcript import Bubble
@@ -46,6 +47,7 @@ class ChatPage:
         self._people = people
         self._talk = Talk(service, people)
         self._rating = Rating(service, people)
+        self.door = Door(service, "user", "chat")
 
     def build(self, blocks: gr.Blocks) -> None:
         """Lay the page out inside `blocks` and connect it."""
@@ -56,6 +58,7 @@ class ChatPage:
             self.status = gr.HTML(
                 standing.pill(standing.look(self._service)), elem_id="tb-status", padding=False
             )
+            self.door.build()
             self._chatbot()
             self.notice = gr.HTML("", elem_id="tb-notice", padding=False, visible=False)
             self._pair_card()
@@ -182,36 +185,50 @@ class ChatPage:
         self.prefer_second.click(self._prefer(1), pair, self._painted, **QUICK)
         self.tie.click(self._prefer(None), pair, self._painted, **QUICK)
 
-    def _arrive(self, token: object, place: object) -> Changes:
-        return self.paint(self._talk.arrive(token, place))
+    def _arrive(self, token: object, place: object, request: gr.Request) -> Changes:
+        caller = self.door.caller(request)
+        if not self.door.lets(caller):
+            hidden = gr.update(visible=False)
+            return self.door.shut(caller) | {self.chat: hidden, self.composer: hidden}
+        view = self._talk.arrive(self._who(token, request), place)
+        return self.door.opened(caller) | self.paint(view)
 
-    def _new(self, token: object) -> Changes:
-        return self.paint(self._talk.fresh(token))
+    def _who(self, token: object, request: gr.Request) -> object:
+        """Who uses the page, if they may: whoever has logged in by name, else the browser."""
+        caller = self.door.require(request)
+        return LoggedIn(caller.name) if caller.id and caller.name else token
 
-    def _open(self, token: object, conversation: str) -> Changes:
-        return self.paint(self._talk.open(token, conversation))
+    def _new(self, token: object, request: gr.Request) -> Changes:
+        return self.paint(self._talk.fresh(self._who(token, request)))
 
-    def _undo(self, token: object, place: object) -> Changes:
-        return self.paint(self._talk.undo(token, place))
+    def _open(self, token: object, conversation: str, request: gr.Request) -> Changes:
+        return self.paint(self._talk.open(self._who(token, request), conversation))
+
+    def _undo(self, token: object, place: object, request: gr.Request) -> Changes:
+        return self.paint(self._talk.undo(self._who(token, request), place))
 
     def _stop(self, request: gr.Request) -> None:
+        self.door.require(request)
         self._talk.stop(str(request.session_hash))
 
     def _send(
         self, token: object, place: object, text: str, request: gr.Request
     ) -> Iterator[Changes]:
-        views = self._talk.send(token, place, text, str(request.session_hash))
+        who = self._who(token, request)
+        views = self._talk.send(who, place, text, str(request.session_hash))
         yield from map(self.paint, views)
 
     def _example(
         self, token: object, place: object, picked: gr.SelectData, request: gr.Request
     ) -> Iterator[Changes]:
         text = str(picked.value["text"])
-        views = self._talk.send(token, place, text, str(request.session_hash))
+        who = self._who(token, request)
+        views = self._talk.send(who, place, text, str(request.session_hash))
         yield from map(self.paint, views)
 
     def _retry(self, token: object, place: object, request: gr.Request) -> Iterator[Changes]:
-        views = self._talk.retry(token, place, str(request.session_hash))
+        who = self._who(token, request)
+        views = self._talk.retry(who, place, str(request.session_hash))
         yield from map(self.paint, views)
 
     def _edit(
@@ -223,28 +240,44 @@ class ChatPage:
         request: gr.Request,
     ) -> Iterator[Changes]:
         """One's own message is said anew; an edited answer goes to a reviewer."""
+        who = self._who(token, request)
         message = transcript.message_id(history, edited.index) or ""
         if history[edited.index]["role"] == "assistant":
-            yield self.paint(self._rating.correct(token, place, message, edited.value))
+            yield self.paint(self._rating.correct(who, place, message, edited.value))
             return
-        views = self._talk.edit(token, place, message, edited.value, str(request.session_hash))
+        views = self._talk.edit(who, place, message, edited.value, str(request.session_hash))
         yield from map(self.paint, views)
 
-    def _thumb(self, token: object, history: list[Bubble], given: gr.LikeData) -> Changes:
+    def _thumb(
+        self, token: object, history: list[Bubble], given: gr.LikeData, request: gr.Request
+    ) -> Changes:
+        who = self._who(token, request)
         message = transcript.message_id(history, given.index)
-        return self.paint(self._rating.thumb(token, message, given.liked))
+        return self.paint(self._rating.thumb(who, message, given.liked))
 
-    def _copied(self, token: object, history: list[Bubble], copied: gr.CopyData) -> None:
-        self._rating.copied(token, transcript.spoken(history, copied.value))
+    def _copied(
+        self, token: object, history: list[Bubble], copied: gr.CopyData, request: gr.Request
+    ) -> None:
+        who = self._who(token, request)
+        self._rating.copied(who, transcript.spoken(history, copied.value))
 
     def _explain(
-        self, token: object, rated: Rated | None, reasons: list[str], comment: str
+        self,
+        token: object,
+        rated: Rated | None,
+        reasons: list[str],
+        comment: str,
+        request: gr.Request,
     ) -> Changes:
-        return self.paint(self._rating.explain(token, rated, reasons, comment))
+        who = self._who(token, request)
+        return self.paint(self._rating.explain(who, rated, reasons, comment))
 
     def _prefer(self, which: int | None) -> Callable[..., Changes]:
-        def prefer(token: object, place: object, pair: tuple[str, str] | None) -> Changes:
-            return self.paint(self._rating.choose(token, place, pair, which))
+        def prefer(
+            token: object, place: object, pair: tuple[str, str] | None, request: gr.Request
+        ) -> Changes:
+            who = self._who(token, request)
+            return self.paint(self._rating.choose(who, place, pair, which))
 
         return prefer
 
@@ -264,7 +297,7 @@ class ChatPage:
     def _changes(self, key: str, value: Any, view: View) -> Changes:
         match key:
             case "token":
-                return {self.token: value}
+                return {} if isinstance(value, LoggedIn) else {self.token: value}
             case "place":
                 return {self.place: value.keep()}
             case "rows":
@@ -326,6 +359,7 @@ class ChatPage:
             self.rated_title,
             self.reasons,
             self.comment,
+            *self.door.parts,
         ]
 
 

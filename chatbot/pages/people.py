@@ -14,11 +14,16 @@ from feedback.ids import new_id
 KEY_FILE = "browser.key"
 
 
+class LoggedIn(str):
+    """The name of a person who has logged in: the server's own word, so it needs no token. What a
+    browser sends is never one."""
+
+
 class People:
     """Issues tokens to browsers and reads them back."""
 
     def __init__(self, root: Path) -> None:
-        self._key = _key(root / KEY_FILE)
+        self._key = secret_of(root)
 
     @property
     def storage_secret(self) -> str:
@@ -39,7 +44,9 @@ class People:
         return person if good else None
 
     def known(self, token: object) -> tuple[str, str]:
-        """(token, person): the given token when it is good, else a new one."""
+        """(token, person): the given token when it is good, else a new one; or who logged in."""
+        if isinstance(token, LoggedIn):
+            return token, str(token)
         person = self.read(token)
         if person is not None:
             return str(token), person
@@ -50,8 +57,10 @@ class People:
         return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
 
 
-def _key(path: Path) -> bytes:
-    """The key in the file, made at first use; of two processes that start at once, one makes it."""
+def secret_of(root: Path) -> bytes:
+    """The key in the home's file, made at first use; of two processes that start at once, one
+    makes it."""
+    path = root / KEY_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     if not path.exists():

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from chatbot.pages import access, cases, theme
+from chatbot.access import Caller
+from chatbot.pages import cases, theme
+from chatbot.pages.door import Door
 from chatbot.pages.people import People
 from feedback import review
 from feedback.errors import TalkbackError
@@ -27,15 +29,15 @@ class ReviewPage:
         self._service = service
         self._store: Store = service.store
         self._people = people
+        self.door = Door(service, "reviewer", "review answers")
 
     def build(self, blocks: gr.Blocks) -> None:
         """Lay the page out inside `blocks` and connect it."""
         gr.HTML(theme.header(self._service.chat.title, "Review"), padding=False)
         secret = self._people.storage_secret
-        self.token = gr.BrowserState("", storage_key="talkback_review", secret=secret)
         self.reviewer = gr.BrowserState("", storage_key="talkback_reviewer", secret=secret)
         with gr.Column(elem_classes="tb-page"):
-            self.door, self.key, self.enter, self.refusal = theme.entrance("review answers")
+            self.door.build()
             with gr.Row(visible=False, elem_id="tb-desk") as self.desk:
                 self._queue()
                 self._case()
@@ -82,48 +84,43 @@ class ReviewPage:
 
     def _connect(self, blocks: gr.Blocks) -> None:
         everything = [
-            self.token, self.reviewer, self.door, self.refusal, self.desk, self.nothing,
+            *self.door.parts, self.reviewer, self.desk, self.nothing,
             self.count, self.items, self.about, self.original, self.proposed, self.answer,
             self.note, self.name, self.said, self.approve,
         ]  # fmt: skip
-        blocks.load(self._arrive, [self.token, self.reviewer], everything, **EVENT)
-        for knock in (self.enter.click, self.key.submit):
-            knock(self._enter, [self.key, self.reviewer], everything, **EVENT)
-        self.items.input(self._open, [self.token, self.items], everything, **EVENT)
-        self.skip.click(self._next, [self.token, self.items], everything, **EVENT)
-        given = [self.token, self.items, self.answer, self.note, self.name]
+        blocks.load(self._arrive, [self.reviewer], everything, **EVENT)
+        self.items.input(self._open, [self.items], everything, **EVENT)
+        self.skip.click(self._next, [self.items], everything, **EVENT)
+        given = [self.items, self.answer, self.note, self.name]
         for button, action in (
             (self.approve, "approve"), (self.correct, "correct"), (self.reject, "reject"),
         ):  # fmt: skip
             button.click(self._decide(action), given, everything, **EVENT)
 
-    def _arrive(self, token: object, reviewer: object) -> Changes:
-        if not access.allowed(self._service, token):
-            return {self.door: gr.update(visible=True), self.desk: gr.update(visible=False)}
-        return self._paint(None) | {self.name: str(reviewer or "")}
+    def _arrive(self, reviewer: object, request: gr.Request) -> Changes:
+        caller = self.door.caller(request)
+        if not self.door.lets(caller):
+            return self.door.shut(caller) | {self.desk: gr.update(visible=False)}
+        signed = gr.update(value=str(reviewer or ""), visible=not caller.name)
+        return self.door.opened(caller) | self._paint(None) | {self.name: signed}
 
-    def _enter(self, key: object, reviewer: object) -> Changes:
-        if not access.allowed(self._service, key):
-            return {self.refusal: theme.notice(str(access.Refused()), "error")}
-        return self._paint(None) | {self.token: key, self.name: str(reviewer or "")}
-
-    def _open(self, token: object, message_id: str) -> Changes:
-        access.require(self._service, token)
+    def _open(self, message_id: str, request: gr.Request) -> Changes:
+        self.door.require(request)
         return self._paint(message_id)
 
-    def _next(self, token: object, message_id: str | None) -> Changes:
-        access.require(self._service, token)
+    def _next(self, message_id: str | None, request: gr.Request) -> Changes:
+        self.door.require(request)
         return self._paint(cases.after(review.queue(self._store), message_id))
 
     def _decide(self, action: str) -> Any:
         def decide(
-            token: object, message_id: str | None, answer: str, note: str, name: str
+            message_id: str | None, answer: str, note: str, name: str, request: gr.Request
         ) -> Changes:
-            access.require(self._service, token)
+            caller = self.door.require(request)
             if not message_id:
                 return self._paint(None)
             try:
-                said = self._keep(action, message_id, answer, note, name)
+                said = self._keep(action, message_id, answer, note, _who(caller, name))
             except TalkbackError as error:
                 return {self.said: theme.notice(str(error), "error")}
             gr.Info(said, duration=3)
@@ -132,13 +129,12 @@ class ReviewPage:
 
         return decide
 
-    def _keep(self, action: str, message_id: str, answer: str, note: str, name: str) -> str:
+    def _keep(self, action: str, message_id: str, answer: str, note: str, reviewer: str) -> str:
         """Store the decision. Whoever approves a text they have changed means the changed one."""
         proposal = cases.proposal(self._store, message_id)
         if action == "approve" and answer.strip() != proposal.strip():
             action = "correct"
         text = {"approve": proposal, "correct": answer, "reject": None}[action]
-        reviewer = name.strip() or "reviewer"
         review.decide(self._store, message_id, reviewer, action, text, note.strip())
         return cases.DONE[action]
 
@@ -147,7 +143,6 @@ class ReviewPage:
         items = review.queue(self._store)
         item = next((i for i in items if i.message.id == message_id), items[0] if items else None)
         changes: Changes = {
-            self.door: gr.update(visible=False),
             self.desk: gr.update(visible=item is not None),
             self.nothing: gr.update(visible=item is None, value=cases.NOTHING),
             self.count: cases.count(review.waiting(self._store), len(items)),
@@ -169,3 +164,8 @@ class ReviewPage:
             self.answer: item.proposed or item.message.content,
             self.approve: cases.APPROVE[item.proposed is not None],
         }
+
+
+def _who(caller: Caller, name: str) -> str:
+    """Whose decision it is: the key's owner, else whoever signs."""
+    return caller.name or name.strip() or "reviewer"

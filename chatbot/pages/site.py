@@ -27,7 +27,7 @@ def build(service: "Service") -> gr.Blocks:
     with blocks.route("Review", "review"):
         ReviewPage(service, people).build(blocks)
     with blocks.route("Adapters", "adapters"):
-        AdaptersPage(service, people).build(blocks)
+        AdaptersPage(service).build(blocks)
     return blocks
 
 

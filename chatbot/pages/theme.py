@@ -118,17 +118,9 @@ def hello(title: str) -> str:
     )
 
 
-def entrance(what: str) -> tuple[gr.Column, gr.Textbox, gr.Button, gr.HTML]:
-    """Where the token is asked for to do ``what``: the whole, its field, button and refusal."""
-    text = (
-        f"<h4>A token opens this page</h4><p>To {escape(what)}, enter the review token. "
-        "The server printed it at its start.</p>"
+def entrance(what: str, role: str) -> str:
+    """What the door of a page says: whose key it asks for, to do ``what``."""
+    return (
+        f"<h4>A key opens this page</h4><p>To {escape(what)}, enter a key of role {role}. "
+        f"The operator makes one with <code>talkback keys add NAME --role {role}</code>.</p>"
     )
-    with gr.Column(visible=False, elem_id="tb-door", elem_classes="tb-card") as door:
-        gr.HTML(text, padding=False)
-        key = gr.Textbox(
-            label="Review token", type="password", container=False, placeholder="Review token"
-        )
-        enter = gr.Button("Open", variant="primary")
-        refusal = gr.HTML("", padding=False)
-    return door, key, enter, refusal

@@ -1,0 +1,162 @@
+"""People's say over HTTP: reviewers decide on answers, operators on who speaks.
+
+    curl -H "Authorization: Bearer tb-..." localhost:8000/v1/reviews/next
+
+Every decision is kept with the name of the key that it came with.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, Field
+
+from chatbot.access import Caller
+from chatbot.registry import AdapterRow, Promotion
+from feedback import review
+from feedback.review import Action, Decision, Item
+from feedback.store import Role
+
+if TYPE_CHECKING:
+    from chatbot.service import Service
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The body makes no sense, or the decision cannot be taken."},
+    401: {"description": "The key was never made here, or is revoked."},
+    403: {"description": "It takes a key of a higher role."},
+    404: {"description": "There is no such answer or adapter."},
+}
+
+
+class Said(BaseModel):
+    """A turn of the conversation that led to the answer."""
+
+    role: Role
+    content: str
+
+
+class Waiting(BaseModel):
+    """An answer that waits for a reviewer."""
+
+    message_id: str
+    question: str
+    answer: str
+    proposed: str | None
+    """The newest edit of it."""
+    why: str
+    reasons: list[str]
+    comments: list[str]
+    thread: list[Said]
+
+
+class NextReview(BaseModel):
+    """The most pressing answer, None when none waits, and how many wait."""
+
+    waiting: int
+    item: Waiting | None
+
+
+class ReviewRequest(BaseModel):
+    """The body of POST /v1/reviews/{message_id}. ``answer`` is the right text: needed to correct;
+    with ``approve`` it is the text that was seen, and refused when that is not the newest."""
+
+    action: Action
+    answer: str | None = None
+    note: str = ""
+    reviewer: str = ""
+    """Who decides, where the key has no name."""
+
+
+class AdapterEntry(BaseModel):
+    """An adapter with the verdicts on it, newest first."""
+
+    id: str
+    parent: str | None
+    base: str
+    snapshot: str | None
+    created_at: str
+    speaking: bool
+    verdicts: list[str]
+
+
+class Adapters(BaseModel):
+    """All adapters, newest first. ``warning`` says why a promoted one does not speak, if so."""
+
+    speaking: str
+    warning: str
+    adapters: list[AdapterEntry]
+
+
+class PromotionRequest(BaseModel):
+    """The body of a promotion or rollback."""
+
+    reason: Annotated[str, Field(min_length=1, pattern=r"\S")]
+    who: str = ""
+    """Who decides, where the key has no name."""
+
+
+def router(service: "Service") -> APIRouter:
+    """The routes of reviews and adapters."""
+    routes = APIRouter(prefix="/v1", responses=REFUSALS)
+    reviewer = Depends(service.access.at_least("reviewer"))
+    operator = Depends(service.access.at_least("operator"))
+
+    @routes.get("/reviews/next", dependencies=[reviewer])
+    def next_review() -> NextReview:
+        """The answer that most needs a reviewer."""
+        first = review.queue(service.store, limit=1)
+        item = waiting(first[0]) if first else None
+        return NextReview(waiting=review.waiting(service.store), item=item)
+
+    @routes.post("/reviews/{message_id}")
+    def decide(
+        message_id: str, body: ReviewRequest, caller: Annotated[Caller, reviewer]
+    ) -> Decision:
+        """Approve, correct or reject an answer; at work from the next question on."""
+        who = caller.name or body.reviewer or "reviewer"
+        return review.decide(service.store, message_id, who, body.action, body.answer, body.note)
+
+    @routes.get("/adapters", dependencies=[reviewer])
+    def adapters() -> Adapters:
+        """All adapters, and which one speaks."""
+        rows = [entry(service, row) for row in service.registry.adapters()]
+        return Adapters(speaking=service.speaking, warning=service.warning, adapters=rows)
+
+    @routes.post("/adapters/rollback")
+    def rollback(body: PromotionRequest, caller: Annotated[Caller, operator]) -> Promotion:
+        """Put the adapter that was in service before back; it speaks within a second."""
+        return service.registry.rollback(caller.name or body.who or "operator", body.reason)
+
+    @routes.post("/adapters/{id}/promote")
+    def promote(id: str, body: PromotionRequest, caller: Annotated[Caller, operator]) -> Promotion:
+        """Put an adapter in service; it speaks within a second."""
+        who = caller.name or body.who or "operator"
+        return service.registry.promote(id, "person", who, body.reason)
+
+    return routes
+
+
+def waiting(item: Item) -> Waiting:
+    """An item of the queue as it is sent."""
+    return Waiting(
+        message_id=item.message.id,
+        question=item.question,
+        answer=item.message.content,
+        proposed=item.proposed,
+        why=item.why,
+        reasons=item.reasons,
+        comments=item.comments,
+        thread=[Said(role=turn.role, content=turn.content) for turn in item.thread[:-1]],
+    )
+
+
+def entry(service: "Service", row: AdapterRow) -> AdapterEntry:
+    """An adapter as it is sent."""
+    return AdapterEntry(
+        id=row.id,
+        parent=row.parent,
+        base=row.base,
+        snapshot=row.snapshot,
+        created_at=row.created_at,
+        speaking=row.id == service.speaking,
+        verdicts=[report.verdict for report in service.registry.reports(row.id)],
+    )

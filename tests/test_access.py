@@ -1,0 +1,515 @@
+"""Nobody reaches what is not theirs: every route and every page's handler, against every role.
+
+A route or handler that is new fails here until it has a row in the tables.
+"""
+
+import asyncio
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from starlette.requests import HTTPConnection
+from starlette.routing import Mount
+
+from chatbot import api, oversight, problems
+from chatbot.access import Access, Caller
+from chatbot.hub import visitor_of
+from chatbot.pages.people import LoggedIn, People
+from chatbot.server import create_app
+from chatbot.service import Service
+from chatbot.sessions import COOKIE, Sessions
+from feedback import keys, review
+from feedback.keys import NewKey, Role
+from feedback.settings import Home
+from feedback.store import Speaker, Store
+from tests.scripted import ScriptedEngine, new_adapter, open_service
+from tests.serving import serving
+from tests.test_api import ASK, refusal
+
+Row = tuple[Role | None, str, Any]
+OPEN = None
+
+ROUTES: dict[tuple[str, str], Row] = {
+    ("GET", "/openapi.json"): (OPEN, "/openapi.json", None),
+    ("HEAD", "/openapi.json"): (OPEN, "/openapi.json", None),
+    ("POST", "/session"): (OPEN, "/session", {"key": "OPERATOR"}),
+    ("DELETE", "/session"): (OPEN, "/session", None),
+    ("GET", "/healthz"): (OPEN, "/healthz", None),
+    ("GET", "/v1/models"): (OPEN, "/v1/models", None),
+    ("GET", "/v1/models/{name}"): (OPEN, "/v1/models/talkback", None),
+    ("POST", "/v1/chat/completions"): ("user", "/v1/chat/completions", {"messages": ASK}),
+    ("POST", "/v1/feedback"): (
+        "user", "/v1/feedback", {"message_id": "ANSWER", "kind": "thumb", "up": True},
+    ),
+    ("GET", "/v1/reviews/next"): ("reviewer", "/v1/reviews/next", None),
+    ("POST", "/v1/reviews/{message_id}"): (
+        "reviewer", "/v1/reviews/ANSWER", {"action": "correct", "answer": "At ten."},
+    ),
+    ("GET", "/v1/adapters"): ("reviewer", "/v1/adapters", None),
+    ("POST", "/v1/adapters/{id}/promote"): (
+        "operator", "/v1/adapters/ADAPTER/promote", {"reason": "better"},
+    ),
+    ("POST", "/v1/adapters/rollback"): (
+        "operator", "/v1/adapters/rollback", {"reason": "worse"},
+    ),
+}  # fmt: skip
+"""Method and route: the least role, and a request that succeeds for whoever has it."""
+
+NOWHERE = "/v1/{rest:path}"
+"""Says that there is nothing, to anybody."""
+
+HANDLERS: dict[str, Role | None] = {
+    "ChatPage._arrive": OPEN,
+    "ChatPage._pulse": OPEN,
+    "ChatPage._connect_rating.<locals>.<lambda>": OPEN,
+    "ChatPage._new": "user",
+    "ChatPage._open": "user",
+    "ChatPage._undo": "user",
+    "ChatPage._stop": "user",
+    "ChatPage._send": "user",
+    "ChatPage._example": "user",
+    "ChatPage._retry": "user",
+    "ChatPage._edit": "user",
+    "ChatPage._thumb": "user",
+    "ChatPage._copied": "user",
+    "ChatPage._explain": "user",
+    "ChatPage._prefer.<locals>.prefer": "user",
+    "ReviewPage._arrive": "reviewer",
+    "ReviewPage._open": "reviewer",
+    "ReviewPage._next": "reviewer",
+    "ReviewPage._decide.<locals>.decide": "reviewer",
+    "AdaptersPage._arrive": "reviewer",
+    "AdaptersPage._open": "reviewer",
+    "AdaptersPage._follow": "reviewer",
+    "AdaptersPage._promote": "operator",
+    "AdaptersPage._rollback": "operator",
+}
+"""What a page asks the server for, and the least role. What is open shows nobody's words."""
+
+SHOWS = {
+    "ReviewPage._arrive": "A secret edit",
+    "AdaptersPage._arrive": "is speaking",
+    "AdaptersPage._follow": "is speaking",
+}
+"""These refuse nobody, but show this to those alone who may see it."""
+
+CALLERS = ("no key", "revoked", "user", "reviewer", "operator")
+MAY: dict[str, set[Role | None]] = {
+    "no key": {OPEN},
+    "revoked": {OPEN},
+    "user": {OPEN, "user"},
+    "reviewer": {OPEN, "user", "reviewer"},
+    "operator": {OPEN, "user", "reviewer", "operator"},
+}
+
+
+@dataclass
+class House:
+    """A server that lets nobody chat without a key, a key of every role, and something to reach."""
+
+    service: Service
+    app: FastAPI
+    http: httpx.Client
+    keys: dict[str, NewKey]
+    """By role, and one that is "revoked": it was an operator's."""
+    names: dict[str, str]
+    """What stands for the capitals in the tables."""
+    sessions: Iterator[int] = field(default_factory=itertools.count)
+
+    def bearer(self, caller: str) -> dict[str, str]:
+        """The key as programs send it."""
+        return (
+            {"Authorization": f"Bearer {self.keys[caller].secret}"} if caller in self.keys else {}
+        )
+
+    def log_in(self, caller: str) -> None:
+        """The cookie that stands for a key."""
+        self.http.cookies.clear()
+        if caller in keys.ROLES:
+            assert self.http.post("/session", json={"key": self.keys[caller].secret}).is_success
+        elif caller == "revoked":
+            value = self.service.access.sessions.write(self.keys["revoked"].id)
+            self.http.cookies.set(COOKIE, value)
+
+    def ask(self, caller: str, route: tuple[str, str]) -> httpx.Response:
+        """The request of the table, with the caller's key."""
+        _, path, body = ROUTES[route]
+        said = json.dumps(body)
+        for short, long in self.names.items():
+            path, said = path.replace(short, long), said.replace(short, long)
+        headers = {"content-type": "application/json", **self.bearer(caller)}
+        answer = self.http.request(
+            route[0], path, content=None if body is None else said, headers=headers
+        )
+        self.http.cookies.clear()
+        return answer
+
+    def run(self, caller: str, number: int, queued: bool) -> str:
+        """A handler called as a browser would that has logged in; everything it answers."""
+        self.log_in(caller)
+        session = f"session{next(self.sessions)}"
+        body = {
+            "data": self.values(number), "fn_index": number, "session_hash": session,
+            "event_data": {"index": 0, "value": {"text": "x"}, "liked": True, "previous_value": ""},
+        }  # fmt: skip
+        if not queued:
+            return self.http.post("/gradio_api/run/predict", json=body).text
+        joined = self.http.post("/gradio_api/queue/join", json=body)
+        assert joined.is_success, joined.text
+        return self.http.get("/gradio_api/queue/data", params={"session_hash": session}).text
+
+    def values(self, number: int) -> list[object]:
+        """What Gradio takes for a handler's inputs, so that the handler itself is reached."""
+        config = self.http.get("/config").json()
+        kinds = {one["id"]: one["type"] for one in config["components"]}
+        inputs = next(one["inputs"] for one in config["dependencies"] if one["id"] == number)
+        nothing: dict[str, object] = {"chatbot": [], "checkboxgroup": [], "textbox": "x"}
+        return [nothing.get(kinds[name]) for name in inputs]
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    service = open_service(tmp_path_factory.mktemp("access"), ScriptedEngine(pause=0))
+    store = service.store
+    service.access = Access(store, service.home.root, anonymous=False)
+    made = {str(role): keys.make(store, f"the {role}", role) for role in keys.ROLES}
+    made["revoked"] = keys.make(store, "gone", "operator")
+    keys.revoke(store, made["revoked"].id)
+    message, secret = answered(service, "the user"), answered(service, "the user")
+    store.add_feedback(secret, "the user", "edit", {"text": "A secret edit"})
+    service.registry.promote(new_adapter(service), "person", "otto", "so that one can go back")
+    adapter = service.registry.adapters()[0].id
+    names = {"ANSWER": message, "ADAPTER": adapter, "OPERATOR": made["operator"].secret}
+    app = asyncio.run(assembled(service))
+    with serving(app) as url, httpx.Client(base_url=url, timeout=60) as http:
+        yield House(service, app, http, made, names)
+
+
+async def assembled(service: Service) -> FastAPI:
+    """Made in a running loop: outside one, Gradio makes loops of its own and closes none."""
+    return create_app(service)
+
+
+def answered(service: Service, person: str) -> str:
+    """A stored answer to this person."""
+    talk = service.store.start_conversation(person, "When do you open?")
+    asked = service.store.add_message(talk, None, "user", "When do you open?")
+    speaker = Speaker(adapter=service.speaking, base="tiny")
+    return service.store.add_message(talk, asked, "assistant", "At nine.", speaker)
+
+
+def routes(app: FastAPI) -> set[tuple[str, str]]:
+    """Method and path of all that the app answers itself."""
+    found, left = set(), list(app.routes)
+    while left:
+        route: Any = left.pop()
+        inner = getattr(route, "original_router", None)
+        left += inner.routes if inner else []
+        if inner is None and not isinstance(route, Mount):
+            found |= {(method, route.path) for method in route.methods}
+    return found
+
+
+def handlers(app: FastAPI) -> list[tuple[int, str, bool]]:
+    """Number, name and whether it is queued, of all that the pages ask the server for."""
+    (pages,) = [route for route in app.routes if isinstance(route, Mount)]
+    fns = pages.app.get_blocks().fns  # type: ignore[attr-defined]
+    return [(i, one.fn.__qualname__, one.queue) for i, one in fns.items() if one.fn]
+
+
+def test_every_route_has_its_row(house: House) -> None:
+    assert {one for one in routes(house.app) if one[1] != NOWHERE} == set(ROUTES)
+
+
+def test_every_handler_of_the_pages_has_its_row(house: House) -> None:
+    assert {name for _, name, _ in handlers(house.app)} == set(HANDLERS)
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize("route", ROUTES, ids=" ".join)
+def test_a_route_is_for_its_role(house: House, route: tuple[str, str], caller: str) -> None:
+    answer = house.ask(caller, route)
+    if ROUTES[route][0] in MAY[caller]:
+        assert answer.is_success, answer.text
+        return
+    status, error = refusal(answer)
+    assert status == (403 if caller in keys.ROLES else 401)
+    assert error["type"] == ("permission_error" if status == 403 else "authentication_error")
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_what_is_nowhere_is_nowhere_for_all(house: House, caller: str) -> None:
+    methods = [method for method, path in routes(house.app) if path == NOWHERE]
+    for method in methods:
+        answer = house.http.request(method, "/v1/nowhere", headers=house.bearer(caller))
+        assert answer.status_code == 404
+    assert len(methods) >= 5
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize("name", HANDLERS)
+def test_a_handler_is_for_its_role(house: House, name: str, caller: str) -> None:
+    """Called by hand, past the page: hiding a handler from the page would not be enough."""
+    allowed = HANDLERS[name] in MAY[caller]
+    for number, _, queued in [one for one in handlers(house.app) if one[1] == name]:
+        said = house.run(caller, number, queued)
+        if name in SHOWS:
+            assert (SHOWS[name] in said) is allowed, said
+        else:
+            assert ("This needs a key of role" in said) is not allowed, said
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize("page", ["", "review", "adapters"])
+def test_a_page_as_it_is_sent_holds_nothing_of_anybody(
+    house: House, page: str, caller: str
+) -> None:
+    house.log_in(caller)
+    sent = house.http.get(f"/{page}")
+    assert sent.status_code == 200
+    assert "A secret edit" not in sent.text and "At nine" not in sent.text
+
+
+def test_decisions_are_kept_with_the_name_of_the_key(house: House) -> None:
+    house.ask("reviewer", ("POST", "/v1/reviews/{message_id}"))
+    house.ask("operator", ("POST", "/v1/adapters/{id}/promote"))
+    decision = review.decision_on(house.service.store, house.names["ANSWER"])
+    assert decision is not None and decision.reviewer == "the reviewer"
+    newest = house.service.registry.history()[0]
+    assert (newest.by, newest.who, newest.reason) == ("person", "the operator", "better")
+
+
+def test_reviews_go_on_over_http(house: House) -> None:
+    bearer = house.bearer("reviewer")
+    told = house.http.get("/v1/reviews/next", headers=bearer).json()
+    message, proposed = told["item"]["message_id"], told["item"]["proposed"]
+    assert (told["waiting"], proposed) == (1, "A secret edit")
+    approval = {"action": "approve", "answer": proposed, "note": "yes"}
+    kept = house.http.post(f"/v1/reviews/{message}", json=approval, headers=bearer).json()
+    assert (kept["answer"], kept["reviewer"], kept["note"]) == (proposed, "the reviewer", "yes")
+    told = house.http.get("/v1/reviews/next", headers=bearer).json()
+    assert told == {"waiting": 0, "item": None}
+    stale = {"action": "approve", "answer": "At noon."}
+    assert house.http.post(f"/v1/reviews/{message}", json=stale, headers=bearer).status_code == 400
+    nobody = house.http.post("/v1/reviews/msg-none", json=stale, headers=bearer)
+    assert refusal(nobody)[0] == 404
+    unknown = house.http.post(f"/v1/reviews/{message}", json={"action": "no"}, headers=bearer)
+    assert refusal(unknown)[1]["param"] == "action"
+
+
+def test_promotions_over_http_are_followed_and_mistakes_told(house: House) -> None:
+    bearer, registry = house.bearer("operator"), house.service.registry
+    adapter = new_adapter(house.service, seed=7)
+    why = {"reason": "reads better"}
+    made = house.http.post(f"/v1/adapters/{adapter}/promote", json=why, headers=bearer).json()
+    assert (made["adapter"], made["reason"]) == (adapter, "reads better")
+    house.service.follow()
+    listed = house.http.get("/v1/adapters", headers=bearer).json()
+    assert listed["speaking"] == adapter
+    assert [one["id"] for one in listed["adapters"] if one["speaking"]] == [adapter]
+    before = len(registry.history())
+    for path, body, status in (
+        ("a-none/promote", why, 404), (f"{adapter}/promote", {"reason": " "}, 400),
+        (f"{adapter}/promote", {}, 400), ("rollback", {}, 400),
+    ):  # fmt: skip
+        answer = house.http.post(f"/v1/adapters/{path}", json=body, headers=bearer)
+        assert refusal(answer)[0] == status
+    assert len(registry.history()) == before
+
+
+def test_the_api_document_knows_what_is_sent(house: House) -> None:
+    document = house.http.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    assert {"NextReview", "ReviewRequest", "Decision", "Adapters", "Promotion"} <= set(schemas)
+    answer = document["paths"]["/v1/adapters"]["get"]["responses"]
+    assert answer["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/Adapters")
+
+
+@pytest.fixture(scope="module")
+def other(house: House) -> dict[str, str]:
+    """The key of another user, as programs send it."""
+    made = keys.make(house.service.store, "the user's friend", "user")
+    return {"Authorization": f"Bearer {made.secret}"}
+
+
+class TestPersons:
+    """A user's key speaks for its own people, and reaches nobody else's talk."""
+
+    def talk(self, house: House, key: dict[str, str], **fields: Any) -> httpx.Response:
+        body = {"messages": ASK, **fields}
+        return house.http.post("/v1/chat/completions", json=body, headers=key)
+
+    def test_the_person_is_the_keys_name_and_the_user_within_it(
+        self, house: House, other: dict[str, str]
+    ) -> None:
+        store = house.service.store
+        for key, user, person in (
+            (house.bearer("user"), None, "the user"),
+            (house.bearer("user"), "bob", "the user/bob"),
+            (other, "the user", "the user's friend/the user"),
+            (house.bearer("reviewer"), None, "the reviewer"),
+            (house.bearer("reviewer"), "bob", "bob"),
+        ):
+            said = self.talk(house, key, user=user).json()["metadata"]["conversation_id"]
+            assert store.conversation(said).person == person
+
+    def test_a_users_key_goes_on_with_its_own_talk_alone(
+        self, house: House, other: dict[str, str]
+    ) -> None:
+        mine = house.bearer("user")
+        talk = {"conversation_id": self.talk(house, mine).json()["metadata"]["conversation_id"]}
+        assert self.talk(house, mine, metadata=talk).status_code == 200
+        for user in (None, "the user"):
+            assert self.talk(house, other, metadata=talk, user=user).status_code == 403
+
+    def test_feedback_on_anothers_answer_is_forbidden(
+        self, house: House, other: dict[str, str]
+    ) -> None:
+        id = self.talk(house, house.bearer("user"), user="bob").json()["id"]
+        thumb = {"message_id": id, "kind": "thumb", "up": False}
+
+        def rate(key: dict[str, str], **fields: str) -> int:
+            answer = house.http.post("/v1/feedback", json={**thumb, **fields}, headers=key)
+            return answer.status_code
+
+        assert rate(other) == rate(other, user="the user/bob") == 403
+        assert house.service.store.feedback_on(id) == []
+        assert rate(house.bearer("user")) == rate(house.bearer("user"), user="carl") == 200
+        assert rate(house.bearer("reviewer"), user="dora") == 200
+        people = [one.person for one in house.service.store.feedback_on(id)]
+        assert people == ["the user/bob", "the user/carl", "dora"]
+
+    def test_on_the_page_a_login_finds_its_own_talk_on_any_device(self, house: House) -> None:
+        talk = house.service.store.start_conversation("the user", "Only mine to see")
+        arrive = next(one for one in handlers(house.app) if one[1] == "ChatPage._arrive")
+        shown = {caller: house.run(caller, arrive[0], arrive[2]) for caller in CALLERS}
+        assert [caller for caller, said in shown.items() if talk in said] == ["user"]
+
+
+class TestWithoutAKey:
+    """What the nameless may do, where it depends on the settings."""
+
+    def ask(self, access: Access, service: Service, path: str, **request: Any) -> httpx.Response:
+        """One request to the API alone, under these rules."""
+        usual, service.access = service.access, access
+        app = FastAPI()
+        problems.install(app)
+        app.include_router(oversight.router(service))
+        app.include_router(api.router(service))
+        service.access = usual
+        with serving(app) as url:
+            return httpx.request(request.pop("method", "GET"), f"{url}{path}", **request)
+
+    def test_a_public_chat_is_open_and_keeps_people_apart(self, house: House) -> None:
+        service, store = house.service, house.service.store
+        public = Access(store, service.home.root)
+        body = {"messages": ASK, "user": "the user"}
+        chat = {"method": "POST", "json": body}
+        said = self.ask(public, service, "/v1/chat/completions", **chat).json()
+        talk = store.conversation(said["metadata"]["conversation_id"])
+        assert talk.person == "anonymous/the user"
+        thumb = {"message_id": house.names["ANSWER"], "kind": "thumb", "up": True}
+        rated = self.ask(public, service, "/v1/feedback", method="POST", json=thumb)
+        assert rated.status_code == 403
+        assert self.ask(public, service, "/v1/reviews/next").status_code == 401
+
+    def test_a_key_that_is_no_key_of_ours_counts_as_none(self, house: House) -> None:
+        public = Access(house.service.store, house.service.home.root)
+        for key, status in (("any", 200), ("sk-other", 200), ("tb-guess", 401)):
+            bearer = {"Authorization": f"Bearer {key}"}
+            chat = {"method": "POST", "json": {"messages": ASK}, "headers": bearer}
+            answer = self.ask(public, house.service, "/v1/chat/completions", **chat)
+            assert answer.status_code == status
+
+
+def request(host: str = "127.0.0.1", **headers: str) -> HTTPConnection:
+    """A request as ASGI has it."""
+    raw = [(key.replace("_", "-").encode(), value.encode()) for key, value in headers.items()]
+    return HTTPConnection({"type": "http", "client": (host, 5), "headers": raw})
+
+
+class TestRules:
+    """Access, without a server around it."""
+
+    def test_all_is_open_on_loopback_until_there_is_a_key(self, store: Store, home: Home) -> None:
+        access = Access(store, home.root)
+        assert access.caller(request()).role == "operator"
+        assert access.caller(request()).person("ann") == "ann"
+        made = keys.make(store, "ann", "user")
+        assert access.caller(request()).role == "user"
+        keys.revoke(store, made.id)
+        assert access.caller(request()).role == "user"
+
+    @pytest.mark.parametrize(
+        ("host", "settings"),
+        [
+            ("127.0.0.1", {"loopback": False}),
+            ("127.0.0.1", {"token": "owl"}),
+            ("192.0.2.7", {}),
+            ("elsewhere", {}),
+        ],
+    )
+    def test_nothing_is_open_where_others_reach_it(
+        self, store: Store, home: Home, host: str, settings: Any
+    ) -> None:
+        access = Access(store, home.root, **settings)
+        assert access.caller(request(host)) == Caller("user", "anonymous")
+        closed = Access(store, home.root, anonymous=False, **settings)
+        assert closed.caller(request(host)).role is None
+
+    def test_the_review_token_is_an_operators_key_until_it_changes(
+        self, store: Store, home: Home
+    ) -> None:
+        access = Access(store, home.root, token="owl")
+        assert access.caller(request(authorization="Bearer owl")).role == "operator"
+        assert access.caller(request(authorization="Bearer howl")).role == "user"
+        known = access.known("owl")
+        assert known is not None
+        cookie = f"{COOKIE}={access.sessions.write(known.id)}"
+        assert access.caller(request(cookie=cookie)).role == "operator"
+        changed = Access(store, home.root, token="eagle")
+        assert changed.caller(request(cookie=cookie)).role == "user"
+
+    def test_a_login_counts_for_our_own_pages_alone(self, store: Store, home: Home) -> None:
+        access = Access(store, home.root)
+        made = keys.make(store, "rita", "reviewer")
+        cookie = f"{COOKIE}={access.sessions.write(made.id)}"
+        for site, role in (
+            ("same-origin", "reviewer"), ("none", "reviewer"),
+            ("cross-site", "user"), ("same-site", "user"),
+        ):  # fmt: skip
+            assert access.caller(request(cookie=cookie, sec_fetch_site=site)).role == role
+
+    def test_no_login_can_be_made_up(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+        sessions = Sessions(home.root)
+        good = sessions.write("key-1")
+        assert sessions.read(good) == "key-1"
+        person = People(home.root).issue()
+        for bad in (None, "", "key-1", ".", "..", good[:-1], good.replace("1", "2", 1), person):
+            assert sessions.read(bad) is None
+        monkeypatch.setattr("time.time", lambda: 1e11)
+        assert sessions.read(good) is None
+
+    def test_a_name_that_a_browser_sends_is_no_login(self, home: Home) -> None:
+        people = People(home.root)
+        assert people.known("ann")[1] != "ann"
+        assert people.known(LoggedIn("ann"))[1] == "ann"
+
+    def test_names_of_the_hub_have_roles_on_a_space(
+        self, store: Store, home: Home, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        access = Access(store, home.root, reviewers=["rita"], operators=["otto"], anonymous=False)
+        roles = {name: access.of_hub(name) for name in ("ann", "rita", "otto")}
+        assert [c and c.role for c in roles.values()] == ["user", "reviewer", "operator"]
+        assert access.of_hub(None) is None
+        info = {"userinfo": {"preferred_username": "rita"}, "expires_at": 1e11}
+        scope = {"session": {"oauth_info": info}}
+        assert visitor_of(scope) is None  # no Space
+        monkeypatch.setattr("chatbot.hub.logins", lambda: True)
+        assert visitor_of(scope) == "rita" and visitor_of({}) is None
+        assert visitor_of({"session": {"oauth_info": {**info, "expires_at": 1}}}) is None

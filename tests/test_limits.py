@@ -1,0 +1,153 @@
+"""How much one caller may ask, how large, and from which web sites: over real HTTP."""
+
+import ipaddress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from starlette.requests import HTTPConnection
+
+from chatbot import problems
+from chatbot.access import Access
+from chatbot.limits import CALLERS, Bucket, address, counted
+from chatbot.server import ServerSettings, guard
+from feedback import keys
+from feedback.store import Store
+from tests.serving import serving
+from tests.test_api import refusal
+
+
+@contextmanager
+def guarded(store: Store, *, loopback: bool = True, **settings: object) -> Iterator[httpx.Client]:
+    """An app that says how long a body is, with the guards of a server before it."""
+    app = FastAPI()
+    problems.install(app)
+    access = Access(store, store.path.parent, loopback=loopback)
+    guard(app, access, ServerSettings(**settings))
+
+    @app.post("/v1/length")
+    async def length(request: Request) -> int:
+        return len(await request.body())
+
+    @app.get("/healthz")
+    def healthz() -> bool:
+        return True
+
+    with serving(app) as url, httpx.Client(base_url=url) as http:
+        yield http
+
+
+def test_a_bucket_lets_a_burst_pass_and_fills_again() -> None:
+    moment = [0.0]
+    bucket = Bucket(rate=60, burst=2, clock=lambda: moment[0])
+    assert [bucket.take("ann") for _ in range(3)] == [0, 0, 1]
+    assert bucket.take("bob") == 0
+    moment[0] = 0.5
+    assert bucket.take("ann") == pytest.approx(0.5)
+    moment[0] = 1.0
+    assert bucket.take("ann") == 0
+    moment[0] = 100.0
+    assert [bucket.take("ann") for _ in range(3)] == [0, 0, 1]
+
+
+def test_strangers_do_not_fill_the_memory() -> None:
+    bucket = Bucket(rate=1, burst=1)
+    for number in range(CALLERS + 100):
+        bucket.take(str(number))
+    assert len(bucket._left) == CALLERS
+
+
+def test_too_many_requests_are_told_when_to_come_again(store: Store) -> None:
+    with guarded(store, rate_per_minute=6, burst=2) as http:
+        answers = [http.post("/v1/length", content=b"x") for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        _, error = refusal(answers[2])
+        assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limited")
+        assert 1 <= int(answers[2].headers["retry-after"]) <= 11
+        assert http.get("/healthz").status_code == 200
+
+
+def test_a_key_has_a_count_of_its_own_and_a_wrong_one_has_none(store: Store) -> None:
+    ann = keys.make(store, "ann", "user")
+    with guarded(store, rate_per_minute=1, burst=1) as http:
+
+        def ask(key: str) -> int:
+            return http.post("/v1/length", headers={"Authorization": f"Bearer {key}"}).status_code
+
+        assert [ask(ann.secret), ask(ann.secret)] == [200, 429]
+        assert [ask("tb-guess-1"), ask("tb-guess-2"), ask("sk-none")] == [200, 429, 429]
+
+
+def test_where_others_reach_the_server_there_is_a_limit_by_default(store: Store) -> None:
+    for loopback, limited in ((True, False), (False, True)):
+        with guarded(store, loopback=loopback, burst=1) as http:
+            codes = [http.post("/v1/length").status_code for _ in range(5)]
+            assert (429 in codes) is limited
+
+
+def test_a_body_is_whole_up_to_the_limit_and_refused_beyond_it(store: Store) -> None:
+    with guarded(store, max_request_bytes=1000) as http:
+        assert http.post("/v1/length", content=b"x" * 1000).json() == 1000
+        assert http.post("/v1/length", content=iter([b"x" * 400] * 2)).json() == 800
+        assert http.post("/v1/length").json() == 0
+        for body in (b"x" * 1001, iter([b"x" * 400] * 3)):
+            status, error = refusal(http.post("/v1/length", content=body))
+            assert (status, error["code"]) == (413, "request_too_large")
+
+
+def test_a_body_without_end_is_not_read_to_its_end(store: Store) -> None:
+    sent = [0]
+
+    def endless() -> Iterator[bytes]:
+        while sent[0] < 200_000_000:
+            sent[0] += 100_000
+            yield b"x" * 100_000
+
+    # The server may have hung up while the client was still sending.
+    with guarded(store, max_request_bytes=1000) as http, suppress(httpx.TransportError):
+        assert http.post("/v1/length", content=endless()).status_code == 413
+    assert sent[0] < 200_000_000
+
+
+def test_other_sites_may_ask_only_when_they_are_named(store: Store) -> None:
+    origin = {"Origin": "https://shop.example"}
+    preflight = {**origin, "Access-Control-Request-Method": "POST"}
+    with guarded(store) as http:
+        assert "access-control-allow-origin" not in http.get("/healthz", headers=origin).headers
+        assert http.options("/v1/length", headers=preflight).status_code == 400
+    with guarded(store, cors_origins=["https://shop.example"], rate_per_minute=1, burst=1) as http:
+        allowed = http.options("/v1/length", headers=preflight)
+        assert allowed.headers["access-control-allow-origin"] == origin["Origin"]
+        answers = [http.post("/v1/length", headers=origin) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [200, 429]
+        for answer in answers:  # a script must be able to read why it was refused
+            assert answer.headers["access-control-allow-origin"] == origin["Origin"]
+        other = http.get("/healthz", headers={"Origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_ipv6_is_counted_by_network() -> None:
+    def at(host: str) -> str:
+        return address(HTTPConnection({"type": "http", "client": (host, 1), "headers": []}))
+
+    assert at("2001:db8::1") == at("2001:db8::ffff") != at("2001:db8:0:1::1")
+    assert ipaddress.ip_network(at("2001:db8::1")).prefixlen == 64
+    assert at("192.0.2.1") != at("192.0.2.2")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "costs"),
+    [
+        ("POST", "/v1/chat/completions", True),
+        ("GET", "/v1/reviews/next", True),
+        ("POST", "/session", True),
+        ("POST", "/gradio_api/queue/join", True),
+        ("POST", "/gradio_api/run/predict", False),
+        ("GET", "/review", False),
+        ("GET", "/healthz", False),
+    ],
+)
+def test_what_costs_is_counted(method: str, path: str, costs: bool) -> None:
+    assert counted(method, path) is costs
