@@ -7,7 +7,7 @@ Handlers parse, call one function and render. Errors leave in OpenAI's shape (``
 """
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -17,11 +17,13 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 
 from chatbot.access import Caller
+from chatbot.completion import Chunks, completion
 from chatbot.engine import BASE
 from chatbot.flow import Flow
+from chatbot.logprobs import Speller
 from chatbot.problems import Problem, problem
 from chatbot.turn import Forbidden, Turn, reply
-from chatbot.wire import ChatRequest, Chunks, completion, model_card
+from chatbot.wire import ChatRequest, model_card
 
 if TYPE_CHECKING:
     from chatbot.service import Service
@@ -42,19 +44,20 @@ def router(service: "Service") -> APIRouter:
     """The routes under /v1, and /healthz."""
     routes = APIRouter()
     user = Depends(service.access.at_least("user"))
+    spell = Speller(service.base.tokenizer)
 
     @routes.post("/v1/chat/completions")
     async def chat_completions(
         body: ChatRequest, request: Request, caller: Annotated[Caller, user]
     ) -> Response:
         """Answer the last message; the answer's id is what feedback hangs on."""
-        turn = await run_in_threadpool(start, service, body, caller)
+        turns = await run_in_threadpool(start, service, body, caller)
         if body.stream:
             options = body.stream_options
-            return _stream(turn, bool(options and options.include_usage))
-        await Flow(turn).end(request)
-        _raise_if_broken(turn)
-        return JSONResponse(completion(turn))
+            return _stream(turns, Chunks(turns, bool(options and options.include_usage), spell))
+        await Flow(turns).end(request)
+        _raise_if_broken(turns)
+        return JSONResponse(completion(turns, spell))
 
     @routes.get("/v1/models")
     def models() -> dict[str, Any]:
@@ -98,25 +101,36 @@ def router(service: "Service") -> APIRouter:
     return routes
 
 
-def start(service: "Service", body: ChatRequest, caller: Caller) -> Turn:
-    """Begin the turn that a request asks for."""
-    body.refuse_unsupported()
+def start(service: "Service", body: ChatRequest, caller: Caller) -> list[Turn]:
+    """Begin the answers that a request asks for."""
+    body.refuse_unsupported(len(service.base.tokenizer))
     *before, (_, question) = body.turns()
     metadata = body.metadata or {}
     talk = metadata.get("conversation_id")
-    last = service.store.latest(talk) if talk else None
-    return reply(
+    first = reply(
         service,
         talk,
         caller.person(body.user),
-        last.id if last else None,
+        _after(service, metadata),
         question,
         given=() if talk else before,
         adapter=body.adapter,
         sampling=body.sampling(service.chat),
         system=body.system,
         unaided=metadata.get("unaided") == "true",
+        answers=body.n or 1,
     )
+    return [first, *first.others]
+
+
+def _after(service: "Service", metadata: Mapping[str, str]) -> str | None:
+    """The message that a stored conversation goes on after: the one named, else its newest."""
+    talk, named = metadata.get("conversation_id"), metadata.get("parent_message_id")
+    if named and not talk:
+        message = "parent_message_id goes with conversation_id"
+        raise Problem(400, message, param="metadata")
+    last = service.store.latest(talk) if talk and not named else None
+    return last.id if last else named
 
 
 def keep(service: "Service", body: FeedbackRequest, caller: Caller) -> str:
@@ -133,22 +147,23 @@ def keep(service: "Service", body: FeedbackRequest, caller: Caller) -> str:
     return service.store.add_feedback(answer.id, person, body.kind, value, body.idempotency_key)
 
 
-def _stream(turn: Turn, with_usage: bool) -> Response:
+def _stream(turns: Sequence[Turn], chunks: Chunks) -> Response:
+    flow = Flow(turns)
     return StreamingResponse(
-        _events(Flow(turn), turn, Chunks(turn, with_usage)),
+        _events(flow, turns, chunks),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-        background=BackgroundTask(turn.cancel),  # for a client that is gone before it began
+        background=BackgroundTask(flow.cancel),  # for a client that is gone before it began
     )
 
 
-async def _events(flow: Flow, turn: Turn, chunks: Chunks) -> AsyncIterator[str]:
-    """The answer as server-sent events; its end is told once it is stored."""
-    yield _event(chunks.first())
+async def _events(flow: Flow, turns: Sequence[Turn], chunks: Chunks) -> AsyncIterator[str]:
+    """The answers as server-sent events; their end is told once they are stored."""
+    yield "".join(_event(chunk) for chunk in chunks.first())
     try:
         async for batch in flow:
-            yield "".join(_event(chunks.words(delta)) for delta in batch)
-        _raise_if_broken(turn)
+            yield "".join(_event(chunks.words(index, delta)) for index, delta in batch)
+        _raise_if_broken(turns)
     except Exception as error:
         yield _event(problem(error).body())
     else:
@@ -160,8 +175,9 @@ def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
-def _raise_if_broken(turn: Turn) -> None:
+def _raise_if_broken(turns: Sequence[Turn]) -> None:
     """An answer that broke off is an error, although its beginning is kept."""
-    if turn.speaker.finish in ("error", "cancelled"):
-        why = turn.error or "the server is stopping"
-        raise Problem(503, f"The answer broke off: {why}", "server_error", code="broken_off")
+    for turn in turns:
+        if turn.speaker.finish in ("error", "cancelled"):
+            why = turn.error or "the server is stopping"
+            raise Problem(503, f"The answer broke off: {why}", "server_error", code="broken_off")

@@ -16,7 +16,7 @@ from chatbot.detokenizer import Detokenizer
 from chatbot.engine import BASE, Finish, Request, Stream
 from chatbot.forward import Forward
 from chatbot.rows import Rows
-from chatbot.sampler import Sampler
+from chatbot.sampler import Sampler, chance
 from chatbot.slots import SlotCache
 
 log = logging.getLogger(__name__)
@@ -130,6 +130,8 @@ class Batch:
                 self._spoilt(index)
                 continue
             token = tokens[at] if row.sampler.plain else row.sampler.choose(logits[at])
+            if (told := row.request.sampling.logprobs) is not None:
+                row.stream.chances.append(chance(logits[at], token, told))
             self.counts["decoded"] += 1
             if (finish := self._say(row, token)) is not None:
                 self._leave(index, finish)

@@ -62,6 +62,21 @@ class Sampling:
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token, what is added to its logit)."""
+    logprobs: int | None = None
+    """Tell each token's log probability, and those of so many likeliest; None: tell none."""
+
+
+@dataclass(frozen=True)
+class Chance:
+    """The log probability of a token that was chosen, and (token, its own) of the likeliest."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,10 @@ class Stream:
         self.prompt_tokens = prompt_tokens
         self.ids: list[int] = []
         self.text = ""
+        self.chances: list[Chance] = []
+        """One for each of `ids`, if the request asks for logprobs; there before its delta is."""
+        self.reach: list[int] = []
+        """How many of `ids` had come when each delta went out."""
         self.finish: Finish | None = None
         self.error: str | None = None
         self.first_token_ms: float | None = None
@@ -135,6 +154,7 @@ class Stream:
         """The engine's side: text that was held back and is now certain."""
         if delta:
             self.text += delta
+            self.reach.append(len(self.ids))
             self._deltas.put(delta)
 
     def end(self, finish: Finish, error: str | None = None) -> None:

@@ -1,12 +1,12 @@
-"""A turn of talk heard from the event loop: it runs on a thread of its own, whoever listens.
+"""Turns of talk heard from the event loop: each runs on a thread of its own, whoever listens.
 
-Because the thread sees the turn to its end, the answer is stored even when the listener is gone.
+Because the thread sees its turn to the end, the answer is stored even when the listener is gone.
 """
 
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 
 from starlette.requests import Request
@@ -15,34 +15,40 @@ from chatbot.turn import Turn
 
 
 class Flow:
-    """Starts the turn at once. Iterate for batches of deltas; leaving early cancels the turn.
+    """Starts the turns at once. Iterate for batches of (which turn, delta); leaving cancels all.
 
-    After the last batch the answer is on the disk; if it could not be, iterating raises why.
+    After the last batch the answers are on the disk; if they could not be, iterating raises why.
     """
 
-    def __init__(self, turn: Turn) -> None:
-        self._turn = turn
+    def __init__(self, turns: Sequence[Turn]) -> None:
+        self._turns = turns
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
-        self._deltas: deque[str] = deque()
-        self._over = False
+        self._deltas: deque[tuple[int, str]] = deque()
+        self._over: deque[int] = deque()
         self._failure: Exception | None = None
-        threading.Thread(target=self._run, name="turn", daemon=True).start()
+        for index, turn in enumerate(turns):
+            threading.Thread(target=self._run, args=(index, turn), name="turn", daemon=True).start()
 
-    async def __aiter__(self) -> AsyncIterator[list[str]]:
+    async def __aiter__(self) -> AsyncIterator[list[tuple[int, str]]]:
         try:
-            while not self._over or self._deltas:
+            while len(self._over) < len(self._turns) or self._deltas:
                 await self._news.wait()
                 self._news.clear()
                 if batch := [self._deltas.popleft() for _ in range(len(self._deltas))]:
                     yield batch
         finally:
-            self._turn.cancel()
+            self.cancel()
         if self._failure is not None:
             raise self._failure
 
+    def cancel(self) -> None:
+        """Stop all turns; what was handed out is kept."""
+        for turn in self._turns:
+            turn.cancel()
+
     async def end(self, request: Request) -> None:
-        """Wait for the end; a client that goes away meanwhile cancels the turn."""
+        """Wait for the end; a client that goes away meanwhile cancels the turns."""
         listener = asyncio.create_task(self._cancel_when_gone(request))
         try:
             async for _ in self:
@@ -53,17 +59,17 @@ class Flow:
     async def _cancel_when_gone(self, request: Request) -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        self._turn.cancel()
+        self.cancel()
 
-    def _run(self) -> None:
+    def _run(self, index: int, turn: Turn) -> None:
         try:
-            for delta in self._turn:
-                self._deltas.append(delta)
+            for delta in turn:
+                self._deltas.append((index, delta))
                 self._tell()
         except Exception as error:  # it belongs to whoever listens
             self._failure = error
         finally:
-            self._over = True
+            self._over.append(index)
             self._tell()
 
     def _tell(self) -> None:

@@ -5,10 +5,14 @@ Each stream draws from a generator of its own: what else is in the batch does no
 
 import torch
 
-from chatbot.engine import EngineError, Sampling
+from chatbot.engine import Chance, EngineError, Sampling
+from chatbot.penalties import Penalties
 
 NUCLEUS = 1024
 """Top-p looks at so many best tokens first; a full sort of the vocabulary costs milliseconds."""
+
+LEAST = -9999.0
+"""The log probability that is told of what cannot come; JSON knows no infinity."""
 
 
 def check(sampling: Sampling) -> None:
@@ -20,10 +24,20 @@ def check(sampling: Sampling) -> None:
         "top_k": (sampling.top_k >= 0, "0 or more"),
         "repetition_penalty": (0 < sampling.repetition_penalty <= 100, "above 0, at most 100"),
         "stop": (all(sampling.stop), "without empty strings"),
+        "frequency_penalty": (-2 <= sampling.frequency_penalty <= 2, "from -2 to 2"),
+        "presence_penalty": (-2 <= sampling.presence_penalty <= 2, "from -2 to 2"),
+        "logprobs": (0 <= (sampling.logprobs or 0) <= 20, "from 0 to 20, or None"),
     }
     for name, (good, rule) in rules.items():
         if not good:
             raise EngineError(f"{name} is {getattr(sampling, name)!r}, it must be {rule}.")
+
+
+def chance(logits: torch.Tensor, token: int, top: int) -> Chance:
+    """How likely the model itself held `token` to be, by its raw logits [vocabulary]."""
+    sure = logits.float().log_softmax(-1).clamp(min=LEAST)
+    best, ids = sure.topk(min(top, len(sure)))
+    return Chance(token, float(sure[token]), tuple(zip(ids.tolist(), best.tolist(), strict=True)))
 
 
 class Sampler:
@@ -33,21 +47,24 @@ class Sampler:
         self._sampling = sampling
         self._seen = set(prompt_ids) if sampling.repetition_penalty != 1 else set()
         self._dice: torch.Generator | None = None
+        self._penalties = Penalties(sampling)
 
     @property
     def plain(self) -> bool:
         """True if the best token is taken as it is, so that a batch can choose in one step."""
-        return self._sampling.temperature == 0 and self._sampling.repetition_penalty == 1
+        still = self._sampling.repetition_penalty == 1 and self._penalties.none
+        return self._sampling.temperature == 0 and still
 
     def choose(self, logits: torch.Tensor) -> int:
         """The next token from the logits [vocabulary]."""
-        scores = self._penalise(logits.float())
+        scores = self._penalties.apply(self._penalise(logits.float()))
         if self._sampling.temperature == 0:
             token = int(scores.argmax())
         else:
             token = self._draw(scores / self._sampling.temperature)
         if self._sampling.repetition_penalty != 1:
             self._seen.add(token)
+        self._penalties.saw(token)
         return token
 
     def _penalise(self, scores: torch.Tensor) -> torch.Tensor:

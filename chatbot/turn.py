@@ -9,6 +9,7 @@ What people saw is what is kept: an answer is stored when its stream ends, is ca
 its listener, always with its speaker.
 """
 
+import json
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from chatbot.engine import Sampling, Stream
+from chatbot.engine import Chance, Sampling, Stream
 from chatbot.prompt import fit
 from feedback import exemplars
 from feedback.errors import TalkbackError
@@ -82,6 +83,8 @@ class Turn:
         self.conversation_id = str(place.conversation_id)
         self.user_message_id = place.question_id
         self.message_id = new_id("msg")
+        self.others: list[Turn] = []
+        """More answers to the same question, where several were asked for; iterate each."""
         self.text = ""
         """What has been handed out so far; after the end, the answer as it is stored."""
         self._store, self._meters = service.store, service.meters
@@ -105,6 +108,17 @@ class Turn:
     def speaker(self) -> Speaker:
         """Who spoke, how, and how it ended. Before the end its numbers are not final."""
         return self._speaker
+
+    @property
+    def chances(self) -> list[Chance] | None:
+        """How likely each token was; None if that was not asked or nothing was generated."""
+        asked = self._speaker.sampling.get("logprobs") is not None
+        return self._stream.chances if asked and self._speaker.source == "model" else None
+
+    @property
+    def reach(self) -> list[int]:
+        """Up to which token each delta goes; tokens after the last one are no part of the text."""
+        return self._stream.reach
 
     def __iter__(self) -> Iterator[str]:
         try:
@@ -165,6 +179,7 @@ def reply(
     retry_of: str | None = None,
     unaided: bool = False,
     given: Sequence[tuple[Role, str]] = (),
+    answers: int = 1,
 ) -> Turn:
     """Answer ``text``, said by ``person`` under the message ``parent_id`` (None: at the start).
 
@@ -173,6 +188,7 @@ def reply(
     its question is answered again, as a sibling, and ``text`` and ``parent_id`` go unused.
     ``unaided`` leaves approved answers out, to hear what the adapter itself has learnt. ``given``
     are turns (role, text) that were said elsewhere after ``parent_id``: they become history too.
+    ``answers`` is how many are given at the same time; all but the first are in ``others``.
 
     The question is on the disk before the first word of the answer is out. Nothing is stored when
     it raises: Forbidden, NotFound, BadMessage, Empty, Busy, UnknownAdapter, AdapterError, TooLong,
@@ -182,21 +198,23 @@ def reply(
     place = _place(service.store, conversation_id, person, parent_id, text, retry_of)
     place = replace(place, given=[Message("", "", None, role, said, "") for role, said in given])
     chat = service.chat
-    sampling = _seeded(sampling or (_livelier(chat) if retry_of else _usual(chat)))
+    sampling = sampling or (_livelier(chat) if retry_of else _usual(chat))
     speaker = Speaker(
         adapter or service.speaking,
         service.base.name,
         service.base.revision,
         chat.system_prompt if system is None else system,
-        sampling=asdict(sampling) | {"stop": list(sampling.stop)},
     )
-    stream, speaker = _ask(service, place, speaker, sampling, adapter, unaided)
+    asked = _ask(service, place, speaker, _apart(sampling, answers), adapter, unaided)
     try:
         place = _stored(service.store, place, person)
     except BaseException:
-        stream.cancel()
+        for stream, _ in asked:
+            stream.cancel()
         raise
-    return Turn(service, place, stream, speaker)
+    first, *others = [Turn(service, place, stream, speaker) for stream, speaker in asked]
+    first.others = others
+    return first
 
 
 @dataclass(frozen=True)
@@ -265,14 +283,15 @@ def _ask(
     service: "Service",
     place: Place,
     speaker: Speaker,
-    sampling: Sampling,
+    samplings: Sequence[Sampling],
     adapter: str | None,
     unaided: bool,
-) -> tuple[Stream, Speaker]:
-    """The answer's stream and, as far as known, its speaker: an approved answer, else the model."""
+) -> list[tuple[Stream, Speaker]]:
+    """A stream a sampling and, as far as known, its speaker: an approved answer, else the model."""
     given = None if unaided else _approved(service, place, speaker)
     if given is not None:
-        return _told(given.answer), replace(speaker, source="approved", exemplars=[given.id])
+        speaker = replace(speaker, source="approved", exemplars=[given.id])
+        return [(_told(given.answer), _recorded(speaker, each)) for each in samplings]
     examples = [] if unaided else _examples(service, place, speaker)
     ids, shown = fit(
         service.base.tokenizer,
@@ -280,11 +299,30 @@ def _ask(
         place.before,
         place.question,
         [(example.question, example.answer) for example in examples],
-        service.context - min(sampling.max_tokens, service.context // 2),
+        service.context - min(samplings[0].max_tokens, service.context // 2),
     )
-    chosen, stream = service.submit(ids, adapter, sampling)
-    used = [example.id for example in examples] if shown else []
-    return stream, replace(speaker, adapter=chosen, exemplars=used)
+    speaker = replace(speaker, exemplars=[example.id for example in examples] if shown else [])
+    chosen, streams = _submit(service, ids, adapter, samplings)
+    speaker = replace(speaker, adapter=chosen)
+    return [
+        (stream, _recorded(speaker, each)) for stream, each in zip(streams, samplings, strict=True)
+    ]
+
+
+def _submit(
+    service: "Service", ids: list[int], adapter: str | None, samplings: Sequence[Sampling]
+) -> tuple[str, list[Stream]]:
+    """All the streams, of one adapter, or none."""
+    streams: list[Stream] = []
+    try:
+        for sampling in samplings:
+            adapter, stream = service.submit(ids, adapter, sampling)
+            streams.append(stream)
+    except BaseException:
+        for stream in streams:
+            stream.cancel()
+        raise
+    return str(adapter), streams
 
 
 def _approved(service: "Service", place: Place, speaker: Speaker) -> Approved | None:
@@ -331,8 +369,14 @@ def _livelier(chat: ChatSettings) -> Sampling:
     return Sampling(max_tokens=chat.max_tokens, temperature=warm, top_p=0.95)
 
 
-def _seeded(sampling: Sampling) -> Sampling:
-    """Chance that can be repeated from the speaker's row."""
-    if sampling.temperature == 0 or sampling.seed is not None:
-        return sampling
-    return replace(sampling, seed=secrets.randbits(31))
+def _apart(sampling: Sampling, answers: int) -> list[Sampling]:
+    """One for each answer; chance that differs, and can be repeated from each speaker's row."""
+    if sampling.temperature == 0:
+        return [sampling] * answers
+    seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
+    return [replace(sampling, seed=seed + number) for number in range(answers)]
+
+
+def _recorded(speaker: Speaker, sampling: Sampling) -> Speaker:
+    """With the sampling as it will be read back."""
+    return replace(speaker, sampling=json.loads(json.dumps(asdict(sampling))))

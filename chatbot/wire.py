@@ -1,33 +1,31 @@
-"""The chat completions of OpenAI's API: what comes in, checked, and what goes out.
+"""The chat completions of OpenAI's API: what comes in, checked. What goes out: ``completion``.
 
 Shapes: https://platform.openai.com/docs/api-reference/chat
 """
 
-import time
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from chatbot.engine import BASE, Sampling
 from chatbot.problems import Problem
-from chatbot.turn import ChatSettings, Turn
+from chatbot.turn import ChatSettings
 from feedback.store import Role
 
 FOLLOWING = "talkback"
 """The model that follows promotions; ``talkback:<adapter>`` pins one."""
+
+MOST_ANSWERS = 8
+"""The largest ``n``."""
+
+TokenId = Annotated[int, Field(ge=0)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "n": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
@@ -82,12 +80,18 @@ class ChatRequest(BaseModel):
     repetition_penalty: Annotated[float | None, Field(gt=0, le=10)] = None
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    n: Annotated[int | None, Field(ge=1, le=MOST_ANSWERS)] = 1
+    logprobs: bool | None = False
+    top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+    frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
+    presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
+    logit_bias: dict[TokenId, Bias] | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     user: str | None = None
     metadata: dict[str, str] | None = None
-    """``conversation_id`` continues a stored conversation; ``unaided`` = "true" leaves approved
-    answers out."""
+    """``conversation_id`` continues a stored conversation after its newest message, or after
+    ``parent_message_id``; ``unaided`` = "true" leaves approved answers out."""
 
     @property
     def adapter(self) -> str | None:
@@ -126,10 +130,22 @@ class ChatRequest(BaseModel):
             repetition_penalty=self.repetition_penalty or 1.0,
             stop=tuple(text for text in stop if text),
             seed=self.seed,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            logit_bias=tuple((self.logit_bias or {}).items()),
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
 
-    def refuse_unsupported(self) -> None:
+    def refuse_unsupported(self, vocabulary: int) -> None:
         """Raise for what would be silently ignored otherwise."""
+        if self.stream_options is not None and not self.stream:
+            raise Problem(400, "stream_options goes with stream: true", param="stream_options")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise Problem(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
+        odd = next((token for token in self.logit_bias or {} if token >= vocabulary), None)
+        if odd is not None:
+            message = f"there is no token {odd}; the vocabulary has {vocabulary}"
+            raise Problem(400, message, param="logit_bias")
         for key, value in (self.model_extra or {}).items():
             if key in NEUTRAL and value is not None and value not in NEUTRAL[key]:
                 message = f"{key} is not supported; leave it out"
@@ -141,71 +157,3 @@ def model_card(adapter: str | None, base: str) -> dict[str, Any]:
     name = f"{FOLLOWING}:{adapter}" if adapter else FOLLOWING
     card = {"id": name, "object": "model", "created": 0, "owned_by": "talkback"}
     return card | {"root": adapter or name, "parent": None if adapter == BASE else base}
-
-
-def completion(turn: Turn) -> dict[str, Any]:
-    """The plain answer; its id is the message that feedback hangs on."""
-    message = {"role": "assistant", "content": turn.text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(turn)}
-    head = _head(turn, "chat.completion") | {"metadata": _metadata(turn)}
-    return head | {"choices": [choice], "usage": _usage(turn)}
-
-
-class Chunks:
-    """The pieces of a streamed answer, in the order in which they are sent."""
-
-    def __init__(self, turn: Turn, with_usage: bool) -> None:
-        self._turn = turn
-        self._head = _head(turn, "chat.completion.chunk")
-        self._with_usage = with_usage
-
-    def first(self) -> dict[str, Any]:
-        """Who speaks, before the first word."""
-        chunk = self._chunk({"role": "assistant", "content": ""})
-        return chunk | {"metadata": _metadata(self._turn)}
-
-    def words(self, text: str) -> dict[str, Any]:
-        """Some more text."""
-        return self._chunk({"content": text})
-
-    def last(self) -> list[dict[str, Any]]:
-        """How it ended, and what it took if that was asked for."""
-        end = [self._chunk({}, _reason(self._turn))]
-        if self._with_usage:
-            end.append(self._head | {"choices": [], "usage": _usage(self._turn)})
-        return end
-
-    def _chunk(self, delta: Mapping[str, str], finish: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        usage: dict[str, None] = {"usage": None} if self._with_usage else {}
-        return self._head | {"choices": [choice]} | usage
-
-
-def _head(turn: Turn, kind: str) -> dict[str, Any]:
-    return {
-        "id": turn.message_id,
-        "object": kind,
-        "created": int(time.time()),
-        "model": f"{FOLLOWING}:{turn.adapter}",
-        "system_fingerprint": turn.speaker.base_revision,
-    }
-
-
-def _metadata(turn: Turn) -> dict[str, str]:
-    """What continues the conversation, and where the answer comes from."""
-    return {
-        "conversation_id": turn.conversation_id,
-        "user_message_id": turn.user_message_id,
-        "source": turn.speaker.source,
-        "exemplars": ",".join(turn.speaker.exemplars),
-    }
-
-
-def _usage(turn: Turn) -> dict[str, int]:
-    asked, told = turn.speaker.prompt_tokens, turn.speaker.completion_tokens
-    return {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told}
-
-
-def _reason(turn: Turn) -> str:
-    """OpenAI knows no word for an answer that was cancelled; it is shorter than it would be."""
-    return "stop" if turn.speaker.finish == "stop" else "length"

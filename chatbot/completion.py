@@ -1,0 +1,119 @@
+"""The chat completions of OpenAI's API: what goes out, whole or in chunks.
+
+Shapes: https://platform.openai.com/docs/api-reference/chat
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from chatbot.logprobs import Logprobs, Spell
+from chatbot.turn import Turn
+from chatbot.wire import FOLLOWING
+
+
+def completion(turns: Sequence[Turn], spell: Spell) -> dict[str, Any]:
+    """The plain answers; the completion's id is the first one's, each choice has its own."""
+    choices = [_choice(index, turn, spell) for index, turn in enumerate(turns)]
+    head = _head(turns[0], "chat.completion") | {"metadata": _metadata(turns[0])}
+    return head | {"choices": choices, "usage": _usage(turns)}
+
+
+def _choice(index: int, turn: Turn, spell: Spell) -> dict[str, Any]:
+    """One answer; ``message_id`` is what feedback on it hangs on."""
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": turn.text, "refusal": None},
+        "logprobs": _logprobs(turn, 0, len(turn.reach), spell),
+        "finish_reason": _reason(turn),
+        "message_id": turn.message_id,
+    }
+
+
+class Chunks:
+    """The pieces of streamed answers, in the order in which they are sent."""
+
+    def __init__(self, turns: Sequence[Turn], with_usage: bool, spell: Spell) -> None:
+        self._turns = turns
+        self._head = _head(turns[0], "chat.completion.chunk")
+        self._with_usage = with_usage
+        self._spell = spell
+        self._told = [0] * len(turns)
+        """How many deltas of each answer are out."""
+
+    def first(self) -> list[dict[str, Any]]:
+        """Who speaks, before the first word; with the id that feedback hangs on."""
+        opening = {"role": "assistant", "content": ""}
+        return [
+            self._chunk(index, opening, more={"message_id": turn.message_id})
+            | {"metadata": _metadata(turn)}
+            for index, turn in enumerate(self._turns)
+        ]
+
+    def words(self, index: int, text: str) -> dict[str, Any]:
+        """Some more text of one answer."""
+        told = self._told[index]
+        self._told[index] += 1
+        logprobs = _logprobs(self._turns[index], told, told + 1, self._spell)
+        return self._chunk(index, {"content": text}, logprobs=logprobs)
+
+    def last(self) -> list[dict[str, Any]]:
+        """How they ended, and what they took if that was asked for."""
+        ends = [self._chunk(i, {}, finish=_reason(turn)) for i, turn in enumerate(self._turns)]
+        if self._with_usage:
+            ends.append(self._head | {"choices": [], "usage": _usage(self._turns)})
+        return ends
+
+    def _chunk(
+        self,
+        index: int,
+        delta: Mapping[str, str],
+        *,
+        finish: str | None = None,
+        logprobs: Logprobs | None = None,
+        more: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        ends = {"logprobs": logprobs, "finish_reason": finish}
+        choice = {"index": index, "delta": delta, **ends, **(more or {})}
+        usage: dict[str, None] = {"usage": None} if self._with_usage else {}
+        return self._head | {"choices": [choice]} | usage
+
+
+def _logprobs(turn: Turn, first: int, end: int, spell: Spell) -> Logprobs | None:
+    """Those of the tokens in some of the answer's deltas; None if there are none to tell."""
+    if turn.chances is None:
+        return None
+    start, stop = (turn.reach[deltas - 1] if deltas else 0 for deltas in (first, end))
+    return spell(turn.chances[start:stop])
+
+
+def _head(turn: Turn, kind: str) -> dict[str, Any]:
+    return {
+        "id": turn.message_id,
+        "object": kind,
+        "created": int(time.time()),
+        "model": f"{FOLLOWING}:{turn.adapter}",
+        "system_fingerprint": turn.speaker.base_revision,
+    }
+
+
+def _metadata(turn: Turn) -> dict[str, str]:
+    """What continues the conversation, and where the answer comes from."""
+    return {
+        "conversation_id": turn.conversation_id,
+        "user_message_id": turn.user_message_id,
+        "source": turn.speaker.source,
+        "exemplars": ",".join(turn.speaker.exemplars),
+    }
+
+
+def _usage(turns: Sequence[Turn]) -> dict[str, int]:
+    """The prompt counts once, however many answers it has."""
+    asked = turns[0].speaker.prompt_tokens
+    told = sum(turn.speaker.completion_tokens for turn in turns)
+    return {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told}
+
+
+def _reason(turn: Turn) -> str:
+    """OpenAI knows no word for an answer that was cancelled; it is shorter than it would be."""
+    return "stop" if turn.speaker.finish == "stop" else "length"

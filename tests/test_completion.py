@@ -1,0 +1,206 @@
+"""Completions as OpenAI documents them: several answers, log probabilities, what steers words."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from chatbot.engine import Request, Sampling
+from chatbot.service import Service
+from feedback.review import decide
+from feedback.settings import Home
+from tests.asking import ASK, api_of, ask, events, refusal
+from tests.processes import TOML
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Service]:
+    """One service for all tests here: none of them minds what the others have said."""
+    home = Home.find(tmp_path_factory.mktemp("completion"))
+    home.toml.write_text(TOML)
+    service = Service.open(home, str(tiny_base), poll_seconds=0.1)
+    yield service
+    service.close()
+
+
+@pytest.fixture(scope="module")
+def address(service: Service) -> Iterator[str]:
+    with api_of(service) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def http(address: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=address, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+class TestSeveralAnswers:
+    """`n` answers are siblings, generated together."""
+
+    def test_plain(self, client: openai.OpenAI, service: Service) -> None:
+        answer = client.chat.completions.create(
+            model="talkback", messages=ASK, n=3, max_tokens=12, temperature=1, seed=5  # type: ignore[arg-type]
+        )  # fmt: skip
+        ids = [choice.message_id for choice in answer.choices]  # type: ignore[attr-defined]
+        assert ids[0] == answer.id and [choice.index for choice in answer.choices] == [0, 1, 2]
+        kept = [service.store.message(id) for id in ids]
+        assert [m.content for m in kept] == [c.message.content for c in answer.choices]
+        assert len({m.parent_id for m in kept}) == 1 and len({m.content for m in kept}) == 3
+        speakers = [service.store.speaker(id) for id in ids]
+        assert [speaker.sampling["seed"] for speaker in speakers if speaker] == [5, 6, 7]
+        assert answer.usage is not None and speakers[0] is not None
+        told = sum(speaker.completion_tokens for speaker in speakers if speaker)
+        assert answer.usage.completion_tokens == told
+        assert answer.usage.prompt_tokens == speakers[0].prompt_tokens
+
+    def test_a_stream_tells_them_apart(self, http: httpx.Client, service: Service) -> None:
+        chunks = events(ask(http, n=2, stream=True, temperature=1, seed=2, max_tokens=24))
+        words, ids = {0: "", 1: ""}, {}
+        for choice in (choice for chunk in chunks for choice in chunk["choices"]):
+            words[choice["index"]] += choice["delta"].get("content", "")
+            ids.setdefault(choice["index"], choice.get("message_id"))
+        stored = {index: service.store.message(id).content for index, id in ids.items()}
+        assert stored == words and words[0] != words[1]
+        turns = [chunk["choices"][0]["index"] for chunk in chunks if chunk["choices"]]
+        assert turns.index(1, 2) < len(turns) - 1 - turns[::-1].index(0) - 1, "one after the other"
+        ends = [c["choices"][0]["finish_reason"] for c in chunks[-2:]]
+        assert set(ends) <= {"stop", "length"}
+
+    def test_greedy_answers_are_the_same(self, http: httpx.Client) -> None:
+        texts = [c["message"]["content"] for c in ask(http, n=2).json()["choices"]]
+        assert texts[0] == texts[1]
+
+    def test_too_many_for_the_house_are_refused_whole(
+        self, http: httpx.Client, service: Service
+    ) -> None:
+        before = service.store.counts()["messages"]
+        taken = service.engine.submit(Request([5], sampling=Sampling(max_tokens=4000)))
+        status, _ = refusal(ask(http, n=8, max_tokens=50, temperature=1))
+        taken.cancel()
+        taken.wait()
+        assert status == 429 and service.store.counts()["messages"] == before
+        assert ask(http, n=8, max_tokens=1).status_code == 200
+
+    def test_the_conversation_goes_on_after_the_one_that_is_named(
+        self, http: httpx.Client, service: Service
+    ) -> None:
+        first = ask(http, n=2, temperature=1).json()
+        talk = first["metadata"]["conversation_id"]
+        for choice in first["choices"]:
+            where = {"conversation_id": talk, "parent_message_id": choice["message_id"]}
+            after = ask(http, metadata=where).json()
+            assert service.store.thread(after["id"])[1].id == choice["message_id"]
+
+    def test_a_choice_is_between_them(self, http: httpx.Client) -> None:
+        one, two = (c["message_id"] for c in ask(http, n=2, temperature=1).json()["choices"])
+        chosen = {"message_id": two, "kind": "choice", "over": one}
+        assert http.post("/v1/feedback", json=chosen).status_code == 200
+
+    def test_an_approved_answer_is_all_of_them(self, http: httpx.Client, service: Service) -> None:
+        messages = [{"role": "user", "content": "Do you sell sledges in summer?"}]
+        decide(service.store, ask(http, messages=messages).json()["id"], "rita", "correct", "No.")
+        answer = ask(http, messages=messages, n=2, logprobs=True).json()
+        assert [c["message"]["content"] for c in answer["choices"]] == ["No.", "No."]
+        assert [c["logprobs"] for c in answer["choices"]] == [None, None]
+
+
+class TestLogprobs:
+    """Each token of the answer with its log probability, as OpenAI shapes them."""
+
+    def test_plain(self, client: openai.OpenAI) -> None:
+        answer = client.chat.completions.create(
+            model="talkback", messages=ASK, max_tokens=16, logprobs=True, top_logprobs=3  # type: ignore[arg-type]
+        )  # fmt: skip
+        choice = answer.choices[0]
+        assert choice.logprobs is not None and choice.logprobs.content is not None
+        spoken = bytes(byte for token in choice.logprobs.content for byte in token.bytes or [])
+        assert spoken.decode(errors="replace") == choice.message.content
+        for token in choice.logprobs.content:
+            best = token.top_logprobs[0]
+            assert (token.token, token.logprob) == (best.token, best.logprob), "greedy is the best"
+            assert len(token.top_logprobs) == 3 and token.logprob < 0
+            falling = [top.logprob for top in token.top_logprobs]
+            assert falling == sorted(falling, reverse=True) and sum(map(math.exp, falling)) <= 1
+
+    def test_a_stream_tells_the_same(self, http: httpx.Client) -> None:
+        fields = {"logprobs": True, "top_logprobs": 1, "max_tokens": 24, "n": 2}
+        plain = ask(http, **fields).json()["choices"]
+        streamed: dict[int, list[Any]] = {0: [], 1: []}
+        for chunk in events(ask(http, **fields, stream=True)):
+            choice = chunk["choices"][0]
+            told = (choice["logprobs"] or {"content": []})["content"]
+            streamed[choice["index"]] += told
+            text = "".join(entry["token"] for entry in told)
+            assert text.startswith("bytes:") or text == choice["delta"].get("content", "")
+        assert list(streamed.values()) == [c["logprobs"]["content"] for c in plain] and plain
+
+    def test_the_answer_is_the_same_as_without(self, http: httpx.Client) -> None:
+        for fields in ({}, {"temperature": 1, "seed": 4}):
+            told, untold = (ask(http, **fields, logprobs=asked).json() for asked in (True, False))
+            assert told["choices"][0]["message"] == untold["choices"][0]["message"]
+            assert untold["choices"][0]["logprobs"] is None
+            assert told["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
+
+
+class TestSampling:
+    """What steers the words, against what OpenAI documents."""
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_stop_sequence_ends_the_answer_before_itself(
+        self, http: httpx.Client, stream: bool
+    ) -> None:
+        whole = spoken(http, stream, max_tokens=24)[0]
+        stop = whole[5:9]
+        text, reason, usage = spoken(http, stream, max_tokens=24, stop=["never", stop])
+        assert text == whole[: whole.index(stop)] and reason == "stop"
+        assert 0 < usage["completion_tokens"] < 24
+
+    def test_the_seed_repeats_the_dice(self, http: httpx.Client) -> None:
+        said = [
+            spoken(http, False, temperature=1, seed=seed, max_tokens=16)[0] for seed in (1, 1, 2)
+        ]
+        assert said[0] == said[1] != said[2]
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_max_completion_tokens_goes_before_max_tokens(
+        self, http: httpx.Client, stream: bool
+    ) -> None:
+        _, reason, usage = spoken(http, stream, max_completion_tokens=3, max_tokens=9)
+        assert (reason, usage["completion_tokens"]) == ("length", 3)
+
+    def test_a_bias_forces_a_word(self, http: httpx.Client, service: Service) -> None:
+        (token,) = service.base.tokenizer.encode("x")
+        assert spoken(http, False, logit_bias={str(token): 100}, max_tokens=4)[0] == "xxxx"
+
+    def test_penalties_hold_against_what_came_before(
+        self, http: httpx.Client, service: Service
+    ) -> None:
+        (token,) = service.base.tokenizer.encode("x")
+        stuck = {"logit_bias": {str(token): 100}, "max_tokens": 60}
+        assert spoken(http, False, **stuck)[0] == "x" * 60
+        freed = spoken(http, False, **stuck, frequency_penalty=2)[0]
+        assert freed.startswith("xxxx") and freed != "x" * 60, "50 times 2 outweigh the bias"
+        assert spoken(http, False, **stuck, presence_penalty=2)[0] == "x" * 60, "counts once"
+
+
+def spoken(http: httpx.Client, stream: bool, **fields: Any) -> tuple[str, str, dict[str, int]]:
+    """Text, why it ended, and usage, plain or streamed."""
+    if not stream:
+        answer = ask(http, **fields).json()
+        choice = answer["choices"][0]
+        return choice["message"]["content"], choice["finish_reason"], answer["usage"]
+    *chunks, last = events(ask(http, **fields, stream=True, stream_options={"include_usage": True}))
+    assert last["choices"] == [] and all(chunk["usage"] is None for chunk in chunks)
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    return text, chunks[-1]["choices"][0]["finish_reason"], last["usage"]

@@ -1,0 +1,55 @@
+"""What is added to and taken off the logits, against OpenAI's formula."""
+
+import pytest
+import torch
+
+from chatbot.engine import EngineError, Sampling
+from chatbot.penalties import Penalties
+from chatbot.sampler import Sampler, chance, check
+
+LOGITS = torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
+def after(sampling: Sampling, *tokens: int) -> list[float]:
+    """The logits once these tokens have come."""
+    penalties = Penalties(sampling)
+    for token in tokens:
+        penalties.saw(token)
+    return penalties.apply(LOGITS).tolist()
+
+
+def test_nothing_asked_changes_nothing() -> None:
+    assert Penalties(Sampling()).none and after(Sampling(), 1, 1) == LOGITS.tolist()
+
+
+def test_frequency_counts_and_presence_does_not() -> None:
+    assert after(Sampling(frequency_penalty=0.5), 3, 3, 1) == [1, 1.5, 3, 3]
+    assert after(Sampling(presence_penalty=0.5), 3, 3, 1) == [1, 1.5, 3, 3.5]
+
+
+def test_a_bias_is_added_and_unknown_tokens_have_none() -> None:
+    assert after(Sampling(logit_bias=((0, 100.0), (3, -100.0), (4, 9.0)))) == [101, 2, 3, -96]
+
+
+def test_they_decide_the_greedy_choice_too() -> None:
+    sampler = Sampler(Sampling(frequency_penalty=1.5), [])
+    assert not sampler.plain
+    assert [sampler.choose(LOGITS) for _ in range(3)] == [3, 2, 3]
+    assert Sampler(Sampling(logit_bias=((0, 9.0),)), []).choose(LOGITS) == 0
+
+
+def test_a_chance_is_of_the_raw_logits() -> None:
+    told = chance(LOGITS, 1, 2)
+    sure = LOGITS.log_softmax(-1).tolist()
+    assert (told.token, told.logprob) == (1, pytest.approx(sure[1]))
+    assert told.top == ((3, pytest.approx(sure[3])), (2, pytest.approx(sure[2])))
+    never = chance(torch.tensor([0.0, -torch.inf]), 1, 0)
+    assert never.logprob == -9999.0 and never.top == ()
+
+
+@pytest.mark.parametrize(
+    "bad", [{"frequency_penalty": 2.5}, {"presence_penalty": -3.0}, {"logprobs": 21}]
+)
+def test_values_out_of_range_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(EngineError, match=next(iter(bad))):
+        check(Sampling(**bad))  # type: ignore[arg-type]
