@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from chatbot import lora
+from chatbot import lora, probe
 from chatbot.base import Base, ends
 from chatbot.detokenizer import Detokenizer
 from chatbot.engine import BASE, Finish, Request, Stream
-from chatbot.forward import Forward
-from chatbot.rows import Rows
+from chatbot.rows import Prepared, Rows
 from chatbot.sampler import Sampler
 from chatbot.slots import SlotCache
 
@@ -62,11 +61,25 @@ class Batch:
         self._ended = ended
         self._ends = ends(base)
         self._cache = SlotCache(slots, max_length)
-        self._forward = Forward(base.model, self.adapters, self._cache)
+        self._forward = probe.chosen(base.model, self.adapters, self._cache)
 
     def rows(self) -> list[Row]:
         """Everyone aboard."""
         return [*self._rows, *([self._filling] if self._filling else [])]
+
+    def install(self, adapter: str, prepared: Prepared) -> None:
+        """Make an adapter known that `adapters` prepared."""
+        self.adapters.install(adapter, prepared)
+        self._forward = probe.checked(self._forward, adapter)
+
+    def drop(self, adapter: str) -> None:
+        """Forget an adapter that no row speaks with."""
+        self.adapters.drop(adapter)
+
+    def detach(self) -> None:
+        """Leave the model as it was."""
+        self._forward.give_back()
+        self.adapters.detach()
 
     def fail(self, error: Exception) -> None:
         """A step broke off: its streams end, the batch is empty and clean again."""

@@ -34,7 +34,7 @@ from chatbot.engine import (
     UnknownAdapter,
 )
 from chatbot.forward import room
-from chatbot.rows import Pair
+from chatbot.rows import Prepared
 from feedback.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -98,8 +98,8 @@ class TorchEngine:
             adapter = lora.verify(folder, self.base)
             if adapter.id != adapter_id:
                 raise lora.AdapterError(f"{folder} holds {adapter.id}, not {adapter_id}.")
-            pairs = self._batch.adapters.prepare(lora.tensors(folder), self._like)
-            self._order(lambda: self._install(adapter_id, pairs))
+            prepared = self._batch.adapters.prepare(lora.tensors(folder), self._like)
+            self._order(lambda: self._install(adapter_id, prepared))
 
     def unload(self, adapter_id: str) -> None:
         """Take no new requests for it; it leaves memory when its last stream has ended."""
@@ -233,8 +233,8 @@ class TorchEngine:
         with self._lock:
             return self._waiting.popleft() if self._waiting else None
 
-    def _install(self, adapter: str, pairs: dict[str, Pair]) -> None:
-        self._batch.adapters.install(adapter, pairs)
+    def _install(self, adapter: str, prepared: Prepared) -> None:
+        self._batch.install(adapter, prepared)
         with self._lock:
             self._adapters[adapter] = True
 
@@ -250,7 +250,7 @@ class TorchEngine:
             for name in idle:
                 del self._adapters[name]
         for name in idle:
-            self._batch.adapters.drop(name)
+            self._batch.drop(name)
 
     def _ended(self, row: Row, finish: Finish, error: str | None) -> None:
         with self._lock:
@@ -267,7 +267,7 @@ class TorchEngine:
             self._ended(row, "cancelled", None)
         for _, done in orders:
             done.set_exception(Closed(CLOSED))
-        self._batch.adapters.detach()
+        self._batch.detach()
 
 
 def _carry_out(work: Callable[[], None], done: "Future[None]") -> None:
