@@ -39,6 +39,8 @@ from feedback.settings import Settings
 
 log = logging.getLogger(__name__)
 
+COUNTS = ("prompt", "recalled", "recalls", "decoded", "steps")
+"""Prompt tokens read, those spared and in how many prompts, tokens said, decode steps."""
 CLOSED = "The engine has been closed. Start the server again."
 
 
@@ -57,6 +59,8 @@ class EngineSettings(Settings):
     """Requests that may wait for a slot; more are told that the engine is busy."""
     chunk: Annotated[int, Field(ge=1)] = 256
     """Prompt tokens read between two decode steps: more is a faster start, less a calmer stream."""
+    prefix_mb: Annotated[int, Field(ge=0)] = 512
+    """Megabytes for what ended streams have read, so that the next turn need not read it again."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
 
@@ -70,7 +74,10 @@ class TorchEngine:
         model = base.model.to(_device(self.settings.device))
         self.max_length = room(model, self.settings.max_length)
         self._like = next(model.parameters())
-        self._batch = Batch(base, self.settings.slots, self.max_length, self._ended)
+        room_for_prefixes = self.settings.prefix_mb * 1_000_000
+        self._batch = Batch(
+            base, self.settings.slots, self.max_length, room_for_prefixes, self._ended
+        )
         # Shared between threads and touched under the lock only.
         self._lock = threading.Condition()
         self._waiting: deque[Row] = deque()
@@ -140,7 +147,9 @@ class TorchEngine:
                 "max_length": self.max_length,
                 "device": str(self._like.device),
                 "requests": self._requests,
-                **{name: counts[name] for name in ("prompt", "decoded", "steps")},
+                "fast": self._batch.fast,
+                "memory": self._batch.memory(),
+                **{name: counts[name] for name in COUNTS},
             }
 
     def close(self) -> None:

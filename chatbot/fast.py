@@ -11,7 +11,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from chatbot.forward import Forward
-from chatbot.fused import Fused, Product
+from chatbot.fused import Fused
+from chatbot.product import Product
 from chatbot.rows import Rows
 from chatbot.slots import SlotCache
 

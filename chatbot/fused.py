@@ -1,48 +1,12 @@
-"""Linears of one input fused into one product, with their weights held once.
-
-On a CPU oneDNN multiplies twice as fast by a weight that it has packed beforehand.
-"""
+"""Linears of one input fused into one product, with their weights held once."""
 
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from chatbot.product import Product
 from chatbot.rows import Joint, RowLinear, Rows
-
-
-class Product:
-    """x -> x W^T + b with W as the device likes it best."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._bias = bias
-        self._weight = _packed(weight)
-        self._multiply = torch.ops.mkldnn._linear_pointwise.default
-        self._dense = self._weight is weight
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[.., in] -> [.., out]."""
-        if self._dense:
-            return functional.linear(x, self._weight, self._bias)
-        y: torch.Tensor = self._multiply(x, self._weight, self._bias, "none", [], "")
-        return y
-
-    def dense(self) -> torch.Tensor:
-        """The weight [out, in], bit for bit as it came."""
-        return self._weight if self._dense else self._weight.to_dense()
-
-
-def _packed(weight: torch.Tensor) -> torch.Tensor:
-    """The weight in oneDNN's own order; as it is where oneDNN does not serve."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return weight
-    if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return weight
-    if weight.dtype not in (torch.float32, torch.bfloat16):
-        return weight
-    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
-    return packed
 
 
 class Fused(Joint):

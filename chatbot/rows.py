@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from chatbot.lora import Tensors
+from chatbot.product import Product
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """A [rank, in] and B [out, rank] with the scale multiplied in."""
@@ -35,14 +36,14 @@ class Plan:
             own = [[[row == name for name in self.adapters]] for row in rows]
             self._owner = like.new_tensor(own)
 
-    def own(self, low: torch.Tensor) -> None:
-        """Zero in `low` [.., adapters * rank] what a row got from adapters not its own."""
+    def own(self, low: torch.Tensor) -> torch.Tensor:
+        """Zero, in place, in low [.., adapters * rank] what a row got from adapters not its own."""
         width = low.shape[-1]
         if width not in self._masks:
             rank = width // len(self.adapters)
             self._masks[width] = self._owner.repeat_interleave(rank, dim=-1)
         mask = self._masks[width]
-        low.view(len(mask), -1, width).mul_(mask)
+        return low.view(len(mask), -1, width).mul_(mask).view_as(low)
 
 
 class LowRank:
@@ -51,28 +52,27 @@ class LowRank:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.pairs: dict[str, Pair] = {}
-        self._joined: tuple[tuple[str, ...], Pair] | None = None
+        self._joined: tuple[tuple[str, ...], Product, Product] | None = None
 
     def add(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Add to y [.., out], in place, what the rows' adapters make of x [.., in]."""
-        plan = self.plan
-        if not plan.adapters:
+        names = self.plan.adapters
+        if not names:
             return y
-        a, b = self._pair(plan.adapters)
-        low = functional.linear(x, a)
-        if plan.mixed:
-            plan.own(low)
-        return y.view(-1, y.shape[-1]).addmm_(low.view(-1, low.shape[-1]), b.t()).view_as(y)
+        if not self.plan.mixed:
+            a, b = self.pairs[names[0]]
+            low = functional.linear(x, a).view(-1, len(a))
+            return y.view(-1, y.shape[-1]).addmm_(low, b.t()).view_as(y)
+        down, up = self._join(names)
+        return y.add_(up(self.plan.own(down(x))))
 
-    def _pair(self, names: tuple[str, ...]) -> Pair:
-        """The adapters' matrices side by side: two dense products serve any mixture of them."""
-        if len(names) == 1:
-            return self.pairs[names[0]]
+    def _join(self, names: tuple[str, ...]) -> tuple[Product, Product]:
+        """The adapters' matrices side by side: two products serve any mixture of them."""
         if self._joined is None or self._joined[0] != names:
             pairs = [self.pairs[name] for name in names]
-            joined = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
-            self._joined = names, joined
-        return self._joined[1]
+            a, b = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
+            self._joined = names, Product(a), Product(b)
+        return self._joined[1:]
 
     def drop(self, name: str) -> None:
         """Forget an adapter."""
@@ -132,6 +132,13 @@ class Rows:
         self.joints: list[Joint] = []
         for linear in self.linears.values():
             linear.module.forward = linear
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all adapters."""
+        holders = self.joints or self.linears.values()
+        pairs = [pair for holder in holders for pair in list(holder.pairs.values())]
+        return sum(a.nbytes + b.nbytes for a, b in pairs)
 
     def prepare(self, tensors: Tensors, like: torch.Tensor) -> Prepared:
         """An adapter's matrices in the model's dtype and place; safe beside a running forward."""
