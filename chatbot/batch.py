@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
-from chatbot import lora
+from chatbot import lora, probe
 from chatbot.base import Base, ends
 from chatbot.detokenizer import Detokenizer
 from chatbot.engine import BASE, Finish, Request, Stream
-from chatbot.forward import Forward
-from chatbot.rows import Rows
+from chatbot.fast import Fast
+from chatbot.prefixes import Prefixes
+from chatbot.rows import Prepared, Rows
 from chatbot.sampler import Sampler, chance
 from chatbot.slots import SlotCache
 
@@ -52,6 +53,7 @@ class Batch:
         base: Base,
         slots: int,
         max_length: int,
+        prefix_bytes: int,
         ended: Callable[[Row, Finish, str | None], None],
     ) -> None:
         self.slots = slots
@@ -62,11 +64,42 @@ class Batch:
         self._ended = ended
         self._ends = ends(base)
         self._cache = SlotCache(slots, max_length)
-        self._forward = Forward(base.model, self.adapters, self._cache)
+        self._prefixes = Prefixes(prefix_bytes)
+        self._weights = sum(parameter.nbytes for parameter in base.model.parameters())
+        self._forward = probe.chosen(base.model, self.adapters, self._cache)
 
     def rows(self) -> list[Row]:
         """Everyone aboard."""
         return [*self._rows, *([self._filling] if self._filling else [])]
+
+    @property
+    def fast(self) -> bool:
+        """Whether the fast path serves, not transformers' own forward."""
+        return isinstance(self._forward, Fast)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes held, by what holds them."""
+        return {
+            "weights": self._weights,
+            "adapters": self.adapters.bytes,
+            "cache": self._cache.bytes,
+            "prefixes": self._prefixes.bytes,
+        }
+
+    def install(self, adapter: str, prepared: Prepared) -> None:
+        """Make an adapter known that `adapters` prepared."""
+        self.adapters.install(adapter, prepared)
+        self._forward = probe.checked(self._forward, adapter)
+
+    def drop(self, adapter: str) -> None:
+        """Forget an adapter that no row speaks with."""
+        self.adapters.drop(adapter)
+        self._prefixes.drop(adapter)
+
+    def detach(self) -> None:
+        """Leave the model as it was."""
+        self._forward.give_back()
+        self.adapters.detach()
 
     def fail(self, error: Exception) -> None:
         """A step broke off: its streams end, the batch is empty and clean again."""
@@ -103,7 +136,27 @@ class Batch:
         """The prompt that is being read, else the next if there is a slot for it."""
         if self._filling is None and len(self._rows) < self.slots:
             self._filling = waiting()
+            if self._filling is not None:
+                self._recall(self._filling)
         return self._filling
+
+    def _recall(self, row: Row) -> None:
+        """Spare the row what its adapter has read before; the last token gives the logits."""
+        prompt = row.request.prompt_ids
+        length, states = self._prefixes.longest(row.request.adapter, prompt[:-1])
+        if length:
+            self._cache.write(len(self._rows), states, length)
+            row.position = length
+            self.counts["recalled"] += length
+            self.counts["recalls"] += 1
+
+    def _remember(self, index: int) -> None:
+        """Keep what a stream that ends has read and said for the next turn."""
+        row = self._rows[index]
+        ids = [*row.request.prompt_ids, *row.stream.ids][: row.position]
+        if self._prefixes.limit:
+            states = self._cache.read(index, row.position)
+            self._prefixes.keep(row.request.adapter, ids, states)
 
     def decode(self) -> None:
         """One more token for every stream that has read its prompt."""
@@ -158,6 +211,8 @@ class Batch:
 
     def _leave(self, index: int, finish: Finish, error: str | None = None) -> None:
         """End a running stream; the last row takes its place, the prompt being read moves up."""
+        if error is None:
+            self._remember(index)
         row, last = self._rows[index], len(self._rows) - 1
         if index != last:
             self._rows[index] = self._rows[last]

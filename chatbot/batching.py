@@ -35,10 +35,12 @@ from chatbot.engine import (
 )
 from chatbot.forward import room
 from chatbot.replica import RemoteSettings
-from chatbot.rows import Pair
+from chatbot.rows import Prepared
 
 log = logging.getLogger(__name__)
 
+COUNTS = ("prompt", "recalled", "recalls", "decoded", "steps")
+"""Prompt tokens read, those spared and in how many prompts, tokens said, decode steps."""
 CLOSED = "The engine has been closed. Start the server again."
 
 
@@ -55,6 +57,8 @@ class EngineSettings(RemoteSettings):
     """Requests that may wait for a slot; more are told that the engine is busy."""
     chunk: Annotated[int, Field(ge=1)] = 256
     """Prompt tokens read between two decode steps: more is a faster start, less a calmer stream."""
+    prefix_mb: Annotated[int, Field(ge=0)] = 512
+    """Megabytes for what ended streams have read, so that the next turn need not read it again."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
 
@@ -68,7 +72,10 @@ class TorchEngine:
         model = base.model.to(_device(self.settings.device))
         self.max_length = room(model, self.settings.max_length)
         self._like = next(model.parameters())
-        self._batch = Batch(base, self.settings.slots, self.max_length, self._ended)
+        room_for_prefixes = self.settings.prefix_mb * 1_000_000
+        self._batch = Batch(
+            base, self.settings.slots, self.max_length, room_for_prefixes, self._ended
+        )
         # Shared between threads and touched under the lock only.
         self._lock = threading.Condition()
         self._waiting: deque[Row] = deque()
@@ -96,8 +103,8 @@ class TorchEngine:
             adapter = lora.verify(folder, self.base)
             if adapter.id != adapter_id:
                 raise lora.AdapterError(f"{folder} holds {adapter.id}, not {adapter_id}.")
-            pairs = self._batch.adapters.prepare(lora.tensors(folder), self._like)
-            self._order(lambda: self._install(adapter_id, pairs))
+            prepared = self._batch.adapters.prepare(lora.tensors(folder), self._like)
+            self._order(lambda: self._install(adapter_id, prepared))
 
     def unload(self, adapter_id: str) -> None:
         """Take no new requests for it; it leaves memory when its last stream has ended."""
@@ -138,7 +145,9 @@ class TorchEngine:
                 "max_length": self.max_length,
                 "device": str(self._like.device),
                 "requests": self._requests,
-                **{name: counts[name] for name in ("prompt", "decoded", "steps")},
+                "fast": self._batch.fast,
+                "memory": self._batch.memory(),
+                **{name: counts[name] for name in COUNTS},
             }
 
     def close(self) -> None:
@@ -231,8 +240,8 @@ class TorchEngine:
         with self._lock:
             return self._waiting.popleft() if self._waiting else None
 
-    def _install(self, adapter: str, pairs: dict[str, Pair]) -> None:
-        self._batch.adapters.install(adapter, pairs)
+    def _install(self, adapter: str, prepared: Prepared) -> None:
+        self._batch.install(adapter, prepared)
         with self._lock:
             self._adapters[adapter] = True
 
@@ -248,7 +257,7 @@ class TorchEngine:
             for name in idle:
                 del self._adapters[name]
         for name in idle:
-            self._batch.adapters.drop(name)
+            self._batch.drop(name)
 
     def _ended(self, row: Row, finish: Finish, error: str | None) -> None:
         with self._lock:
@@ -265,7 +274,7 @@ class TorchEngine:
             self._ended(row, "cancelled", None)
         for _, done in orders:
             done.set_exception(Closed(CLOSED))
-        self._batch.adapters.detach()
+        self._batch.detach()
 
 
 def _carry_out(work: Callable[[], None], done: "Future[None]") -> None:

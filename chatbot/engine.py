@@ -53,12 +53,18 @@ class Closed(EngineError):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose the next token; temperature 0 is greedy, top_k 0 and top_p 1 cut nothing."""
+    """How to choose the next token; temperature 0 is greedy, top_k 0, top_p 1, min_p 0 cut nothing.
+
+    The same seed and prompt give the same text whatever else is in the batch, as far as the logits
+    are the same: in float32 they are but for rounding, in bfloat16 two tokens that lie within a
+    rounding of each other may change places with the size of the batch.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None

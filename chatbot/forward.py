@@ -1,10 +1,12 @@
 """One step of the model over the slots: a chunk of one prompt, or one token of every stream.
 
-This is transformers' own forward, so any causal LM works; a faster path for some family takes
-this class's place with the same two methods.
+This is transformers' own forward, so any causal LM works; `chatbot.fast` takes its place for the
+Llama family.
 """
 
+import copy
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from transformers import PreTrainedModel
@@ -39,6 +41,17 @@ class Forward:
         self._cache = cache
         self._like = next(model.parameters())
         self._additive = model.config._attn_implementation == "eager"
+        self.dtype = self._like.dtype
+        self.vocabulary = int(model.config.get_text_config().vocab_size)
+
+    def over(self, cache: SlotCache) -> Self:
+        """The same path over another cache."""
+        twin = copy.copy(self)
+        twin._cache = cache
+        return twin
+
+    def give_back(self) -> None:
+        """Leave the model as it was; there is nothing of it in this path."""
 
     def prefill(
         self, row: int, ids: Sequence[int], start: int, adapter: str | None

@@ -4,13 +4,14 @@ The model's linears keep their names and weights; only their `forward` is led th
 given back by `detach`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from chatbot.lora import Tensors
+from chatbot.product import Product
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """A [rank, in] and B [out, rank] with the scale multiplied in."""
@@ -21,54 +22,57 @@ class Plan:
 
     def __init__(self) -> None:
         self.adapters: tuple[str, ...] = ()
-        self.owner: torch.Tensor | None = None
-        """[rows, 1, adapters]: 1 where the row speaks with that adapter; None: all with the one."""
+        self.mixed = False
+        """Whether the rows differ in their adapters."""
+        self._owner = torch.empty(0)
+        self._masks: dict[int, torch.Tensor] = {}
 
     def set(self, rows: Sequence[str | None], like: torch.Tensor) -> None:
         """One adapter name a row, None for the base; `like` gives dtype and device."""
-        names = tuple(sorted({name for name in rows if name is not None}))
-        self.adapters, self.owner = names, None
-        if len({*rows}) > 1:
-            self.owner = like.new_tensor([[[row == name for name in names]] for row in rows])
+        self.adapters = tuple(sorted({name for name in rows if name is not None}))
+        self.mixed = len({*rows}) > 1
+        self._masks.clear()
+        if self.mixed:
+            own = [[[row == name for name in self.adapters]] for row in rows]
+            self._owner = like.new_tensor(own)
+
+    def own(self, low: torch.Tensor) -> torch.Tensor:
+        """Zero, in place, in low [.., adapters * rank] what a row got from adapters not its own."""
+        width = low.shape[-1]
+        if width not in self._masks:
+            rank = width // len(self.adapters)
+            self._masks[width] = self._owner.repeat_interleave(rank, dim=-1)
+        mask = self._masks[width]
+        return low.view(len(mask), -1, width).mul_(mask).view_as(low)
 
 
-class RowLinear:
-    """A linear module's forward with the adapters of `plan` added row by row."""
+class LowRank:
+    """What the adapters add to one product, row by row."""
 
-    def __init__(self, module: nn.Module, plan: Plan) -> None:
-        self.module = module
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.pairs: dict[str, Pair] = {}
-        self._joined: tuple[tuple[str, ...], Pair] | None = None
-        self._inner = module.forward
+        self._joined: tuple[tuple[str, ...], Product, Product] | None = None
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[rows, tokens, in] -> [rows, tokens, out]."""
-        y: torch.Tensor = self._inner(x)
-        plan = self.plan
-        if not plan.adapters:
+    def add(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Add to y [.., out], in place, what the rows' adapters make of x [.., in]."""
+        names = self.plan.adapters
+        if not names:
             return y
-        a, b = self._pair(plan.adapters)
-        low = functional.linear(x, a)
-        if plan.owner is not None:
-            low = self._own(low, plan.owner)
-        return y.view(-1, y.shape[-1]).addmm_(low.view(-1, low.shape[-1]), b.t()).view_as(y)
+        if not self.plan.mixed:
+            a, b = self.pairs[names[0]]
+            low = functional.linear(x, a).view(-1, len(a))
+            return y.view(-1, y.shape[-1]).addmm_(low, b.t()).view_as(y)
+        down, up = self._join(names)
+        return y.add_(up(self.plan.own(down(x))))
 
-    @staticmethod
-    def _own(low: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-        """Zero what a row got from adapters that are not its own."""
-        apart = low.view(*low.shape[:-1], owner.shape[-1], -1)
-        return (apart * owner.unsqueeze(-1)).flatten(-2)
-
-    def _pair(self, names: tuple[str, ...]) -> Pair:
-        """The adapters' matrices side by side: two dense products serve any mixture of them."""
-        if len(names) == 1:
-            return self.pairs[names[0]]
+    def _join(self, names: tuple[str, ...]) -> tuple[Product, Product]:
+        """The adapters' matrices side by side: two products serve any mixture of them."""
         if self._joined is None or self._joined[0] != names:
             pairs = [self.pairs[name] for name in names]
-            joined = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
-            self._joined = names, joined
-        return self._joined[1]
+            a, b = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
+            self._joined = names, Product(a), Product(b)
+        return self._joined[1:]
 
     def drop(self, name: str) -> None:
         """Forget an adapter."""
@@ -77,27 +81,81 @@ class RowLinear:
             self._joined = None
 
 
+class RowLinear(LowRank):
+    """A linear module's forward with the adapters of `plan` added row by row."""
+
+    def __init__(self, module: nn.Module, plan: Plan) -> None:
+        super().__init__(plan)
+        self.module = module
+        self.own: Callable[[torch.Tensor], torch.Tensor] = module.forward
+        self.inner = self.own
+        """What the adapters are added to."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[rows, tokens, in] -> [rows, tokens, out]."""
+        return self.add(self.inner(x), x)
+
+
+class Joint(LowRank):
+    """Linears that read the same input, taken as one: their outputs side by side."""
+
+    def __init__(self, plan: Plan, names: Sequence[str]) -> None:
+        super().__init__(plan)
+        self.names = tuple(names)
+
+    def join(self, pairs: dict[str, Pair]) -> Pair:
+        """One adapter's pair for all of them; those in `pairs` become views of it.
+
+        B is block-diagonal, so that two products serve all the linears.
+        """
+        mine = [pairs[name] for name in self.names]
+        a = torch.cat([a for a, _ in mine])
+        b = torch.block_diag(*(b for _, b in mine))
+        top = left = 0
+        for name, (_, part) in zip(self.names, mine, strict=True):
+            out, rank = part.shape
+            pairs[name] = a[left : left + rank], b[top : top + out, left : left + rank]
+            top, left = top + out, left + rank
+        return a, b
+
+
+Prepared = list[tuple[LowRank, Pair]]
+"""An adapter's matrices, each with the product they belong to."""
+
+
 class Rows:
     """All target linears of one model, and the adapters they hold."""
 
     def __init__(self, model: nn.Module, targets: Sequence[str]) -> None:
         self.plan = Plan()
         self.linears = {name: RowLinear(model.get_submodule(name), self.plan) for name in targets}
+        self.joints: list[Joint] = []
         for linear in self.linears.values():
             linear.module.forward = linear
 
-    def prepare(self, tensors: Tensors, like: torch.Tensor) -> dict[str, Pair]:
-        """An adapter's matrices in the model's dtype and place; safe beside a running forward."""
-        return {name: (a.to(like), (b * scale).to(like)) for name, (a, b, scale) in tensors.items()}
+    @property
+    def bytes(self) -> int:
+        """Memory of all adapters."""
+        holders = self.joints or self.linears.values()
+        pairs = [pair for holder in holders for pair in list(holder.pairs.values())]
+        return sum(a.nbytes + b.nbytes for a, b in pairs)
 
-    def install(self, adapter: str, pairs: Mapping[str, Pair]) -> None:
+    def prepare(self, tensors: Tensors, like: torch.Tensor) -> Prepared:
+        """An adapter's matrices in the model's dtype and place; safe beside a running forward."""
+        pairs = {
+            name: (a.to(like), (b * scale).to(like)) for name, (a, b, scale) in tensors.items()
+        }
+        joined: Prepared = [(joint, joint.join(pairs)) for joint in self.joints]
+        return joined + [(self.linears[name], pair) for name, pair in pairs.items()]
+
+    def install(self, adapter: str, prepared: Prepared) -> None:
         """Make a prepared adapter known; between two forwards only."""
-        for name, pair in pairs.items():
-            self.linears[name].pairs[adapter] = pair
+        for linear, pair in prepared:
+            linear.pairs[adapter] = pair
 
     def drop(self, adapter: str) -> None:
         """Free an adapter; between two forwards only."""
-        for linear in self.linears.values():
+        for linear in (*self.joints, *self.linears.values()):
             linear.drop(adapter)
 
     def detach(self) -> None:

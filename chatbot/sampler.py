@@ -3,6 +3,8 @@
 Each stream draws from a generator of its own: what else is in the batch does not move its dice.
 """
 
+import math
+
 import torch
 
 from chatbot.engine import Chance, EngineError, Sampling
@@ -22,6 +24,7 @@ def check(sampling: Sampling) -> None:
         "temperature": (0 <= sampling.temperature <= 100, "from 0 to 100"),
         "top_p": (0 < sampling.top_p <= 1, "above 0, at most 1"),
         "top_k": (sampling.top_k >= 0, "0 or more"),
+        "min_p": (0 <= sampling.min_p <= 1, "from 0 to 1"),
         "repetition_penalty": (0 < sampling.repetition_penalty <= 100, "above 0, at most 100"),
         "stop": (all(sampling.stop), "without empty strings"),
         "frequency_penalty": (-2 <= sampling.frequency_penalty <= 2, "from -2 to 2"),
@@ -82,10 +85,18 @@ class Sampler:
         return pick if ids is None else int(ids[pick])
 
     def _cut(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The scores that top-k and top-p leave, best first, and whose tokens they are."""
+        """The scores that are left, -inf for others, and whose tokens they are if not all's."""
+        ids, min_p = None, self._sampling.min_p
+        if self._sampling.top_k or self._sampling.top_p < 1:
+            scores, ids = self._best(scores)
+        if min_p > 0:
+            least = scores.max() + math.log(min_p)
+            scores = scores.masked_fill(scores < least, -math.inf)
+        return scores, ids
+
+    def _best(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What top-k and top-p leave, best first."""
         top_k, top_p, size = self._sampling.top_k, self._sampling.top_p, len(scores)
-        if top_k == 0 and top_p == 1:
-            return scores, None
         best, ids = scores.topk(min(top_k or NUCLEUS, size))
         if top_p == 1:
             return best, ids

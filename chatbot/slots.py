@@ -71,20 +71,38 @@ class SlotCache(Cache):  # type: ignore[misc]
         """Positions before those of the next forward (models ask; masks and positions are ours)."""
         return self._start if self._index is None else self._used - 1
 
+    @property
+    def bytes(self) -> int:
+        """Memory of all rows."""
+        return sum(store.nbytes for store in self._stores())
+
+    def read(self, row: int, length: int) -> list[torch.Tensor]:
+        """Copies of the first `length` positions of a row, [heads, length, dim] each."""
+        return [store[row, :, :length].clone() for store in self._stores()]
+
+    def write(self, row: int, states: list[torch.Tensor], length: int) -> None:
+        """Put the first `length` positions of what `read` gave into a row."""
+        self._reserve(length)
+        for store, state in zip(self._stores(), states, strict=True):
+            store[row, :, :length] = state[:, :length]
+
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of one row over another."""
-        for store in (*self._keys, *self._values):
+        for store in self._stores():
             store[target, :, :length] = store[source, :, :length]
 
     def clear(self, row: int) -> None:
         """Zero a row that may hold NaN: even masked it would spoil whoever comes after."""
-        for store in (*self._keys, *self._values):
+        for store in self._stores():
             store[row].zero_()
 
     def wipe(self) -> None:
         """Zero all rows."""
-        for store in (*self._keys, *self._values):
+        for store in self._stores():
             store.zero_()
+
+    def _stores(self) -> list[torch.Tensor]:
+        return [*self._keys, *self._values]
 
     def _empty(self, states: torch.Tensor) -> torch.Tensor:
         heads, size = states.shape[1], states.shape[3]

@@ -109,6 +109,7 @@ def answers(
         threads=torch.get_num_threads(),
         max_length=max(map(len, prompts), default=1) + max_tokens,
         queue=len(prompts) * len(adapters),
+        prefix_mb=0,
     )
     engine = TorchEngine(base, settings)
     try:

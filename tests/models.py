@@ -18,6 +18,8 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -25,8 +27,8 @@ from transformers import (
 from chatbot import lora
 from chatbot.base import Base
 
-Family = Literal["llama", "qwen3", "gpt2"]
-FAMILIES: tuple[Family, ...] = ("llama", "qwen3", "gpt2")
+Family = Literal["llama", "qwen2", "qwen3", "gpt2"]
+FAMILIES: tuple[Family, ...] = ("llama", "qwen2", "qwen3", "gpt2")
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -99,6 +101,12 @@ def _build(family: Family, changes: dict[str, Any]) -> PreTrainedModel:
         "num_key_value_heads": 2,
         "max_position_embeddings": 512,
     }
+    if family == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**common | sizes | changes))
+        for name, bias in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(bias, std=0.3)
+        return model
     if family == "qwen3":
         return Qwen3ForCausalLM(Qwen3Config(**common | sizes | {"head_dim": 16} | changes))
     return LlamaForCausalLM(LlamaConfig(**common | sizes | changes))

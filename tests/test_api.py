@@ -132,7 +132,8 @@ def test_the_speaker_row_tells_all_of_the_request(http: httpx.Client, service: S
     answer = ask(http, messages=messages, user="bob", max_completion_tokens=5, **sampling).json()
     speaker = service.store.speaker(answer["id"])
     assert speaker is not None and speaker.system_prompt == "Be brief."
-    expected = {**sampling, "stop": ["\n"], "max_tokens": 5, "top_k": 0, "repetition_penalty": 1.0}
+    rest = {"max_tokens": 5, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    expected = {**sampling, "stop": ["\n"], **rest}
     assert speaker.sampling.items() >= expected.items()
     talk = service.store.conversation(answer["metadata"]["conversation_id"])
     assert talk.person == "bob" and talk.title == "When do you open?"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from chatbot import fused
 from chatbot.base import Base, encode, ends, load_base
 from chatbot.batching import EngineSettings, TorchEngine
 from chatbot.engine import (
@@ -24,6 +25,7 @@ from chatbot.engine import (
     UnknownAdapter,
 )
 from chatbot.lora import AdapterError
+from chatbot.prefixes import Prefixes
 from tests import models
 
 QUESTIONS = (
@@ -194,6 +196,126 @@ def test_an_engine_leaves_the_model_as_it_found_it(oracle: Oracle) -> None:
     assert "forward" not in vars(oracle.base.model.get_submodule("model.layers.0.mlp.up_proj"))
 
 
+# -- The fast path
+
+
+def test_the_llama_family_takes_the_fast_path_and_others_the_plain_one(any_oracle: Oracle) -> None:
+    engine = start(any_oracle)
+    assert engine.stats()["fast"] == (any_oracle.base.model.config.model_type != "gpt2")
+    engine.close()
+
+
+def test_a_fast_path_that_computes_something_else_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = load_base(str(models.write_model(tmp_path, "llama")))
+    base.model.model.layers[0].register_forward_hook(lambda *_: 2 * _[2])
+    before = {name: value.clone() for name, value in base.model.state_dict().items()}
+    with caplog.at_level("WARNING"):
+        engine = TorchEngine(base, EngineSettings(threads=1))
+    assert not engine.stats()["fast"] and "The fast path is off" in caplog.text
+    finish(engine.submit(Request([5, 6, 7], BASE, Sampling(max_tokens=4))))
+    engine.close()
+    after = base.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_adapter_the_fast_path_gets_wrong_puts_all_streams_on_the_plain_one(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TorchEngine(oracle.base, EngineSettings(threads=1))
+    running = engine.submit(oracle.request(QUESTIONS[0], BASE, 200))
+    name, folder = next(iter(oracle.adapters.items()))
+    with monkeypatch.context() as broken:
+        broken.setattr(fused.Fused, "__call__", lambda self, x: self._product(x))
+        engine.load(name, folder)
+    assert not engine.stats()["fast"]
+    stream = engine.submit(oracle.request(QUESTIONS[0], name))
+    finish(running)
+    finish(stream)
+    assert running.ids == oracle.answer(QUESTIONS[0], BASE, 200)
+    assert stream.ids == oracle.answer(QUESTIONS[0], name)
+    engine.close()
+
+
+def test_the_fast_path_serves_bfloat16_and_holds_the_weights_once(tmp_path: Path) -> None:
+    path = models.write_model(tmp_path, "qwen3", initializer_range=0.05)
+    base = load_base(str(path), dtype="bfloat16")
+    before = {name: value.clone() for name, value in base.model.state_dict().items()}
+    engine = TorchEngine(base, EngineSettings(threads=1))
+    assert engine.stats()["fast"]
+    assert base.model.model.layers[0].mlp.up_proj.weight.numel() == 0
+    engine.close()
+    after = base.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# -- The prefix cache
+
+
+def talk(engine: TorchEngine, oracle: Oracle, voice: str, turns: int) -> list[list[int]]:
+    """A conversation in which each prompt holds all before it: what was answered, turn by turn."""
+    prompt, said = oracle.prompt(QUESTIONS[0]), []
+    for turn in range(turns):
+        stream = engine.submit(Request(prompt, voice, Sampling(max_tokens=9)))
+        finish(stream)
+        said.append(stream.ids)
+        prompt = [*prompt, *stream.ids, *oracle.prompt(QUESTIONS[turn % 3 + 1])]
+    return said
+
+
+def test_a_later_turn_reads_only_what_is_new_and_says_the_same(any_oracle: Oracle) -> None:
+    counts, said = [], []
+    for megabytes in (0, 64):
+        engine = start(any_oracle, prefix_mb=megabytes)
+        said.append([talk(engine, any_oracle, voice, 4) for voice in any_oracle.voices])
+        counts.append(engine.stats())
+        engine.close()
+    without, cached = counts
+    assert said[0] == said[1]
+    assert without["recalls"] == without["recalled"] == without["memory"]["prefixes"] == 0
+    # Only within one voice: three of its four turns continue an earlier one.
+    assert cached["recalls"] == 3 * len(any_oracle.voices)
+    assert cached["prompt"] + cached["recalled"] == without["prompt"]
+    assert cached["prompt"] < without["prompt"] / 2
+    assert 0 < cached["memory"]["prefixes"] <= 64_000_000
+
+
+def test_the_same_prompt_again_reads_its_last_token_only(
+    oracle: Oracle, engine: TorchEngine
+) -> None:
+    for _ in range(2):
+        before = engine.stats()["prompt"]
+        stream = engine.submit(oracle.request(QUESTIONS[1], BASE))
+        finish(stream)
+        assert stream.ids == oracle.answer(QUESTIONS[1], BASE)
+    assert engine.stats()["prompt"] == before + 1
+
+
+def test_what_an_unloaded_adapter_has_read_leaves_with_it(oracle: Oracle) -> None:
+    engine = start(oracle)
+    name = next(iter(oracle.adapters))
+    finish(engine.submit(oracle.request(QUESTIONS[1], name)))
+    assert engine.stats()["memory"]["prefixes"] > 0
+    engine.unload(name)
+    until(lambda: engine.stats()["memory"]["prefixes"] == 0)
+    engine.close()
+
+
+def test_the_prefix_that_was_of_no_use_for_longest_makes_room() -> None:
+    prefixes = Prefixes(limit=3 * 40)
+    for first in (1, 2, 3):
+        prefixes.keep("a", [first, 0], [torch.zeros(1, 2, 5)])
+    assert prefixes.longest("a", [1, 0, 7])[0] == 2
+    prefixes.keep("b", [1, 0], [torch.zeros(1, 2, 5)])
+    assert prefixes.bytes == prefixes.limit
+    assert [prefixes.longest("a", [n, 0])[0] for n in (1, 2, 3)] == [2, 0, 2]
+    prefixes.keep("a", [1, 0, 4], [torch.zeros(1, 2, 5)])
+    assert prefixes.bytes == prefixes.limit, "an entry that contains another takes its place"
+    prefixes.keep("a", [9], [torch.zeros(1, 2, 500)])
+    assert prefixes.longest("a", [9])[0] == 0, "one entry above the limit is not kept"
+
+
 # -- Swaps (law 5)
 
 
@@ -307,7 +429,8 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(engine: TorchEngine)
         engine.submit(Request([]))
     with pytest.raises(UnknownAdapter, match="a-nowhere"):
         engine.submit(Request([5], "a-nowhere"))
-    for bad in ({"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"stop": ("",)}):
+    limits = {"max_tokens": 0, "temperature": -1.0, "top_p": 0.0, "min_p": 2.0, "stop": ("",)}
+    for bad in ({name: value} for name, value in limits.items()):
         with pytest.raises(EngineError, match=next(iter(bad))):
             engine.submit(Request([5], BASE, Sampling(**bad)))  # type: ignore[arg-type]
 
@@ -370,17 +493,14 @@ def test_a_step_that_fails_ends_its_streams_and_the_next_request_is_served(
 def test_nan_in_one_stream_ends_it_and_spoils_no_other(oracle: Oracle) -> None:
     engine = start(oracle)
     bad = next(iter(oracle.adapters))
-    engine._order(
-        lambda: [
-            linear.pairs.update({bad: tuple(m * float("nan") for m in linear.pairs[bad])})  # type: ignore[dict-item]
-            for linear in engine._batch.adapters.linears.values()
-        ].clear()
-    )
+    linears = engine._batch.adapters.linears.values()
+    engine._order(lambda: [m.mul_(float("nan")) for x in linears for m in x.pairs[bad]].clear())
     spoilt = [engine.submit(oracle.request(q, bad)) for q in QUESTIONS[:3]]
     for stream in spoilt:
         finish(stream)
         assert stream.finish == "error"
         assert stream.error is not None and bad in stream.error
+    assert engine.stats()["memory"]["prefixes"] == 0
     for voice in (v for v in oracle.voices if v != bad):
         for question in QUESTIONS[:3]:
             stream = engine.submit(oracle.request(question, voice))
@@ -443,20 +563,27 @@ def test_top_k_one_and_tiny_top_p_are_greedy(oracle: Oracle, engine: TorchEngine
 
 
 def test_sampling_keeps_the_tokens_that_transformers_would_keep() -> None:
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import (
+        MinPLogitsWarper,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
 
     from chatbot.sampler import Sampler
 
     logits = torch.randn(3000, generator=torch.Generator().manual_seed(3))
-    for top_k, top_p in ((0, 0.5), (0, 0.95), (40, 1.0), (40, 0.7)):
+    cuts = ((0, 0.5, 0), (0, 0.95, 0), (40, 1, 0), (40, 0.7, 0), (0, 1, 0.1), (40, 0.9, 0.3))
+    for top_k, top_p, min_p in cuts:
         ids, scores = torch.zeros(1, 1, dtype=torch.long), logits[None].clone()
         scores = TemperatureLogitsWarper(0.8)(ids, scores)
         scores = TopKLogitsWarper(top_k)(ids, scores) if top_k else scores
         scores = TopPLogitsWarper(top_p)(ids, scores) if top_p < 1 else scores
-        kept, whose = Sampler(Sampling(temperature=0.8, top_k=top_k, top_p=top_p), [])._cut(
-            logits / 0.8
-        )
-        assert whose is not None
+        scores = MinPLogitsWarper(min_p)(ids, scores) if min_p else scores
+        sampling = Sampling(temperature=0.8, top_k=top_k, top_p=top_p, min_p=min_p)
+        kept, whose = Sampler(sampling, [])._cut(logits / 0.8)
+        left = kept.isfinite().nonzero()[:, 0]
+        kept, whose = kept[left], left if whose is None else whose[left]
         theirs = set(scores[0].isfinite().nonzero()[:, 0].tolist())
         # The sums are rounded in another order: one token at the edge may differ.
         assert len(theirs ^ set(whose.tolist())) <= 1

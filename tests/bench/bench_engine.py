@@ -25,6 +25,8 @@ from chatbot.engine import BASE, Request, Sampling
 from tests import models
 
 PROMPT, ANSWER = 64, 48
+TURNS = 20
+FIRST = ("first token, turn 1", f"first token, turn {TURNS}")
 clock = time.perf_counter
 
 
@@ -88,10 +90,25 @@ def engine_rate(engine: TorchEngine, streams: int, voices: list[str]) -> float:
     return (last - first) / (end - begin)
 
 
+def first_tokens(engine: TorchEngine, voice: str) -> tuple[float, float]:
+    """Seconds to the first token of turn 1 and of turn 20 of one conversation."""
+    said: list[int] = []
+    took = []
+    for turn in range(TURNS):
+        said += prompt(1000 + turn)
+        begin = clock()
+        engine.submit(Request([*said], voice, Sampling(max_tokens=1))).wait()
+        took.append(clock() - begin)
+        answer = engine.submit(Request([*said], voice, Sampling(max_tokens=PROMPT // 4)))
+        answer.wait()
+        said += answer.ids
+    return took[0], took[-1]
+
+
 def measure(
     base: Base, adapters: dict[str, Path], rounds: int, threads: int
 ) -> dict[str, list[float]]:
-    """Each row's tokens/s, round by round."""
+    """Each row's tokens/s, and the seconds of `FIRST`, round by round."""
     found: dict[str, list[float]] = {}
     for _ in range(rounds):
         found.setdefault("generate", []).append(generate_rate(base))
@@ -101,6 +118,8 @@ def measure(
             engine.load(name, folder)
         for name, run in rows(engine, list(adapters)).items():
             found.setdefault(name, []).append(run())
+        for name, seconds in zip(FIRST, first_tokens(engine, next(iter(adapters))), strict=True):
+            found.setdefault(name, []).append(seconds)
         engine.close()
     return found
 
@@ -128,10 +147,15 @@ def report(found: dict[str, list[float]]) -> str:
     """The table as Markdown."""
     lines = ["| decode | tok/s | vs generate |", "|---|---|---|"]
     for row, rates in found.items():
+        if row in FIRST:
+            continue
         rate, times = statistics.median(rates), ratio(found, row, "generate")
         lines.append(f"| {row} | {rate:.0f} | {times:.2f}x |")
     mixed = ratio(found, "16 streams, 4 adapters", "16 streams, one adapter")
     lines.append(f"\n16 streams on 4 adapters run at {mixed:.2f} of the speed on one.")
+    early, late = (1000 * statistics.median(found[row]) for row in FIRST)
+    times = ratio(found, FIRST[1], FIRST[0])
+    lines.append(f"First token: turn 1 {early:.0f} ms, turn {TURNS} {late:.0f} ms: {times:.2f}x.")
     return "\n".join(lines)
 
 

@@ -1,0 +1,142 @@
+"""The fast path of the Llama family: one step of the model without the framework around it.
+
+It takes `Forward`'s place with the same methods, the same cache and the same adapters; `chosen`
+in `chatbot.probe` decides whether it may.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from chatbot.forward import Forward
+from chatbot.fused import Fused
+from chatbot.product import Product
+from chatbot.rows import Rows
+from chatbot.slots import SlotCache
+
+FAMILY = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Model types (SmolLM is a Llama) whose layers are computed here."""
+
+
+class Step:
+    """What all layers of one forward share; see `Fast._run` for the shapes."""
+
+    def __init__(self, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor) -> None:
+        half = cos.shape[-1] // 2
+        self.cos = cos.view(-1, 1, 2 * half)
+        # The half of a head that is subtracted has its sign in the sine: rotating is a roll.
+        self.sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1).view_as(self.cos)
+        self.mask = mask
+
+
+class Norm:
+    """Root mean square norm with the weight of one of the model's."""
+
+    def __init__(self, module: Any) -> None:
+        self._weight = module.weight.detach()
+        self._eps = float(module.variance_epsilon)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.rms_norm(x, self._weight.shape, self._weight, self._eps)
+
+
+class HeadNorms:
+    """Norms of queries and keys, head by head, where the model has them."""
+
+    def __init__(self, queries: Any, keys: Any, heads: int, kv: int) -> None:
+        weights = (queries.weight.detach().expand(heads, -1), keys.weight.detach().expand(kv, -1))
+        self._weight = torch.cat(weights)
+        self._eps = float(queries.variance_epsilon)
+
+    def __call__(self, heads: torch.Tensor) -> torch.Tensor:
+        return functional.rms_norm(heads, heads.shape[-1:], None, self._eps) * self._weight
+
+
+class Layer:
+    """One decoder layer over its fused weights."""
+
+    def __init__(self, model: PreTrainedModel, index: int, rows: Rows) -> None:
+        layer, name = model.model.layers[index], f"model.layers.{index}"
+        attention, mlp = layer.self_attn, layer.mlp
+        self.index = index
+        self.size = attention.head_dim
+        self.scale = attention.scaling
+        self.qkv = Fused(rows, [f"{name}.self_attn.{part}_proj" for part in "qkv"])
+        self.out = Fused(rows, [f"{name}.self_attn.o_proj"])
+        self.gate_up = Fused(rows, [f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"])
+        self.down = Fused(rows, [f"{name}.mlp.down_proj"])
+        self.act = mlp.act_fn
+        self.before, self.after = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
+        self.kv = attention.k_proj.out_features // self.size
+        self.heads = attention.q_proj.out_features // self.size
+        self.norms: HeadNorms | None = None
+        if hasattr(attention, "q_norm"):
+            self.norms = HeadNorms(attention.q_norm, attention.k_norm, self.heads, self.kv)
+
+    def __call__(self, x: torch.Tensor, step: Step, cache: SlotCache) -> torch.Tensor:
+        """[rows * tokens, hidden] -> the same, one layer on."""
+        x = x + self.out(self._attend(self.qkv(self.before(x)), step, cache))
+        gate, up = self.gate_up(self.after(x)).chunk(2, dim=-1)
+        return x + self.down(self.act(gate) * up)
+
+    def _attend(self, qkv: torch.Tensor, step: Step, cache: SlotCache) -> torch.Tensor:
+        """Queries, keys and values of the new tokens -> what they read, [rows * tokens, ..]."""
+        heads = qkv.view(len(qkv), -1, self.size)
+        turned = self._turn(heads[:, : self.heads + self.kv], step)
+        rows, tokens = len(step.mask), len(qkv) // len(step.mask)
+        news = (turned[:, self.heads :], heads[:, self.heads + self.kv :])
+        keys, values = cache.update(
+            *(new.view(rows, tokens, self.kv, self.size).transpose(1, 2) for new in news),
+            self.index,
+        )
+        # Heads that share keys and values stand side by side like tokens, and nothing is repeated.
+        q = turned[:, : self.heads].view(rows, tokens, self.kv, -1, self.size)
+        q = q.permute(0, 2, 3, 1, 4).reshape(rows, self.kv, -1, self.size)
+        read = functional.scaled_dot_product_attention(
+            q, keys, values, attn_mask=step.mask, scale=self.scale
+        )
+        read = read.view(rows, self.kv, -1, tokens, self.size).permute(0, 3, 1, 2, 4)
+        return read.reshape(len(qkv), -1)
+
+    def _turn(self, heads: torch.Tensor, step: Step) -> torch.Tensor:
+        """Rotary positions for queries and keys at once."""
+        if self.norms is not None:
+            heads = self.norms(heads)
+        return torch.addcmul(heads * step.cos, heads.roll(self.size // 2, -1), step.sin)
+
+
+class Fast(Forward):
+    """`Forward` for the models of `FAMILY`; the model lends its weights until `give_back`."""
+
+    def __init__(self, model: PreTrainedModel, rows: Rows, cache: SlotCache) -> None:
+        super().__init__(model, rows, cache)
+        self._additive = True
+        count = len(model.model.layers)
+        self._layers = [Layer(model, index, rows) for index in range(count)]
+        self._group = self._layers[0].heads // self._layers[0].kv
+        self._norm = Norm(model.model.norm)
+        self._head = Product(model.lm_head.weight.detach(), model.lm_head.bias)
+
+    def plain(self) -> Forward:
+        """The plain path over the same cache; its linears ask the fused ones while these live."""
+        return Forward(self._model, self._rows, self._cache)
+
+    def give_back(self) -> None:
+        """The model's linears have their weights again; this path is over."""
+        for layer in self._layers:
+            for fused in (layer.qkv, layer.out, layer.gate_up, layer.down):
+                fused.give_back()
+        self._rows.joints.clear()
+
+    def _run(self, ids: torch.Tensor, positions: torch.Tensor, used: int) -> torch.Tensor:
+        """ids and positions [rows, tokens], `used` positions in the cache -> [rows, vocabulary]."""
+        embedded = self._model.model.embed_tokens(ids)
+        mask = self._mask(positions, used).repeat(1, 1, self._group, 1)
+        step = Step(*self._model.model.rotary_emb(embedded, positions), mask)
+        x = embedded.flatten(0, 1)
+        for layer in self._layers:
+            x = layer(x, step, self._cache)
+        last = x.view(embedded.shape)[:, -1]
+        return self._head(self._norm(last))

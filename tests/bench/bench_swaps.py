@@ -1,0 +1,91 @@
+"""Adapters swapped under running streams: none may fail, none may speak with two voices.
+
+    python -m tests.bench.bench_swaps                      # a tiny model, 200 swaps
+    python -m tests.bench.bench_swaps --base starter --swaps 50
+
+Sixteen streams run all the time. Each swap loads the next adapter, sends new streams to it and
+unloads the one before, whose streams end on it. Every answer is held against what its adapter
+says alone.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+
+from chatbot.base import STARTER, Base, encode, load_base
+from chatbot.batching import EngineSettings, TorchEngine
+from chatbot.engine import Request, Sampling, Stream
+from tests import models
+
+STREAMS, VOICES = 16, 5
+QUESTIONS = ("When do you open?", "Where is my order?", "Can I return the shoes?", "Hello")
+Asked = tuple[str, str, Stream]
+
+
+def ask(engine: TorchEngine, base: Base, question: str, voice: str) -> Stream:
+    """A greedy answer of a fixed length at most."""
+    ids = encode(base.tokenizer, [{"role": "user", "content": question}])
+    return engine.submit(Request(ids, voice, Sampling(max_tokens=32)))
+
+
+def alone(base: Base, folders: list[Path]) -> dict[tuple[str, str], str]:
+    """What each adapter says to each question with nobody beside it."""
+    engine = TorchEngine(base, EngineSettings(threads=1, slots=1, prefix_mb=0))
+    said = {}
+    for folder in folders:
+        engine.load(folder.name, folder)
+        for question in QUESTIONS:
+            said[question, folder.name] = "".join(ask(engine, base, question, folder.name))
+    engine.close()
+    return said
+
+
+def swap(base: Base, folders: list[Path], swaps: int) -> tuple[list[Asked], list[float]]:
+    """All streams that ran, and how long each load took."""
+    engine = TorchEngine(base, EngineSettings(threads=1, slots=STREAMS))
+    asked: list[Asked] = []
+    running: deque[Stream] = deque()
+    took = []
+    for turn in range(swaps):
+        folder, before = folders[turn % VOICES], folders[(turn - 1) % VOICES]
+        begin = time.perf_counter()
+        engine.load(folder.name, folder)
+        took.append(time.perf_counter() - begin)
+        if turn:
+            engine.unload(before.name)
+        while len(running) >= STREAMS:
+            running.popleft().wait()
+        while len(running) < STREAMS:
+            question = QUESTIONS[len(asked) % len(QUESTIONS)]
+            running.append(ask(engine, base, question, folder.name))
+            asked.append((question, folder.name, running[-1]))
+        running = deque(stream for stream in running if stream.finish is None)
+    for stream in running:
+        stream.wait()
+    engine.close()
+    return asked, took
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--base", default="tiny", help="tiny, starter, or any model")
+    parser.add_argument("--swaps", type=int, default=200)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temp:
+        tiny = models.write_model(Path(temp) / "tiny")
+        named = {"tiny": str(tiny), "starter": STARTER}
+        base = load_base(named.get(args.base, args.base), dtype="float32")
+        folders = [models.write_adapter(Path(temp), base, seed=n) for n in range(1, VOICES + 1)]
+        expected = alone(base, folders)
+        asked, took = swap(base, folders, args.swaps)
+    failed = sum(stream.finish not in ("stop", "length") for _, _, stream in asked)
+    mixed = sum(stream.text != expected[question, voice] for question, voice, stream in asked)
+    print(f"{args.swaps} swaps under {STREAMS} running streams, {len(asked)} answers:")
+    print(f"{failed} failed, {mixed} mixed; a load took {1000 * statistics.median(took):.0f} ms.")
+
+
+if __name__ == "__main__":
+    main()
