@@ -8,7 +8,7 @@
 | chat, completions, feedback  | open                        | anybody, while ``anonymous``; |
 |                              |                             | else a key of any role        |
 | reviews; a look at adapters  | open                        | a reviewer's key              |
-| promotion and rollback       | open                        | an operator's key             |
+| promotion, rollback, metrics | open                        | an operator's key             |
 | health, models, API document | open                        | open                          |
 
 Programs send ``Authorization: Bearer tb-...``; on the pages the key is typed once and a cookie

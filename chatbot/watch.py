@@ -1,7 +1,7 @@
 """What operators look at: whether answers can be given, and the figures that Prometheus collects.
 
     curl localhost:8000/readyz          # 200, or 503 with the reason: send no traffic
-    curl localhost:8000/metrics
+    curl localhost:8000/metrics         # with an operator's key, where there are keys
 
 ``/healthz`` says that the process lives, also while it loads; who restarts servers looks there.
 """
@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import prometheus_client as prometheus
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -41,7 +41,7 @@ def router(service: "Service", backlog: Backlog) -> APIRouter:
             return JSONResponse({**ready, "reason": complaint}, 503)
         return JSONResponse(ready)
 
-    @routes.get("/metrics")
+    @routes.get("/metrics", dependencies=[Depends(service.access.at_least("operator"))])
     def metrics() -> Response:
         """Counters, gauges and histograms in Prometheus' text format."""
         text = prometheus.generate_latest(registry)

@@ -40,6 +40,8 @@ ROUTES: dict[tuple[str, str], Row] = {
     ("POST", "/session"): (OPEN, "/session", {"key": "OPERATOR"}),
     ("DELETE", "/session"): (OPEN, "/session", None),
     ("GET", "/healthz"): (OPEN, "/healthz", None),
+    ("GET", "/readyz"): (OPEN, "/readyz", None),
+    ("GET", "/metrics"): ("operator", "/metrics", None),
     ("GET", "/v1/models"): (OPEN, "/v1/models", None),
     ("GET", "/v1/models/{name}"): (OPEN, "/v1/models/talkback", None),
     ("POST", "/v1/chat/completions"): ("user", "/v1/chat/completions", {"messages": ASK}),
