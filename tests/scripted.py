@@ -15,6 +15,7 @@ import uvicorn
 from playwright.sync_api import Browser, Page, expect
 
 from chatbot.base import load_base
+from chatbot.batching import COUNTS
 from chatbot.engine import BASE, Busy, Request, Stream, UnknownAdapter
 from chatbot.server import create_app
 from chatbot.service import Service
@@ -66,7 +67,8 @@ class ScriptedEngine:
         stream.end("stop")
 
     def stats(self) -> dict[str, Any]:
-        return {}
+        numbers = ("slots", "running", "waiting", "requests", *COUNTS)
+        return {"adapters": {}, **dict.fromkeys(numbers, 0)}
 
     def close(self) -> None:
         self.answers.clear()
