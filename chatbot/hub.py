@@ -3,6 +3,7 @@
 Gradio runs the login and keeps it in a signed session of its own; here it is only read.
 """
 
+import functools
 import importlib.util
 import logging
 import os
@@ -13,6 +14,7 @@ from typing import Any
 log = logging.getLogger("talkback")
 
 
+@functools.cache
 def logins() -> bool:
     """Whether people can log in with the Hub here. Elsewhere Gradio's button raises."""
     wanted = os.environ.get("SYSTEM") == "spaces" and bool(os.environ.get("OAUTH_CLIENT_ID"))

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from chatbot.access import Access
 from chatbot.pages.pacing import paced
 from chatbot.pages.people import People
 from chatbot.pages.talk import Talk
 from chatbot.pages.view import Place
 from chatbot.pages.words import shown, typed
-from feedback import review
+from feedback import keys, review
 from feedback.store import Feedback, Store
 from tests.scripted import (
     ANSWER,
@@ -365,3 +366,31 @@ def test_the_signing_key_survives_a_restart_and_only_its_owner_reads_it(tmp_path
 def test_text_shown_for_editing_comes_back_as_it_was(text: str) -> None:
     assert typed(shown(text)) == text
     assert "<i>" in shown("`<i>`")
+
+
+def test_a_chat_for_people_with_keys_asks_for_one_and_knows_them_on_every_device(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    service = open_service(tmp_path, ScriptedEngine(["At nine."]))
+    service.access = Access(service.store, service.home.root, anonymous=False)
+    ann = keys.make(service.store, "ann", "user")
+    with serve(service) as address:
+        first, second = (enter(chromium, address, ann.secret) for _ in range(2))
+        ask(first, "When do you open?")
+        second.reload()
+        expect(second.locator("#tb-conversations label")).to_have_text("When do you open?")
+        assert [talk.title for talk in service.store.conversations("ann")] == ["When do you open?"]
+        for page in (first, second):
+            page.context.close()
+
+
+def enter(chromium: Browser, url: str, key: str) -> Page:
+    """The chat page of somebody who has shown their key, in a browser of their own."""
+    page = chromium.new_context(locale="en-US").new_page()
+    page.set_default_timeout(30_000)
+    page.goto(url)
+    page.get_by_placeholder("Key", exact=True).fill(key)
+    assert page.locator("#tb-composer").count() == 0
+    page.get_by_role("button", name="Open").click()
+    expect(page.locator("#tb-leave")).to_have_text("Log out (ann)")
+    return page

@@ -38,8 +38,7 @@ def url(service: "Service") -> Iterator[str]:
 @pytest.fixture
 def page(chromium: Browser, url: str, service: "Service") -> Iterator[Page]:
     """A reviewer who is in, with nothing left over from other tests."""
-    for item in review.queue(service.store):
-        review.decide(service.store, item.message.id, "cleaner", "reject")
+    clear(service)
     context = chromium.new_context(locale="en-US")
     page = context.new_page()
     page.set_default_timeout(30_000)
@@ -48,6 +47,11 @@ def page(chromium: Browser, url: str, service: "Service") -> Iterator[Page]:
     expect(page.get_by_text("All caught up")).to_be_visible()
     yield page
     context.close()
+
+
+def clear(service: "Service") -> None:
+    for item in review.queue(service.store):
+        review.decide(service.store, item.message.id, "cleaner", "reject")
 
 
 def enter(page: Page, key: str) -> None:
@@ -160,6 +164,7 @@ def test_without_the_token_the_page_stays_shut(
 def test_a_reviewer_decides_by_the_name_of_the_key_until_logged_out_or_revoked(
     chromium: Browser, url: str, service: "Service"
 ) -> None:
+    clear(service)
     message = edited(service, "Do you sell oars?", "No.", "Yes, of ash.")
     user = keys.make(service.store, "ann", "user")
     rita = keys.make(service.store, "rita", "reviewer")

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from chatbot.hooks import WebhookSettings, key_of
 from chatbot.turn import ChatSettings
+from feedback import keys
 from feedback.settings import Home, check_tables
+from feedback.store import Store
 from talkback import TABLES
 from talkback_cycle import CycleSettings
 from tests.processes import Server
@@ -63,6 +65,11 @@ def test_the_requests_are_answered(server: Server) -> None:
     said = curl(ask, server)
     kept = curl(rate.replace("msg-…", str(said["id"])), server)
     assert str(kept["feedback_id"]).startswith("fb-")
+    (review,) = re.findall(r"^curl .*/v1/reviews/next.*$", README, re.M)
+    store = Store(server.home.db)
+    secret = keys.make(store, "rita", "reviewer").secret
+    store.close()
+    assert curl(review.replace("tb-…", secret), server)["waiting"] == 1
 
 
 def test_every_picture_is_there() -> None:

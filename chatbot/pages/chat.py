@@ -297,7 +297,8 @@ class ChatPage:
     def _changes(self, key: str, value: Any, view: View) -> Changes:
         match key:
             case "token":
-                return {} if isinstance(value, LoggedIn) else {self.token: value}
+                # Not {}: Gradio takes no changes at all for a value too few.
+                return {self.token: gr.skip() if isinstance(value, LoggedIn) else value}
             case "place":
                 return {self.place: value.keep()}
             case "rows":

@@ -26,7 +26,12 @@ LOG_IN = f"""async (key) => {{
   if (answer.ok) location.reload();
   return answer.ok ? "" : {json.dumps(REFUSAL)};
 }}"""
-LOG_OUT = """async () => { await fetch("session", {method: "DELETE"}); location.reload(); }"""
+LOG_OUT = """async () => {
+  await fetch("session", {method: "DELETE"});
+  %s
+  location.reload();
+}"""
+FROM_HUB = """await fetch("logout");"""  # Gradio's own route, there with its login alone
 
 
 class Door:
@@ -51,7 +56,8 @@ class Door:
                 gr.LoginButton()
         for knock in (enter.click, key.submit):
             knock(None, [key], [self.refusal], js=LOG_IN, show_progress="hidden")
-        self.leave.click(None, None, None, js=LOG_OUT, show_progress="hidden")
+        log_out = LOG_OUT % (FROM_HUB if hub.logins() else "")
+        self.leave.click(None, None, None, js=log_out, show_progress="hidden")
 
     @property
     def parts(self) -> list[Any]:

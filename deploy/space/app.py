@@ -31,6 +31,8 @@ def cycle_for_ever(minutes: float) -> None:
 def main() -> None:
     """Serve until the platform stops us."""
     os.environ["TALKBACK_HOME"] = str(home())
+    # Only the platform's proxy reaches a Space; unless it is believed, all visitors count as one.
+    os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")
     minutes = float(os.environ.get("SPACE_CYCLE_MINUTES", "30"))
     if minutes > 0:
         threading.Thread(target=cycle_for_ever, args=(minutes,), daemon=True).start()
