@@ -93,7 +93,7 @@ async def _wait(scope: Scope, send: Any) -> None:
     page = False
     if scope["path"] == "/healthz":
         body: dict[str, Any] = {"ok": False, "status": "loading"}
-    elif scope["path"].startswith("/v1/"):
+    elif scope["path"].startswith(("/v1/", "/feedback")):
         body = {"error": LOADING}
     else:
         page, body = True, {}
