@@ -12,29 +12,49 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
+from starlette.routing import Match, Route
 
+from chatbot import shapes
 from chatbot.access import Caller
 from chatbot.completion import Chunks, completion
 from chatbot.engine import BASE
 from chatbot.flow import Flow
 from chatbot.logprobs import Speller
 from chatbot.problems import Problem, problem
+from chatbot.tensorzero import TensorZeroFeedback
 from chatbot.turn import Forbidden, Turn, reply
 from chatbot.wire import ChatRequest, model_card
+from feedback.ids import new_id
+from feedback.says import Kind
+from feedback.store import Message
 
 if TYPE_CHECKING:
     from chatbot.service import Service
 
 
-class FeedbackRequest(BaseModel):
-    """The body of POST /v1/feedback: a value, or the kind's own fields in its place."""
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 
-    model_config = ConfigDict(extra="allow")
+FEEDBACK_EXAMPLES: list[JsonValue] = [
+    {"message_id": "msg-…", "kind": "thumb", "value": {"up": False, "reasons": ["wrong"]}},
+    {"message_id": "msg-…", "kind": "edit", "value": {"text": "We open at 8 am."}},
+    {"message_id": "msg-…", "kind": "choice", "value": {"over": "msg-…"}},
+    {"message_id": "msg-…", "kind": "comment", "value": {"text": "Too long."}},
+]
+
+
+class FeedbackRequest(BaseModel):
+    """The body of POST /v1/feedback: a value, or the kind's own fields in its place.
+
+    ``idempotency_key`` makes sending it again safe: the same content gets the same id, other
+    content is refused with 409. Keys are each person's own.
+    """
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": FEEDBACK_EXAMPLES})
     message_id: str
-    kind: str
+    kind: Kind
     value: dict[str, Any] | None = None
     user: str | None = None
     idempotency_key: str | None = None
@@ -42,11 +62,11 @@ class FeedbackRequest(BaseModel):
 
 def router(service: "Service") -> APIRouter:
     """The routes under /v1, and /healthz."""
-    routes = APIRouter()
+    routes = APIRouter(responses=shapes.REFUSALS)
     user = Depends(service.access.at_least("user"))
     spell = Speller(service.base.tokenizer)
 
-    @routes.post("/v1/chat/completions")
+    @routes.post("/v1/chat/completions", tags=["chat"], responses=shapes.STREAMED)
     async def chat_completions(
         body: ChatRequest, request: Request, caller: Annotated[Caller, user]
     ) -> Response:
@@ -59,25 +79,32 @@ def router(service: "Service") -> APIRouter:
         _raise_if_broken(turns)
         return JSONResponse(completion(turns, spell))
 
-    @routes.get("/v1/models")
+    @routes.get("/v1/models", tags=["chat"], response_model=shapes.Models)
     def models() -> dict[str, Any]:
         """``talkback`` follows promotions, ``talkback:<adapter>`` stays with one."""
         names = [None, BASE, *service.adapters()]
         return {"object": "list", "data": [model_card(n, service.base.name) for n in names]}
 
-    @routes.get("/v1/models/{name}")
+    @routes.get("/v1/models/{name}", tags=["chat"], response_model=shapes.Model)
     def model(name: str) -> dict[str, Any]:
         """One of them."""
         adapter = ChatRequest.model_construct(model=name).adapter
         service.check(adapter)
         return model_card(adapter, service.base.name)
 
-    @routes.post("/v1/feedback")
+    @routes.post("/v1/feedback", tags=["feedback"], response_model=shapes.Kept)
     def feedback(body: FeedbackRequest, caller: Annotated[Caller, user]) -> dict[str, str]:
         """Keep what somebody says of an answer; answered once it is on the disk."""
         return {"feedback_id": keep(service, body, caller)}
 
-    @routes.get("/healthz")
+    @routes.post("/feedback", tags=["feedback"], response_model=shapes.Kept)
+    def tensorzero_feedback(
+        body: TensorZeroFeedback, caller: Annotated[Caller, user]
+    ) -> dict[str, str]:
+        """The same, as TensorZero's gateway takes it."""
+        return {"feedback_id": keep_metric(service, body, caller)}
+
+    @routes.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, Any]:
         """The process lives, and who speaks; whether to send people here is told by /readyz."""
         return {
@@ -89,14 +116,11 @@ def router(service: "Service") -> APIRouter:
             "warning": service.warning,
         }
 
-    @routes.api_route(
-        "/v1/{rest:path}",
-        methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-        include_in_schema=False,
-    )
-    def nothing(rest: str, request: Request) -> None:
+    @routes.api_route("/v1/{rest:path}", methods=METHODS, include_in_schema=False)
+    @routes.api_route("/feedback", methods=METHODS, include_in_schema=False)
+    def nothing(request: Request) -> None:
         """What is not there is said in the API's own words, not in the page's."""
-        raise Problem(404, f"there is no {request.method} /v1/{rest}", code="not_found")
+        raise _missing(request)
 
     return routes
 
@@ -133,18 +157,47 @@ def _after(service: "Service", metadata: Mapping[str, str]) -> str | None:
     return last.id if last else named
 
 
-def keep(service: "Service", body: FeedbackRequest, caller: Caller) -> str:
-    """Store one piece of feedback; without ``user`` it is from the person who got the answer.
+def _missing(request: Request) -> Problem:
+    """404, or 405 where the path knows other methods."""
+    asked = f"{request.method} {request.url.path}"
+    allowed = {
+        method
+        for route in request.app.routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is Match.PARTIAL
+        for method in route.methods or ()
+    }
+    if not allowed:
+        return Problem(404, f"there is no {asked}", code="not_found")
+    known = ", ".join(sorted(allowed))
+    message = f"there is no {asked}; the method is {known}"
+    return Problem(405, message, code="method_not_allowed", headers={"Allow": known})
 
-    Raises Forbidden for an answer to somebody whom the caller does not speak for.
-    """
+
+def keep(service: "Service", body: FeedbackRequest, caller: Caller) -> str:
+    """Store one piece of feedback; without ``user`` it is from the person who got the answer."""
     value = body.value if body.value is not None else dict(body.model_extra or {})
     answer = service.store.message(body.message_id)
+    person = _rater(service, answer, caller, body.user)
+    return service.store.add_feedback(answer.id, person, body.kind, value, body.idempotency_key)
+
+
+def keep_metric(service: "Service", body: TensorZeroFeedback, caller: Caller) -> str:
+    """Store TensorZero's feedback as ours, or only check it."""
+    answer, (kind, value) = body.answer(service.store), body.said()
+    person = _rater(service, answer, caller, body.tag("user"))
+    if body.dryrun:
+        service.store.check_feedback(answer.id, kind, value)
+        return new_id("fb")
+    key = body.tag("idempotency_key")
+    return service.store.add_feedback(answer.id, person, kind, value, key)
+
+
+def _rater(service: "Service", answer: Message, caller: Caller, user: str | None) -> str:
+    """Whose feedback this is; Forbidden on an answer to whom the caller does not speak for."""
     asked = service.store.conversation(answer.conversation_id).person
     if not caller.owns(asked):
-        raise Forbidden(f"{body.message_id} is an answer to somebody else")
-    person = caller.person(body.user) if body.user else asked
-    return service.store.add_feedback(answer.id, person, body.kind, value, body.idempotency_key)
+        raise Forbidden(f"{answer.id} is an answer to somebody else")
+    return caller.person(user) if user else asked
 
 
 def _stream(turns: Sequence[Turn], chunks: Chunks) -> Response:

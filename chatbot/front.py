@@ -99,7 +99,7 @@ async def _wait(scope: Scope, send: Any) -> None:
         body: dict[str, Any] = {"ok": False, "status": "loading"}
     elif scope["path"] == "/readyz":
         body = {"ready": False, "reason": "the model is still loading"}
-    elif scope["path"].startswith("/v1/"):
+    elif scope["path"].startswith(("/v1/", "/feedback")):
         body = {"error": LOADING}
     else:
         page, body = True, {}

@@ -20,6 +20,7 @@ from chatbot.registry import RegistryError
 from chatbot.turn import Forbidden
 from feedback.database import StoreError
 from feedback.errors import TalkbackError
+from feedback.says import KeyTaken
 from feedback.store import NotFound
 
 log = logging.getLogger("talkback")
@@ -60,6 +61,8 @@ def problem(error: Exception) -> Problem:
             return Problem(400, str(error), param="messages", code="context_length_exceeded")
         case NotFound():
             return Problem(404, str(error), code="not_found")
+        case KeyTaken():
+            return Problem(409, str(error), param="idempotency_key", code="idempotency_key_taken")
         case Forbidden():
             return Problem(403, str(error), "permission_error", code="forbidden")
         case BadKey():
@@ -104,6 +107,8 @@ async def _of_validation(request: Request, error: RequestValidationError) -> JSO
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return Problem(400, f"the body is not JSON: {first['ctx']['error']}").response()
+    if first["loc"] == ("body",) and "json" not in request.headers.get("content-type", ""):
+        return Problem(400, "send JSON with the header content-type: application/json").response()
     place = [str(part) for part in first["loc"] if part != "body"]
     where = ".".join(place) or "the body"
     said = str(first["msg"]).removeprefix("Value error, ")

@@ -6,6 +6,7 @@ Shapes: https://platform.openai.com/docs/api-reference/chat
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from chatbot.engine import BASE, Sampling
 from chatbot.problems import Problem
@@ -34,6 +35,15 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 """Fields that would change the answer but are not supported, and the values that ask for nothing.
 Other fields that are not known are let pass: clients send many that change nothing."""
+
+
+EXAMPLE: JsonDict = {
+    "model": FOLLOWING,
+    "messages": [{"role": "user", "content": "When do you open?"}],
+    "max_completion_tokens": 64,
+    "user": "ann",
+    "metadata": {},
+}
 
 
 class Part(BaseModel):
@@ -69,7 +79,7 @@ class StreamOptions(BaseModel):
 class ChatRequest(BaseModel):
     """The body of POST /v1/chat/completions."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [EXAMPLE]})
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     model: str = FOLLOWING
     stream: bool | None = False

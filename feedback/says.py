@@ -16,6 +16,10 @@ class BadFeedback(TalkbackError):
     """Feedback of an unknown kind or shape; says what was sent and what is wanted."""
 
 
+class KeyTaken(BadFeedback):
+    """An idempotency key that came with other feedback before."""
+
+
 def check(kind: str, value: Mapping[str, Any]) -> None:
     """Raise BadFeedback unless ``value`` is what feedback of this ``kind`` says."""
     if kind not in KINDS:

@@ -200,13 +200,18 @@ class Store(Database):
         """Keep what ``person`` said of an answer; returns the feedback's id once it is on the disk.
 
         The same key and content again gives the same id and keeps nothing twice. Raises NotFound,
-        and BadFeedback for a wrong kind or value, or a key that came with other content before.
+        BadFeedback for a wrong kind or value, and KeyTaken for a key that came with other content.
         """
         says.check(kind, value)
         with self.write() as db:
             self._check_target(message_id, kind, value)
             known = self._said_before(message_id, person, kind, value, idempotency_key)
             return known or _keep(db, message_id, person, kind, value, idempotency_key)
+
+    def check_feedback(self, message_id: str, kind: str, value: Mapping[str, Any]) -> None:
+        """Raise NotFound or BadFeedback where `add_feedback` would; nothing is kept."""
+        says.check(kind, value)
+        self._check_target(message_id, kind, value)
 
     def _check_target(self, message_id: str, kind: str, value: Mapping[str, Any]) -> None:
         answer = self.message(message_id)
@@ -230,7 +235,7 @@ class Store(Database):
         if row is None:
             return None
         if (row["message_id"], row["kind"], json.loads(row["value"])) != (message_id, kind, value):
-            raise BadFeedback(
+            raise says.KeyTaken(
                 f"idempotency key {key!r} came with other feedback before; use a new key for this"
             )
         return str(row["id"])

@@ -48,6 +48,10 @@ ROUTES: dict[tuple[str, str], Row] = {
     ("POST", "/v1/feedback"): (
         "user", "/v1/feedback", {"message_id": "ANSWER", "kind": "thumb", "up": True},
     ),
+    ("POST", "/feedback"): (
+        "user", "/feedback",
+        {"inference_id": "ANSWER", "metric_name": "thumbs_up", "value": True},
+    ),
     ("GET", "/v1/reviews/next"): ("reviewer", "/v1/reviews/next", None),
     ("POST", "/v1/reviews/{message_id}"): (
         "reviewer", "/v1/reviews/ANSWER", {"action": "correct", "answer": "At ten."},

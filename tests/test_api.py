@@ -311,7 +311,10 @@ def test_bodies_and_paths_that_make_no_sense_are_told_so(http: httpx.Client) -> 
         answer = http.post("/v1/chat/completions", content=body, headers=headers)
         assert refusal(answer)[0] == 400
     assert refusal(http.get("/v1/nowhere"))[0] == 404
-    assert refusal(http.get("/v1/feedback"))[0] in (404, 405)
+    wrong = http.get("/v1/feedback")
+    assert refusal(wrong)[0] == 405 and wrong.headers["allow"] == "POST"
+    form = http.post("/v1/chat/completions", data={"messages": "Hello"})
+    assert "content-type: application/json" in refusal(form)[1]["message"]
 
 
 class TestFeedback:
@@ -355,6 +358,18 @@ class TestFeedback:
         body = {"message_id": id, "kind": "thumb", "up": True, "idempotency_key": "k-1"}
         first, second = (http.post("/v1/feedback", json=body).json() for _ in range(2))
         assert first == second and len(service.store.feedback_on(id)) == 1
+
+    @pytest.mark.parametrize("other", [{"up": False}, {"up": True, "reasons": []}])
+    def test_the_same_key_with_other_content_is_a_conflict(
+        self, http: httpx.Client, service: Service, other: dict[str, Any]
+    ) -> None:
+        id = ask(http).json()["id"]
+        key = {"idempotency_key": f"k-{id}"}
+        said = {"message_id": id, "kind": "thumb", "value": {"up": True}, **key}
+        assert http.post("/v1/feedback", json=said).status_code == 200
+        status, error = refusal(http.post("/v1/feedback", json={**said, "value": other}))
+        assert (status, error["param"]) == (409, "idempotency_key")
+        assert len(service.store.feedback_on(id)) == 1
 
     @pytest.mark.parametrize(
         ("said", "status"),

@@ -1,6 +1,8 @@
 """Completions as OpenAI documents them: several answers, log probabilities, what steers words."""
 
+import json
 import math
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from langchain_openai import ChatOpenAI
 
 from chatbot.engine import Request, Sampling
 from chatbot.service import Service
@@ -192,6 +195,48 @@ class TestSampling:
         freed = spoken(http, False, **stuck, frequency_penalty=2)[0]
         assert freed.startswith("xxxx") and freed != "x" * 60, "50 times 2 outweigh the bias"
         assert spoken(http, False, **stuck, presence_penalty=2)[0] == "x" * 60, "counts once"
+
+
+class TestLangChain:
+    """ChatOpenAI works unchanged."""
+
+    @pytest.fixture
+    def chat(self, address: str) -> ChatOpenAI:
+        return ChatOpenAI(
+            base_url=f"{address}/v1", api_key="any", model="talkback", temperature=0,
+            max_completion_tokens=12, max_retries=0, stream_usage=True,
+        )  # fmt: skip
+
+    def test_plain(self, chat: ChatOpenAI, service: Service) -> None:
+        answer = chat.invoke([("system", "Be kind."), ("user", "When do you open?")])
+        stored = service.store.message(answer.response_metadata["id"])
+        assert answer.content == stored.content != ""
+        assert answer.usage_metadata is not None and answer.usage_metadata["output_tokens"] > 0
+
+    def test_stream(self, chat: ChatOpenAI) -> None:
+        chunks = list(chat.stream("When do you open?"))
+        whole = chat.invoke("When do you open?").content
+        assert "".join(str(chunk.content) for chunk in chunks) == whole
+        told = [chunk.usage_metadata for chunk in chunks if chunk.usage_metadata]
+        assert len(told) == 1 and told[0]["output_tokens"] > 0
+
+    def test_logprobs_and_errors(self, chat: ChatOpenAI) -> None:
+        answer = chat.bind(logprobs=True, top_logprobs=2).invoke("When do you open?")
+        assert len(answer.response_metadata["logprobs"]["content"][0]["top_logprobs"]) == 2
+        with pytest.raises(openai.BadRequestError, match="tools is not supported"):
+            chat.bind(tools=[{"type": "function", "function": {"name": "f"}}]).invoke("Hello")
+
+
+def test_curl_streams(address: str) -> None:
+    body = json.dumps({"messages": ASK, "max_tokens": 12, "stream": True})
+    command = ["curl", "-sSN", f"{address}/v1/chat/completions", "-d", body]
+    headers = ["-H", "Content-Type: application/json", "-H", "Authorization: Bearer any"]
+    said = subprocess.run([*command, *headers], capture_output=True, check=True, text=True).stdout
+    *lines, end = said.strip().split("\n\n")
+    assert end == "data: [DONE]"
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert chunks[-1]["choices"][0]["finish_reason"] in ("stop", "length")
 
 
 def spoken(http: httpx.Client, stream: bool, **fields: Any) -> tuple[str, str, dict[str, int]]:

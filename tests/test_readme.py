@@ -61,15 +61,29 @@ def test_the_settings_are_read(home: Home) -> None:
 
 
 def test_the_requests_are_answered(server: Server) -> None:
-    ask, rate = (block for block in blocks() if block.startswith("curl"))
+    ask, *rate = (block for block in blocks() if block.startswith("curl"))
     said = curl(ask, server)
-    kept = curl(rate.replace("msg-…", str(said["id"])), server)
-    assert str(kept["feedback_id"]).startswith("fb-")
+    assert len(rate) == 2
+    for block in rate:
+        kept = curl(block.replace("msg-…", str(said["id"])), server)
+        assert str(kept["feedback_id"]).startswith("fb-")
+    run_clients(server)
     (review,) = re.findall(r"^curl .*/v1/reviews/next.*$", README, re.M)
     store = Store(server.home.db)
     secret = keys.make(store, "rita", "reviewer").secret
     store.close()
     assert curl(review.replace("tb-…", secret), server)["waiting"] == 1
+
+
+def run_clients(server: Server) -> None:
+    """The examples in Python, as they stand; each prints what it was told."""
+    examples = blocks("python")
+    used = re.findall(r"^from (\w+)", "".join(examples), re.M)
+    assert {"openai", "langchain_openai"} <= set(used)
+    for example in examples:
+        code = example.replace("http://127.0.0.1:8000", server.url)
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert said.returncode == 0 and said.stdout.strip(), said.stderr
 
 
 def test_every_picture_is_there() -> None:

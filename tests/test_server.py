@@ -89,24 +89,34 @@ def test_kill_9_loses_nothing_that_was_acknowledged(
     for rater in raters:
         rater.join()
     store = Store(home.db)
-    assert set(acknowledged) <= {feedback.id for feedback in store.feedback_on(id)}
+    comments = store.feedback_on(id)
+    assert set(acknowledged) <= {said.id for said in comments}
     (talk,) = store.conversations("bob")
     assert store.messages(talk.id)[0].content == "When do you open?"
     store.close()
-    answer = ask(start_server().ready(), user="bob", metadata={"conversation_id": talk.id})
+    again = start_server().ready()
+    answer = ask(again, user="bob", metadata={"conversation_id": talk.id})
     assert answer["metadata"]["conversation_id"] == talk.id
+    (kept,) = [said for said in comments if said.idempotency_key == "0-0"]
+    repeated = httpx.post(f"{again.url}/v1/feedback", json=comment(id, 0, 0)).json()
+    assert repeated["feedback_id"] == kept.id, "the key is remembered across the crash"
 
 
 def rate(server: Server, id: str, acknowledged: list[str], number: int) -> None:
     """Comment again and again until the server is gone; notes what it said it has saved."""
-    body = {"message_id": id, "kind": "comment", "text": f"by {number}"}
     with httpx.Client(timeout=60) as http:
-        while True:
+        for count in itertools.count():
             try:
-                answer = http.post(f"{server.url}/v1/feedback", json=body)
+                answer = http.post(f"{server.url}/v1/feedback", json=comment(id, number, count))
             except httpx.HTTPError:
                 return
             acknowledged.append(answer.json()["feedback_id"])
+
+
+def comment(id: str, number: int, count: int) -> dict[str, str]:
+    """The body of one of them."""
+    key = f"{number}-{count}"
+    return {"message_id": id, "kind": "comment", "text": f"by {number}", "idempotency_key": key}
 
 
 def test_sigterm_ends_it_well_and_keeps_what_was_said(server: Server, home: Home) -> None:

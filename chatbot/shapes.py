@@ -1,0 +1,128 @@
+"""What the API answers, for its OpenAPI document; the handlers themselves send plain dicts."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+
+class Error(BaseModel):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Refusal(BaseModel):
+    """Every answer that is an error."""
+
+    error: Error
+
+
+class TopLogprob(BaseModel):
+    token: str
+    bytes: list[int] | None
+    logprob: float
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(BaseModel):
+    """The tokens of an answer. An approved answer that is given as it stands has none."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class Said(BaseModel):
+    role: Literal["assistant"]
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    """One of the ``n`` answers."""
+
+    index: int
+    message: Said
+    logprobs: Logprobs | None
+    finish_reason: Literal["stop", "length"]
+    message_id: str = Field(description="The answer's id, on which feedback hangs.")
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Completion(BaseModel):
+    """A plain completion. ``id`` is the first choice's ``message_id``; ``metadata`` has the
+    ``conversation_id`` that goes on where it is sent again, and the answer's ``source``."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str | None
+    metadata: dict[str, str]
+    choices: list[Choice]
+    usage: Usage
+
+
+class Model(BaseModel):
+    """A model that can be asked, with parent and root as in vLLM."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    parent: str | None
+
+
+class Models(BaseModel):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Kept(BaseModel):
+    """Feedback that is on the disk."""
+
+    feedback_id: str
+
+
+EXAMPLE = {
+    "error": {
+        "message": "there is no model 'gpt-9'; GET /v1/models lists those there are",
+        "type": "invalid_request_error",
+        "param": "model",
+        "code": "model_not_found",
+    }
+}
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    "4XX": {
+        "model": Refusal,
+        "description": "The request is refused; the message says why",
+        "content": {"application/json": {"example": EXAMPLE}},
+    },
+    "5XX": {"model": Refusal, "description": "This house is at fault or not ready"},
+}
+
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": Completion,
+        "description": "The answers, or with `stream` the chunks of them as server-sent events",
+        "content": {
+            "text/event-stream": {
+                "schema": {"type": "string"},
+                "example": 'data: {"id": "msg-…", "object": "chat.completion.chunk", …}\n\n'
+                "data: [DONE]\n\n",
+            }
+        },
+    }
+}

@@ -1,0 +1,74 @@
+"""TensorZero's ``POST /feedback``: who speaks to its gateway can speak to this house.
+
+Shape: https://www.tensorzero.com/docs/gateway/api-reference/feedback
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.config import JsonDict
+
+from chatbot.problems import Problem
+from feedback.store import Message, NotFound, Store
+
+THUMBS = ("thumb", "thumbs_up")
+"""Names of the boolean metric whose true is a thumb up. Of another metric nobody here knows which
+of its ends is the good one."""
+
+EXAMPLE: JsonDict = {"inference_id": "msg-…", "metric_name": "thumbs_up", "value": True}
+
+
+class TensorZeroFeedback(BaseModel):
+    """One piece of feedback: on an answer (``inference_id`` is the message's id), or on the last
+    answer of a conversation (``episode_id`` is the conversation's).
+
+    Of the tags ``user`` (the person) and ``idempotency_key`` are read; others are not kept.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+
+    metric_name: str
+    """``thumb`` or ``thumbs_up`` (true or false), ``comment`` or ``demonstration`` (a text)."""
+    value: bool | float | str
+    inference_id: str | None = None
+    episode_id: str | None = None
+    tags: dict[str, str] | None = None
+    dryrun: bool | None = False
+    """Check it, keep nothing; the id that comes back names nothing."""
+
+    def tag(self, name: str) -> str | None:
+        """One tag."""
+        return (self.tags or {}).get(name) or None
+
+    def answer(self, store: Store) -> Message:
+        """The answer that this is about; NotFound."""
+        if (self.inference_id is None) == (self.episode_id is None):
+            raise Problem(400, "name either inference_id or episode_id", param="inference_id")
+        if self.inference_id is not None:
+            return store.message(self.inference_id)
+        talk = store.conversation(str(self.episode_id)).id
+        answers = [message for message in store.messages(talk) if message.role == "assistant"]
+        if not answers:
+            raise NotFound(f"{talk} has no answer yet")
+        return answers[-1]
+
+    def said(self) -> tuple[str, dict[str, Any]]:
+        """The kind of feedback that the metric is here, and its value."""
+        if self.metric_name in THUMBS:
+            return "thumb", {"up": self._checked(bool, "true or false")}
+        if self.metric_name == "comment":
+            return "comment", {"text": self._checked(str, "a text")}
+        if self.metric_name == "demonstration":
+            if self.inference_id is None:
+                message = "a demonstration is of one answer; name it with inference_id"
+                raise Problem(400, message, param="inference_id")
+            return "edit", {"text": self._checked(str, "a text")}
+        known = ", ".join([*THUMBS, "comment", "demonstration"])
+        message = f"there is no metric {self.metric_name!r}; there are {known}"
+        raise Problem(400, message, param="metric_name", code="unknown_metric")
+
+    def _checked(self, kind: type, wanted: str) -> object:
+        if not isinstance(self.value, kind):
+            message = f"the value of {self.metric_name} is {wanted}, not {self.value!r}"
+            raise Problem(400, message, param="value")
+        return self.value

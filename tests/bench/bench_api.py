@@ -1,0 +1,252 @@
+"""What our HTTP costs over the bare engine, and the page over our HTTP.
+
+    python -m tests.bench.bench_api                # 16 streams of the starter model
+    python -m tests.bench.bench_api --no-page      # without a browser
+    python -m tests.bench.bench_api --rounds 5
+
+The server runs in a process of its own, and so does the bare engine; its CPU-seconds count, not
+its clients'. Beside other work only the figures per CPU-second mean something.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import httpx
+
+from chatbot.base import STARTER
+from feedback.settings import Home
+from feedback.store import Store
+from tests.processes import Server
+
+TOKENS = 64
+QUESTIONS = (
+    "When do you open?",
+    "How long does delivery take?",
+    "Can I return the shoes?",
+    "Who are you?",
+    "What can you do for me?",
+    "Tell me about your shop.",
+    "Do you sell kayaks?",
+    "Where is my order?",
+)
+
+
+@dataclass
+class Rate:
+    """Rounds of one way to stream: tokens, wall seconds, CPU seconds, first tokens in ms."""
+
+    tokens: list[int] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+
+    def add(self, tokens: int, wall: float, cpu: float, first: list[float]) -> None:
+        """One more round."""
+        self.tokens.append(tokens)
+        self.wall.append(wall)
+        self.cpu.append(cpu)
+        self.first += first
+
+    @property
+    def per_second(self) -> float:
+        return sum(self.tokens) / sum(self.wall)
+
+    @property
+    def per_cpu(self) -> float:
+        return sum(self.tokens) / sum(self.cpu)
+
+
+def cpu_of(pid: int) -> float:
+    """CPU-seconds of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def engine(pipe: Connection, base_name: str, streams: int, threads: int) -> None:
+    """In a process of its own: rounds of bare streams, told as (tokens, wall, cpu, firsts)."""
+    from chatbot import lora
+    from chatbot.base import encode, load_base
+    from chatbot.batching import EngineSettings, TorchEngine
+    from chatbot.engine import Request, Sampling
+
+    base = load_base(base_name)
+    running = TorchEngine(base, EngineSettings(threads=threads))
+    with tempfile.TemporaryDirectory() as temp:
+        adapter = lora.untrained(base, Path(temp))
+        running.load(adapter.name, adapter)
+        while pipe.recv():
+            prompts = [
+                encode(base.tokenizer, [{"role": "user", "content": question(number)}])
+                for number in range(streams)
+            ]
+            begin, cpu = time.perf_counter(), time.process_time()
+            sampling = Sampling(max_tokens=TOKENS)
+            asked = [running.submit(Request(ids, adapter.name, sampling)) for ids in prompts]
+            for stream in asked:
+                stream.wait()
+            wall, cpu = time.perf_counter() - begin, time.process_time() - cpu
+            firsts = [stream.first_token_ms for stream in asked]
+            pipe.send((sum(len(stream.ids) for stream in asked), wall, cpu, firsts))
+    running.close()
+
+
+def question(number: int) -> str:
+    """What the stream of that number asks."""
+    return QUESTIONS[number % len(QUESTIONS)]
+
+
+class Answers:
+    """Counts what a server has generated and used since the last look."""
+
+    def __init__(self, server: Server, home: Home) -> None:
+        self._pid, self._store = server.process.pid, Store(home.db)
+        self.look()
+
+    def look(self) -> tuple[int, float, float]:
+        """Tokens, wall seconds and CPU-seconds since."""
+        sql = "select coalesce(sum(completion_tokens), 0) as tokens from speaker"
+        row = self._store.row(sql)
+        now = (
+            int(row["tokens"]) if row else 0,
+            time.perf_counter(),
+            cpu_of(self._pid),
+        )
+        before = getattr(self, "_before", now)
+        self._before = now
+        return now[0] - before[0], now[1] - before[1], now[2] - before[2]
+
+
+def over_http(http: httpx.Client, number: int) -> float:
+    """One streamed answer; milliseconds to its first word."""
+    body = {
+        "messages": [{"role": "user", "content": question(number)}],
+        "max_tokens": TOKENS,
+        "stream": True,
+    }
+    begin, first = time.perf_counter(), 0.0
+    with http.stream("POST", "/v1/chat/completions", json=body) as response:
+        for line in response.iter_lines():
+            if not first and line.startswith("data: {"):
+                (choice,) = json.loads(line.removeprefix("data: "))["choices"]
+                first = (time.perf_counter() - begin) * 1000 if choice["delta"]["content"] else 0.0
+    return first
+
+
+def sse_round(http: httpx.Client, answers: Answers, streams: int, rate: Rate) -> None:
+    """All streams at once over HTTP."""
+    answers.look()
+    with ThreadPoolExecutor(streams) as threads:
+        firsts = list(threads.map(lambda number: over_http(http, number), range(streams)))
+    rate.add(*answers.look(), firsts)
+
+
+def page_rounds(server: Server, answers: Answers, pages: int, rounds: int, rate: Rate) -> None:
+    """So many browser tabs that ask at once."""
+    from contextlib import ExitStack
+
+    from playwright.sync_api import sync_playwright
+
+    from tests.scripted import settled, start, visitor
+
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    with sync_playwright() as playwright, ExitStack() as open_tabs:
+        browser = playwright.chromium.launch(executable_path=path, args=flags)
+        tabs = [open_tabs.enter_context(visitor(browser, server.url)) for _ in range(pages)]
+        for number in range(rounds):
+            answers.look()
+            for at, tab in enumerate(tabs):
+                start(tab, question(number + at))
+            for tab in tabs:
+                settled(tab)
+            rate.add(*answers.look(), [])
+
+
+def measure(args: argparse.Namespace, root: Path) -> dict[str, Rate]:
+    """All rows of the table; the bare engine and HTTP take turns."""
+    rates = {"engine": Rate(), "SSE": Rate()}
+    home = Home.find(root / "home")
+    threads = f"threads = {args.threads}\n"
+    home.toml.write_text(f"[engine]\n{threads}\n[chat]\nmax_tokens = {TOKENS}\n")
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    options = (theirs, args.base, args.streams, args.threads)
+    bare = multiprocessing.get_context("spawn").Process(target=engine, args=options, daemon=True)
+    bare.start()
+    server = Server(home, "--base-model", args.base).ready()
+    answers = Answers(server, home)
+    try:
+        with httpx.Client(base_url=server.url, timeout=300) as http:
+            alternate(
+                args.rounds, ours, rates, lambda rate: sse_round(http, answers, args.streams, rate)
+            )
+            if not args.no_page and (shutil.which("chromium") or shutil.which("chromium-browser")):
+                rates["SSE, as many as tabs"], rates["page"] = Rate(), Rate()
+                for _ in range(args.rounds):
+                    sse_round(http, answers, args.tabs, rates["SSE, as many as tabs"])
+                page_rounds(server, answers, args.tabs, args.rounds, rates["page"])
+    finally:
+        server.kill()
+        ours.send(False)
+    return rates
+
+
+def alternate(
+    rounds: int, pipe: Connection, rates: dict[str, Rate], http_round: Callable[[Rate], None]
+) -> None:
+    """Rounds of the bare engine and of HTTP by turns; the first of each only warms up."""
+    for number in range(rounds + 1):
+        pipe.send(True)
+        told = pipe.recv()
+        kept = number > 0
+        if kept:
+            rates["engine"].add(*told)
+        http_round(rates["SSE"] if kept else Rate())
+
+
+def report(rates: dict[str, Rate], streams: int) -> str:
+    """The table as Markdown."""
+    lines = ["| way | tok/s | tok per CPU-s | first token, ms |", "|---|---|---|---|"]
+    for name, rate in rates.items():
+        first = f"{statistics.median(rate.first):.0f}" if rate.first else ""
+        lines.append(f"| {name} | {rate.per_second:.0f} | {rate.per_cpu:.0f} | {first} |")
+    bare, sse = rates["engine"], rates["SSE"]
+    later = statistics.median(sse.first) - statistics.median(bare.first)
+    lines.append(
+        f"\n{streams} streams: SSE has {sse.per_second / bare.per_second:.2f} of the engine's "
+        f"tokens/s, {sse.per_cpu / bare.per_cpu:.2f} per CPU-second; first token {later:+.0f} ms."
+    )
+    if "page" in rates:
+        times = rates["SSE, as many as tabs"].per_cpu / rates["page"].per_cpu
+        lines.append(
+            f"A token through the page costs {times:.1f} times the server CPU of one by SSE."
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--base", default=STARTER)
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--tabs", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=0, help="of the engine; 0: all cores")
+    parser.add_argument("--no-page", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temp:
+        print(report(measure(args, Path(temp)), args.streams))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

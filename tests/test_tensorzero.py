@@ -1,0 +1,108 @@
+"""TensorZero's feedback, over real HTTP: what each metric is here, and what is refused."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from chatbot.service import Service
+from feedback.settings import Home
+from tests.asking import api_of, ask, refusal
+from tests.processes import TOML
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Service]:
+    home = Home.find(tmp_path_factory.mktemp("tensorzero"))
+    home.toml.write_text(TOML)
+    service = Service.open(home, str(tiny_base), poll_seconds=0.1)
+    yield service
+    service.close()
+
+
+@pytest.fixture(scope="module")
+def http(service: Service) -> Iterator[httpx.Client]:
+    with api_of(service) as address, httpx.Client(base_url=address, timeout=60) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "kind", "kept"),
+    [
+        ("thumbs_up", True, "thumb", {"up": True}),
+        ("thumb", False, "thumb", {"up": False}),
+        ("comment", "Too long.", "comment", {"text": "Too long."}),
+        ("demonstration", "At ten.", "edit", {"text": "At ten."}),
+    ],
+)
+def test_a_metric_is_feedback_of_the_person_who_got_the_answer(
+    http: httpx.Client, service: Service, metric: str, value: Any, kind: str, kept: dict[str, Any]
+) -> None:
+    id = ask(http, user="ann").json()["id"]
+    answer = http.post(
+        "/feedback", json={"inference_id": id, "metric_name": metric, "value": value, "tags": {}}
+    )
+    (row,) = service.store.feedback_on(id)
+    assert answer.json() == {"feedback_id": row.id}
+    assert (row.kind, row.value, row.person) == (kind, kept, "ann")
+
+
+def test_an_episode_is_a_conversation_and_its_last_answer_is_meant(
+    http: httpx.Client, service: Service
+) -> None:
+    first = ask(http).json()
+    talk = first["metadata"]["conversation_id"]
+    last = ask(http, metadata={"conversation_id": talk}).json()["id"]
+    said = {"episode_id": talk, "metric_name": "thumbs_up", "value": True}
+    assert http.post("/feedback", json=said).status_code == 200
+    assert len(service.store.feedback_on(last)) == 1 and not service.store.feedback_on(first["id"])
+
+
+def test_tags_name_the_person_and_the_key(http: httpx.Client, service: Service) -> None:
+    id = ask(http).json()["id"]
+    tags = {"user": "bob", "idempotency_key": "t-1", "app": "shop"}
+    said = {"inference_id": id, "metric_name": "thumb", "value": True, "tags": tags}
+    assert http.post("/feedback", json=said).json() == http.post("/feedback", json=said).json()
+    (row,) = service.store.feedback_on(id)
+    assert (row.person, row.idempotency_key) == ("bob", "t-1")
+    assert refusal(http.post("/feedback", json={**said, "value": False}))[0] == 409
+
+
+def test_a_dry_run_checks_and_keeps_nothing(http: httpx.Client, service: Service) -> None:
+    id = ask(http).json()["id"]
+    said = {"inference_id": id, "metric_name": "demonstration", "value": "At ten.", "dryrun": True}
+    assert http.post("/feedback", json=said).json()["feedback_id"].startswith("fb-")
+    assert refusal(http.post("/feedback", json={**said, "value": " "}))[0] == 400
+    assert refusal(http.post("/feedback", json={**said, "inference_id": "msg-0"}))[0] == 404
+    assert service.store.feedback_on(id) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"metric_name": "accuracy", "value": 0.7}, "metric_name", "there are thumb"),
+        ({"metric_name": "task_success", "value": True}, "metric_name", "there are thumb"),
+        ({"metric_name": "thumb", "value": 0.7}, "value", "true or false, not 0.7"),
+        ({"metric_name": "thumb", "value": "true"}, "value", "true or false"),
+        ({"metric_name": "comment", "value": True}, "value", "a text, not True"),
+        ({"metric_name": "thumb", "value": True, "episode_id": "con-1"}, "inference_id", "either"),
+        ({"metric_name": "thumb", "value": True, "inference_id": None}, "inference_id", "either"),
+    ],
+)
+def test_what_has_no_honest_meaning_here_is_refused(
+    http: httpx.Client, service: Service, fields: dict[str, Any], param: str, words: str
+) -> None:
+    id = ask(http).json()["id"]
+    status, error = refusal(http.post("/feedback", json={"inference_id": id, **fields}))
+    assert (status, error["param"]) == (400, param) and words in error["message"]
+    assert service.store.feedback_on(id) == []
+
+
+def test_a_demonstration_is_of_one_answer(http: httpx.Client) -> None:
+    talk = ask(http).json()["metadata"]["conversation_id"]
+    said = {"episode_id": talk, "metric_name": "demonstration", "value": "At ten."}
+    assert refusal(http.post("/feedback", json=said))[1]["param"] == "inference_id"
+    assert refusal(http.post("/feedback", json={**said, "episode_id": "con-0"}))[0] == 404
+    assert refusal(http.get("/feedback"))[0] == 405
