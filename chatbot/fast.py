@@ -83,12 +83,14 @@ class Layer:
 
     def _attend(self, qkv: torch.Tensor, step: Step, cache: SlotCache) -> torch.Tensor:
         """Queries, keys and values of the new tokens -> what they read, [rows * tokens, ..]."""
-        heads = qkv.view(len(qkv), -1, self.size)
+        count, rows = qkv.shape[0], step.mask.shape[0]
+        tokens = count // rows
+        heads = qkv.view(count, -1, self.size)
         turned = self._turn(heads[:, : self.heads + self.kv], step)
-        rows, tokens = len(step.mask), len(qkv) // len(step.mask)
-        news = (turned[:, self.heads :], heads[:, self.heads + self.kv :])
+        new = (rows, tokens, self.kv, self.size)
         keys, values = cache.update(
-            *(new.view(rows, tokens, self.kv, self.size).transpose(1, 2) for new in news),
+            turned[:, self.heads :].view(new).transpose(1, 2),
+            heads[:, self.heads + self.kv :].view(new).transpose(1, 2),
             self.index,
         )
         # Heads that share keys and values stand side by side like tokens, and nothing is repeated.
@@ -98,7 +100,7 @@ class Layer:
             q, keys, values, attn_mask=step.mask, scale=self.scale
         )
         read = read.view(rows, self.kv, -1, tokens, self.size).permute(0, 3, 1, 2, 4)
-        return read.reshape(len(qkv), -1)
+        return read.reshape(count, -1)
 
     def _turn(self, heads: torch.Tensor, step: Step) -> torch.Tensor:
         """Rotary positions for queries and keys at once."""
@@ -134,7 +136,8 @@ class Fast(Forward):
         """ids and positions [rows, tokens], `used` positions in the cache -> [rows, vocabulary]."""
         embedded = self._model.model.embed_tokens(ids)
         mask = self._mask(positions, used).repeat(1, 1, self._group, 1)
-        step = Step(*self._model.model.rotary_emb(embedded, positions), mask)
+        cos, sin = self._model.model.rotary_emb(embedded, positions)
+        step = Step(cos, sin, mask)
         x = embedded.flatten(0, 1)
         for layer in self._layers:
             x = layer(x, step, self._cache)

@@ -1,9 +1,9 @@
 """Linears of one input fused into one product, with their weights held once."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import nn
 
 from chatbot.product import Product
 from chatbot.rows import Joint, RowLinear, Rows
@@ -18,7 +18,7 @@ class Fused(Joint):
     def __init__(self, rows: Rows, names: Sequence[str]) -> None:
         super().__init__(rows.plan, names)
         self._linears = [rows.linears[name] for name in names]
-        modules = [linear.module for linear in self._linears]
+        modules: list[Any] = [linear.module for linear in self._linears]
         weight = torch.cat([module.weight.detach() for module in modules])
         self._sizes = [len(module.weight) for module in modules]
         self._product = Product(weight, _bias(modules, weight))
@@ -50,7 +50,7 @@ class Fused(Joint):
         return lambda x: self._product(x)[..., start:end].contiguous()
 
 
-def _bias(modules: Sequence[nn.Module], weight: torch.Tensor) -> torch.Tensor | None:
+def _bias(modules: Sequence[Any], weight: torch.Tensor) -> torch.Tensor | None:
     """The biases side by side, zero where a linear has none; None where none has."""
     found = [(module.bias, len(module.weight)) for module in modules]
     if all(bias is None for bias, _ in found):

@@ -32,7 +32,7 @@ class Product:
 
 def _packable(weight: torch.Tensor) -> bool:
     """Whether oneDNN serves this device and type."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

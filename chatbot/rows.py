@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from chatbot.engine import EngineError
 from chatbot.lora import Tensors
 from chatbot.product import Product
 
@@ -43,7 +44,7 @@ class Plan:
             rank = width // len(self.adapters)
             self._masks[width] = self._owner.repeat_interleave(rank, dim=-1)
         mask = self._masks[width]
-        return low.view(len(mask), -1, width).mul_(mask).view_as(low)
+        return low.view(mask.shape[0], -1, width).mul_(mask).view_as(low)
 
 
 class LowRank:
@@ -61,7 +62,7 @@ class LowRank:
             return y
         if not self.plan.mixed:
             a, b = self.pairs[names[0]]
-            low = functional.linear(x, a).view(-1, len(a))
+            low = functional.linear(x, a).view(-1, a.shape[0])
             return y.view(-1, y.shape[-1]).addmm_(low, b.t()).view_as(y)
         down, up = self._join(names)
         return y.add_(up(self.plan.own(down(x))))
@@ -110,12 +111,13 @@ class Joint(LowRank):
         """
         mine = [pairs[name] for name in self.names]
         a = torch.cat([a for a, _ in mine])
-        b = torch.block_diag(*(b for _, b in mine))
+        b = a.new_zeros(sum(b.shape[0] for _, b in mine), a.shape[0])
         top = left = 0
         for name, (_, part) in zip(self.names, mine, strict=True):
-            out, rank = part.shape
-            pairs[name] = a[left : left + rank], b[top : top + out, left : left + rank]
-            top, left = top + out, left + rank
+            bottom, right = top + part.shape[0], left + part.shape[1]
+            b[top:bottom, left:right] = part
+            pairs[name] = a[left:right], b[top:bottom, left:right]
+            top, left = bottom, right
         return a, b
 
 
@@ -127,6 +129,8 @@ class Rows:
     """All target linears of one model, and the adapters they hold."""
 
     def __init__(self, model: nn.Module, targets: Sequence[str]) -> None:
+        if any("forward" in vars(model.get_submodule(name)) for name in targets):
+            raise EngineError("This base serves another engine. Close that one or load it again.")
         self.plan = Plan()
         self.linears = {name: RowLinear(model.get_submodule(name), self.plan) for name in targets}
         self.joints: list[Joint] = []

@@ -196,6 +196,11 @@ def test_an_engine_leaves_the_model_as_it_found_it(oracle: Oracle) -> None:
     assert "forward" not in vars(oracle.base.model.get_submodule("model.layers.0.mlp.up_proj"))
 
 
+def test_one_base_serves_one_engine_at_a_time(oracle: Oracle, engine: TorchEngine) -> None:
+    with pytest.raises(EngineError, match="serves another engine"):
+        TorchEngine(oracle.base, EngineSettings(threads=1))
+
+
 # -- The fast path
 
 
