@@ -28,10 +28,10 @@ class Session(BaseModel):
 
 def router(service: "Service") -> APIRouter:
     """The route /session."""
-    routes = APIRouter()
+    routes = APIRouter(include_in_schema=False)  # the pages' own
     access = service.access
 
-    @routes.post("/session", responses={401: {"description": "The key is none, or revoked."}})
+    @routes.post("/session")
     def log_in(body: Login, request: Request, response: Response) -> Session:
         """Log in with a key; the cookie that stands for it ends with the key."""
         caller = access.known(body.key.strip())

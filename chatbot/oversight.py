@@ -5,26 +5,20 @@
 Every decision is kept with the name of the key that it came with.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
 from chatbot.access import Caller
 from chatbot.registry import AdapterRow, Promotion
+from chatbot.shapes import REFUSALS
 from feedback import review
 from feedback.review import Action, Decision, Item
 from feedback.store import Role
 
 if TYPE_CHECKING:
     from chatbot.service import Service
-
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The body makes no sense, or the decision cannot be taken."},
-    401: {"description": "The key was never made here, or is revoked."},
-    403: {"description": "It takes a key of a higher role."},
-    404: {"description": "There is no such answer or adapter."},
-}
 
 
 class Said(BaseModel):
@@ -96,7 +90,7 @@ class PromotionRequest(BaseModel):
 
 def router(service: "Service") -> APIRouter:
     """The routes of reviews and adapters."""
-    routes = APIRouter(prefix="/v1", responses=REFUSALS)
+    routes = APIRouter(prefix="/v1", tags=["oversight"], responses=REFUSALS)
     reviewer = Depends(service.access.at_least("reviewer"))
     operator = Depends(service.access.at_least("operator"))
 

@@ -95,6 +95,15 @@ class Kept(BaseModel):
     feedback_id: str
 
 
+class Ready(BaseModel):
+    """Whether to send people here; ``reason`` says why not."""
+
+    ready: bool
+    adapter: str
+    warning: str
+    reason: str | None = None
+
+
 EXAMPLE = {
     "error": {
         "message": "there is no model 'gpt-9'; GET /v1/models lists those there are",

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatbot.meters import Backlog, Meters
+from chatbot.shapes import REFUSALS, Ready
 from feedback.database import StoreError
 from feedback.store import Store
 
@@ -28,11 +29,11 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 def router(service: "Service", backlog: Backlog) -> APIRouter:
     """``/readyz`` and ``/metrics``."""
-    routes = APIRouter()
+    routes = APIRouter(tags=["health"], responses=REFUSALS)
     database = Writable(service.store)
     registry = service.meters.registry(service, backlog)
 
-    @routes.get("/readyz")
+    @routes.get("/readyz", response_model=Ready)
     def readyz() -> JSONResponse:
         """Whether to send people here: somebody speaks, and what they say can be kept."""
         complaint = database.complaint()
@@ -41,7 +42,9 @@ def router(service: "Service", backlog: Backlog) -> APIRouter:
             return JSONResponse({**ready, "reason": complaint}, 503)
         return JSONResponse(ready)
 
-    @routes.get("/metrics", dependencies=[Depends(service.access.at_least("operator"))])
+    operator = Depends(service.access.at_least("operator"))
+
+    @routes.get("/metrics", dependencies=[operator], include_in_schema=False)
     def metrics() -> Response:
         """Counters, gauges and histograms in Prometheus' text format."""
         text = prometheus.generate_latest(registry)

@@ -6,6 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 import schemathesis
+import schemathesis.specs.openapi.schemas  # here, before the server's threads parse beside it
 from hypothesis import HealthCheck, given, settings
 from schemathesis import APIOperation, BaseSchema, Case, GenerationMode
 from schemathesis.checks import (
