@@ -58,12 +58,18 @@ class ServerError(TalkbackError):
 
 def create_app(service: "Service") -> "FastAPI":
     """The API, and the pages at "/". The service is closed with the app."""
+    from chatbot.pages.site import mount
+
+    return mount(create_api(service), service)
+
+
+def create_api(service: "Service") -> "FastAPI":
+    """The API alone, described at /openapi.json."""
     from contextlib import asynccontextmanager
 
     from fastapi import FastAPI
 
     from chatbot import api, problems
-    from chatbot.pages.site import mount
 
     @asynccontextmanager
     async def lifespan(_: FastAPI):  # type: ignore[no-untyped-def]  # FastAPI's own shape
@@ -73,7 +79,7 @@ def create_app(service: "Service") -> "FastAPI":
     app = FastAPI(title="Talkback", docs_url=None, redoc_url=None, lifespan=lifespan)
     problems.install(app)
     app.include_router(api.router(service))
-    return mount(app, service)
+    return app
 
 
 def run(
