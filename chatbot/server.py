@@ -81,13 +81,19 @@ class ServerError(TalkbackError):
 
 def create_app(service: "Service", settings: ServerSettings | None = None) -> "FastAPI":
     """The API, and the pages at "/". The service is closed with the app; SettingsError."""
+    from chatbot.pages.site import mount
+
+    return mount(create_api(service, settings), service)
+
+
+def create_api(service: "Service", settings: ServerSettings | None = None) -> "FastAPI":
+    """The API alone, described at /openapi.json; SettingsError."""
     from contextlib import asynccontextmanager
 
     from fastapi import FastAPI
 
     from chatbot import api, login, oversight, problems, watch
     from chatbot.hooks import Hooks, WebhookSettings
-    from chatbot.pages.site import mount
 
     hooks = Hooks(service.home, service.store, WebhookSettings.read(service.home))
 
@@ -106,7 +112,7 @@ def create_app(service: "Service", settings: ServerSettings | None = None) -> "F
     app.include_router(oversight.router(service))
     app.include_router(watch.router(service, hooks))
     app.include_router(api.router(service))  # the last of /v1: what is not there ends here
-    return mount(app, service)
+    return app
 
 
 def guard(app: "FastAPI", access: Access, settings: ServerSettings) -> None:

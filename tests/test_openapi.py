@@ -17,7 +17,7 @@ from schemathesis.checks import (
     unsupported_method,
 )
 
-from chatbot.server import create_app
+from chatbot.server import create_api
 from chatbot.service import Service
 from feedback.settings import Home
 from tests.serving import serving
@@ -39,11 +39,11 @@ CHECKS = [
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[str]:
-    """The whole server, pages and all, over real HTTP."""
+    """All that the server has but its pages, over real HTTP."""
     home = Home.find(tmp_path_factory.mktemp("openapi"))
     home.toml.write_text(TOML)
     service = Service.open(home, str(tiny_base), poll_seconds=60)
-    with serving(create_app(service)) as address:
+    with serving(create_api(service)) as address:
         yield address
 
 
