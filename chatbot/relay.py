@@ -21,7 +21,7 @@ def token_body(request: Request, model: str, limit: int, ends: list[int]) -> dic
         **_common(sampling, model, limit),
         "prompt": request.prompt_ids,
         "top_k": sampling.top_k,
-        "min_p": sampling.min_p,
+        "min_p": 0.0,
         "repetition_penalty": sampling.repetition_penalty,
         "stop_token_ids": ends,
         "return_token_ids": True,
@@ -39,8 +39,6 @@ def text_body(
     )
     if sampling.top_k:
         body["top_k"] = sampling.top_k
-    if sampling.min_p:
-        body["min_p"] = sampling.min_p
     if sampling.repetition_penalty != 1:
         body["repetition_penalty"] = sampling.repetition_penalty
     return body
@@ -52,8 +50,6 @@ def _common(sampling: Sampling, model: str, limit: int) -> dict[str, Any]:
         "max_tokens": limit,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "frequency_penalty": sampling.frequency_penalty,
-        "presence_penalty": sampling.presence_penalty,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -61,8 +57,6 @@ def _common(sampling: Sampling, model: str, limit: int) -> dict[str, Any]:
         body["stop"] = list(sampling.stop)
     if sampling.seed is not None:
         body["seed"] = sampling.seed
-    if sampling.logit_bias:
-        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     return body
 
 

@@ -126,8 +126,6 @@ class RemoteEngine:
             "max_length": self.max_length,
             "device": "remote",
             **self._counts,
-            "recalled": 0,
-            "recalls": 0,
             "steps": 0,
             "replicas": [replica.stats() for replica in self._fleet.replicas],
         }
@@ -147,8 +145,6 @@ class RemoteEngine:
 
     def _check(self, request: Request) -> None:
         sampler.check(request.sampling)
-        if request.sampling.logprobs is not None:
-            raise EngineError("logprobs are told by the in-process engine only. Leave them out.")
         if not request.prompt_ids:
             raise EngineError("The prompt is empty. Send at least one token.")
         if len(request.prompt_ids) >= self.max_length:

@@ -15,7 +15,6 @@ import uvicorn
 from playwright.sync_api import Browser, Page, expect
 
 from chatbot.base import load_base
-from chatbot.batching import COUNTS
 from chatbot.engine import BASE, Busy, Request, Stream, UnknownAdapter
 from chatbot.server import create_app
 from chatbot.service import Service
@@ -67,8 +66,7 @@ class ScriptedEngine:
         stream.end("stop")
 
     def stats(self) -> dict[str, Any]:
-        numbers = ("slots", "running", "waiting", "requests", *COUNTS)
-        return {"adapters": {}, **dict.fromkeys(numbers, 0)}
+        return {}
 
     def close(self) -> None:
         self.answers.clear()

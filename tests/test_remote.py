@@ -162,28 +162,18 @@ def test_a_request_is_our_own_tokens_and_leaves_nothing_to_the_servers_defaults(
 ) -> None:
     server = serve()
     engine = connect(server)
-    sampling = Sampling(5, 0.7, 0.9, 40, 0.1, 1.1, ("zzz",), 7, 0.5, -0.5, ((9, 2.0),))
+    sampling = Sampling(5, 0.7, 0.9, 40, 1.1, ("zzz",), 7)
     asked = world.request(BASE, sampling)
     ended(engine.submit(asked))
     ended(engine.submit(world.request()))
     first, second = server.completions()
     assert first["prompt"] == asked.prompt_ids and first["model"] == MODEL
     wanted = {"max_tokens": 5, "temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 7}
-    wanted |= {"min_p": 0.1, "repetition_penalty": 1.1, "stop": ["zzz"], "stream": True}
-    wanted |= {"frequency_penalty": 0.5, "presence_penalty": -0.5, "logit_bias": {"9": 2.0}}
+    wanted |= {"repetition_penalty": 1.1, "stop": ["zzz"], "stream": True}
     assert wanted.items() <= first.items()
     assert first["stop_token_ids"] == [world.base.tokenizer.eos_token_id]
     usual = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
     assert usual.items() <= second.items() and "stop" not in second and "seed" not in second
-
-
-def test_log_probabilities_are_refused_before_anybody_is_asked(
-    world: World, serve: Serve, connect: Connect
-) -> None:
-    server = serve()
-    with pytest.raises(EngineError, match="logprobs"):
-        connect(server).submit(world.request(BASE, Sampling(logprobs=1)))
-    assert server.completions() == []
 
 
 def test_a_server_that_tells_no_tokens_is_believed_their_number(
