@@ -5,10 +5,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from chatbot.engine import Finish, Request, Sampling, Stream
+from chatbot.engine import Chance, EngineError, Finish, Request, Sampling, Stream
 from chatbot.replica import Failed
 
 FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length"}
+TOKEN = "token_id:"
+"""How vLLM writes a token among log probabilities, for a token's text need not be its own."""
 
 
 def token_body(request: Request, model: str, limit: int, ends: list[int]) -> dict[str, Any]:
@@ -23,6 +25,10 @@ def token_body(request: Request, model: str, limit: int, ends: list[int]) -> dic
         "top_k": sampling.top_k,
         "min_p": 0.0,
         "repetition_penalty": sampling.repetition_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "logprobs": sampling.logprobs,
+        "return_tokens_as_token_ids": True,
         "stop_token_ids": ends,
         "return_token_ids": True,
     }
@@ -33,6 +39,8 @@ def text_body(
 ) -> dict[str, Any]:
     """What any OpenAI-compatible server is asked: the prompt's text, and no more than is needed."""
     sampling = request.sampling
+    if sampling.logprobs is not None:
+        raise EngineError("The server tells no tokens. Leave logprobs out, or serve with vLLM.")
     body = _common(sampling, model, limit)
     body["prompt"] = tokenizer.decode(
         request.prompt_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
@@ -41,6 +49,9 @@ def text_body(
         body["top_k"] = sampling.top_k
     if sampling.repetition_penalty != 1:
         body["repetition_penalty"] = sampling.repetition_penalty
+    for name in ("frequency_penalty", "presence_penalty"):
+        if penalty := getattr(sampling, name):
+            body[name] = penalty
     return body
 
 
@@ -57,10 +68,14 @@ def _common(sampling: Sampling, model: str, limit: int) -> dict[str, Any]:
         body["stop"] = list(sampling.stop)
     if sampling.seed is not None:
         body["seed"] = sampling.seed
+    if sampling.logit_bias:
+        body["logit_bias"] = {str(token): by for token, by in sampling.logit_bias}
     return body
 
 
-async def relay(events: AsyncIterator[dict[str, Any]], stream: Stream) -> Finish:
+async def relay(
+    events: AsyncIterator[dict[str, Any]], stream: Stream, likeliest: int = 0
+) -> Finish:
     """Put an answer into its stream as it comes; how it ended. Raises Failed where it breaks off.
 
     A server may send several tokens in one event, or text without its tokens.
@@ -70,6 +85,7 @@ async def relay(events: AsyncIterator[dict[str, Any]], stream: Stream) -> Finish
         if error := event.get("error"):
             raise Failed(f"It broke off: {_message(error)}")
         for choice in event.get("choices") or []:
+            stream.chances += _chances(choice.get("logprobs") or {}, likeliest)
             _hand_over(choice.get("token_ids") or [], str(choice.get("text") or ""), stream)
             finish = str(choice.get("finish_reason") or finish)
         if (usage := event.get("usage")) and not stream.ids:
@@ -88,6 +104,26 @@ def _hand_over(tokens: list[int], text: str, stream: Stream) -> None:
         stream.put(token, text)
     if not tokens:
         stream.say(text)
+
+
+def _chances(told: dict[str, Any], most: int) -> list[Chance]:
+    """The tokens' chances, each with ``most`` likeliest: vLLM lists the chosen token with them."""
+    listed = zip(
+        told.get("tokens") or [],
+        told.get("token_logprobs") or [],
+        told.get("top_logprobs") or [],
+        strict=True,
+    )
+    return [Chance(_id(token), logprob, _likeliest(top, most)) for token, logprob, top in listed]
+
+
+def _likeliest(top: dict[str, float], most: int) -> tuple[tuple[int, float], ...]:
+    best = sorted(top.items(), key=lambda pair: -pair[1])[:most]
+    return tuple((_id(token), logprob) for token, logprob in best)
+
+
+def _id(token: str) -> int:
+    return int(token.removeprefix(TOKEN))
 
 
 def _message(error: Any) -> str:

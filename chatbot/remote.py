@@ -232,7 +232,7 @@ class RemoteEngine:
                 async with replica.complete(body) as events:
                     if not opened.done():
                         opened.set_result(None)
-                    return await relay.relay(events, stream)
+                    return await relay.relay(events, stream, request.sampling.logprobs or 0)
             except Lacks:
                 await self._fleet.heal(replica, adapter)
             except Failed as error:

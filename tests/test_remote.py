@@ -176,6 +176,23 @@ def test_a_request_is_our_own_tokens_and_leaves_nothing_to_the_servers_defaults(
     assert usual.items() <= second.items() and "stop" not in second and "seed" not in second
 
 
+def test_log_probabilities_and_penalties_are_those_of_the_in_process_engine(
+    world: World, serve: Serve, connect: Connect
+) -> None:
+    server = serve()
+    sampling = Sampling(
+        8, frequency_penalty=0.5, presence_penalty=-0.5, logit_bias=((70, 3.0),), logprobs=2
+    )
+    alone = ended(server.engine.submit(world.request(BASE, sampling)))
+    stream = ended(connect(server).submit(world.request(BASE, sampling)))
+    assert stream.ids == alone.ids and stream.text == alone.text
+    assert stream.chances == alone.chances and len(stream.chances) == len(stream.ids)
+    wanted = {"frequency_penalty": 0.5, "presence_penalty": -0.5, "logit_bias": {"70": 3.0}}
+    assert wanted.items() <= server.completions()[0].items()
+    with pytest.raises(EngineError, match="logprobs"):
+        connect(server, prompt="text").submit(world.request(BASE, sampling))
+
+
 def test_a_server_that_tells_no_tokens_is_believed_their_number(
     world: World, serve: Serve, connect: Connect
 ) -> None:

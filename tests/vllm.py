@@ -167,6 +167,10 @@ class Vllm:
             repetition_penalty=body.get("repetition_penalty", 1.0),
             stop=tuple(body.get("stop", ())),
             seed=body.get("seed"),
+            frequency_penalty=body.get("frequency_penalty", 0.0),
+            presence_penalty=body.get("presence_penalty", 0.0),
+            logit_bias=tuple((int(t), by) for t, by in body.get("logit_bias", {}).items()),
+            logprobs=body.get("logprobs"),
         )
         adapter = BASE if body["model"] == MODEL else body["model"]
         return engine.Request(self._ids(body), adapter, sampling)
@@ -177,10 +181,12 @@ class Vllm:
             async for delta in iterate_in_threadpool(stream):
                 while body["model"] in self.held:
                     await asyncio.sleep(0.01)
-                ids = stream.ids[sent:]
+                ids, chances = stream.ids[sent:], stream.chances[sent:]
+                ids = ids[: len(chances)] if body.get("logprobs") is not None else ids
                 sent += len(ids)
-                yield self._chunk(body, delta, ids, None)
-            yield self._chunk(body, "", stream.ids[sent:], stream.finish)
+                yield self._chunk(body, delta, ids, None, chances[: len(ids)])
+            rest = stream.chances[sent:]
+            yield self._chunk(body, "", stream.ids[sent:], stream.finish, rest)
             counts = {
                 "prompt_tokens": stream.prompt_tokens,
                 "completion_tokens": stream.completion_tokens,
@@ -190,12 +196,31 @@ class Vllm:
         finally:
             stream.cancel()
 
-    def _chunk(self, body: dict[str, Any], text: str, ids: list[int], finish: str | None) -> str:
-        choice: dict[str, Any] = {"index": 0, "text": text, "logprobs": None}
+    def _chunk(
+        self,
+        body: dict[str, Any],
+        text: str,
+        ids: list[int],
+        finish: str | None,
+        chances: list[engine.Chance],
+    ) -> str:
+        told = _logprobs(chances) if body.get("logprobs") is not None else None
+        choice: dict[str, Any] = {"index": 0, "text": text, "logprobs": told}
         choice |= {"finish_reason": finish, "stop_reason": None}
         if body.get("return_token_ids") and not self.mute:
             choice["token_ids"] = ids
         return _event({"object": "text_completion", "model": body["model"], "choices": [choice]})
+
+
+def _logprobs(chances: list[engine.Chance]) -> dict[str, Any]:
+    """The chosen token first, then as many of the likeliest as were asked for, itself or not."""
+    tops = [{chance.token: chance.logprob} | dict(chance.top) for chance in chances]
+    return {
+        "text_offset": [0 for _ in chances],
+        "token_logprobs": [chance.logprob for chance in chances],
+        "tokens": [f"token_id:{chance.token}" for chance in chances],
+        "top_logprobs": [{f"token_id:{t}": p for t, p in top.items()} for top in tops],
+    }
 
 
 def _event(value: dict[str, Any]) -> str:
