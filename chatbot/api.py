@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, JsonValue
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
-from starlette.routing import Match, Route
+from starlette.routing import compile_path
 
 from chatbot import shapes
 from chatbot.access import Caller
@@ -161,10 +161,10 @@ def _missing(request: Request) -> Problem:
     """404, or 405 where the path knows other methods."""
     asked = f"{request.method} {request.url.path}"
     allowed = {
-        method
-        for route in request.app.routes
-        if isinstance(route, Route) and route.matches(request.scope)[0] is Match.PARTIAL
-        for method in route.methods or ()
+        method.upper()
+        for path, methods in request.app.openapi()["paths"].items()
+        if compile_path(path)[0].match(request.url.path)
+        for method in methods
     }
     if not allowed:
         return Problem(404, f"there is no {asked}", code="not_found")

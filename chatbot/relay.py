@@ -23,7 +23,7 @@ def token_body(request: Request, model: str, limit: int, ends: list[int]) -> dic
         **_common(sampling, model, limit),
         "prompt": request.prompt_ids,
         "top_k": sampling.top_k,
-        "min_p": 0.0,
+        "min_p": sampling.min_p,
         "repetition_penalty": sampling.repetition_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "presence_penalty": sampling.presence_penalty,
@@ -45,13 +45,11 @@ def text_body(
     body["prompt"] = tokenizer.decode(
         request.prompt_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
-    if sampling.top_k:
-        body["top_k"] = sampling.top_k
     if sampling.repetition_penalty != 1:
         body["repetition_penalty"] = sampling.repetition_penalty
-    for name in ("frequency_penalty", "presence_penalty"):
-        if penalty := getattr(sampling, name):
-            body[name] = penalty
+    for name in ("top_k", "min_p", "frequency_penalty", "presence_penalty"):
+        if value := getattr(sampling, name):
+            body[name] = value
     return body
 
 

@@ -162,14 +162,14 @@ def test_a_request_is_our_own_tokens_and_leaves_nothing_to_the_servers_defaults(
 ) -> None:
     server = serve()
     engine = connect(server)
-    sampling = Sampling(5, 0.7, 0.9, 40, 1.1, ("zzz",), 7)
+    sampling = Sampling(5, 0.7, 0.9, 40, 0.1, 1.1, ("zzz",), 7)
     asked = world.request(BASE, sampling)
     ended(engine.submit(asked))
     ended(engine.submit(world.request()))
     first, second = server.completions()
     assert first["prompt"] == asked.prompt_ids and first["model"] == MODEL
     wanted = {"max_tokens": 5, "temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 7}
-    wanted |= {"repetition_penalty": 1.1, "stop": ["zzz"], "stream": True}
+    wanted |= {"min_p": 0.1, "repetition_penalty": 1.1, "stop": ["zzz"], "stream": True}
     assert wanted.items() <= first.items()
     assert first["stop_token_ids"] == [world.base.tokenizer.eos_token_id]
     usual = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -186,7 +186,10 @@ def test_log_probabilities_and_penalties_are_those_of_the_in_process_engine(
     alone = ended(server.engine.submit(world.request(BASE, sampling)))
     stream = ended(connect(server).submit(world.request(BASE, sampling)))
     assert stream.ids == alone.ids and stream.text == alone.text
-    assert stream.chances == alone.chances and len(stream.chances) == len(stream.ids)
+    assert len(stream.chances) == len(stream.ids)
+    for one, other in zip(stream.chances, alone.chances, strict=True):  # its prefix was recalled
+        assert dict(one.top) == pytest.approx(dict(other.top), abs=1e-4)
+        assert one.token == other.token and one.logprob == pytest.approx(other.logprob, abs=1e-4)
     wanted = {"frequency_penalty": 0.5, "presence_penalty": -0.5, "logit_bias": {"70": 3.0}}
     assert wanted.items() <= server.completions()[0].items()
     with pytest.raises(EngineError, match="logprobs"):
