@@ -1,8 +1,8 @@
 """Which engine speaks: the settings choose, here and nowhere else."""
 
 from chatbot.base import STARTER, Base, load_base
-from chatbot.batching import EngineSettings, TorchEngine
-from chatbot.remote import RemoteEngine
+from chatbot.inprocess.batching import EngineSettings, TorchEngine
+from chatbot.remote.engine import RemoteEngine
 
 
 def start(

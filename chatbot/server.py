@@ -92,8 +92,8 @@ def create_api(service: "Service", settings: ServerSettings | None = None) -> "F
 
     from fastapi import FastAPI
 
-    from chatbot import api, login, oversight, problems, watch
-    from chatbot.hooks import Hooks, WebhookSettings
+    from chatbot.api import login, oversight, problems, routes, watch
+    from chatbot.api.hooks import Hooks, WebhookSettings
 
     hooks = Hooks(service.home, service.store, WebhookSettings.read(service.home))
 
@@ -111,7 +111,7 @@ def create_api(service: "Service", settings: ServerSettings | None = None) -> "F
     app.include_router(login.router(service))
     app.include_router(oversight.router(service))
     app.include_router(watch.router(service, hooks))
-    app.include_router(api.router(service))  # the last of /v1: what is not there ends here
+    app.include_router(routes.router(service))  # the last of /v1: what is not there ends here
     return app
 
 
@@ -119,7 +119,7 @@ def guard(app: "FastAPI", access: Access, settings: ServerSettings) -> None:
     """Put the limits before the app, and before them who of other web sites may ask at all."""
     from starlette.middleware.cors import CORSMiddleware
 
-    from chatbot.limits import Limits
+    from chatbot.api.limits import Limits
 
     rate = settings.rate_per_minute
     if rate is None:

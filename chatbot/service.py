@@ -16,7 +16,6 @@ from typing import Self
 from chatbot import engines, lora
 from chatbot.access import Access
 from chatbot.base import Base, encode
-from chatbot.batching import EngineSettings
 from chatbot.engine import (
     BASE,
     Busy,
@@ -27,6 +26,7 @@ from chatbot.engine import (
     UnknownAdapter,
     Unreachable,
 )
+from chatbot.inprocess.batching import EngineSettings
 from chatbot.meters import Meters
 from chatbot.registry import Promotion, Registry
 from chatbot.turn import ChatSettings, Turn

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from chatbot.base import Base, Messages, encode, encode_answer
-from chatbot.batching import EngineSettings, TorchEngine
 from chatbot.engine import Request, Sampling, Stream, TooLong
+from chatbot.inprocess.batching import EngineSettings, TorchEngine
 from feedback.errors import TalkbackError
 from feedback.likeness import near_pairs, normalise
 from feedback.snapshot import Record, Snapshot

@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from chatbot import api, problems
+from chatbot.api import problems
+from chatbot.api import routes as api
 from chatbot.service import Service
 from tests.serving import serving
 

@@ -37,7 +37,7 @@ class LightServer:
 
     def __init__(self, home: Home) -> None:
         processes = multiprocessing.get_context("forkserver")
-        processes.set_forkserver_preload(["chatbot.api", "tests.kills"])
+        processes.set_forkserver_preload(["chatbot.api.routes", "tests.kills"])
         port, tell = processes.Pipe(duplex=False)
         self.process = processes.Process(target=_serve, args=(home.db, tell), daemon=True)
         self.process.start()
@@ -56,7 +56,8 @@ def _serve(db: Path, tell: Connection) -> None:
     import uvicorn
     from fastapi import FastAPI
 
-    from chatbot import api, problems
+    from chatbot.api import problems
+    from chatbot.api import routes as api
 
     service: Any = SimpleNamespace(store=Store(db))
     app = FastAPI()

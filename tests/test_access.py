@@ -16,8 +16,9 @@ from fastapi import FastAPI
 from starlette.requests import HTTPConnection
 from starlette.routing import Mount
 
-from chatbot import api, oversight, problems
 from chatbot.access import Access, Caller
+from chatbot.api import oversight, problems
+from chatbot.api import routes as api
 from chatbot.hub import visitor_of
 from chatbot.pages.people import LoggedIn, People
 from chatbot.server import create_app

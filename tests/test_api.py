@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from chatbot import api
+from chatbot.api import routes as api
 from chatbot.service import Service
 from feedback.review import decide
 from feedback.settings import Home

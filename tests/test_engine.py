@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatbot import fused
 from chatbot.base import Base, encode, ends, load_base
-from chatbot.batching import EngineSettings, TorchEngine
 from chatbot.engine import (
     BASE,
     Busy,
@@ -24,8 +22,10 @@ from chatbot.engine import (
     TooLong,
     UnknownAdapter,
 )
+from chatbot.inprocess import fused
+from chatbot.inprocess.batching import EngineSettings, TorchEngine
+from chatbot.inprocess.prefixes import Prefixes
 from chatbot.lora import AdapterError
-from chatbot.prefixes import Prefixes
 from tests import models
 
 QUESTIONS = (
@@ -531,7 +531,7 @@ def test_a_stop_string_split_over_tokens_never_shows(oracle: Oracle, engine: Tor
 
 
 def test_deltas_are_whole_characters_and_add_up(oracle: Oracle, engine: TorchEngine) -> None:
-    from chatbot.detokenizer import Detokenizer
+    from chatbot.inprocess.detokenizer import Detokenizer
 
     text = "漢字 naïve 🙂🎉 \U0001f9d1\u200d\U0001f680 Ωmega\u0300"
     ids = oracle.base.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -575,7 +575,7 @@ def test_sampling_keeps_the_tokens_that_transformers_would_keep() -> None:
         TopPLogitsWarper,
     )
 
-    from chatbot.sampler import Sampler
+    from chatbot.inprocess.sampler import Sampler
 
     logits = torch.randn(3000, generator=torch.Generator().manual_seed(3))
     cuts = ((0, 0.5, 0), (0, 0.95, 0), (40, 1, 0), (40, 0.7, 0), (0, 1, 0.1), (40, 0.9, 0.3))

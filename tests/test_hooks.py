@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from chatbot.hooks import Hooks, WebhookSettings
+from chatbot.api.hooks import Hooks, WebhookSettings
 from chatbot.registry import Registry
 from feedback.ids import now
 from feedback.review import decide

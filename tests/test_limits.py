@@ -9,9 +9,9 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.requests import HTTPConnection
 
-from chatbot import problems
 from chatbot.access import Access
-from chatbot.limits import CALLERS, Bucket, address, counted
+from chatbot.api import problems
+from chatbot.api.limits import CALLERS, Bucket, address, counted
 from chatbot.server import ServerSettings, guard
 from feedback import keys
 from feedback.store import Store

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from chatbot.api.logprobs import Speller
 from chatbot.engine import Chance
-from chatbot.logprobs import Speller
 from tests.models import STOP, write_tokenizer
 
 

@@ -9,8 +9,9 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from chatbot import api, problems, watch
-from chatbot.hooks import Hooks, WebhookSettings
+from chatbot.api import problems, watch
+from chatbot.api import routes as api
+from chatbot.api.hooks import Hooks, WebhookSettings
 from chatbot.service import Service
 from chatbot.turn import reply
 from feedback.review import decide

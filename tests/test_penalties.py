@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from chatbot.engine import EngineError, Sampling
-from chatbot.penalties import Penalties
-from chatbot.sampler import Sampler, chance, check
+from chatbot.inprocess.penalties import Penalties
+from chatbot.inprocess.sampler import Sampler, chance, check
 
 LOGITS = torch.tensor([1.0, 2.0, 3.0, 4.0])
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from chatbot.hooks import WebhookSettings, key_of
+from chatbot.api.hooks import WebhookSettings, key_of
 from chatbot.turn import ChatSettings
 from feedback import keys
 from feedback.settings import Home, check_tables

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from chatbot import engines, lora
 from chatbot.base import Base, encode, load_base
-from chatbot.batching import EngineSettings, TorchEngine
 from chatbot.engine import (
     BASE,
     Busy,
@@ -29,9 +28,10 @@ from chatbot.engine import (
     UnknownAdapter,
     Unreachable,
 )
+from chatbot.inprocess.batching import EngineSettings, TorchEngine
 from chatbot.lora import AdapterError
-from chatbot.remote import RemoteEngine
-from chatbot.replica import events
+from chatbot.remote.engine import RemoteEngine
+from chatbot.remote.replica import events
 from chatbot.service import PINNED, Service
 from chatbot.turn import reply
 from feedback.settings import Home, SettingsError

@@ -22,8 +22,8 @@ from starlette.concurrency import iterate_in_threadpool
 
 from chatbot import engine
 from chatbot.base import load_base
-from chatbot.batching import EngineSettings, TorchEngine
 from chatbot.engine import BASE, Sampling, Stream
+from chatbot.inprocess.batching import EngineSettings, TorchEngine
 from feedback.errors import TalkbackError
 
 MODEL = "tiny/base"

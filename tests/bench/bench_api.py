@@ -78,8 +78,8 @@ def engine(pipe: Connection, base_name: str, streams: int, threads: int) -> None
     """In a process of its own: rounds of bare streams, told as (tokens, wall, cpu, firsts)."""
     from chatbot import lora
     from chatbot.base import encode, load_base
-    from chatbot.batching import EngineSettings, TorchEngine
     from chatbot.engine import Request, Sampling
+    from chatbot.inprocess.batching import EngineSettings, TorchEngine
 
     base = load_base(base_name)
     running = TorchEngine(base, EngineSettings(threads=threads))

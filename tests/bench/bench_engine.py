@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from chatbot.base import STARTER, Base, load_base
-from chatbot.batching import EngineSettings, TorchEngine
 from chatbot.engine import BASE, Request, Sampling
+from chatbot.inprocess.batching import EngineSettings, TorchEngine
 from tests import models
 
 PROMPT, ANSWER = 64, 48

@@ -16,8 +16,8 @@ from collections import deque
 from pathlib import Path
 
 from chatbot.base import STARTER, Base, encode, load_base
-from chatbot.batching import EngineSettings, TorchEngine
 from chatbot.engine import Request, Sampling, Stream
+from chatbot.inprocess.batching import EngineSettings, TorchEngine
 from tests import models
 
 STREAMS, VOICES = 16, 5

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from chatbot.product import Product
-from chatbot.rows import Joint, RowLinear, Rows
+from chatbot.inprocess.product import Product
+from chatbot.inprocess.rows import Joint, RowLinear, Rows
 
 
 class Fused(Joint):

@@ -17,9 +17,8 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
-from chatbot import lora, relay, sampler
+from chatbot import lora
 from chatbot.base import Base, ends
-from chatbot.batching import CLOSED, EngineSettings
 from chatbot.engine import (
     BASE,
     Busy,
@@ -32,9 +31,12 @@ from chatbot.engine import (
     UnknownAdapter,
     Unreachable,
 )
-from chatbot.fleet import Fleet
-from chatbot.forward import room
-from chatbot.replica import Failed, Full, Lacks
+from chatbot.inprocess import sampler
+from chatbot.inprocess.batching import CLOSED, EngineSettings
+from chatbot.inprocess.forward import room
+from chatbot.remote import relay
+from chatbot.remote.fleet import Fleet
+from chatbot.remote.replica import Failed, Full, Lacks
 from feedback.errors import TalkbackError
 
 log = logging.getLogger("talkback")

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
+from chatbot.api.problems import Problem
 from chatbot.engine import BASE, Sampling
-from chatbot.problems import Problem
 from chatbot.turn import ChatSettings
 from feedback.store import Role
 

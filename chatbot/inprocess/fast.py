@@ -1,7 +1,7 @@
 """The fast path of the Llama family: one step of the model without the framework around it.
 
 It takes `Forward`'s place with the same methods, the same cache and the same adapters; `chosen`
-in `chatbot.probe` decides whether it may.
+in `chatbot.inprocess.probe` decides whether it may.
 """
 
 from typing import Any
@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from chatbot.forward import Forward
-from chatbot.fused import Fused
-from chatbot.product import Product
-from chatbot.rows import Rows
-from chatbot.slots import SlotCache
+from chatbot.inprocess.forward import Forward
+from chatbot.inprocess.fused import Fused
+from chatbot.inprocess.product import Product
+from chatbot.inprocess.rows import Rows
+from chatbot.inprocess.slots import SlotCache
 
 FAMILY = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types (SmolLM is a Llama) whose layers are computed here."""

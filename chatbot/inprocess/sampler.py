@@ -8,7 +8,7 @@ import math
 import torch
 
 from chatbot.engine import Chance, EngineError, Sampling
-from chatbot.penalties import Penalties
+from chatbot.inprocess.penalties import Penalties
 
 NUCLEUS = 1024
 """Top-p looks at so many best tokens first; a full sort of the vocabulary costs milliseconds."""

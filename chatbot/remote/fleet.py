@@ -9,7 +9,7 @@ from typing import Any
 
 from chatbot.engine import BASE, EngineError, Unreachable
 from chatbot.lora import AdapterError
-from chatbot.replica import Failed, RemoteSettings, Replica, address, client
+from chatbot.remote.replica import Failed, RemoteSettings, Replica, address, client
 
 log = logging.getLogger("talkback")
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chatbot.logprobs import Logprobs, Spell
+from chatbot.api.logprobs import Logprobs, Spell
+from chatbot.api.wire import FOLLOWING
 from chatbot.turn import Turn
-from chatbot.wire import FOLLOWING
 
 
 def completion(turns: Sequence[Turn], spell: Spell) -> dict[str, Any]:

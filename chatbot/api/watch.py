@@ -15,8 +15,8 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from chatbot.api.shapes import REFUSALS, Ready
 from chatbot.meters import Backlog, Meters
-from chatbot.shapes import REFUSALS, Ready
 from feedback.database import StoreError
 from feedback.store import Store
 

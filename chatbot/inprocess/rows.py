@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from chatbot.engine import EngineError
+from chatbot.inprocess.product import Product
 from chatbot.lora import Tensors
-from chatbot.product import Product
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """A [rank, in] and B [out, rank] with the scale multiplied in."""

@@ -17,16 +17,16 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.routing import compile_path
 
-from chatbot import shapes
 from chatbot.access import Caller
-from chatbot.completion import Chunks, completion
+from chatbot.api import shapes
+from chatbot.api.completion import Chunks, completion
+from chatbot.api.flow import Flow
+from chatbot.api.logprobs import Speller
+from chatbot.api.problems import Problem, problem
+from chatbot.api.tensorzero import TensorZeroFeedback
+from chatbot.api.wire import ChatRequest, model_card
 from chatbot.engine import BASE
-from chatbot.flow import Flow
-from chatbot.logprobs import Speller
-from chatbot.problems import Problem, problem
-from chatbot.tensorzero import TensorZeroFeedback
 from chatbot.turn import Forbidden, Turn, reply
-from chatbot.wire import ChatRequest, model_card
 from feedback.ids import new_id
 from feedback.says import Kind
 from feedback.store import Message

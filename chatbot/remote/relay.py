@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from chatbot.engine import Chance, EngineError, Finish, Request, Sampling, Stream
-from chatbot.replica import Failed
+from chatbot.remote.replica import Failed
 
 FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length"}
 TOKEN = "token_id:"

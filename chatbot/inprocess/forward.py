@@ -1,6 +1,6 @@
 """One step of the model over the slots: a chunk of one prompt, or one token of every stream.
 
-This is transformers' own forward, so any causal LM works; `chatbot.fast` takes its place for the
+This is transformers' own forward, so any causal LM works; `fast` takes its place for the
 Llama family.
 """
 
@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from chatbot.engine import EngineError
-from chatbot.rows import Rows
-from chatbot.slots import SlotCache
+from chatbot.inprocess.rows import Rows
+from chatbot.inprocess.slots import SlotCache
 
 
 def room(model: PreTrainedModel, wanted: int) -> int:

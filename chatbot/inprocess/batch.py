@@ -10,15 +10,16 @@ from dataclasses import dataclass
 
 import torch
 
-from chatbot import lora, probe
+from chatbot import lora
 from chatbot.base import Base, ends
-from chatbot.detokenizer import Detokenizer
 from chatbot.engine import BASE, Finish, Request, Stream
-from chatbot.fast import Fast
-from chatbot.prefixes import Prefixes
-from chatbot.rows import Prepared, Rows
-from chatbot.sampler import Sampler, chance
-from chatbot.slots import SlotCache
+from chatbot.inprocess import probe
+from chatbot.inprocess.detokenizer import Detokenizer
+from chatbot.inprocess.fast import Fast
+from chatbot.inprocess.prefixes import Prefixes
+from chatbot.inprocess.rows import Prepared, Rows
+from chatbot.inprocess.sampler import Sampler, chance
+from chatbot.inprocess.slots import SlotCache
 
 log = logging.getLogger(__name__)
 

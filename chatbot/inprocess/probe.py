@@ -8,10 +8,10 @@ import logging
 import torch
 from transformers import PreTrainedModel
 
-from chatbot.fast import FAMILY, Fast
-from chatbot.forward import Forward
-from chatbot.rows import Rows
-from chatbot.slots import SlotCache
+from chatbot.inprocess.fast import FAMILY, Fast
+from chatbot.inprocess.forward import Forward
+from chatbot.inprocess.rows import Rows
+from chatbot.inprocess.slots import SlotCache
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,8 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from chatbot import lora, sampler
+from chatbot import lora
 from chatbot.base import Base
-from chatbot.batch import Batch, Row
-from chatbot.detokenizer import Detokenizer
 from chatbot.engine import (
     BASE,
     Busy,
@@ -33,9 +31,12 @@ from chatbot.engine import (
     TooLong,
     UnknownAdapter,
 )
-from chatbot.forward import room
-from chatbot.replica import RemoteSettings
-from chatbot.rows import Prepared
+from chatbot.inprocess import sampler
+from chatbot.inprocess.batch import Batch, Row
+from chatbot.inprocess.detokenizer import Detokenizer
+from chatbot.inprocess.forward import room
+from chatbot.inprocess.rows import Prepared
+from chatbot.remote.replica import RemoteSettings
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
 from chatbot.access import Access, BadKey
-from chatbot.problems import Problem
+from chatbot.api.problems import Problem
 
 Scope = dict[str, Any]
 CALLERS = 10_000

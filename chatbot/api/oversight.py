@@ -11,8 +11,8 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
 from chatbot.access import Caller
+from chatbot.api.shapes import REFUSALS
 from chatbot.registry import AdapterRow, Promotion
-from chatbot.shapes import REFUSALS
 from feedback import review
 from feedback.review import Action, Decision, Item
 from feedback.store import Role

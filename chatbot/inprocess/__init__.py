@@ -1,0 +1,1 @@
+"""The in-process engine: torch on this machine's CPU or GPU."""

@@ -1,0 +1,1 @@
+"""The external engine: other servers, such as replicas of vLLM."""
