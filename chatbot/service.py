@@ -148,8 +148,8 @@ class Service:
         """Let the newest promotion speak; True if that changed who speaks. The watcher calls it."""
         with self._following:
             promotion = self._follow()
-        if promotion is not None:
-            self.meters.swapped(promotion)
+            if promotion is not None:
+                self.meters.swapped(promotion)
         return promotion is not None
 
     def _follow(self) -> Promotion | None:

@@ -48,7 +48,7 @@ def test_it_answers_at_once_that_it_is_loading(start_server: Start) -> None:
     server = start_server()
     health = httpx.get(f"{server.url}/healthz", timeout=60)
     assert health.status_code == 200 and health.json() == {"ok": False, "status": "loading"}
-    ready = httpx.get(f"{server.url}/readyz")
+    ready = httpx.get(f"{server.url}/readyz", timeout=60)
     assert ready.status_code == 503 and "loading" in ready.json()["reason"]
     error = httpx.post(f"{server.url}/v1/chat/completions", json={}).json()["error"]
     assert error["code"] == "loading"
