@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, JsonValue
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
-from starlette.routing import Match, Route
+from starlette.routing import compile_path
 
 from chatbot import shapes
 from chatbot.completion import Chunks, completion
@@ -151,17 +151,13 @@ def _after(service: "Service", metadata: Mapping[str, str]) -> str | None:
 
 
 def _missing(request: Request) -> Problem:
-    """404, or 405 where the path knows other methods."""
+    """404, or 405 where the OpenAPI document knows the path with other methods."""
     asked = f"{request.method} {request.url.path}"
-    allowed = {
-        method
-        for route in request.app.routes
-        if isinstance(route, Route) and route.matches(request.scope)[0] is Match.PARTIAL
-        for method in route.methods or ()
-    }
-    if not allowed:
+    paths = request.app.openapi()["paths"]
+    here = [path for path in paths if compile_path(path)[0].match(request.url.path)]
+    known = ", ".join(sorted({method.upper() for path in here for method in paths[path]}))
+    if not known:
         return Problem(404, f"there is no {asked}", code="not_found")
-    known = ", ".join(sorted(allowed))
     message = f"there is no {asked}; the method is {known}"
     return Problem(405, message, code="method_not_allowed", headers={"Allow": known})
 
