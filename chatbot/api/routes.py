@@ -158,17 +158,13 @@ def _after(service: "Service", metadata: Mapping[str, str]) -> str | None:
 
 
 def _missing(request: Request) -> Problem:
-    """404, or 405 where the path knows other methods."""
+    """404, or 405 where the OpenAPI document knows the path with other methods."""
     asked = f"{request.method} {request.url.path}"
-    allowed = {
-        method.upper()
-        for path, methods in request.app.openapi()["paths"].items()
-        if compile_path(path)[0].match(request.url.path)
-        for method in methods
-    }
-    if not allowed:
+    paths = request.app.openapi()["paths"]
+    here = [path for path in paths if compile_path(path)[0].match(request.url.path)]
+    known = ", ".join(sorted({method.upper() for path in here for method in paths[path]}))
+    if not known:
         return Problem(404, f"there is no {asked}", code="not_found")
-    known = ", ".join(sorted(allowed))
     message = f"there is no {asked}; the method is {known}"
     return Problem(405, message, code="method_not_allowed", headers={"Allow": known})
 
