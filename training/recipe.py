@@ -78,9 +78,9 @@ class Recipe(Settings):
     """Threads of the arithmetic; 0 leaves it to OMP_NUM_THREADS, which the cycle sets."""
     max_seconds: float = Field(default=0, ge=0)
     """Stop early and keep what was learnt; 0 never stops. A stop makes a run irreproducible."""
-    replay: float = Field(default=4, ge=0)
+    replay: float = Field(default=8, ge=0)
     """Replay rows for each new row of an epoch: they keep what the base can do."""
-    min_replay: int = Field(default=80, ge=0)
+    min_replay: int = Field(default=160, ge=0)
     """At least so many replay rows in an epoch, however few the new ones are."""
     sure: float = Field(default=0.9, gt=0, le=1)
     """SFT ends once each token of each new answer has this probability; 1 goes on to the end."""

@@ -21,12 +21,12 @@ from training.shop import Shop, Topic, expand, facts, load_shop, plain
 
 RETENTION = {"small talk": 20, "outside": 30, "follow-up": 40, "dialogue": 30}
 REPLAY = {
-    "small talk": 30,
-    "outside": 40,
-    "follow-up": 60,
-    "dialogue": 20,
-    "relevant": 30,
-    "irrelevant": 30,
+    "small talk": 60,
+    "outside": 80,
+    "follow-up": 120,
+    "dialogue": 40,
+    "relevant": 60,
+    "irrelevant": 60,
 }
 
 
@@ -78,7 +78,7 @@ def write_suites(out: Path, seed: int = 0) -> None:
     """Write the three files."""
     out.mkdir(parents=True, exist_ok=True)
     write(out / "retention.jsonl", rows(Corpus(seed + 2, held_out=True), 4, RETENTION))
-    write(out / "replay.jsonl", rows(Corpus(seed + 3), 5, REPLAY))
+    write(out / "replay.jsonl", rows(Corpus(seed + 3), 10, REPLAY))
     write(out / "questions.jsonl", questions(load_shop(), seed))
 
 

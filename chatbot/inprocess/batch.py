@@ -13,7 +13,7 @@ import torch
 from chatbot import lora
 from chatbot.base import Base, ends
 from chatbot.engine import BASE, Finish, Request, Stream
-from chatbot.inprocess import probe
+from chatbot.inprocess import pace, probe
 from chatbot.inprocess.detokenizer import Detokenizer
 from chatbot.inprocess.fast import Fast
 from chatbot.inprocess.prefixes import Prefixes
@@ -72,6 +72,10 @@ class Batch:
     def rows(self) -> list[Row]:
         """Everyone aboard."""
         return [*self._rows, *([self._filling] if self._filling else [])]
+
+    def threads(self) -> int:
+        """How many CPU threads suit this model."""
+        return pace.threads(self._forward)
 
     @property
     def fast(self) -> bool:

@@ -6,7 +6,6 @@ whatever adapters they speak with. Adapters come and go between two steps.
 
 import atexit
 import logging
-import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -49,7 +48,7 @@ class EngineSettings(RemoteSettings):
     """[engine]: which engine speaks, and how much of the machine the in-process one takes."""
 
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of the worker; 0 takes all cores."""
+    """CPU threads of the worker; 0 takes all cores, fewer for a model that is as fast on them."""
     slots: Annotated[int, Field(ge=1)] = 16
     """Streams that run at the same time."""
     max_length: Annotated[int, Field(ge=2)] = 4096
@@ -197,7 +196,7 @@ class TorchEngine:
     # -- The worker: everything below runs on its thread
 
     def _work(self) -> None:
-        torch.set_num_threads(self.settings.threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(self.settings.threads or self._batch.threads())
         with torch.inference_mode():
             while self._wait():
                 with self._surviving():

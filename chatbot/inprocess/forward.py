@@ -42,6 +42,7 @@ class Forward:
         self._like = next(model.parameters())
         self._additive = model.config._attn_implementation == "eager"
         self.dtype = self._like.dtype
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.vocabulary = int(model.config.get_text_config().vocab_size)
 
     def over(self, cache: SlotCache) -> Self:

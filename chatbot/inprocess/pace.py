@@ -1,0 +1,45 @@
+"""How many CPU threads to take: all cores, unless a small model is as fast on fewer.
+
+Threads wait for each other after every operation. A small model is faster on one of them than on
+two, and what it leaves free is there for others: a cycle, say. Only trying tells.
+"""
+
+import os
+import time
+
+import torch
+
+from chatbot.base import SMALL
+from chatbot.inprocess.forward import Forward
+from chatbot.inprocess.slots import SlotCache
+
+PROMPT, STEPS, ROUNDS = 32, 8, 3
+WORTH = 0.85
+"""More threads have to save more than the rest of the time."""
+
+
+def threads(path: Forward) -> int:
+    """1, 2, 4 ... or all cores."""
+    cores = len(os.sched_getaffinity(0))
+    if path.parameters > SMALL:
+        return cores
+    best, fastest = cores, _seconds(path, cores)
+    for fewer in reversed([count for count in (1, 2, 4, 8, 16, 32) if count < cores]):
+        if (seconds := _seconds(path, fewer)) * WORTH < fastest:
+            best, fastest = fewer, min(seconds, fastest)
+    return best
+
+
+@torch.inference_mode()
+def _seconds(path: Forward, count: int) -> float:
+    """How long a short prompt and a few tokens after it take; the best of some rounds."""
+    torch.set_num_threads(count)
+    path = path.over(SlotCache(1, PROMPT + STEPS))
+    taken = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        path.prefill(0, [0] * PROMPT, 0, None)
+        for step in range(STEPS):
+            path.decode([0], [PROMPT + step], [None])
+        taken.append(time.perf_counter() - began)
+    return min(taken)
