@@ -28,6 +28,9 @@ class CurateSettings(Settings):
     table: ClassVar[str] = "curate"
     held_out: float = Field(default=0.1, ge=0, le=0.5)
     """Share of the clusters that never train; they tell whether an adapter has learned."""
+    held_out_from: int = Field(default=50, ge=0)
+    """All train until so many answers were corrected or chosen: of a few, the one that is held out
+    would be lost to learning, and prove nothing. What once trained trains for ever."""
     pairs_per_person: int = Field(default=20, ge=0)
     """How many preferences of one person train: nobody shapes the bot alone."""
 
@@ -49,7 +52,8 @@ def curate(store: Store, settings: CurateSettings | None = None, *, keep: bool =
     corrected, not_corrected = corrections(store)
     preferred, not_preferred = preferences(store, settings.pairs_per_person)
     distinct, repeated = _distinct([*corrected, *preferred])
-    rows, bridging = _split(store, distinct, settings.held_out, keep)
+    enough = len({row.message_id for row in distinct}) >= settings.held_out_from
+    rows, bridging = _split(store, distinct, settings.held_out if enough else 0, keep)
     dropped = [*not_corrected, *not_preferred, *repeated, *bridging]
     used = {id for part in (rows, dropped) for one in part for id in one.sources}
     return Curation(rows, [*dropped, *_leftovers(store, used)])

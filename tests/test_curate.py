@@ -13,6 +13,7 @@ from tests import real
 from tests.talks import SPEAKER, answer, retry
 
 ALL_TRAIN = CurateSettings(held_out=0)
+HALF_HELD_OUT = CurateSettings(held_out=0.5, held_out_from=0)
 
 
 @pytest.fixture
@@ -241,14 +242,30 @@ def test_what_bridges_train_and_held_out_goes_to_neither(store: Store) -> None:
     while not (held and train):
         question = f"{chr(97 + n) * 7} {chr(98 + n) * 7}?"
         decide(store, answer(store, question), "rita", "correct", f"Answer {n}.")
-        row = curate(store, CurateSettings(held_out=0.5)).rows[-1]
+        row = curate(store, HALF_HELD_OUT).rows[-1]
         held, train = (question, train) if row.side == "held_out" else (held, question)
         n += 1
     bridge = answer(store, held, earlier=[(train, "Yes.")])
     talk = store.thread(bridge)
     decide(store, talk[1].id, "rita", "correct", "One.")
     decide(store, bridge, "rita", "correct", "Two.")
-    assert "bridges train and held-out" in reasons(curate(store, CurateSettings(held_out=0.5)))
+    assert "bridges train and held-out" in reasons(
+        curate(store, CurateSettings(held_out=0.5, held_out_from=0))
+    )
+
+
+def test_all_train_until_there_are_enough_and_what_trained_trains_for_ever(store: Store) -> None:
+    settings = CurateSettings(held_out=0.5, held_out_from=12)
+    sides: dict[str, str] = {}
+    for n in range(16):
+        id = answer(store, f"{chr(97 + n) * 9}?")
+        decide(store, id, "rita", "correct", f"Answer {n}.")
+        seen = {row.message_id: row.side for row in curate(store, settings).rows}
+        assert sides.items() <= seen.items()
+        sides = seen
+        if n < 11:
+            assert set(sides.values()) == {"train"}
+    assert set(sides.values()) == {"train", "held_out"}
 
 
 def test_looking_twice_gives_the_same(store: Store) -> None:
