@@ -20,7 +20,7 @@ from chatbot.engine import Request, Sampling, Stream
 from chatbot.inprocess.batching import EngineSettings, TorchEngine
 from tests import models
 
-STREAMS, VOICES = 16, 5
+STREAMS, VOICES = 16, 12
 QUESTIONS = ("When do you open?", "Where is my order?", "Can I return the shoes?", "Hello")
 Asked = tuple[str, str, Stream]
 
