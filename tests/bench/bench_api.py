@@ -217,10 +217,11 @@ def alternate(
 
 def report(rates: dict[str, Rate], streams: int) -> str:
     """The table as Markdown."""
-    lines = ["| way | tok/s | tok per CPU-s | first token, ms |", "|---|---|---|---|"]
+    lines = ["| way | tokens | tok/s | tok per CPU-s | first token, ms |", "|---|---|---|---|---|"]
     for name, rate in rates.items():
         first = f"{statistics.median(rate.first):.0f}" if rate.first else ""
-        lines.append(f"| {name} | {rate.per_second:.0f} | {rate.per_cpu:.0f} | {first} |")
+        figures = f"{sum(rate.tokens)} | {rate.per_second:.0f} | {rate.per_cpu:.0f} | {first}"
+        lines.append(f"| {name} | {figures} |")
     bare, sse = rates["engine"], rates["SSE"]
     later = statistics.median(sse.first) - statistics.median(bare.first)
     lines.append(
