@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -39,11 +38,11 @@ class LightServer:
         processes = multiprocessing.get_context("forkserver")
         processes.set_forkserver_preload(["chatbot.api.routes", "tests.kills"])
         port, tell = processes.Pipe(duplex=False)
-        self.process = processes.Process(target=_serve, args=(home.db, tell), daemon=True)
+        self.process = processes.Process(target=_serve, args=(home, tell), daemon=True)
         self.process.start()
+        tell.close()  # so that a server that dies is an error here, and no endless wait
         self.url = f"http://127.0.0.1:{port.recv()}"
         port.close()
-        tell.close()
 
     def kill(self) -> None:
         """kill -9, as a crash would."""
@@ -52,14 +51,16 @@ class LightServer:
         self.process.close()
 
 
-def _serve(db: Path, tell: Connection) -> None:
+def _serve(home: Home, tell: Connection) -> None:
     import uvicorn
     from fastapi import FastAPI
 
+    from chatbot.access import Access
     from chatbot.api import problems
     from chatbot.api import routes as api
 
-    service: Any = SimpleNamespace(store=Store(db))
+    store, no_model = Store(home.db), SimpleNamespace(tokenizer=None)
+    service: Any = SimpleNamespace(store=store, base=no_model, access=Access(store, home.root))
     app = FastAPI()
     problems.install(app)
     app.include_router(api.router(service))
