@@ -41,9 +41,9 @@ class LightServer:
         port, tell = processes.Pipe(duplex=False)
         self.process = processes.Process(target=_serve, args=(home.db, tell), daemon=True)
         self.process.start()
+        tell.close()  # the child's end is the only one: if it dies, ``recv`` says so
         self.url = f"http://127.0.0.1:{port.recv()}"
         port.close()
-        tell.close()
 
     def kill(self) -> None:
         """kill -9, as a crash would."""
