@@ -38,6 +38,7 @@ GAUGES = {
 }
 COUNTERS = {
     "prompt": ("talkback_prompt_tokens", "Prompt tokens that were read"),
+    "recalled": ("talkback_recalled_tokens", "Prompt tokens that need not be read again"),
     "decoded": ("talkback_decoded_tokens", "Tokens that were generated"),
     "steps": ("talkback_engine_steps", "Decode steps of the engine"),
     "requests": ("talkback_engine_requests", "Streams that have ended, of whoever asked"),

@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from chatbot.base import load_base
 from chatbot.engine import BASE, Busy, Request, Stream, UnknownAdapter
+from chatbot.inprocess.batching import COUNTS
 from chatbot.server import create_app
 from chatbot.service import Service
 from chatbot.turn import ChatSettings
@@ -66,7 +67,8 @@ class ScriptedEngine:
         stream.end("stop")
 
     def stats(self) -> dict[str, Any]:
-        return {}
+        numbers = ("slots", "running", "waiting", "requests", *COUNTS)
+        return {"adapters": {}, **dict.fromkeys(numbers, 0)}
 
     def close(self) -> None:
         self.answers.clear()

@@ -73,8 +73,11 @@ def test_the_figures_of_an_answer_are_its_speakers(http: httpx.Client, service: 
     assert after[by("talkback_answers_total", source="model", finish=speaker.finish)] == 1
     decoded = "talkback_decoded_tokens_total"
     assert after[decoded] - before[decoded] == speaker.completion_tokens
-    read = after["talkback_prompt_tokens_total"] - before["talkback_prompt_tokens_total"]
-    assert read == speaker.prompt_tokens
+    read, recalled = (
+        after[name] - before[name]
+        for name in ("talkback_prompt_tokens_total", "talkback_recalled_tokens_total")
+    )
+    assert read + recalled == speaker.prompt_tokens
     assert after["talkback_slots"] == 4 and after["talkback_streams_running"] == 0
     assert after["process_resident_memory_bytes"] > 1e7
 

@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -616,8 +617,9 @@ def test_events_are_cut_at_line_feeds_only_wherever_the_network_cuts_them() -> N
         return [event async for event in events(chunks(*parts))]
 
     data = text.encode()
-    for cut in range(len(data)):
-        found = asyncio.run(read(data[:cut], data[cut:]))
-        assert found == [{"text": "a\u2028b\u0085c"}, {"text": "d"}]
-    with pytest.raises(EngineError, match="no event"):
-        asyncio.run(read(b"data: nonsense\n"))
+    with ThreadPoolExecutor(1) as pool:  # a browser's test may have a loop on this thread
+        for cut in range(len(data)):
+            found = pool.submit(lambda at=cut: asyncio.run(read(data[:at], data[at:]))).result()
+            assert found == [{"text": "a\u2028b\u0085c"}, {"text": "d"}]
+        with pytest.raises(EngineError, match="no event"):
+            pool.submit(lambda: asyncio.run(read(b"data: nonsense\n"))).result()

@@ -128,6 +128,8 @@ class RemoteEngine:
             "max_length": self.max_length,
             "device": "remote",
             **self._counts,
+            "recalled": 0,
+            "recalls": 0,
             "steps": 0,
             "replicas": [replica.stats() for replica in self._fleet.replicas],
         }
