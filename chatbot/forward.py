@@ -59,7 +59,7 @@ class Forward:
         """Write `ids` at positions `start`.. of a row; the logits [vocabulary] after the last."""
         end = start + len(ids)
         positions = torch.arange(start, end, device=self._like.device)
-        self._rows.plan.set([adapter], self._like)
+        self._rows.plan.set([adapter], self._like, lasting=False)
         self._cache.chunk(row, start, len(ids))
         return self._run(self._tensor([ids]), positions[None], end)[0]
 
@@ -69,7 +69,7 @@ class Forward:
         """Write one token in each of the first rows; the logits [rows, vocabulary] after them."""
         places = self._tensor(positions)
         used = max(positions) + 1
-        self._rows.plan.set(adapters, self._like)
+        self._rows.plan.set(adapters, self._like, lasting=True)
         self._cache.decode(places, used)
         return self._run(self._tensor(ids)[:, None], places[:, None], used)
 

@@ -25,13 +25,16 @@ class Plan:
         self.adapters: tuple[str, ...] = ()
         self.mixed = False
         """Whether the rows differ in their adapters."""
+        self.lasting = False
+        """Whether many forwards with the same adapters follow: then packing them pays."""
         self._owner = torch.empty(0)
         self._masks: dict[int, torch.Tensor] = {}
 
-    def set(self, rows: Sequence[str | None], like: torch.Tensor) -> None:
+    def set(self, rows: Sequence[str | None], like: torch.Tensor, *, lasting: bool) -> None:
         """One adapter name a row, None for the base; `like` gives dtype and device."""
         self.adapters = tuple(sorted({name for name in rows if name is not None}))
         self.mixed = len({*rows}) > 1
+        self.lasting = lasting or self.mixed
         self._masks.clear()
         if self.mixed:
             own = [[[row == name for name in self.adapters]] for row in rows]
@@ -60,12 +63,13 @@ class LowRank:
         names = self.plan.adapters
         if not names:
             return y
-        if not self.plan.mixed:
+        if not self.plan.lasting:
             a, b = self.pairs[names[0]]
             low = functional.linear(x, a).view(-1, a.shape[0])
             return y.view(-1, y.shape[-1]).addmm_(low, b.t()).view_as(y)
         down, up = self._join(names)
-        return y.add_(up(self.plan.own(down(x))))
+        low = self.plan.own(down(x)) if self.plan.mixed else down(x)
+        return y.add_(up(low))
 
     def _join(self, names: tuple[str, ...]) -> tuple[Product, Product]:
         """The adapters' matrices side by side: two products serve any mixture of them."""
