@@ -225,12 +225,9 @@ def test_near_pairs_are_those_that_comparing_all_would_find() -> None:
 
 
 def test_paraphrases_find_their_answer_and_strangers_mostly_none(store: Store) -> None:
-    """On the plainest twenty questions of each topic of the starter's shop, which come first:
-    twenty topics corrected by one question each."""
-    shop = Path(__file__).parents[1] / "training" / "shop.toml"
-    topics = tomllib.loads(shop.read_text(encoding="utf-8"))["topics"]
-    asked = {name: topic["questions"].strip().splitlines() for name, topic in topics.items()}
-    plain = {name: [q for q in lines[:20] if "(" not in q] for name, lines in asked.items()}
+    """On questions about the starter's shop: twenty topics corrected by one question each."""
+    topics = tomllib.loads(Path(__file__).with_name("questions.toml").read_text(encoding="utf-8"))
+    plain = {name: lines.strip().splitlines() for name, lines in topics.items()}
     known = sorted(plain)[::2]
     for name in known:
         correct(store, plain[name][0], name)
