@@ -1,10 +1,8 @@
 """The engine that speaks through other servers, against loopback servers with vLLM's routes."""
 
-import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +35,7 @@ from chatbot.service import PINNED, Service
 from chatbot.turn import reply
 from feedback.settings import Home, SettingsError
 from tests import models
+from tests.aside import run
 from tests.vllm import MODEL, Vllm
 
 QUESTION = "When do you open?"
@@ -617,9 +616,8 @@ def test_events_are_cut_at_line_feeds_only_wherever_the_network_cuts_them() -> N
         return [event async for event in events(chunks(*parts))]
 
     data = text.encode()
-    with ThreadPoolExecutor(1) as pool:  # a browser's test may have a loop on this thread
-        for cut in range(len(data)):
-            found = pool.submit(lambda at=cut: asyncio.run(read(data[:at], data[at:]))).result()
-            assert found == [{"text": "a\u2028b\u0085c"}, {"text": "d"}]
-        with pytest.raises(EngineError, match="no event"):
-            pool.submit(lambda: asyncio.run(read(b"data: nonsense\n"))).result()
+    for cut in range(len(data)):
+        found = run(read(data[:cut], data[cut:]))
+        assert found == [{"text": "a\u2028b\u0085c"}, {"text": "d"}]
+    with pytest.raises(EngineError, match="no event"):
+        run(read(b"data: nonsense\n"))

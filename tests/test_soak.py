@@ -1,12 +1,12 @@
 """Sixty-four streaming clients, some of which vanish: every slot comes back, no stream is stuck."""
 
-import asyncio
 from collections.abc import Callable
 
 import pytest
 
 from feedback.settings import Home
 from feedback.store import Store
+from tests.aside import run
 from tests.processes import Server
 from tests.soak import Soak
 
@@ -18,8 +18,8 @@ def test_clients_that_vanish_take_nothing_with_them(
     home.toml.write_text("[engine]\nthreads = 1\n")
     server = start_server().ready()
     soak = Soak(server.url, seconds=30, every=2)
-    asyncio.run(soak.run())
-    after = asyncio.run(soak.rest())
+    run(soak.run())
+    after = run(soak.rest())
     assert (after.running, after.waiting) == (0, 0)
     assert soak.ends["stuck"] == soak.ends["broken"] == 0
     assert soak.ends["vanished"] > 0 < soak.ends["whole"], soak.ends
