@@ -1,4 +1,4 @@
-"""Coroutines in tests: on a thread of their own, for a browser keeps a loop on the tests' thread."""
+"""Coroutines in tests, on a thread of their own: a browser keeps a loop on the tests' thread."""
 
 import asyncio
 from collections.abc import Coroutine
