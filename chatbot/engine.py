@@ -47,6 +47,17 @@ class Unreachable(EngineError):
     """Nobody answers now who can; the same request may well be answered later."""
 
 
+def check_prompt(prompt_ids: list[int], most: int) -> None:
+    """Refuse a prompt of no tokens, and one that leaves no room for an answer; TooLong."""
+    if not prompt_ids:
+        raise EngineError("The prompt is empty. Send at least one token.")
+    if len(prompt_ids) >= most:
+        raise TooLong(
+            f"The prompt has {len(prompt_ids)} tokens and {most} is the most for "
+            "prompt and answer together. Shorten it."
+        )
+
+
 class Closed(EngineError):
     """The engine has been closed."""
 

@@ -23,12 +23,11 @@ from chatbot.engine import (
     BASE,
     Busy,
     Closed,
-    EngineError,
     Finish,
     Request,
     Stream,
-    TooLong,
     UnknownAdapter,
+    check_prompt,
 )
 from chatbot.inprocess import sampler
 from chatbot.inprocess.batch import Batch, Row
@@ -161,13 +160,7 @@ class TorchEngine:
     def _row(self, request: Request) -> Row:
         sampler.check(request.sampling)
         prompt = request.prompt_ids
-        if not prompt:
-            raise EngineError("The prompt is empty. Send at least one token.")
-        if len(prompt) >= self.max_length:
-            raise TooLong(
-                f"The prompt has {len(prompt)} tokens and {self.max_length} is the most for "
-                "prompt and answer together. Shorten it."
-            )
+        check_prompt(prompt, self.max_length)
         return Row(
             request=request,
             stream=Stream(len(prompt), self._wake),

@@ -23,13 +23,12 @@ from chatbot.engine import (
     BASE,
     Busy,
     Closed,
-    EngineError,
     Finish,
     Request,
     Stream,
-    TooLong,
     UnknownAdapter,
     Unreachable,
+    check_prompt,
 )
 from chatbot.inprocess import sampler
 from chatbot.inprocess.batching import CLOSED, EngineSettings
@@ -149,13 +148,7 @@ class RemoteEngine:
 
     def _check(self, request: Request) -> None:
         sampler.check(request.sampling)
-        if not request.prompt_ids:
-            raise EngineError("The prompt is empty. Send at least one token.")
-        if len(request.prompt_ids) >= self.max_length:
-            raise TooLong(
-                f"The prompt has {len(request.prompt_ids)} tokens and {self.max_length} is the "
-                "most for prompt and answer together. Shorten it."
-            )
+        check_prompt(request.prompt_ids, self.max_length)
 
     def _seen_there(self, folder: Path) -> str:
         there = self.settings.adapters_path
