@@ -3,7 +3,7 @@
     [training]
     seed = 7
     [training.sft]                # any field of trl.SFTConfig, as it stands there
-    learning_rate = 5e-4
+    learning_rate = 3e-4
     [training.dpo]                # any field of trl.DPOConfig
     beta = 0.2
 
@@ -37,7 +37,7 @@ JOB = {
 
 SFT = {
     "num_train_epochs": 20,
-    "learning_rate": 1e-3,
+    "learning_rate": 5e-4,
     "per_device_train_batch_size": 8,
     "lr_scheduler_type": "constant_with_warmup",
     "warmup_steps": 5,
