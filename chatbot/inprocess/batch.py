@@ -11,17 +11,21 @@ from dataclasses import dataclass
 import torch
 
 from chatbot import lora
-from chatbot.base import Base, ends
+from chatbot.base import Base, encode, ends
 from chatbot.engine import BASE, Finish, Request, Stream
 from chatbot.inprocess import pace, probe
 from chatbot.inprocess.detokenizer import Detokenizer
 from chatbot.inprocess.fast import Fast
+from chatbot.inprocess.forward import Forward
 from chatbot.inprocess.prefixes import Prefixes
 from chatbot.inprocess.rows import Prepared, Rows
 from chatbot.inprocess.sampler import Sampler, chance
 from chatbot.inprocess.slots import SlotCache
 
 log = logging.getLogger(__name__)
+
+GREETING = [{"role": "user", "content": "Hello! What can you do for me?"}]
+"""What paths are compared on: it and what an adapter answers."""
 
 
 @dataclass
@@ -55,6 +59,7 @@ class Batch:
         slots: int,
         max_length: int,
         prefix_bytes: int,
+        int8: bool,
         ended: Callable[[Row, Finish, str | None], None],
     ) -> None:
         self.slots = slots
@@ -67,7 +72,9 @@ class Batch:
         self._cache = SlotCache(slots, max_length)
         self._prefixes = Prefixes(prefix_bytes)
         self._weights = sum(parameter.nbytes for parameter in base.model.parameters())
-        self._forward = probe.chosen(base.model, self.adapters, self._cache)
+        self._greeting = encode(base.tokenizer, GREETING)
+        plain = Forward(base.model, self.adapters, self._cache)
+        self._forward = probe.chosen(plain, self._greeting, int8=int8)
 
     def rows(self) -> list[Row]:
         """Everyone aboard."""
@@ -82,10 +89,15 @@ class Batch:
         """Whether the fast path serves, not transformers' own forward."""
         return isinstance(self._forward, Fast)
 
+    @property
+    def int8(self) -> bool:
+        """Whether it multiplies in eight bits."""
+        return isinstance(self._forward, Fast) and not self._forward.exact
+
     def memory(self) -> dict[str, int]:
         """Bytes held, by what holds them."""
         return {
-            "weights": self._weights,
+            "weights": self._weights + self._forward.extra_bytes,
             "adapters": self.adapters.bytes,
             "cache": self._cache.bytes,
             "prefixes": self._prefixes.bytes,
@@ -94,7 +106,10 @@ class Batch:
     def install(self, adapter: str, prepared: Prepared) -> None:
         """Make an adapter known that `adapters` prepared."""
         self.adapters.install(adapter, prepared)
-        self._forward = probe.checked(self._forward, adapter)
+        was_int8 = self.int8
+        self._forward = probe.checked(self._forward, self._greeting, adapter)
+        if was_int8 and not self.int8:
+            self._prefixes = Prefixes(self._prefixes.limit)  # nothing of the old path lives on
 
     def drop(self, adapter: str) -> None:
         """Forget an adapter that no row speaks with."""

@@ -73,7 +73,12 @@ class TorchEngine:
         self._like = next(model.parameters())
         room_for_prefixes = self.settings.prefix_mb * 1_000_000
         self._batch = Batch(
-            base, self.settings.slots, self.max_length, room_for_prefixes, self._ended
+            base,
+            self.settings.slots,
+            self.max_length,
+            room_for_prefixes,
+            self.settings.kind == "int8",
+            self._ended,
         )
         # Shared between threads and touched under the lock only.
         self._lock = threading.Condition()
@@ -145,6 +150,7 @@ class TorchEngine:
                 "device": str(self._like.device),
                 "requests": self._requests,
                 "fast": self._batch.fast,
+                "int8": self._batch.int8,
                 "memory": self._batch.memory(),
                 **{name: counts[name] for name in COUNTS},
             }

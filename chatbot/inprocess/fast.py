@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from chatbot.inprocess.forward import Forward
 from chatbot.inprocess.fused import Fused
-from chatbot.inprocess.product import Product
+from chatbot.inprocess.product import Layout, Product
 from chatbot.inprocess.rows import Rows
 from chatbot.inprocess.slots import SlotCache
 
@@ -57,16 +57,18 @@ class HeadNorms:
 class Layer:
     """One decoder layer over its fused weights."""
 
-    def __init__(self, model: PreTrainedModel, index: int, rows: Rows) -> None:
+    def __init__(
+        self, model: PreTrainedModel, index: int, rows: Rows, layout: type[Layout]
+    ) -> None:
         layer, name = model.model.layers[index], f"model.layers.{index}"
         attention, mlp = layer.self_attn, layer.mlp
         self.index = index
         self.size = attention.head_dim
         self.scale = attention.scaling
-        self.qkv = Fused(rows, [f"{name}.self_attn.{part}_proj" for part in "qkv"])
-        self.out = Fused(rows, [f"{name}.self_attn.o_proj"])
-        self.gate_up = Fused(rows, [f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"])
-        self.down = Fused(rows, [f"{name}.mlp.down_proj"])
+        self.qkv = Fused(rows, [f"{name}.self_attn.{part}_proj" for part in "qkv"], layout)
+        self.out = Fused(rows, [f"{name}.self_attn.o_proj"], layout)
+        self.gate_up = Fused(rows, [f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"], layout)
+        self.down = Fused(rows, [f"{name}.mlp.down_proj"], layout)
         self.act = mlp.act_fn
         self.before, self.after = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
         self.kv = attention.k_proj.out_features // self.size
@@ -112,34 +114,66 @@ class Layer:
 class Fast(Forward):
     """`Forward` for the models of `FAMILY`; the model lends its weights until `give_back`."""
 
-    def __init__(self, model: PreTrainedModel, rows: Rows, cache: SlotCache) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rows: Rows,
+        cache: SlotCache,
+        layout: type[Layout] = Product,
+    ) -> None:
         super().__init__(model, rows, cache)
         self._additive = True
         count = len(model.model.layers)
-        self._layers = [Layer(model, index, rows) for index in range(count)]
+        self._layers = [Layer(model, index, rows, layout) for index in range(count)]
         self._group = self._layers[0].heads // self._layers[0].kv
         self._norm = Norm(model.model.norm)
-        self._head = Product(model.lm_head.weight.detach(), model.lm_head.bias)
+        self._lay_out_head(layout)
+
+    @property
+    def exact(self) -> bool:
+        """Whether it multiplies by the model's own weights, and not by those in eight bits."""
+        return isinstance(self._head, Product)
+
+    @property
+    def extra_bytes(self) -> int:
+        """Memory beside the model's weights."""
+        return self._head.nbytes + sum(0 if self.exact else each.nbytes for each in self._fused())
+
+    def make_exact(self) -> None:
+        """From eight bits back to the model's own weights."""
+        for fused in self._fused():
+            fused.lay_out(Product)
+        self._lay_out_head(Product)
+
+    def _lay_out_head(self, layout: type[Layout]) -> None:
+        head = self.model.lm_head
+        self._head = layout(head.weight.detach(), head.bias)
+
+    def _fused(self) -> list[Fused]:
+        return [
+            fused
+            for layer in self._layers
+            for fused in (layer.qkv, layer.out, layer.gate_up, layer.down)
+        ]
 
     def plain(self) -> Forward:
         """The plain path over the same cache; its linears ask the fused ones while these live."""
-        return Forward(self._model, self._rows, self._cache)
+        return Forward(self.model, self.rows, self.cache)
 
     def give_back(self) -> None:
         """The model's linears have their weights again; this path is over."""
-        for layer in self._layers:
-            for fused in (layer.qkv, layer.out, layer.gate_up, layer.down):
-                fused.give_back()
-        self._rows.joints.clear()
+        for fused in self._fused():
+            fused.give_back()
+        self.rows.joints.clear()
 
     def _run(self, ids: torch.Tensor, positions: torch.Tensor, used: int) -> torch.Tensor:
         """ids and positions [rows, tokens], `used` positions in the cache -> [rows, vocabulary]."""
-        embedded = self._model.model.embed_tokens(ids)
+        embedded = self.model.model.embed_tokens(ids)
         mask = self._mask(positions, used).repeat(1, 1, self._group, 1)
-        cos, sin = self._model.model.rotary_emb(embedded, positions)
+        cos, sin = self.model.model.rotary_emb(embedded, positions)
         step = Step(cos, sin, mask)
         x = embedded.flatten(0, 1)
         for layer in self._layers:
-            x = layer(x, step, self._cache)
+            x = layer(x, step, self.cache)
         last = x.view(embedded.shape)[:, -1]
         return self._head(self._norm(last))

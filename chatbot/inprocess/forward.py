@@ -36,19 +36,24 @@ class Forward:
     """Runs `model` with the adapters of `rows` over the rows of `cache`."""
 
     def __init__(self, model: PreTrainedModel, rows: Rows, cache: SlotCache) -> None:
-        self._model = model
-        self._rows = rows
-        self._cache = cache
-        self._like = next(model.parameters())
+        self.model = model
+        self.rows = rows
+        self.cache = cache
+        self.like = next(model.parameters())
         self._additive = model.config._attn_implementation == "eager"
-        self.dtype = self._like.dtype
+        self.dtype = self.like.dtype
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.vocabulary = int(model.config.get_text_config().vocab_size)
+
+    @property
+    def extra_bytes(self) -> int:
+        """Memory beside the model's weights."""
+        return 0
 
     def over(self, cache: SlotCache) -> Self:
         """The same path over another cache."""
         twin = copy.copy(self)
-        twin._cache = cache
+        twin.cache = cache
         return twin
 
     def give_back(self) -> None:
@@ -59,9 +64,9 @@ class Forward:
     ) -> torch.Tensor:
         """Write `ids` at positions `start`.. of a row; the logits [vocabulary] after the last."""
         end = start + len(ids)
-        positions = torch.arange(start, end, device=self._like.device)
-        self._rows.plan.set([adapter], self._like, lasting=False)
-        self._cache.chunk(row, start, len(ids))
+        positions = torch.arange(start, end, device=self.like.device)
+        self.rows.plan.set([adapter], self.like, lasting=False)
+        self.cache.chunk(row, start, len(ids))
         return self._run(self._tensor([ids]), positions[None], end)[0]
 
     def decode(
@@ -70,17 +75,17 @@ class Forward:
         """Write one token in each of the first rows; the logits [rows, vocabulary] after them."""
         places = self._tensor(positions)
         used = max(positions) + 1
-        self._rows.plan.set(adapters, self._like, lasting=True)
-        self._cache.decode(places, used)
+        self.rows.plan.set(adapters, self.like, lasting=True)
+        self.cache.decode(places, used)
         return self._run(self._tensor(ids)[:, None], places[:, None], used)
 
     def _run(self, ids: torch.Tensor, positions: torch.Tensor, used: int) -> torch.Tensor:
         """ids and positions [rows, tokens], `used` positions in the cache -> [rows, vocabulary]."""
-        out = self._model(
+        out = self.model(
             input_ids=ids,
             position_ids=positions,
             attention_mask=self._mask(positions, used),
-            past_key_values=self._cache,
+            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
         )
@@ -93,9 +98,9 @@ class Forward:
         seen = places <= positions[:, None, :, None]
         if not self._additive:
             return seen
-        lowest = torch.finfo(self._like.dtype).min
-        mask: torch.Tensor = self._like.new_zeros(seen.shape).masked_fill(~seen, lowest)
+        lowest = torch.finfo(self.like.dtype).min
+        mask: torch.Tensor = self.like.new_zeros(seen.shape).masked_fill(~seen, lowest)
         return mask
 
     def _tensor(self, values: Sequence[int] | Sequence[Sequence[int]]) -> torch.Tensor:
-        return torch.tensor(values, device=self._like.device)
+        return torch.tensor(values, device=self.like.device)

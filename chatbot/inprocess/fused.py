@@ -1,31 +1,38 @@
-"""Linears of one input fused into one product, with their weights held once."""
+"""Linears of one input fused into one product."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from chatbot.inprocess.product import Product
+from chatbot.inprocess.product import Layout, Product
 from chatbot.inprocess.rows import Joint, RowLinear, Rows
 
 
 class Fused(Joint):
     """The linears `names` of `rows` as one product, adapters included.
 
-    While it lives they hold no weights: asked one by one, each takes its part of the product.
+    While an exact one lives they hold no weights: asked one by one, each takes its part of the
+    product. Beside one in eight bits they keep theirs, to be compared with.
     """
 
-    def __init__(self, rows: Rows, names: Sequence[str]) -> None:
+    def __init__(self, rows: Rows, names: Sequence[str], layout: type[Layout] = Product) -> None:
         super().__init__(rows.plan, names)
         self._linears = [rows.linears[name] for name in names]
+        self._sizes = [len(linear.module.weight) for linear in self._linears]  # type: ignore[arg-type]
+        self.lay_out(layout)
+        rows.joints.append(self)
+
+    def lay_out(self, layout: type[Layout]) -> None:
+        """Take the linears' weights into the product; they must have them."""
         modules: list[Any] = [linear.module for linear in self._linears]
         weight = torch.cat([module.weight.detach() for module in modules])
-        self._sizes = [len(module.weight) for module in modules]
-        self._product = Product(weight, _bias(modules, weight))
-        for linear, start, end in self._spans():
-            linear.module.weight.data = weight.new_empty(0)
-            linear.inner = self._part(start, end)
-        rows.joints.append(self)
+        self._product = layout(weight, _bias(modules, weight))
+        self.nbytes = self._product.nbytes
+        if isinstance(self._product, Product):
+            for linear, start, end in self._spans():
+                linear.module.weight.data = weight.new_empty(0)
+                linear.inner = self._part(start, end)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, in] -> [rows, out of all linears side by side]."""
@@ -33,6 +40,8 @@ class Fused(Joint):
 
     def give_back(self) -> None:
         """Every linear has its own weight again, one that can be trained."""
+        if not isinstance(self._product, Product):
+            return
         with torch.inference_mode(False), torch.no_grad():
             weight = self._product.dense()
             for linear, start, end in self._spans():

@@ -26,8 +26,9 @@ class RemoteSettings(Settings):
 
     table: ClassVar[str] = "engine"
 
-    kind: Literal["auto", "torch", "remote"] = "auto"
-    """torch: in this process; remote: on the servers of `urls`; auto: remote if there are any."""
+    kind: Literal["auto", "torch", "int8", "remote"] = "auto"
+    """torch: in this process; int8: there too, in eight bits; remote: on the servers of `urls`;
+    auto: remote if there are any, else torch."""
     urls: list[str] = Field(default_factory=list)
     """Servers that run the base, such as "http://gpu1:8000"; each is asked for its share."""
     api_key: str = ""
