@@ -40,6 +40,8 @@ class Row:
     """Most tokens of the answer."""
     position: int = 0
     """Tokens in the cache so far."""
+    reusable: bool = True
+    """Whether a later turn may go on from what is in the cache."""
 
     @property
     def adapter(self) -> str | None:
@@ -109,7 +111,13 @@ class Batch:
         was_int8 = self.int8
         self._forward = probe.checked(self._forward, self._greeting, adapter)
         if was_int8 and not self.int8:
-            self._prefixes = Prefixes(self._prefixes.limit)  # nothing of the old path lives on
+            self._forget()
+
+    def _forget(self) -> None:
+        """What has been read so far serves no later turn."""
+        self._prefixes = Prefixes(self._prefixes.limit)
+        for row in self.rows():
+            row.reusable = False
 
     def drop(self, adapter: str) -> None:
         """Forget an adapter that no row speaks with."""
@@ -174,7 +182,7 @@ class Batch:
         """Keep what a stream that ends has read and said for the next turn."""
         row = self._rows[index]
         ids = [*row.request.prompt_ids, *row.stream.ids][: row.position]
-        if self._prefixes.limit:
+        if self._prefixes.limit and row.reusable:
             states = self._cache.read(index, row.position)
             self._prefixes.keep(row.request.adapter, ids, states)
 
