@@ -65,7 +65,7 @@ class Forward:
         """Write `ids` at positions `start`.. of a row; the logits [vocabulary] after the last."""
         end = start + len(ids)
         positions = torch.arange(start, end, device=self.like.device)
-        self.rows.plan.set([adapter], self.like, lasting=False)
+        self.rows.plan.set([adapter], self.like)
         self.cache.chunk(row, start, len(ids))
         return self._run(self._tensor([ids]), positions[None], end)[0]
 
@@ -75,7 +75,7 @@ class Forward:
         """Write one token in each of the first rows; the logits [rows, vocabulary] after them."""
         places = self._tensor(positions)
         used = max(positions) + 1
-        self.rows.plan.set(adapters, self.like, lasting=True)
+        self.rows.plan.set(adapters, self.like)
         self.cache.decode(places, used)
         return self._run(self._tensor(ids)[:, None], places[:, None], used)
 

@@ -25,20 +25,17 @@ class Plan:
         self.adapters: tuple[str, ...] = ()
         self.mixed = False
         """Whether the rows differ in their adapters."""
-        self.lasting = False
-        """Whether many forwards with the same adapters follow: then packing them pays."""
         self._owner = torch.empty(0)
         self._masks: dict[int, torch.Tensor] = {}
 
-    def set(self, rows: Sequence[str | None], like: torch.Tensor, *, lasting: bool) -> None:
-        """One adapter name a row, None for the base; `like` gives dtype and device."""
+    def set(self, rows: Sequence[str | None], like: torch.Tensor) -> None:
+        """One adapter name a row, None for the base; `like` gives the device."""
         self.adapters = tuple(sorted({name for name in rows if name is not None}))
         self.mixed = len({*rows}) > 1
-        self.lasting = lasting or self.mixed
         self._masks.clear()
         if self.mixed:
             own = [[[row == name for name in self.adapters]] for row in rows]
-            self._owner = like.new_tensor(own)
+            self._owner = torch.tensor(own, device=like.device)
 
     def own(self, low: torch.Tensor) -> torch.Tensor:
         """Zero, in place, in low [.., adapters * rank] what a row got from adapters not its own."""
@@ -63,20 +60,26 @@ class LowRank:
         names = self.plan.adapters
         if not names:
             return y
-        if not self.plan.lasting:
-            a, b = self.pairs[names[0]]
-            low = functional.linear(x, a).view(-1, a.shape[0])
-            return y.view(-1, y.shape[-1]).addmm_(low, b.t()).view_as(y)
-        down, up = self._join(names)
-        low = self.plan.own(down(x)) if self.plan.mixed else down(x)
-        return y.add_(up(low))
+        if len(names) > 1:
+            down, up = self._join(names, y.dtype)
+            return y.add_(up(self.plan.own(down(x))))
+        a, b = self.pairs[names[0]]
+        low = functional.linear(x.to(a.dtype), a).view(-1, a.shape[0])
+        if self.plan.mixed:
+            low = self.plan.own(low)
+        flat = y.view(-1, y.shape[-1])
+        if y.dtype == a.dtype:
+            flat.addmm_(low, b.t())
+        else:
+            flat.add_(low @ b.t())
+        return y
 
-    def _join(self, names: tuple[str, ...]) -> tuple[Product, Product]:
+    def _join(self, names: tuple[str, ...], dtype: torch.dtype) -> tuple[Product, Product]:
         """The adapters' matrices side by side: two products serve any mixture of them."""
         if self._joined is None or self._joined[0] != names:
             pairs = [self.pairs[name] for name in names]
             a, b = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
-            self._joined = names, Product(a), Product(b)
+            self._joined = names, Product(a.to(dtype)), Product(b.to(dtype))
         return self._joined[1:]
 
     def drop(self, name: str) -> None:
@@ -149,9 +152,14 @@ class Rows:
         return sum(a.nbytes + b.nbytes for a, b in pairs)
 
     def prepare(self, tensors: Tensors, like: torch.Tensor) -> Prepared:
-        """An adapter's matrices in the model's dtype and place; safe beside a running forward."""
+        """An adapter's matrices where `like` is; safe beside a running forward.
+
+        On a CPU they are float32: one adapter's are several times as fast as in bfloat16, which
+        has to be packed to be fast, and that takes longer than such small products.
+        """
+        place = (like.device, torch.float32 if like.device.type == "cpu" else like.dtype)
         pairs = {
-            name: (a.to(like), (b * scale).to(like)) for name, (a, b, scale) in tensors.items()
+            name: (a.to(*place), (b * scale).to(*place)) for name, (a, b, scale) in tensors.items()
         }
         joined: Prepared = [(joint, joint.join(pairs)) for joint in self.joints]
         return joined + [(self.linears[name], pair) for name, pair in pairs.items()]

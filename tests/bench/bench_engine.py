@@ -2,6 +2,7 @@
 
     python -m tests.bench.bench_engine                     # 135M shape, random weights
     python -m tests.bench.bench_engine --base starter      # the model that comes along
+    python -m tests.bench.bench_engine --kind int8         # in eight bits
     python -m tests.bench.bench_engine --rounds 5 --json
     python -m tests.bench.bench_engine --busy              # beside other work: see below
 
@@ -108,13 +109,13 @@ def first_tokens(engine: TorchEngine, voice: str) -> tuple[float, float]:
 
 
 def measure(
-    base: Base, adapters: dict[str, Path], rounds: int, threads: int
+    base: Base, adapters: dict[str, Path], rounds: int, threads: int, kind: str
 ) -> dict[str, list[float]]:
     """Each row's tokens/s, and the seconds of `FIRST`, round by round."""
     found: dict[str, list[float]] = {}
     for _ in range(rounds):
         found.setdefault("generate", []).append(generate_rate(base))
-        engine = TorchEngine(base, EngineSettings(threads=threads))
+        engine = TorchEngine(base, EngineSettings(threads=threads, kind=kind))
         engine._batch._ends = frozenset()  # random weights would end when they please
         for name, folder in adapters.items():
             engine.load(name, folder)
@@ -164,6 +165,7 @@ def report(found: dict[str, list[float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--base", default="135m", help="135m, starter, or any model")
+    parser.add_argument("--kind", default="torch", choices=["torch", "int8"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--busy", action="store_true", help="one thread, per CPU-second")
@@ -177,7 +179,8 @@ def main() -> None:
         known = {"starter": lambda: STARTER, "135m": lambda: str(shape_135m(Path(temp) / "135m"))}
         base = load_base(known.get(args.base, lambda: args.base)(), dtype=args.dtype)
         made = [models.write_adapter(Path(temp), base, seed=n, strength=0.01) for n in range(4)]
-        found = measure(base, {folder.name: folder for folder in made}, args.rounds, int(args.busy))
+        adapters = {folder.name: folder for folder in made}
+        found = measure(base, adapters, args.rounds, int(args.busy), args.kind)
     print(json.dumps(found) if args.json else report(found))
 
 
