@@ -22,7 +22,7 @@ from chatbot.engine import (
     TooLong,
     UnknownAdapter,
 )
-from chatbot.inprocess import fused
+from chatbot.inprocess import fast, fused
 from chatbot.inprocess.batching import EngineSettings, TorchEngine
 from chatbot.inprocess.prefixes import Prefixes
 from chatbot.inprocess.product import Int8
@@ -254,6 +254,21 @@ def test_the_fast_path_serves_bfloat16_and_holds_the_weights_once(tmp_path: Path
     engine.close()
     after = base.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("rows, queries, used", [(16, 3, 300), (1, 96, 200)])
+def test_attention_by_products_reads_what_torch_reads(rows: int, queries: int, used: int) -> None:
+    q = torch.randn(rows, 3, queries, 64, dtype=torch.bfloat16)
+    stored = torch.randn(2, rows, 3, 2 * used, 64, dtype=torch.bfloat16)
+    keys, values = stored[:, :, :, :used]
+    seen = torch.arange(used) <= torch.randint(used, (rows, 1, queries, 1))
+    hidden = torch.zeros(seen.shape, dtype=q.dtype).masked_fill(~seen, torch.finfo(q.dtype).min)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(each.double() for each in (q, keys, values)), attn_mask=seen, scale=0.1
+    )
+    assert rows * queries * used > fast.MUCH
+    read = fast.attention(q, keys, values, hidden, 0.1)
+    assert (read - expected).norm() < 0.01 * expected.norm()
 
 
 # -- Eight bits
