@@ -6,7 +6,9 @@ whatever adapters they speak with. Adapters come and go between two steps.
 
 import atexit
 import logging
+import math
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -40,6 +42,10 @@ log = logging.getLogger(__name__)
 
 COUNTS = ("prompt", "recalled", "recalls", "decoded", "steps")
 """Prompt tokens read, those spared and in how many prompts, tokens said, decode steps."""
+RECENT = 32
+"""Requests whose ends tell how long the next ones have to wait."""
+LONGEST_WAIT = 60
+"""Seconds that nobody is told to exceed."""
 CLOSED = "The engine has been closed. Start the server again."
 
 
@@ -88,6 +94,8 @@ class TorchEngine:
         """Loaded adapters -> whether they take new requests."""
         self._users: Counter[str] = Counter()
         self._requests = 0
+        self._ends: deque[float] = deque(maxlen=RECENT)
+        """When the last requests ended."""
         self._closed = False
         self._loading = threading.Lock()
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -131,7 +139,7 @@ class TorchEngine:
             if request.adapter != BASE and not self._adapters.get(request.adapter):
                 raise UnknownAdapter(request.adapter, [BASE, *self._adapters])
             if self._taken() >= self.settings.slots + self.settings.queue:
-                raise Busy(len(self._waiting))
+                raise Busy(len(self._waiting), self._patience())
             self._users[request.adapter] += 1
             self._waiting.append(row)
             self._lock.notify()
@@ -177,6 +185,13 @@ class TorchEngine:
 
     def _taken(self) -> int:
         return sum(self._users.values())
+
+    def _patience(self) -> float:
+        """Whole seconds until those who wait now are served, by how fast requests ended lately."""
+        if len(self._ends) < 2:
+            return 1
+        pace = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
+        return min(LONGEST_WAIT, math.ceil(pace * len(self._waiting)) or 1)
 
     def _wake(self) -> None:
         with self._lock:
@@ -262,6 +277,7 @@ class TorchEngine:
         with self._lock:
             self._users[row.request.adapter] -= 1
             self._requests += 1
+            self._ends.append(time.monotonic())
         row.stream.end(finish, error)
 
     def _stop(self) -> None:
