@@ -16,7 +16,7 @@ from typing import Any
 
 from feedback.errors import TalkbackError
 
-SCHEMA = 7
+SCHEMA = 8
 """How many migrations ``feedback.schema`` has. Counted here because that module imports
 sqlite-utils, which imports pandas where it is installed: 0.7 s that only a migration pays."""
 

@@ -9,11 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from feedback.ids import now
-from feedback.likeness import content_words, normalise, overlap, same_words
+from feedback.likeness import content_words, held, normalise, overlap, same_words
 from feedback.store import Message, Store
 
 FLOOR = 0.5
-"""How much of their content words two questions must share for one to be the other's exemplar."""
+"""How much of their content words two questions must share for one to be the other's exemplar; or
+how much of the one's words the other and its answer must hold."""
+ENOUGH = 2
+"""At least so many, when the answer's count too."""
+
+QUESTION_WEIGHT = 3
+"""How much more a word of the question counts than one of the answer."""
 
 _CANDIDATES = 50
 _POINTING_WORDS = "it its that this these those they them he him she her there then one ones"
@@ -69,15 +75,18 @@ def similar(
         return []
     words = content_words(question)
     found = (one for one in _found(store, question, adapter) if _CONTEXT not in one.key)
-    return [one for one in found if _close(words, content_words(one.question))][:limit]
+    return [one for one in found if _close(words, one)][:limit]
 
 
-def _close(asked: set[str], approved: set[str]) -> bool:
-    """Whether one question says enough about the other. A single word ("order", of "Where is my
-    order?") says too little about a question of three or more."""
-    if len(approved) == 1 and len(asked) > 2:
-        return False
-    return overlap(asked, approved) >= FLOOR
+def _close(asked: set[str], approved: Approved) -> bool:
+    """Whether a question's words say enough about an approved one, or about its answer: "Do you
+    open at 9?" has none of "What are your hours?" and all of "From 9, open daily"."""
+    question = content_words(approved.question)
+    # A single word ("order", of "Where is my order?") says too little about three or more.
+    if (len(question) > 1 or len(asked) < 3) and overlap(asked, question) >= FLOOR:
+        return True
+    shared = held(asked, question | content_words(approved.answer))
+    return shared >= max(ENOUGH, FLOOR * len(asked))
 
 
 def active(store: Store, adapter: str | None = None) -> list[Approved]:
@@ -147,7 +156,7 @@ def _found(store: Store, question: str, adapter: str | None) -> list[Approved]:
         "f.approved_fts match ?",
         (query,),
         join="join approved_fts f on f.approved_id = a.id",
-        order="bm25(approved_fts), a.rowid desc",
+        order=f"bm25(approved_fts, 0, {QUESTION_WEIGHT}, 1), a.rowid desc",
     )
 
 

@@ -64,13 +64,16 @@ def _one_edit(one: str, other: str) -> bool:
     return short[start:] == long[start + 1 :]
 
 
+def held(words: set[str], there: set[str]) -> int:
+    """How many of some content words are among others, inflections aside."""
+    return sum(any(_alike(word, other) for other in there) for word in words)
+
+
 def overlap(one: set[str], other: set[str]) -> float:
     """Share of two sets of content words that they have in common (Dice), inflections aside."""
     if not one or not other:
         return 0.0
-    shared = sum(any(_alike(word, there) for there in other) for word in one)
-    back = sum(any(_alike(word, here) for here in one) for word in other)
-    return (shared + back) / (len(one) + len(other))
+    return (held(one, other) + held(other, one)) / (len(one) + len(other))
 
 
 def _alike(one: str, other: str) -> bool:

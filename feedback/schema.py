@@ -266,3 +266,21 @@ def m007_keys(db: Database) -> None:
             created_at text not null
         ) strict""")
     _for_ever(db, "access_key", "revocation")
+
+
+@_migration
+def m008_answers_found(db: Database) -> None:
+    """Approved answers are found by their own words too, not only by those of their question."""
+    db.execute("drop table approved_fts")
+    db.execute("drop trigger approved_found")
+    db.execute("""
+        create virtual table approved_fts
+        using fts5 (approved_id unindexed, question, answer, tokenize = 'porter unicode61')""")
+    db.execute("""
+        create trigger approved_found after insert on approved begin
+            insert into approved_fts (approved_id, question, answer)
+            values (new.id, new.question, new.answer);
+        end""")
+    db.execute("""
+        insert into approved_fts (approved_id, question, answer)
+        select id, question, answer from approved""")

@@ -162,6 +162,13 @@ def test_similar_questions_are_found_best_first(store: Store) -> None:
     assert [one.id for one in similar(store, "Is your shop open this Sunday?")] == [hours]
 
 
+def test_a_question_is_recognised_by_the_answer_too(store: Store) -> None:
+    correct(store, "Do you repair chairs?", "Yes, within a week.")
+    hours = correct(store, "What are your hours?", "We are open from 8 am, Monday to Saturday.")
+    assert [one.id for one in similar(store, "Is it open on a Monday at ten?")] == [hours]
+    assert similar(store, "Do you deliver on a Monday at noon?") == [], "one word is not enough"
+
+
 def test_irrelevant_answers_stay_out(store: Store) -> None:
     correct(store, "How can I reset my password?", "By mail.")
     correct(store, "Can I pay with a card?", "Yes.")

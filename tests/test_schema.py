@@ -9,6 +9,7 @@ from sqlite_utils import Database as Tables
 
 from feedback import database
 from feedback.database import StoreError
+from feedback.exemplars import similar
 from feedback.schema import migrations
 from feedback.store import Store
 from tests.talks import answer
@@ -44,6 +45,19 @@ def test_an_older_database_is_brought_up_to_date_with_its_rows(tmp_path: Path, s
     assert store.conversation("con-1").title == "Hello"
     assert answer(store, "Still there?")
     assert store.counts()["cycles"] == 0
+
+
+def test_what_was_approved_before_is_found_by_its_answer_too(tmp_path: Path) -> None:
+    old = Tables(sqlite3.connect(tmp_path / "old.db"))
+    migrations.apply(old, stop_before=["m008_answers_found"])
+    words = ("Your hours?", "your hours", "Open from eight on Mondays.")
+    row = ("apr-1", "rev-1", "msg-1", *words, "2026-01-01T00:00:00Z")
+    old.conn.execute("insert into approved values (?, ?, ?, ?, ?, ?, ?)", row)
+    old.conn.commit()
+    old.conn.execute("pragma user_version = 7")
+    old.close()
+    store = Store(tmp_path / "old.db")
+    assert [one.id for one in similar(store, "Is it open on Mondays?")] == ["apr-1"]
 
 
 def test_a_database_of_a_newer_talkback_is_refused(tmp_path: Path) -> None:
