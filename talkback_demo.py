@@ -64,24 +64,24 @@ class Question:
     fact: str
 
 
-def play(home: Path | None, *, port: int, stay: bool, console: Console | None = None) -> None:
+def play(folder: Path | None, *, port: int, stay: bool, console: Console | None = None) -> None:
     """Ask, rate, correct, ask again, learn, ask again; then stay up or end."""
     console = console or Console()
-    with place(home) as root, serving(root, port, console) as talk:
-        Demo(Home.find(root), talk, console).run()
+    with place(folder) as home, serving(home.root, port, console) as talk:
+        Demo(home, talk, console).run()
         if stay:
             console.print(f"\nThe server stays up: [bold]{talk.url}[/bold]   (Ctrl-C ends it)")
             signal.sigwait({signal.SIGINT, signal.SIGTERM})
 
 
 @contextmanager
-def place(home: Path | None) -> Iterator[Path]:
-    """The home given, else one that goes away with the demo."""
-    if home is not None:
-        yield home
+def place(folder: Path | None) -> Iterator[Home]:
+    """The home in the folder given, else one that goes away with the demo."""
+    if folder is not None:
+        yield Home.find(folder)
         return
-    with tempfile.TemporaryDirectory(prefix="talkback-demo-") as folder:
-        yield Path(folder)
+    with tempfile.TemporaryDirectory(prefix="talkback-demo-") as temporary:
+        yield Home.find(Path(temporary))
 
 
 class Talk:
