@@ -16,6 +16,8 @@ from feedback.settings import Home
 from feedback.store import Store
 
 if TYPE_CHECKING:
+    import httpx
+    import openai
     from playwright.sync_api import Browser
 
     from chatbot.service import Service
@@ -52,6 +54,46 @@ def service(home: Home, tiny_base: Path) -> "Iterator[Service]":
     service = Service.open(home, str(tiny_base), poll_seconds=0.1)
     yield service
     service.close()
+
+
+@pytest.fixture(scope="module")
+def api_service(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> "Iterator[Service]":
+    """A service that the tests of one module share, and whose API is at `address`."""
+    from chatbot.service import Service
+    from tests.processes import TOML
+
+    home = Home.find(tmp_path_factory.mktemp("api"))
+    home.toml.write_text(TOML)
+    service = Service.open(home, str(tiny_base), poll_seconds=0.1)
+    yield service
+    service.close()
+
+
+@pytest.fixture(scope="module")
+def address(api_service: "Service") -> Iterator[str]:
+    """Where the shared service's API is served."""
+    from tests.asking import api_of
+
+    with api_of(api_service) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def http(address: str) -> "Iterator[httpx.Client]":
+    """A plain client of it."""
+    import httpx
+
+    with httpx.Client(base_url=address, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> "Iterator[openai.OpenAI]":
+    """OpenAI's own."""
+    import openai
+
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture

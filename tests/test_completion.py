@@ -3,8 +3,6 @@
 import json
 import math
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,37 +13,13 @@ from langchain_openai import ChatOpenAI
 from chatbot.engine import Request, Sampling
 from chatbot.service import Service
 from feedback.review import decide
-from feedback.settings import Home
-from tests.asking import ASK, api_of, ask, events, refusal
-from tests.processes import TOML
+from tests.asking import ASK, ask, events, refusal
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Service]:
+def service(api_service: Service) -> Service:
     """One service for all tests here: none of them minds what the others have said."""
-    home = Home.find(tmp_path_factory.mktemp("completion"))
-    home.toml.write_text(TOML)
-    service = Service.open(home, str(tiny_base), poll_seconds=0.1)
-    yield service
-    service.close()
-
-
-@pytest.fixture(scope="module")
-def address(service: Service) -> Iterator[str]:
-    with api_of(service) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def http(address: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=address, timeout=60) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def client(address: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0) as client:
-        yield client
+    return api_service
 
 
 class TestSeveralAnswers:
