@@ -203,7 +203,7 @@ class Cycle:
                 verdict=verdict.kind, reasons=verdict.reasons,
             )  # fmt: skip
             if verdict.kind == "promote":
-                reason = "; ".join(verdict.reasons)
+                reason = " ".join(verdict.reasons)
                 self.registry.promote(candidate.name, "gate", "gate", reason, folder.name)
             self.graduate(candidate.name, report)
         return Outcome(

@@ -42,7 +42,9 @@ def pick(page: Page, adapter: str) -> None:
 
 def test_the_first_adapter_speaks_from_the_first_start(page: Page, service: "Service") -> None:
     expect(page.locator("#tb-now")).to_contain_text(f"{service.speaking} is speaking")
-    expect(page.locator(".tb-history li")).to_have_count(1)
+    expect(page.locator(".tb-history li p")).to_have_text("Promoted at the first start")
+    expect(page.locator(".tb-facts")).to_contain_text("Base")
+    expect(page.locator(".tb-facts")).not_to_contain_text(service.base.name)  # a path on the server
     expect(page.locator("#tb-promote")).to_be_disabled()
 
 

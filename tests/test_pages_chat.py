@@ -394,3 +394,18 @@ def enter(chromium: Browser, url: str, key: str) -> Page:
     page.get_by_role("button", name="Open").click()
     expect(page.locator("#tb-leave")).to_have_text("Log out (ann)")
     return page
+
+
+def test_on_a_phone_the_list_of_conversations_folds_once_something_is_picked(
+    chromium: Browser, url: str, engine: ScriptedEngine
+) -> None:
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
+    engine.answers, engine.pause, engine.busy = ["We do."], 0.01, False
+    with visitor(chromium, url, **phone) as page:
+        ask(page, "Do you ship abroad?")
+        for pick in ("#tb-new", "#tb-conversations label"):
+            expect(page.locator("#tb-sidebar")).not_to_have_class(re.compile(r"\bopen\b"))
+            page.click("#tb-sidebar .toggle-button")
+            expect(page.locator("#tb-sidebar")).to_have_class(re.compile(r"\bopen\b"))
+            page.click(pick)
+        expect(page.locator("#tb-sidebar")).not_to_have_class(re.compile(r"\bopen\b"))

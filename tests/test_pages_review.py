@@ -156,7 +156,7 @@ def test_without_the_token_the_page_stays_shut(
     page = chromium.new_context(locale="en-US").new_page()
     page.goto(url)
     enter(page, "wrong")
-    expect(page.get_by_role("alert")).to_contain_text("no key that opens this page")
+    expect(page.get_by_role("alert")).to_contain_text("does not open this page")
     assert "secret answer" not in page.content()
     page.context.close()
 
@@ -235,4 +235,5 @@ def test_differences_are_marked_word_by_word_and_escaped() -> None:
     before, after = differences("Open at <nine> today", "Open at <ten> today")
     assert before == "Open at &lt;<del>nine</del>&gt; today"
     assert after == "Open at &lt;<ins>ten</ins>&gt; today"
+    assert differences("It costs £4.95.", "It costs £6.95.")[1] == "It costs £<ins>6.95</ins>."
     assert "<del>" not in differences("Nothing alike", "Something quite different here")[0]

@@ -37,11 +37,13 @@ class AdaptersPage:
                     self.list = gr.Radio(
                         [], show_label=False, label="Adapters", container=False, elem_id="tb-list"
                     )
-                    self.history = gr.HTML("", padding=False)
+                    self.history = gr.HTML("", padding=False, elem_id="tb-past")
                 with gr.Column(scale=2, min_width=320):
                     self.card = gr.HTML("", padding=False, elem_id="tb-adapter")
                     self._levers()
-                    with gr.Accordion("The whole report", open=False, visible=False) as self.more:
+                    with gr.Accordion(
+                        "The whole report", open=False, visible=False, elem_id="tb-whole"
+                    ) as self.more:
                         self.report = gr.Markdown("", latex_delimiters=[])
         self._connect(blocks)
 

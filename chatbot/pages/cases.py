@@ -16,6 +16,7 @@ DONE = {
     "correct": "Saved. Your correction is at work from the next question on.",
     "reject": "Saved. Nothing of it will train.",
 }
+EMPTY = theme.notice("The right answer is empty. Write it, or reject the answer.", "error")
 NOTHING = theme.empty(
     "All caught up",
     "Answers that people correct or dislike will wait here. "

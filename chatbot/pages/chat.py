@@ -30,6 +30,7 @@ STARTER_QUESTIONS = (
     "What is your return policy?",
     "Do you sell gift cards?",
 )
+# On a phone it covers the talk: it opens by hand, and folds once something in it is picked.
 FOLD_SIDEBAR = "() => ({open: window.innerWidth > 1000, __type__: 'update'})"
 PULSE_SECONDS = 4.0
 # Streams wait in the engine's own queue, which knows when it is full: Gradio's must not hold them.
@@ -162,9 +163,10 @@ class ChatPage:
     def _connect_talk(self, blocks: gr.Blocks) -> None:
         where = [self.token, self.place]
         blocks.load(self._arrive, where, self._painted, **QUICK)
-        blocks.load(None, None, self.sidebar, js=FOLD_SIDEBAR)
         self.new.click(self._new, [self.token], self._painted, **QUICK)
         self.titles.input(self._open, [self.token, self.titles], self._painted, **QUICK)
+        for picked in (blocks.load, self.new.click, self.titles.input):
+            picked(None, None, self.sidebar, js=FOLD_SIDEBAR)
         self.chat.undo(self._undo, where, self._painted, **QUICK)
         self.composer.stop(self._stop, None, None, **UNQUEUED)
         self.composer.submit(self._send, [*where, self.composer], self._painted, **STREAM)

@@ -17,7 +17,7 @@ from feedback.keys import Role
 if TYPE_CHECKING:
     from chatbot.service import Service
 
-REFUSAL = theme.notice("This is no key that opens this page.", "error")
+REFUSAL = theme.notice("This key does not open this page.", "error")
 # A cookie can be set by an answer to the browser alone, and Gradio's handlers give none.
 LOG_IN = f"""async (key) => {{
   const headers = {{"content-type": "application/json"}};

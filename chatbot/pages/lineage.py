@@ -3,7 +3,7 @@
 from html import escape
 
 from chatbot.pages import theme
-from chatbot.pages.words import ago, shown
+from chatbot.pages.words import ago, base_name, shown
 from chatbot.registry import AdapterRow, Promotion, Registry, ReportRow
 from feedback.settings import Home
 
@@ -20,7 +20,7 @@ def speaking(registry: Registry, adapter: str, warning: str) -> str:
     newest = next((p for p in registry.history() if p.adapter == adapter), None)
     why = "No adapter is in service: this is the base model."
     if newest:
-        why = f"Took over {ago(newest.created_at)}. {_by(newest)}: {escape(newest.reason)}"
+        why = f"Took over {ago(newest.created_at)}. {_why(newest)}"
     return (
         f'<div class="tb-card tb-now"><span class="tb-dot"></span><div><strong>'
         f"<code>{escape(adapter)}</code> is speaking</strong><p>{why}</p></div></div>"
@@ -44,7 +44,7 @@ def card(registry: Registry, adapter_id: str) -> str:
     adapter = registry.adapter(adapter_id)
     facts = {
         "Made": ago(adapter.created_at),
-        "Base": adapter.base,
+        "Base": base_name(adapter.base),
         "Snapshot": adapter.snapshot or "none: equal to the base",
         "Parent": adapter.parent or "none",
     }
@@ -71,13 +71,15 @@ def _promotion(promotion: Promotion, speaks: bool) -> str:
     return (
         f"<li{here}><code>{escape(promotion.adapter)}</code>"
         f'<span class="tb-when">{escape(ago(promotion.created_at))}</span>'
-        f"<p>{_by(promotion)}: {escape(promotion.reason)}</p></li>"
+        f"<p>{_why(promotion)}</p></li>"
     )
 
 
-def _by(promotion: Promotion) -> str:
+def _why(promotion: Promotion) -> str:
+    """By whom, and their reason; a first start is its own reason."""
     who = f" ({escape(promotion.who)})" if promotion.by == "person" else ""
-    return f"Promoted {_BY[promotion.by]}{who}"
+    reason = f": {escape(promotion.reason)}" if promotion.by != "start" else ""
+    return f"Promoted {_BY[promotion.by]}{who}{reason}"
 
 
 def _line(registry: Registry, adapter: AdapterRow, speaking_now: str) -> str:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from chatbot.service import Service
 
 Changes = dict[Any, Any]
+# The next case begins above the buttons that closed the last one.
+TO_TOP = "() => document.querySelector('#tb-case .tb-error') || window.scrollTo(0, 0)"
 EVENT = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -95,7 +97,8 @@ class ReviewPage:
         for button, action in (
             (self.approve, "approve"), (self.correct, "correct"), (self.reject, "reject"),
         ):  # fmt: skip
-            button.click(self._decide(action), given, everything, **EVENT)
+            decided = button.click(self._decide(action), given, everything, **EVENT)
+            decided.success(None, None, None, js=TO_TOP)
 
     def _arrive(self, reviewer: object, request: gr.Request) -> Changes:
         caller = self.door.caller(request)
@@ -119,6 +122,8 @@ class ReviewPage:
             caller = self.door.require(request)
             if not message_id:
                 return self._paint(None)
+            if action == "correct" and not answer.strip():
+                return {self.said: cases.EMPTY}
             try:
                 said = self._keep(action, message_id, answer, note, _who(caller, name))
             except TalkbackError as error:

@@ -121,6 +121,6 @@ def hello(title: str) -> str:
 def entrance(what: str, role: str) -> str:
     """What the door of a page says: whose key it asks for, to do ``what``."""
     return (
-        f"<h4>A key opens this page</h4><p>To {escape(what)}, enter a key of role {role}. "
-        f"The operator makes one with <code>talkback keys add NAME --role {role}</code>.</p>"
+        f"<h4>Enter your key</h4><p>It takes a key of role {role} to {escape(what)}. "
+        f"An operator makes one with <code>talkback keys add NAME --role {role}</code></p>"
     )

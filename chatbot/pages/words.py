@@ -7,12 +7,13 @@ import difflib
 import re
 from datetime import UTC, datetime
 from html import escape
+from pathlib import Path
 
 _JOINER = "\u2060"  # invisible, without width: a tag with it after its "<" is no tag
 _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 _OPENING = re.compile(r"<(?=[A-Za-z/!?])|!(?=\[)")
 _ALIKE = 0.4  # below it the texts share only small words, and marks would be noise
-_WORDS = re.compile(r"\s+|\w+|[^\w\s]")
+_WORDS = re.compile(r"\s+|\w+(?:[.,:]\d+)*|[^\w\s]")  # a price or a time is one word
 
 
 def shown(text: str) -> str:
@@ -36,6 +37,11 @@ def excerpt(text: str, limit: int = 60) -> str:
     """The first words of `text` on one line."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def base_name(base: str) -> str:
+    """A base as people call it: a folder by its last part, a Hub id as it stands."""
+    return Path(base).name if Path(base).is_absolute() else base
 
 
 def differences(before: str, after: str) -> tuple[str, str]:
