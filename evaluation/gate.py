@@ -213,12 +213,16 @@ def _seen(report: Report, gate: GateSettings) -> Iterator[str]:
     now = sum(item.candidate.right for item in items)
     drop = metrics.fall(sum(map(lost, items)), sum(map(gained, items)), len(items), gate.alpha)
     yield (
-        f"Retention: {before} of {len(items)} right before, {now} now; the fall is {drop.value:.1%}"
-        f", at most {drop.high:.1%} at {1 - gate.alpha:.0%} confidence."
+        f"Retention: {before} of {len(items)} right before, {now} now; {_change(drop.value)}; "
+        f"a fall beyond {max(drop.high, 0):.1%} is ruled out at {1 - gate.alpha:.0%} confidence."
     )
     if held := report.suites["held_out"]:
         right = sum(item.candidate.right for item in held)
         yield f"Held out: {right} of {_count(len(held), 'correction')} that did not train is right."
+
+
+def _change(fall: float) -> str:
+    return f"a rise of {-fall:.1%}" if fall < 0 else f"a fall of {fall:.1%}"
 
 
 def _targets(report: Report) -> list[Item]:

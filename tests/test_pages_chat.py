@@ -309,6 +309,7 @@ def test_a_refused_adapter_is_said_to_be_refused(page: Page, service: "Service")
     service.registry.promote(broken, "person", "otto", "by mistake")
     try:
         expect(page.locator("#tb-status .tb-warn")).to_contain_text("refused")
+        assert str(service.home.root) not in page.inner_text("#tb-status")
         assert service.speaking == before
         expect(page.locator("#tb-status .tb-pill")).to_contain_text(before)
     finally:

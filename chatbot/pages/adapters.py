@@ -66,7 +66,8 @@ class AdaptersPage:
     def _connect(self, blocks: gr.Blocks) -> None:
         everything = [
             *self.door.parts, self.now, self.desk, self.list, self.history, self.card, self.more,
-            self.report, self.promote, self.said, self.reason, self.name, self.levers, self.buttons,
+            self.report, self.promote, self.rollback, self.said, self.reason, self.name,
+            self.levers, self.buttons,
         ]  # fmt: skip
         blocks.load(self._arrive, None, everything, **EVENT)
         self.list.input(self._open, [self.list], everything, **EVENT)
@@ -141,6 +142,7 @@ class AdaptersPage:
             self.more: gr.update(visible=bool(report)),
             self.report: report,
             self.promote: gr.update(interactive=chosen is not None and chosen != speaking),
+            self.rollback: gr.update(interactive=len(registry.served()) > 1),
             self.said: "",
         }
 

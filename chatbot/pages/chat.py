@@ -142,7 +142,6 @@ class ChatPage:
             container=False,
             lines=1,
             max_lines=8,
-            max_length=8000,
             autofocus=True,
             submit_btn=True,
             elem_id="tb-composer",

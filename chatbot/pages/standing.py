@@ -10,6 +10,9 @@ from chatbot.pages.words import ago
 if TYPE_CHECKING:
     from chatbot.service import Service
 
+# What is wrong with its files, and where they are, is for operators: the adapters page says it.
+REFUSED = "A newer version was refused. This one goes on speaking."
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -35,4 +38,5 @@ def pill(now: Standing) -> str:
     since = f" · <span{fresh}>took over {when}</span>" if when else ""
     name = f"<code>{escape(now.adapter)}</code>"
     line = f'<span class="tb-dot"></span>Speaking: {name}{since}'
-    return f'<div class="tb-pill" role="status">{line}</div>' + notice(now.warning, "warn")
+    warning = notice(REFUSED, "warn") if now.warning else ""
+    return f'<div class="tb-pill" role="status">{line}</div>{warning}'

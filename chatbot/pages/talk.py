@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from chatbot.engine import Busy
+from chatbot.engine import Busy, TooLong
 from chatbot.pages import theme, transcript, visits
 from chatbot.pages.pacing import paced
 from chatbot.pages.people import People
@@ -191,7 +191,17 @@ class Talk:
 
     def _refused(self, person: str, place: Place, draft: str, error: TalkbackError) -> View:
         """Nothing could be said: why, and the words are back in the line to write in."""
-        kind = "warn" if isinstance(error, Busy) else "error"
         view = visits.at(self._store, person, place)
-        view["notice"] = theme.notice(str(error), kind)
+        view["notice"] = _why(error)
         return {**view, "draft": draft} if draft else view
+
+
+def _why(error: TalkbackError) -> str:
+    """What went wrong, for people who know nothing of queues and tokens."""
+    match error:
+        case Busy(retry_after=seconds):
+            wait = "a moment" if seconds < 5 else f"{seconds:.0f} seconds"
+            return theme.notice(f"Many people are asking just now. Try again in {wait}.", "warn")
+        case TooLong():
+            return theme.notice("This is too long to answer. Shorten it and send it again.", "warn")
+    return theme.notice(str(error), "error")
