@@ -211,7 +211,7 @@ async def _events(flow: Flow, turns: Sequence[Turn], chunks: Chunks) -> AsyncIte
     yield "".join(_event(chunk) for chunk in chunks.first())
     try:
         async for batch in flow:
-            yield "".join(_event(chunks.words(index, delta)) for index, delta in batch)
+            yield "".join(_event(chunks.words(index, deltas)) for index, deltas in batch)
         _raise_if_broken(turns)
     except Exception as error:
         yield _event(problem(error).body())
