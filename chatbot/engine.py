@@ -155,7 +155,8 @@ class Stream:
     def cancel(self) -> None:
         """Stop this answer; what has come so far stays in `text`."""
         self._cancelled.set()
-        self._wake()
+        if self.finish is None:
+            self._wake()
 
     def listen(self, heard: Callable[[], None]) -> None:
         """Have `heard` called when the first text is there and when the answer has ended, perhaps

@@ -52,6 +52,10 @@ class Flow:
         for turn in self._turns:
             turn.cancel()
 
+    async def leave(self) -> None:
+        """`cancel`, for those who would call it on a thread if it were not a coroutine."""
+        self.cancel()
+
     async def end(self, request: Request) -> None:
         """Wait for the end; a client that goes away meanwhile cancels the turns."""
         listener = asyncio.create_task(self._cancel_when_gone(request))
