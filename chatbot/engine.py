@@ -110,16 +110,20 @@ class Stream:
 
     Iterating never raises: an answer that broke off has `finish == "error"` and says why in
     `error`. The engine's side calls `put` and `end`; `cancel` may come from any thread.
+
+    Who iterates is woken at every token, and takes the interpreter from the engine each time. Many
+    streams are cheaper to `listen` to, and to look at now and then: at `deltas`, which only grow.
     """
 
     def __init__(self, prompt_tokens: int, wake: Callable[[], None] = lambda: None) -> None:
         self.prompt_tokens = prompt_tokens
         self.ids: list[int] = []
-        self.text = ""
+        self.deltas: list[str] = []
+        """The text so far, as it came."""
         self.chances: list[Chance] = []
         """One for each of `ids`, if the request asks for logprobs; there before its delta is."""
         self.reach: list[int] = []
-        """How many of `ids` had come when each delta went out."""
+        """How many of `ids` had come when each delta went out; there before the delta is."""
         self.finish: Finish | None = None
         self.error: str | None = None
         self.first_token_ms: float | None = None
@@ -127,10 +131,16 @@ class Stream:
         self.counted: int | None = None
         """The number of tokens, where a server tells that and not which they are."""
         self._born = time.monotonic()
-        self._deltas: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._heard: Callable[[], None] = lambda: None
         self._cancelled = threading.Event()
         self._ended = threading.Event()
         self._wake = wake
+
+    @property
+    def text(self) -> str:
+        """All that has come so far."""
+        return "".join(self.deltas)
 
     @property
     def completion_tokens(self) -> int:
@@ -145,16 +155,24 @@ class Stream:
     def cancel(self) -> None:
         """Stop this answer; what has come so far stays in `text`."""
         self._cancelled.set()
-        self._wake()
+        if self.finish is None:
+            self._wake()
+
+    def listen(self, heard: Callable[[], None]) -> None:
+        """Have `heard` called when the first text is there and when the answer has ended, perhaps
+        more than once each; mostly on the engine's thread, so it has to return at once."""
+        self._heard = heard
+        if self.deltas or self.finish is not None:
+            heard()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the end; True if it came in time."""
         return self._ended.wait(timeout)
 
     def __iter__(self) -> Iterator[str]:
-        while (delta := self._deltas.get()) is not None:
+        while (delta := self._news.get()) is not None:
             yield delta
-        self._deltas.put(None)  # a second iteration ends at once and does not hang
+        self._news.put(None)  # a second iteration ends at once and does not hang
 
     def put(self, token: int, delta: str) -> None:
         """The engine's side: one more token, and the text it makes certain (may be empty)."""
@@ -170,9 +188,11 @@ class Stream:
     def say(self, delta: str) -> None:
         """The engine's side: text that was held back and is now certain."""
         if delta:
-            self.text += delta
             self.reach.append(len(self.ids))
-            self._deltas.put(delta)
+            self.deltas.append(delta)
+            self._news.put(delta)
+            if len(self.deltas) == 1:
+                self._heard()
 
     def end(self, finish: Finish, error: str | None = None) -> None:
         """The engine's side: the last word, exactly once."""
@@ -181,7 +201,8 @@ class Stream:
             self.error = error
             self.finish = finish
             self._ended.set()
-            self._deltas.put(None)
+            self._news.put(None)
+            self._heard()
 
     def _age(self) -> float:
         return (time.monotonic() - self._born) * 1000

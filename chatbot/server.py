@@ -6,6 +6,7 @@ Nothing heavy is imported before `run` has set the environment that torch and Gr
 """
 
 import argparse
+import gc
 import logging
 import os
 import secrets
@@ -163,11 +164,19 @@ def run(
         service = Service.open(home, base, revision)
         service.access = access_to(service.store, home, settings, host)
         app = create_app(service, settings)
+        settle()
         seconds = time.monotonic() - began
         say(f"{service.speaking} speaks at {address}, {seconds:.1f} s after the start")
         return app
 
     serve(load, listener)
+
+
+def settle() -> None:
+    """Tell the garbage collector that what is there by now stays: to look through all that torch
+    and Gradio are made of takes a good part of a second, in which nobody hears a word."""
+    gc.collect()
+    gc.freeze()
 
 
 def access_to(store: Store, home: Home, settings: ServerSettings, host: str) -> Access:

@@ -12,7 +12,7 @@ its listener, always with its speaker.
 import json
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -66,7 +66,8 @@ class ChatSettings(Settings):
 
 
 class Turn:
-    """An answer on its way. Iterate once, for text deltas; after that it is stored.
+    """An answer on its way. Iterate once, for text deltas; after that it is stored. Or ``follow``
+    it, look at ``deltas`` now and then, and ``close`` it once it has ``ended``.
 
     ``conversation_id``, ``user_message_id`` (the question's) and ``message_id`` (the answer's)
     are there from the start. ``speaker`` and ``text`` are there after the end. ``cancel`` may
@@ -85,14 +86,29 @@ class Turn:
         self.message_id = new_id("msg")
         self.others: list[Turn] = []
         """More answers to the same question, where several were asked for; iterate each."""
-        self.text = ""
-        """What has been handed out so far; after the end, the answer as it is stored."""
+        self._out: int | None = 0
+        """How many deltas have been handed out; None: whatever comes counts as that."""
         self._store, self._meters = service.store, service.meters
         self._stream = stream
         self._speaker = speaker
         self._stored = False
         self._lock = threading.Lock()
         service.turns.add(self)
+
+    @property
+    def text(self) -> str:
+        """What has been handed out so far; after the end, the answer as it is stored."""
+        return "".join(self._stream.deltas[: self._out])
+
+    @property
+    def deltas(self) -> Sequence[str]:
+        """All that has come so far, handed out or not; it only grows, until the answer ended."""
+        return self._stream.deltas
+
+    @property
+    def ended(self) -> bool:
+        """Whether all has come. It is stored by whoever iterates, or by `close`."""
+        return self._stream.finish is not None
 
     @property
     def adapter(self) -> str:
@@ -122,11 +138,21 @@ class Turn:
 
     def __iter__(self) -> Iterator[str]:
         try:
-            for delta in self._stream:
-                self.text += delta
+            for number, delta in enumerate(self._stream, 1):
+                self._out = number
                 yield delta
         finally:
             self.close()
+
+    def follow(self, heard: Callable[[], None]) -> None:
+        """Have ``heard`` called when the answer begins and when it has ended (`Stream.listen`).
+        All that comes until then counts as handed out."""
+        self._out = None
+        self._stream.listen(heard)
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep until the answer has ended, at most so long; True if it has."""
+        return self._stream.wait(seconds)
 
     def cancel(self) -> None:
         """Stop: the iteration ends soon after, and what was handed out is kept."""

@@ -2,7 +2,8 @@
 
 Every thread has its own connection; every write is a transaction that takes its turn at once
 (``begin immediate``) and is on the disk before it returns, so that what has been acknowledged
-survives a ``kill -9`` and a power cut.
+survives a ``kill -9`` and a power cut. Threads wait for their turn at a lock: SQLite itself would
+have them sleep, up to 100 ms at a time, for what takes a millisecond.
 """
 
 import json
@@ -19,6 +20,10 @@ from feedback.errors import TalkbackError
 SCHEMA = 8
 """How many migrations ``feedback.schema`` has. Counted here because that module imports
 sqlite-utils, which imports pandas where it is installed: 0.7 s that only a migration pays."""
+
+
+WAIT_SECONDS = 10
+"""How long a write waits for others, of this process and then of others."""
 
 
 class StoreError(TalkbackError):
@@ -64,6 +69,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._local = threading.local()
+        self._writing = threading.Lock()
         self._held: weakref.WeakSet[_Held] = weakref.WeakSet()
         with self._complaints():
             self._migrate()
@@ -90,13 +96,24 @@ class Database:
             if connection.in_transaction:
                 yield connection
                 return
-            connection.execute("begin immediate")
-            try:
-                yield connection
-                connection.commit()
-            except BaseException:
-                connection.rollback()
-                raise
+            with self._turn():
+                connection.execute("begin immediate")
+                try:
+                    yield connection
+                    connection.commit()
+                except BaseException:
+                    connection.rollback()
+                    raise
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Alone among the threads of this process."""
+        if not self._writing.acquire(timeout=WAIT_SECONDS):
+            raise sqlite3.OperationalError("database is locked")
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     def check_writable(self) -> None:
         """Raise StoreError when nothing could be kept now: a real write that changes nothing."""
@@ -119,7 +136,11 @@ class Database:
 
     def _connect(self) -> Connection:
         connection = sqlite3.connect(
-            self.path, timeout=10, isolation_level=None, check_same_thread=False, factory=Connection
+            self.path,
+            timeout=WAIT_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=Connection,
         )
         connection.row_factory = sqlite3.Row
         connection.execute("pragma foreign_keys = on")
@@ -159,7 +180,7 @@ def _remedy(complaint: str) -> str | None:
         "readonly": "let this user write the file and its folder",
         "not a database": "move it away, or restore a backup",
         "malformed": "restore a backup",
-        "locked": "another process has held it for 10 s; try again",
+        "locked": f"another has held it for {WAIT_SECONDS} s; try again",
         "disk I/O error": "nothing of this was saved; check the disk",
     }
     return next((remedy for words, remedy in remedies.items() if words in complaint), None)

@@ -50,12 +50,12 @@ class Chunks:
             for index, turn in enumerate(self._turns)
         ]
 
-    def words(self, index: int, text: str) -> dict[str, Any]:
+    def words(self, index: int, deltas: Sequence[str]) -> dict[str, Any]:
         """Some more text of one answer."""
         told = self._told[index]
-        self._told[index] += 1
-        logprobs = _logprobs(self._turns[index], told, told + 1, self._spell)
-        return self._chunk(index, {"content": text}, logprobs=logprobs)
+        self._told[index] += len(deltas)
+        logprobs = _logprobs(self._turns[index], told, told + len(deltas), self._spell)
+        return self._chunk(index, {"content": "".join(deltas)}, logprobs=logprobs)
 
     def last(self) -> list[dict[str, Any]]:
         """How they ended, and what they took if that was asked for."""

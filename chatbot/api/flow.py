@@ -1,11 +1,10 @@
-"""Turns of talk heard from the event loop: each runs on a thread of its own, whoever listens.
+"""Turns of talk heard from the event loop: stored once they have ended, whoever listens.
 
-Because the thread sees its turn to the end, the answer is stored even when the listener is gone.
+No thread is woken while an answer streams: the loop looks at what has come, all streams at the
+same ticks. Each wake-up would take the interpreter from the engine, in the middle of a step.
 """
 
 import asyncio
-import threading
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 
@@ -13,9 +12,12 @@ from starlette.requests import Request
 
 from chatbot.turn import Turn
 
+TICK_SECONDS = 0.03
+"""What comes between two ticks is handed out together; the first words never wait for one."""
+
 
 class Flow:
-    """Starts the turns at once. Iterate for batches of (which turn, delta); leaving cancels all.
+    """Follows the turns at once. Iterate for batches of (which turn, deltas); leaving cancels all.
 
     After the last batch the answers are on the disk; if they could not be, iterating raises why.
     """
@@ -24,54 +26,77 @@ class Flow:
         self._turns = turns
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
-        self._deltas: deque[tuple[int, str]] = deque()
-        self._over: deque[int] = deque()
-        self._failure: Exception | None = None
-        for index, turn in enumerate(turns):
-            threading.Thread(target=self._run, args=(index, turn), name="turn", daemon=True).start()
+        self._told = [0] * len(turns)
+        self._kept: dict[Turn, asyncio.Future[None]] = {}
+        """Turns that have ended -> when they are stored."""
+        for turn in turns:
+            turn.follow(self._heard)
 
-    async def __aiter__(self) -> AsyncIterator[list[tuple[int, str]]]:
+    async def __aiter__(self) -> AsyncIterator[list[tuple[int, Sequence[str]]]]:
         try:
-            while len(self._over) < len(self._turns) or self._deltas:
+            ended = False
+            while not ended:
                 await self._news.wait()
                 self._news.clear()
-                if batch := [self._deltas.popleft() for _ in range(len(self._deltas))]:
+                ended = len(self._kept) == len(self._turns)  # asked first: nothing comes after
+                if batch := self._look():
                     yield batch
+                if any(self._told) and not ended:
+                    self._loop.call_later(self._next_tick(), self._news.set)
         finally:
             self.cancel()
-        if self._failure is not None:
-            raise self._failure
+        await self._stored()
 
     def cancel(self) -> None:
-        """Stop all turns; what was handed out is kept."""
+        """Stop all turns; what has come is kept."""
         for turn in self._turns:
             turn.cancel()
+
+    async def leave(self) -> None:
+        """`cancel`, for those who would call it on a thread if it were not a coroutine."""
+        self.cancel()
 
     async def end(self, request: Request) -> None:
         """Wait for the end; a client that goes away meanwhile cancels the turns."""
         listener = asyncio.create_task(self._cancel_when_gone(request))
         try:
-            async for _ in self:
-                pass
+            while len(self._kept) < len(self._turns):
+                await self._news.wait()
+                self._news.clear()
+            await self._stored()
         finally:
             listener.cancel()
+            self.cancel()
 
     async def _cancel_when_gone(self, request: Request) -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         self.cancel()
 
-    def _run(self, index: int, turn: Turn) -> None:
-        try:
-            for delta in turn:
-                self._deltas.append((index, delta))
-                self._tell()
-        except Exception as error:  # it belongs to whoever listens
-            self._failure = error
-        finally:
-            self._over.append(index)
-            self._tell()
+    def _look(self) -> list[tuple[int, Sequence[str]]]:
+        """What has come since the last look."""
+        batch: list[tuple[int, Sequence[str]]] = []
+        for index, turn in enumerate(self._turns):
+            if new := turn.deltas[self._told[index] :]:
+                self._told[index] += len(new)
+                batch.append((index, new))
+        return batch
 
-    def _tell(self) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            self._loop.call_soon_threadsafe(self._news.set)
+    def _next_tick(self) -> float:
+        """Seconds until then; the same moment for all flows of this loop."""
+        return TICK_SECONDS - self._loop.time() % TICK_SECONDS
+
+    async def _stored(self) -> None:
+        """Every answer is on the disk, or this raises why it is not."""
+        await asyncio.gather(*self._kept.values())
+
+    def _heard(self) -> None:
+        """On the engine's thread."""
+        with suppress(RuntimeError):  # the loop is closed: the service stores what is on its way
+            self._loop.call_soon_threadsafe(self._hear)
+
+    def _hear(self) -> None:
+        for turn in self._turns:
+            if turn.ended and turn not in self._kept:
+                self._kept[turn] = self._loop.run_in_executor(None, turn.close)
+        self._news.set()

@@ -202,7 +202,7 @@ def _stream(turns: Sequence[Turn], chunks: Chunks) -> Response:
         _events(flow, turns, chunks),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-        background=BackgroundTask(flow.cancel),  # for a client that is gone before it began
+        background=BackgroundTask(flow.leave),  # for a client that is gone before it began
     )
 
 
@@ -211,13 +211,12 @@ async def _events(flow: Flow, turns: Sequence[Turn], chunks: Chunks) -> AsyncIte
     yield "".join(_event(chunk) for chunk in chunks.first())
     try:
         async for batch in flow:
-            yield "".join(_event(chunks.words(index, delta)) for index, delta in batch)
+            yield "".join(_event(chunks.words(index, deltas)) for index, deltas in batch)
         _raise_if_broken(turns)
+        end = "".join(_event(chunk) for chunk in chunks.last())
     except Exception as error:
-        yield _event(problem(error).body())
-    else:
-        yield "".join(_event(chunk) for chunk in chunks.last())
-    yield "data: [DONE]\n\n"
+        end = _event(problem(error).body())
+    yield end + "data: [DONE]\n\n"
 
 
 def _event(data: dict[str, Any]) -> str:

@@ -1,23 +1,24 @@
 """How often the page changes while an answer streams: each update costs server time and paint."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Iterator
 
-UPDATES_PER_SECOND = 15
+from chatbot.turn import Turn
+
+UPDATES_PER_SECOND = 10
 
 
-def paced(
-    deltas: Iterable[str],
-    per_second: float = UPDATES_PER_SECOND,
-    clock: Callable[[], float] = time.monotonic,
-) -> Iterator[str]:
-    """The text so far, at most `per_second` times a second, and the whole of it at the end."""
-    text, shown, due = "", None, 0.0
-    for delta in deltas:
-        text += delta
-        if clock() >= due and text != shown:
-            due = clock() + 1 / per_second
-            shown = text
-            yield text
-    if text != shown:
-        yield text
+def paced(turn: Turn, per_second: float = UPDATES_PER_SECOND) -> Iterator[str]:
+    """The text so far: at once when it begins, then so many times a second, and the whole of it
+    at the end. No token wakes this thread, which would take the interpreter from the engine."""
+    news = threading.Event()
+    turn.follow(news.set)
+    news.wait()
+    shown, ended = 0, False
+    while not ended:
+        ended = turn.ended  # asked first: nothing comes after
+        if len(turn.deltas) > shown:
+            shown = len(turn.deltas)
+            yield "".join(turn.deltas[:shown])
+        if not ended:
+            turn.wait(1 / per_second)

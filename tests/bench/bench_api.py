@@ -3,6 +3,7 @@
     python -m tests.bench.bench_api                # 16 streams of the starter model
     python -m tests.bench.bench_api --no-page      # without a browser
     python -m tests.bench.bench_api --rounds 5
+    python -m tests.bench.bench_api --whole        # answers of 64 tokens: the stream, not its start
 
 The server runs in a process of its own, and so does the bare engine; its CPU-seconds count, not
 its clients'. Beside other work only the figures per CPU-second mean something.
@@ -12,18 +13,20 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
+import selectors
 import shutil
+import socket
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-
-import httpx
+from typing import Any
+from urllib.parse import urlsplit
 
 from chatbot.base import STARTER
 from feedback.settings import Home
@@ -31,6 +34,8 @@ from feedback.store import Store
 from tests.processes import Server
 
 TOKENS = 64
+WORD = re.compile(rb'"content": "[^"]')
+LAST = b"data: [DONE]\n\n\r\n0\r\n\r\n"
 QUESTIONS = (
     "When do you open?",
     "How long does delivery take?",
@@ -74,14 +79,17 @@ def cpu_of(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def engine(pipe: Connection, base_name: str, streams: int, threads: int) -> None:
-    """In a process of its own: rounds of bare streams, told as (tokens, wall, cpu, firsts)."""
+def engine(pipe: Connection, base_name: str, streams: int, threads: int, whole: bool) -> None:
+    """In a process of its own: rounds of bare streams, told as (tokens, wall, cpu, firsts).
+    Before them the bias of all requests is told: with `whole`, none ends before its last token."""
     from chatbot import lora
-    from chatbot.base import encode, load_base
+    from chatbot.base import encode, ends, load_base
     from chatbot.engine import Request, Sampling
     from chatbot.inprocess.batching import EngineSettings, TorchEngine
 
     base = load_base(base_name)
+    bias = tuple((token, -100) for token in sorted(ends(base))) if whole else ()
+    pipe.send(bias)
     running = TorchEngine(base, EngineSettings(threads=threads))
     with tempfile.TemporaryDirectory() as temp:
         adapter = lora.untrained(base, Path(temp))
@@ -92,7 +100,7 @@ def engine(pipe: Connection, base_name: str, streams: int, threads: int) -> None
                 for number in range(streams)
             ]
             begin, cpu = time.perf_counter(), time.process_time()
-            sampling = Sampling(max_tokens=TOKENS)
+            sampling = Sampling(max_tokens=TOKENS, logit_bias=bias)
             asked = [running.submit(Request(ids, adapter.name, sampling)) for ids in prompts]
             for stream in asked:
                 stream.wait()
@@ -128,27 +136,63 @@ class Answers:
         return now[0] - before[0], now[1] - before[1], now[2] - before[2]
 
 
-def over_http(http: httpx.Client, number: int) -> float:
-    """One streamed answer; milliseconds to its first word."""
-    body = {
-        "messages": [{"role": "user", "content": question(number)}],
-        "max_tokens": TOKENS,
-        "stream": True,
-    }
-    begin, first = time.perf_counter(), 0.0
-    with http.stream("POST", "/v1/chat/completions", json=body) as response:
-        for line in response.iter_lines():
-            if not first and line.startswith("data: {"):
-                (choice,) = json.loads(line.removeprefix("data: "))["choices"]
-                first = (time.perf_counter() - begin) * 1000 if choice["delta"]["content"] else 0.0
-    return first
+class Client:
+    """Sockets that are open before anything is asked, all on one thread: on a small machine a
+    library's client takes the cores from the server, and asks so slowly that few streams meet."""
+
+    def __init__(self, url: str, streams: int, bias: dict[int, int]) -> None:
+        address = urlsplit(url)
+        self._host = str(address.hostname)
+        self._bias = bias
+        self._sockets = [
+            socket.create_connection((self._host, address.port)) for _ in range(streams)
+        ]
+
+    def ask(self) -> list[float]:
+        """All at once; milliseconds to each one's first word, once all have ended."""
+        first: list[float] = []
+        with selectors.DefaultSelector() as open_ones:
+            for number, connection in enumerate(self._sockets):
+                connection.sendall(self._request(number))
+                told = (time.perf_counter(), bytearray())
+                open_ones.register(connection, selectors.EVENT_READ, told)
+            while open_ones.get_map():
+                for key, _ in open_ones.select():
+                    self._hear(key, open_ones, first)
+        return first
+
+    def _request(self, number: int) -> bytes:
+        body: dict[str, Any] = {
+            "messages": [{"role": "user", "content": question(number)}],
+            "max_tokens": TOKENS,
+            "logit_bias": self._bias,
+            "stream": True,
+        }
+        text = json.dumps(body).encode()
+        head = "POST /v1/chat/completions HTTP/1.1\r\nContent-Type: application/json\r\n"
+        return f"{head}Host: {self._host}\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text
+
+    def _hear(
+        self, key: selectors.SelectorKey, open_ones: selectors.BaseSelector, first: list[float]
+    ) -> None:
+        began, heard = key.data
+        spoke = WORD.search(heard)
+        heard += key.fileobj.recv(1 << 16)  # type: ignore[union-attr]
+        if not spoke and WORD.search(heard):
+            first.append((time.perf_counter() - began) * 1000)
+        if heard.endswith(LAST):
+            assert heard.startswith(b"HTTP/1.1 200"), heard[:300]
+            open_ones.unregister(key.fileobj)
+
+    def close(self) -> None:
+        for connection in self._sockets:
+            connection.close()
 
 
-def sse_round(http: httpx.Client, answers: Answers, streams: int, rate: Rate) -> None:
+def sse_round(client: Client, answers: Answers, rate: Rate) -> None:
     """All streams at once over HTTP."""
     answers.look()
-    with ThreadPoolExecutor(streams) as threads:
-        firsts = list(threads.map(lambda number: over_http(http, number), range(streams)))
+    firsts = client.ask()
     rate.add(*answers.look(), firsts)
 
 
@@ -181,21 +225,22 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Rate]:
     threads = f"threads = {args.threads}\n"
     home.toml.write_text(f"[engine]\n{threads}\n[chat]\nmax_tokens = {TOKENS}\n")
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    options = (theirs, args.base, args.streams, args.threads)
+    options = (theirs, args.base, args.streams, args.threads, args.whole)
     bare = multiprocessing.get_context("spawn").Process(target=engine, args=options, daemon=True)
     bare.start()
     server = Server(home, "--base-model", args.base).ready()
     answers = Answers(server, home)
     try:
-        with httpx.Client(base_url=server.url, timeout=300) as http:
-            alternate(
-                args.rounds, ours, rates, lambda rate: sse_round(http, answers, args.streams, rate)
-            )
-            if not args.no_page and (shutil.which("chromium") or shutil.which("chromium-browser")):
-                rates["SSE, as many as tabs"], rates["page"] = Rate(), Rate()
-                for _ in range(args.rounds):
-                    sse_round(http, answers, args.tabs, rates["SSE, as many as tabs"])
-                page_rounds(server, answers, args.tabs, args.rounds, rates["page"])
+        client = Client(server.url, args.streams, dict(ours.recv()))
+        alternate(args.rounds, ours, rates, lambda rate: sse_round(client, answers, rate))
+        client.close()
+        if not args.no_page and (shutil.which("chromium") or shutil.which("chromium-browser")):
+            rates["SSE, as many as tabs"], rates["page"] = Rate(), Rate()
+            client = Client(server.url, args.tabs, {})
+            for _ in range(args.rounds):
+                sse_round(client, answers, rates["SSE, as many as tabs"])
+            client.close()
+            page_rounds(server, answers, args.tabs, args.rounds, rates["page"])
     finally:
         server.kill()
         ours.send(False)
@@ -243,6 +288,7 @@ def main() -> None:
     parser.add_argument("--tabs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="of the engine; 0: all cores")
+    parser.add_argument("--whole", action="store_true", help=f"answers of {TOKENS} tokens each")
     parser.add_argument("--no-page", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temp:
