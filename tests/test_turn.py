@@ -1,11 +1,12 @@
 """One turn of talk, with a real store and a tiny model that really speaks."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from chatbot.base import encode
+from chatbot.base import encode, ends
 from chatbot.engine import BASE, Busy, Request, Sampling, TooLong, UnknownAdapter
 from chatbot.service import Service
 from chatbot.turn import Empty, Forbidden, Turn, reply
@@ -222,7 +223,8 @@ def test_what_does_not_exist_is_named(service: Service) -> None:
 
 
 def test_when_all_slots_are_taken_nothing_is_kept(service: Service) -> None:
-    running = [reply(service, None, "ann", None, f"Go {n}", sampling=LONG) for n in range(8)]
+    endless = replace(LONG, logit_bias=tuple((token, -100.0) for token in ends(service.base)))
+    running = [reply(service, None, "ann", None, f"Go {n}", sampling=endless) for n in range(8)]
     with pytest.raises(Busy):
         say(service, "One more")
     kept = service.store.counts()["messages"]
