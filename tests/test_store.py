@@ -321,3 +321,37 @@ def test_real_dialogues_come_back_word_for_word(store: Store) -> None:
             parent = store.add_message(talk, parent, role, text, SPEAKER if n % 2 else None)
         assert parent is not None
         assert [message.content for message in store.thread(parent)] == turns
+
+
+def held(store: Store, seconds: float) -> threading.Thread:
+    """A thread that is in the middle of a write for so long, once it has begun."""
+    begun = threading.Event()
+
+    def hold() -> None:
+        with store.write():
+            begun.set()
+            time.sleep(seconds)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    begun.wait()
+    return thread
+
+
+def test_a_write_goes_on_as_soon_as_the_one_before_it_has_ended(store: Store) -> None:
+    late = []
+    for _ in range(2):
+        holder, began = held(store, 0.34), time.monotonic()
+        store.start_conversation("ann", "Hi")
+        late.append(time.monotonic() - began - 0.34)
+        holder.join()
+    assert min(late) < 0.05, "SQLite would have it sleep until 0.43 s"
+
+
+def test_a_write_does_not_wait_for_ever(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feedback.database.WAIT_SECONDS", 0.05)
+    holder = held(store, 0.5)
+    with pytest.raises(StoreError, match="another has held it"):
+        store.start_conversation("ann", "Hi")
+    holder.join()
+    store.start_conversation("ann", "Hi")

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from chatbot.turn import Turn
 
-TICK_SECONDS = 0.03
+TICK_SECONDS = 0.04
 """What comes between two ticks is handed out together; the first words never wait for one."""
 
 

@@ -1,0 +1,177 @@
+"""Turns heard from the event loop: when words come out, together with which, and what is kept."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from chatbot.api import flow as flows
+from chatbot.api.completion import Chunks
+from chatbot.api.flow import Flow
+from chatbot.engine import Chance, Request, Sampling, Stream
+from chatbot.service import Service
+from chatbot.turn import Turn, reply
+from tests.scripted import ScriptedEngine, open_service
+
+Batch = list[tuple[int, Sequence[str]]]
+
+
+class ByHand(ScriptedEngine):
+    """Says what the test puts into its newest stream."""
+
+    def submit(self, request: Request) -> Stream:
+        self.stream = Stream(len(request.prompt_ids), self._wake)
+        return self.stream
+
+    def _wake(self) -> None:
+        self.stream.end("cancelled")
+
+
+@pytest.fixture(scope="module")
+def engine() -> ByHand:
+    return ByHand()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, engine: ByHand) -> Iterator[Service]:
+    service = open_service(tmp_path_factory.mktemp("flow"), ScriptedEngine(pause=0))
+    service.engine = engine
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def turn(service: Service) -> Turn:
+    sampling = Sampling(logprobs=0)
+    return reply(service, None, "ann", None, "Hello", sampling=sampling, adapter="base")
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """In a loop of its own, and not for ever."""
+    asyncio.run(asyncio.wait_for(work, 10))
+
+
+def kept(service: Service, turn: Turn) -> tuple[str, str]:
+    """What is stored of the answer, and how it ended."""
+    speaker = service.store.speaker(turn.message_id)
+    assert speaker is not None
+    return service.store.message(turn.message_id).content, speaker.finish
+
+
+def test_first_and_last_words_wait_for_no_tick(
+    service: Service, engine: ByHand, turn: Turn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows, "TICK_SECONDS", 1e6)
+    stream = engine.stream
+
+    async def hear() -> None:
+        batches: AsyncIterator[Batch] = aiter(Flow([turn]))
+        stream.put(1, "We")
+        assert await anext(batches) == [(0, ["We"])]
+        stream.put(2, " open")
+        stream.put(3, " at ten.")
+        stream.end("stop")
+        assert [batch async for batch in batches] == [[(0, [" open", " at ten."])]]
+        assert kept(service, turn) == ("We open at ten.", "stop"), "stored before the end is told"
+
+    run(hear())
+
+
+def test_what_comes_between_two_ticks_is_one_piece(
+    engine: ByHand, turn: Turn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows, "TICK_SECONDS", 0.2)
+    stream = engine.stream
+
+    async def hear() -> None:
+        batches: AsyncIterator[Batch] = aiter(Flow([turn]))
+        stream.put(1, "a")
+        await anext(batches)
+        next_batch = asyncio.ensure_future(anext(batches))
+        for token in "bcd":
+            stream.put(2, token)
+            await asyncio.sleep(0)
+        assert await next_batch == [(0, ["b", "c", "d"])]
+        turn.cancel()
+
+    run(hear())
+
+
+def test_every_token_is_told_once_however_many_come_together(engine: ByHand, turn: Turn) -> None:
+    stream = engine.stream
+    for token, delta in enumerate(["", "ab", "c", "", "", "d", "e"]):
+        stream.chances.append(Chance(token, -1.0))
+        stream.put(token, delta)
+    chunks = Chunks([turn], False, lambda chances: {"content": [c.token for c in chances]})
+    told = [chunks.words(0, deltas) for deltas in (["ab"], ["c", "d"], ["e"])]
+    choices = [chunk["choices"][0] for chunk in told]
+    assert [choice["delta"]["content"] for choice in choices] == ["ab", "cd", "e"]
+    assert [choice["logprobs"]["content"] for choice in choices] == [[0, 1], [2, 3, 4, 5], [6]]
+    turn.close()
+
+
+def test_a_turn_that_nobody_hears_is_kept(service: Service, engine: ByHand, turn: Turn) -> None:
+    stream = engine.stream
+
+    async def ignore() -> None:
+        Flow([turn])
+        stream.put(1, "Ten.")
+        stream.end("stop")
+        await asyncio.sleep(0)
+        while not service.store.children(turn.user_message_id):
+            await asyncio.sleep(0.01)
+
+    run(ignore())
+    assert kept(service, turn) == ("Ten.", "stop")
+
+
+def test_who_leaves_in_the_middle_ends_the_turn_and_what_came_is_kept(
+    service: Service, engine: ByHand, turn: Turn
+) -> None:
+    stream = engine.stream
+
+    async def leave() -> None:
+        batches = Flow([turn]).__aiter__()
+        stream.put(1, "We")
+        await anext(batches)
+        stream.put(2, " are")
+        await batches.aclose()  # type: ignore[attr-defined]
+        assert stream.finish == "cancelled"
+        while not service.store.children(turn.user_message_id):
+            await asyncio.sleep(0.01)
+
+    run(leave())
+    assert kept(service, turn) == ("We are", "cancelled")
+
+
+def test_a_stop_of_the_service_keeps_what_has_come(
+    service: Service, engine: ByHand, turn: Turn
+) -> None:
+    """It closes the turns from the loop's own thread, which looks at nothing meanwhile."""
+
+    async def stop() -> None:
+        Flow([turn])
+        engine.stream.put(1, "We")
+        turn.close()
+
+    run(stop())
+    assert kept(service, turn) == ("We", "cancelled")
+
+
+def test_an_answer_that_cannot_be_kept_is_an_error_for_who_hears_it(
+    engine: ByHand, turn: Turn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(turn, "close", full)
+    engine.stream.put(1, "We")
+    engine.stream.end("stop")
+
+    async def hear() -> None:
+        with pytest.raises(OSError, match="no space"):
+            async for _ in Flow([turn]):
+                pass
+
+    run(hear())
