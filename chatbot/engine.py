@@ -162,7 +162,9 @@ class Stream:
         """Have `heard` called when the first text is there and when the answer has ended, perhaps
         more than once each; mostly on the engine's thread, so it has to return at once."""
         self._heard = heard
-        if self.deltas or self.finish is not None:
+        if self.finish is not None:
+            self._end_heard()
+        elif self.deltas:
             heard()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -202,7 +204,12 @@ class Stream:
             self.finish = finish
             self._ended.set()
             self._news.put(None)
-            self._heard()
+            self._end_heard()
+
+    def _end_heard(self) -> None:
+        """Nothing comes after it, so the listener is let go: together they would be a cycle."""
+        heard, self._heard = self._heard, lambda: None
+        heard()
 
     def _age(self) -> float:
         return (time.monotonic() - self._born) * 1000

@@ -1,6 +1,8 @@
 """Turns heard from the event loop: when words come out, together with which, and what is kept."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from typing import Any
 
@@ -175,3 +177,25 @@ def test_an_answer_that_cannot_be_kept_is_an_error_for_who_hears_it(
                 pass
 
     run(hear())
+
+
+def test_what_was_heard_to_the_end_leaves_no_cycle_for_the_garbage_collector() -> None:
+    class Ear:
+        def __init__(self, stream: Stream) -> None:
+            self.stream, self.heard = stream, 0
+            stream.listen(self.hear)
+
+        def hear(self) -> None:
+            self.heard += 1
+
+    ear = Ear(Stream(0))
+    ear.stream.put(1, "Yes")
+    ear.stream.end("stop")
+    assert ear.heard == 2
+    gone = weakref.ref(ear)
+    gc.disable()
+    try:
+        del ear
+        assert gone() is None
+    finally:
+        gc.enable()
