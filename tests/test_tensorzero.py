@@ -1,31 +1,17 @@
 """TensorZero's feedback, over real HTTP: what each metric is here, and what is refused."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from chatbot.service import Service
-from feedback.settings import Home
-from tests.asking import api_of, ask, refusal
-from tests.processes import TOML
+from tests.asking import ask, refusal
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Service]:
-    home = Home.find(tmp_path_factory.mktemp("tensorzero"))
-    home.toml.write_text(TOML)
-    service = Service.open(home, str(tiny_base), poll_seconds=0.1)
-    yield service
-    service.close()
-
-
-@pytest.fixture(scope="module")
-def http(service: Service) -> Iterator[httpx.Client]:
-    with api_of(service) as address, httpx.Client(base_url=address, timeout=60) as client:
-        yield client
+def service(api_service: Service) -> Service:
+    return api_service
 
 
 @pytest.mark.parametrize(
