@@ -32,7 +32,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="talkback-bench-") as folder:
         home = Home.find(Path(folder) / "home")
-        home.toml.write_text("[engine]\nthreads = 1\n")
+        home.toml.write_text("[engine]\nthreads = 1\nprefix_mb = 16\n")  # soon full
         base = args.base or str(write_model(Path(folder) / "base", max_position_embeddings=2048))
         server = Server(home, "--base-model", base).ready()
         try:
