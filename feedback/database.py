@@ -9,6 +9,7 @@ have them sleep, up to 100 ms at a time, for what takes a millisecond.
 import json
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -158,7 +159,7 @@ class Database:
         if version < SCHEMA:
             from feedback.schema import migrate
 
-            connection.execute("pragma journal_mode = wal")
+            _into_wal(connection)
             migrate(connection)
 
     @contextmanager
@@ -171,6 +172,19 @@ class Database:
             if remedy is None:
                 raise
             raise StoreError(f"{self.path}: {error}; {remedy}") from error
+
+
+def _into_wal(connection: Connection) -> None:
+    """Keep the file in WAL mode from now on; SQLite itself waits for nobody who does the same."""
+    last = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            connection.execute("pragma journal_mode = wal")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > last:
+                raise
+            time.sleep(0.01)
 
 
 def _remedy(complaint: str) -> str | None:

@@ -336,9 +336,11 @@ def test_the_theme_that_was_chosen_is_kept(page: Page) -> None:
     expect(page.locator("body")).to_have_class(re.compile("dark"))
 
 
-def test_updates_are_coalesced_and_the_end_is_always_shown(service: "Service") -> None:
+def test_updates_are_coalesced_and_the_end_is_always_shown(
+    service: "Service", monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = " ".join(["word"] * 100)
-    service.engine = ScriptedEngine([words], pause=0.004)
+    monkeypatch.setattr(service, "engine", ScriptedEngine([words], pause=0.004))
     shown_texts = list(paced(reply(service, None, "ann", None, "Talk", adapter="base")))
     assert 3 <= len(shown_texts) <= 40
     assert len(shown_texts[0].split()) < 10, "the first words wait for nothing"
