@@ -14,6 +14,7 @@ from chatbot.api.flow import Flow
 from chatbot.engine import Chance, Request, Sampling, Stream
 from chatbot.service import Service
 from chatbot.turn import Turn, reply
+from tests import aside
 from tests.scripted import ScriptedEngine, open_service
 
 Batch = list[tuple[int, Sequence[str]]]
@@ -51,7 +52,7 @@ def turn(service: Service) -> Turn:
 
 def run(work: Coroutine[Any, Any, None]) -> None:
     """In a loop of its own, and not for ever."""
-    asyncio.run(asyncio.wait_for(work, 10))
+    aside.run(asyncio.wait_for(work, 10))
 
 
 def kept(service: Service, turn: Turn) -> tuple[str, str]:
