@@ -1,5 +1,6 @@
 """Sixty-four streaming clients, some of which vanish: every slot comes back, no stream is stuck."""
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -26,6 +27,10 @@ def test_clients_that_vanish_take_nothing_with_them(
     assert soak.growth() < 64, [look.rss for look in soak.looks]
     store = Store(home.db)
     answered = soak.ends["whole"] + soak.ends["vanished"]
+    for _ in range(100):  # what nobody heard to the end is kept a moment after its slot is free
+        if store.counts()["messages"] == 2 * answered:
+            break
+        time.sleep(0.05)
     assert store.counts()["messages"] == 2 * answered, "an answer that was heard is not kept"
     store.close()
     assert server.stop() == 0
