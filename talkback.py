@@ -162,12 +162,7 @@ def adapters(home: HomeOption = None, as_json: JsonOption = False) -> None:
         }
         for adapter in registry.adapters()
     ]
-    if as_json:
-        print(json.dumps(rows))
-    elif not rows:
-        console.print("No adapter yet: start [bold]talkback serve[/bold] once.")
-    else:
-        show_rows(rows)
+    show_rows(rows, as_json, "No adapter yet: start [bold]talkback serve[/bold] once.")
 
 
 @app.command(epilog=example("talkback promote a-3f9c02b1d7e4 --reason 'reads better'"))
@@ -237,12 +232,8 @@ def list_keys(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """All keys, newest first, without their secrets."""
     store, _ = opened(home)
     rows = [asdict(key) for key in keys.every(store)]
-    if as_json:
-        print(json.dumps(rows))
-    elif rows:
-        show_rows(rows)
-    else:
-        console.print("No key yet: make one with [bold]talkback keys add NAME[/bold].")
+    nothing = "No key yet: make one with [bold]talkback keys add NAME[/bold]."
+    show_rows(rows, as_json, nothing)
 
 
 @keys_app.command("revoke", epilog=example("talkback keys revoke tb-3f9c02b1"))
@@ -301,8 +292,14 @@ def name(who: str | None) -> str:
     return who or getpass.getuser()
 
 
-def show_rows(rows: list[dict[str, Any]]) -> None:
-    """A table whose columns are the rows' keys."""
+def show_rows(rows: list[dict[str, Any]], as_json: bool, nothing: str) -> None:
+    """JSON, or a table whose columns are the rows' keys, or what is said where there are none."""
+    if as_json:
+        print(json.dumps(rows))
+        return
+    if not rows:
+        console.print(nothing)
+        return
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*(", ".join(v) if isinstance(v, list) else str(v) for v in row.values()))
@@ -321,12 +318,7 @@ def show_queue(items: list[Item], as_json: bool) -> None:
         }
         for item in items
     ]
-    if as_json:
-        print(json.dumps(rows))
-    elif rows:
-        show_rows(rows)
-    else:
-        console.print("Nothing waits for a reviewer.")
+    show_rows(rows, as_json, "Nothing waits for a reviewer.")
 
 
 def main() -> None:

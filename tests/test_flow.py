@@ -55,6 +55,12 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     aside.run(asyncio.wait_for(work, 10))
 
 
+async def until_kept(service: Service, turn: Turn) -> None:
+    """Until an answer to the turn's question is stored."""
+    while not service.store.children(turn.user_message_id):
+        await asyncio.sleep(0.01)
+
+
 def kept(service: Service, turn: Turn) -> tuple[str, str]:
     """What is stored of the answer, and how it ended."""
     speaker = service.store.speaker(turn.message_id)
@@ -122,8 +128,7 @@ def test_a_turn_that_nobody_hears_is_kept(service: Service, engine: ByHand, turn
         stream.put(1, "Ten.")
         stream.end("stop")
         await asyncio.sleep(0)
-        while not service.store.children(turn.user_message_id):
-            await asyncio.sleep(0.01)
+        await until_kept(service, turn)
 
     run(ignore())
     assert kept(service, turn) == ("Ten.", "stop")
@@ -141,8 +146,7 @@ def test_who_leaves_in_the_middle_ends_the_turn_and_what_came_is_kept(
         stream.put(2, " are")
         await batches.aclose()  # type: ignore[attr-defined]
         assert stream.finish == "cancelled"
-        while not service.store.children(turn.user_message_id):
-            await asyncio.sleep(0.01)
+        await until_kept(service, turn)
 
     run(leave())
     assert kept(service, turn) == ("We are", "cancelled")

@@ -11,6 +11,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -51,7 +52,7 @@ def main() -> None:
     sys.exit(bool(tally.lost or tally.twice or tally.damage != "ok"))
 
 
-def whole(home: Home, folder: Path):  # type: ignore[no-untyped-def]
+def whole(home: Home, folder: Path) -> Callable[[], Killable]:
     """Starts the real server on a tiny model."""
     from tests.models import write_model
     from tests.processes import Server
