@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
+import threading
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -150,6 +152,28 @@ def test_who_leaves_in_the_middle_ends_the_turn_and_what_came_is_kept(
 
     run(leave())
     assert kept(service, turn) == ("We are", "cancelled")
+
+
+def test_who_leaves_while_the_answer_is_being_kept_does_not_stop_that(
+    service: Service, engine: ByHand, turn: Turn
+) -> None:
+    async def leave() -> None:
+        release = threading.Event()
+        asyncio.get_running_loop().set_default_executor(busy := ThreadPoolExecutor(1))
+        busy.submit(release.wait, 10)
+        engine.stream.put(1, "We")
+        engine.stream.end("stop")
+        heard = asyncio.ensure_future(anext(batches := aiter(Flow([turn]))))
+        assert await heard == [(0, ["We"])]
+        waiting = asyncio.ensure_future(anext(batches))
+        await asyncio.sleep(0.02)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        release.set()
+        await until_kept(service, turn)
+
+    run(leave())
+    assert kept(service, turn) == ("We", "stop")
 
 
 def test_a_stop_of_the_service_keeps_what_has_come(

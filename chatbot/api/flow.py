@@ -87,8 +87,9 @@ class Flow:
         return TICK_SECONDS - self._loop.time() % TICK_SECONDS
 
     async def _stored(self) -> None:
-        """Every answer is on the disk, or this raises why it is not."""
-        await asyncio.gather(*self._kept.values())
+        """Every answer is on the disk, or this raises why it is not. Who stops waiting for that
+        does not stop it."""
+        await asyncio.shield(asyncio.gather(*self._kept.values()))
 
     def _heard(self) -> None:
         """On the engine's thread."""
