@@ -219,6 +219,15 @@ class Stream:
 class Engine(Protocol):
     """Streams answers of many adapters at once; every method may be called from any thread."""
 
+    max_length: int
+    """Most tokens of prompt and answer together."""
+    waits: bool
+    """Whether `submit` waits for a network."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nobody can be answered now; None when all is well."""
+
     def load(self, adapter_id: str, folder: Path) -> None:
         """Verify and load an adapter; blocks until it can be asked. Loaded already: nothing."""
 

@@ -1,19 +1,45 @@
 """Which engine speaks: the settings choose, here and nowhere else."""
 
+from pathlib import Path
+
 from chatbot.base import STARTER, Base, load_base
-from chatbot.inprocess.batching import EngineSettings, TorchEngine
+from chatbot.engine import Engine
+from chatbot.engine_settings import EngineSettings
+from chatbot.inprocess.batching import TorchEngine
 from chatbot.remote.engine import RemoteEngine
+from chatbot.workers.engine import WorkersEngine
+from chatbot.workers.messages import Order
+from chatbot.workers.worker import Worker
 
 
 def start(
-    settings: EngineSettings, base_name: str | None = None, revision: str | None = None
-) -> tuple[Base, TorchEngine | RemoteEngine]:
-    """The base and its engine: other servers where the settings name some, else this process.
+    settings: EngineSettings,
+    base_name: str | None = None,
+    revision: str | None = None,
+    first: Worker | None = None,
+) -> tuple[Base, Engine]:
+    """The base and its engine: other servers where the settings name some, else torch in workers
+    or in this process. ``first`` is a worker that was made `early`.
 
     Raises BaseError, EngineError.
     """
-    remote = settings.kind == "remote" or (settings.kind == "auto" and bool(settings.urls))
-    base = load_base(base_name or STARTER, revision, weights=not remote)
-    if remote:
+    name = base_name or STARTER
+    if settings.remote:
+        base = load_base(name, revision, weights=False)
         return base, RemoteEngine(base, settings)
-    return base, TorchEngine(base, settings)
+    if settings.workers == 0:
+        base = load_base(name, revision)
+        return base, TorchEngine(base, settings)
+    first = first or Worker()
+    try:
+        base = load_base(name, revision, weights=False)
+        return base, WorkersEngine(base, settings, _order(base, name, settings), first)
+    except BaseException:
+        first.kill()
+        raise
+
+
+def _order(base: Base, name: str, settings: EngineSettings) -> Order:
+    """A folder has no revision that it could be asked for."""
+    revision = None if Path(name).expanduser().is_dir() else base.revision
+    return Order(name, revision, base.fingerprint, settings)

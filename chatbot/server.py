@@ -22,7 +22,9 @@ from pydantic import Field
 
 from chatbot import hub
 from chatbot.access import Access, is_loopback
+from chatbot.engine_settings import EngineSettings
 from chatbot.front import Front
+from chatbot.workers.worker import early
 from feedback import keys
 from feedback.errors import TalkbackError
 from feedback.settings import Home, Settings
@@ -159,9 +161,10 @@ def run(
     say(f"Talkback is at {address} (loading the model)")
 
     def load() -> "FastAPI":
+        first = early(EngineSettings.read(home))
         from chatbot.service import Service
 
-        service = Service.open(home, base, revision)
+        service = Service.open(home, base, revision, first=first)
         service.access = access_to(service.store, home, settings, host)
         app = create_app(service, settings)
         settle()

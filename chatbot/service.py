@@ -26,10 +26,11 @@ from chatbot.engine import (
     UnknownAdapter,
     Unreachable,
 )
-from chatbot.inprocess.batching import EngineSettings
+from chatbot.engine_settings import EngineSettings
 from chatbot.meters import Meters
 from chatbot.registry import Promotion, Registry
 from chatbot.turn import ChatSettings, Turn
+from chatbot.workers.worker import Worker
 from feedback.errors import TalkbackError
 from feedback.settings import Home
 from feedback.store import Store
@@ -100,15 +101,16 @@ class Service:
         base_name: str | None = None,
         revision: str | None = None,
         *,
+        first: Worker | None = None,
         poll_seconds: float = POLL_SECONDS,
     ) -> Self:
-        """Load the base, start its engine and speak.
+        """Load the base, start its engine and speak. ``first`` is a worker that was made early.
 
         Raises BaseError, SettingsError, StoreError, EngineError.
         """
         chat, settings = ChatSettings.read(home), EngineSettings.read(home)
         store = Store(home.db)
-        base, engine = engines.start(settings, base_name, revision)
+        base, engine = engines.start(settings, base_name, revision, first)
         return cls(
             home, store, base, engine, chat=chat, context=engine.max_length,
             poll_seconds=poll_seconds,

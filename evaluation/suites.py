@@ -9,7 +9,8 @@ import torch
 
 from chatbot.base import Base, Messages, encode, encode_answer
 from chatbot.engine import Request, Sampling, Stream, TooLong
-from chatbot.inprocess.batching import EngineSettings, TorchEngine
+from chatbot.engine_settings import EngineSettings
+from chatbot.inprocess.batching import TorchEngine
 from feedback.errors import TalkbackError
 from feedback.likeness import near_pairs, normalise
 from feedback.snapshot import Record, Snapshot

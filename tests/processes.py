@@ -17,7 +17,7 @@ from feedback.settings import Home
 PATIENCE = 120
 """Seconds: a loaded machine imports torch slowly."""
 
-TOML = "[engine]\nthreads = 1\nslots = 4\nqueue = 4\n"
+TOML = "[engine]\nworkers = 0\nthreads = 1\nslots = 4\nqueue = 4\n"
 """For services of tests: they run beside other work, and few slots are soon all taken."""
 
 

@@ -31,6 +31,10 @@ ANSWER = "#tb-chat .bot-row:not(:has(.tb-note)):not(:has(.tb-typing))"
 class ScriptedEngine:
     """Gives `answers` in their order, then "I have nothing to say."; `pause` seconds a word."""
 
+    max_length = 4096
+    waits = False
+    trouble = None
+
     def __init__(self, answers: list[str] | None = None, pause: float = 0.01) -> None:
         self.answers = answers or []
         self.pause = pause

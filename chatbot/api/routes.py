@@ -10,11 +10,11 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, JsonValue
 from starlette.background import BackgroundTask
-from starlette.concurrency import run_in_threadpool
 from starlette.routing import compile_path
 
 from chatbot.access import Caller
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
+
+MANY, FEW = 256, 2
+"""Turns that start at the same time. On a thread each they would take turns at every query, and all
+be late; only where they wait for other servers it takes many."""
 
 FEEDBACK_EXAMPLES: list[JsonValue] = [
     {"message_id": "msg-…", "kind": "thumb", "value": {"up": False, "reasons": ["wrong"]}},
@@ -65,13 +69,14 @@ def router(service: "Service") -> APIRouter:
     routes = APIRouter(responses=shapes.REFUSALS)
     user = Depends(service.access.at_least("user"))
     spell = Speller(service.base.tokenizer)
+    starting = CapacityLimiter(MANY if service.engine.waits else FEW)
 
     @routes.post("/v1/chat/completions", tags=["chat"], responses=shapes.STREAMED)
     async def chat_completions(
         body: ChatRequest, request: Request, caller: Annotated[Caller, user]
     ) -> Response:
         """Answer the last message; the answer's id is what feedback hangs on."""
-        turns = await run_in_threadpool(start, service, body, caller)
+        turns = await to_thread.run_sync(start, service, body, caller, limiter=starting)
         if body.stream:
             options = body.stream_options
             return _stream(turns, Chunks(turns, bool(options and options.include_usage), spell))

@@ -6,18 +6,15 @@ whatever adapters they speak with. Adapters come and go between two steps.
 
 import atexit
 import logging
-import math
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 
 from chatbot import lora
 from chatbot.base import Base
@@ -31,51 +28,34 @@ from chatbot.engine import (
     UnknownAdapter,
     check_prompt,
 )
+from chatbot.engine_settings import EngineSettings
 from chatbot.inprocess import sampler
 from chatbot.inprocess.batch import Batch, Row
 from chatbot.inprocess.detokenizer import Detokenizer
 from chatbot.inprocess.forward import room
 from chatbot.inprocess.rows import Prepared
-from chatbot.remote.replica import RemoteSettings
+from chatbot.patience import Patience
 
 log = logging.getLogger(__name__)
 
 COUNTS = ("prompt", "recalled", "recalls", "decoded", "steps")
 """Prompt tokens read, those spared and in how many prompts, tokens said, decode steps."""
-RECENT = 32
-"""Requests whose ends tell how long the next ones have to wait."""
-LONGEST_WAIT = 60
-"""Seconds that nobody is told to exceed."""
 CLOSED = "The engine has been closed. Start the server again."
-
-
-class EngineSettings(RemoteSettings):
-    """[engine]: which engine speaks, and how much of the machine the in-process one takes."""
-
-    threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of the worker; 0 takes all cores, fewer for a model that is as fast on them."""
-    slots: Annotated[int, Field(ge=1)] = 16
-    """Streams that run at the same time."""
-    max_length: Annotated[int, Field(ge=2)] = 4096
-    """Most tokens of one stream, prompt and answer together; the model's own limit holds too."""
-    queue: Annotated[int, Field(ge=0)] = 64
-    """Requests that may wait for a slot; more are told that the engine is busy."""
-    chunk: Annotated[int, Field(ge=1)] = 256
-    """Prompt tokens read between two decode steps: more is a faster start, less a calmer stream."""
-    prefix_mb: Annotated[int, Field(ge=0)] = 512
-    """Megabytes for what ended streams have read, so that the next turn need not read it again."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
 
 
 class TorchEngine:
     """Continuous batching over transformers' forward; see `Engine` for what the methods promise."""
+
+    waits = False
+    trouble = None
 
     def __init__(self, base: Base, settings: EngineSettings | None = None) -> None:
         self.base = base
         self.settings = settings or EngineSettings()
         model = base.model.to(_device(self.settings.device))
         self.max_length = room(model, self.settings.max_length)
+        self.threads = self.settings.threads
+        """CPU threads of a step; 0 until it has `begun`."""
         self._like = next(model.parameters())
         room_for_prefixes = self.settings.prefix_mb * 1_000_000
         self._batch = Batch(
@@ -94,8 +74,7 @@ class TorchEngine:
         """Loaded adapters -> whether they take new requests."""
         self._users: Counter[str] = Counter()
         self._requests = 0
-        self._ends: deque[float] = deque(maxlen=RECENT)
-        """When the last requests ended."""
+        self._patience = Patience()
         self._closed = False
         self._loading = threading.Lock()
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -104,6 +83,10 @@ class TorchEngine:
         atexit.register(self.close)
 
     # -- What any thread may call
+
+    def begun(self) -> None:
+        """Block until the worker takes requests."""
+        self._order(lambda: None)
 
     def load(self, adapter_id: str, folder: Path) -> None:
         """Verify and load an adapter; blocks until it can be asked. Raises `AdapterError`."""
@@ -139,7 +122,7 @@ class TorchEngine:
             if request.adapter != BASE and not self._adapters.get(request.adapter):
                 raise UnknownAdapter(request.adapter, [BASE, *self._adapters])
             if self._taken() >= self.settings.slots + self.settings.queue:
-                raise Busy(len(self._waiting), self._patience())
+                raise Busy(len(self._waiting), self._patience.seconds(len(self._waiting)))
             self._users[request.adapter] += 1
             self._waiting.append(row)
             self._lock.notify()
@@ -186,13 +169,6 @@ class TorchEngine:
     def _taken(self) -> int:
         return sum(self._users.values())
 
-    def _patience(self) -> float:
-        """Whole seconds until those who wait now are served, by how fast requests ended lately."""
-        if len(self._ends) < 2:
-            return 1
-        pace = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
-        return min(LONGEST_WAIT, math.ceil(pace * len(self._waiting)) or 1)
-
     def _wake(self) -> None:
         with self._lock:
             self._lock.notify()
@@ -210,7 +186,8 @@ class TorchEngine:
     # -- The worker: everything below runs on its thread
 
     def _work(self) -> None:
-        torch.set_num_threads(self.settings.threads or self._batch.threads())
+        self.threads = self.threads or self._batch.threads()
+        torch.set_num_threads(self.threads)
         with torch.inference_mode():
             while self._wait():
                 with self._surviving():
@@ -277,7 +254,7 @@ class TorchEngine:
         with self._lock:
             self._users[row.request.adapter] -= 1
             self._requests += 1
-            self._ends.append(time.monotonic())
+        self._patience.ended()
         row.stream.end(finish, error)
 
     def _stop(self) -> None:

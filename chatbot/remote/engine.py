@@ -30,8 +30,9 @@ from chatbot.engine import (
     Unreachable,
     check_prompt,
 )
+from chatbot.engine_settings import EngineSettings
 from chatbot.inprocess import sampler
-from chatbot.inprocess.batching import CLOSED, EngineSettings
+from chatbot.inprocess.batching import CLOSED
 from chatbot.inprocess.forward import room
 from chatbot.remote import relay
 from chatbot.remote.fleet import Fleet
@@ -52,6 +53,8 @@ class RemoteEngine:
 
     Raises EngineError if no replica can be used at the start.
     """
+
+    waits = True
 
     def __init__(
         self, base: Base, settings: EngineSettings, *, check_seconds: float = CHECK_SECONDS
@@ -93,6 +96,12 @@ class RemoteEngine:
     def adapters(self) -> list[str]:
         """What can be asked now, `BASE` first."""
         return [BASE, *self._fleet.paths]
+
+    @property
+    def trouble(self) -> str | None:
+        """What all servers suffer from; None when one is well."""
+        well = any(replica.trouble is None for replica in self._fleet.replicas)
+        return None if well else self._fleet.troubles()
 
     def submit(self, request: Request) -> Stream:
         """Ask a replica. Raises Busy, UnknownAdapter, TooLong, Unreachable, Closed, EngineError.

@@ -8,8 +8,9 @@ import logging
 from typing import Any
 
 from chatbot.engine import BASE, EngineError, Unreachable
+from chatbot.engine_settings import RemoteSettings
 from chatbot.lora import AdapterError
-from chatbot.remote.replica import Failed, RemoteSettings, Replica, address, client
+from chatbot.remote.replica import Failed, Replica, address, client
 
 log = logging.getLogger("talkback")
 

@@ -7,40 +7,17 @@ September 2026: /v1/models, /v1/completions, /v1/load_lora_adapter, /v1/unload_l
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
 import httpx
-from pydantic import Field
 
 from chatbot.engine import EngineError
+from chatbot.engine_settings import RemoteSettings
 from chatbot.lora import AdapterError
-from feedback.settings import Settings
 
 CONNECT_SECONDS = 5
 LOOK_SECONDS = 5
 """How long /v1/models may take; it answers in milliseconds also under load."""
-
-
-class RemoteSettings(Settings):
-    """The part of [engine] that says where the base runs."""
-
-    table: ClassVar[str] = "engine"
-
-    kind: Literal["auto", "torch", "int8", "remote"] = "auto"
-    """torch: in this process; int8: there too, in eight bits; remote: on the servers of `urls`;
-    auto: remote if there are any, else torch."""
-    urls: list[str] = Field(default_factory=list)
-    """Servers that run the base, such as "http://gpu1:8000"; each is asked for its share."""
-    api_key: str = ""
-    """What they want as bearer token."""
-    model: str = ""
-    """The base's name there; empty: the one that the first server lists."""
-    adapters_path: str = ""
-    """Where the servers see the home's adapters folder; empty: at the same path as here."""
-    prompt: Literal["tokens", "text"] = "tokens"
-    """text: for servers that take no token ids; they have no adapters either."""
-    timeout: Annotated[float, Field(gt=0)] = 120
-    """Seconds that a server may be silent while it answers or loads."""
 
 
 class Failed(EngineError):

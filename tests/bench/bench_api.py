@@ -74,9 +74,14 @@ class Rate:
 
 
 def cpu_of(pid: int) -> float:
-    """CPU-seconds of a process so far."""
+    """CPU-seconds of a process and its children so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        if task.name != str(pid):
+            children += (task / "children").read_text().split()
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(map(cpu_of, map(int, children)))
 
 
 def engine(pipe: Connection, base_name: str, streams: int, threads: int, whole: bool) -> None:

@@ -1,0 +1,273 @@
+"""The engine that speaks through workers, and keeps as many of them alive as there should be."""
+
+import atexit
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from chatbot import lora
+from chatbot.base import SMALL, Base
+from chatbot.engine import (
+    BASE,
+    Busy,
+    Closed,
+    Request,
+    Stream,
+    UnknownAdapter,
+    Unreachable,
+    check_prompt,
+)
+from chatbot.engine_settings import EngineSettings
+from chatbot.inprocess import sampler
+from chatbot.inprocess.batching import CLOSED, COUNTS
+from chatbot.patience import Patience
+from chatbot.workers.messages import Order, Ready
+from chatbot.workers.router import Router
+from chatbot.workers.worker import Worker
+from feedback.errors import TalkbackError
+
+log = logging.getLogger("talkback")
+
+MOST = 4
+"""Workers, unless the settings say otherwise: each holds the weights."""
+STATS_SECONDS = 5
+"""After so long the numbers are those of the time before."""
+COUNTED = (*COUNTS, "requests")
+SUMS = (*COUNTED, "slots", "running", "waiting")
+PAUSES = (1, 5, 30)
+"""Seconds before a worker is started again that could not start; the last from then on."""
+GONE = "The engine is being started again. Try again in a moment."
+
+
+class WorkersEngine:
+    """Workers of one base behind one engine; see `Engine` for what the methods promise.
+
+    ``first`` begins here, the others beside, while it speaks already. Raises BaseError and
+    EngineError when it cannot begin.
+    """
+
+    waits = False
+
+    def __init__(self, base: Base, settings: EngineSettings, order: Order, first: Worker) -> None:
+        self.base, self.settings = base, settings
+        self._order = order
+        # Shared between threads and touched under the lock only.
+        self._lock = threading.Condition()
+        self._workers: list[Worker] = []
+        self._coming: Worker | None = first
+        self._adapters: dict[str, Path] = {}
+        self._router = Router()
+        self._patience = Patience()
+        self._past: Counter[str] = Counter()
+        """What workers that are gone had counted when they were last asked."""
+        self._closed = False
+        self._loading = threading.Lock()
+        first.begin(order, self._patience.ended, self._lost)
+        self._workers.append(first)
+        self._coming = None
+        ready = first.ready
+        self.max_length = ready.max_length
+        self._order = replace(order, settings=_alike(order.settings, ready))
+        self._wanted = settings.workers or how_many(ready, cores(), free_bytes())
+        self._keeper = threading.Thread(target=self._keep, name="workers", daemon=True)
+        self._keeper.start()
+        atexit.register(self.close)
+
+    def load(self, adapter_id: str, folder: Path) -> None:
+        """Verify and load an adapter in every worker; AdapterError when one refuses it."""
+        with self._loading:
+            if adapter_id in self._adapters:
+                return
+            adapter = lora.verify(folder, self.base)
+            if adapter.id != adapter_id:
+                raise lora.AdapterError(f"{folder} holds {adapter.id}, not {adapter_id}.")
+            workers = self._alive()
+            try:
+                _all([worker.call("load", adapter_id, folder) for worker in workers])
+            except TalkbackError:
+                for worker in workers:
+                    worker.unload(adapter_id)
+                raise
+            with self._lock:
+                self._adapters[adapter_id] = folder
+
+    def unload(self, adapter_id: str) -> None:
+        """Take no new requests for it; it leaves memory when its last stream has ended."""
+        with self._loading, self._lock:
+            if self._adapters.pop(adapter_id, None) is not None:
+                for worker in self._workers:
+                    worker.unload(adapter_id)
+
+    def adapters(self) -> list[str]:
+        """What can be asked now, `BASE` first."""
+        with self._lock:
+            return [BASE, *self._adapters]
+
+    @property
+    def trouble(self) -> str | None:
+        """While no worker is alive."""
+        return None if self._workers else GONE
+
+    def submit(self, request: Request) -> Stream:
+        """Have a worker answer. Raises Busy, UnknownAdapter, TooLong, Unreachable or Closed."""
+        sampler.check(request.sampling)
+        check_prompt(request.prompt_ids, self.max_length)
+        with self._lock:
+            if self._closed:
+                raise Closed(CLOSED)
+            if request.adapter != BASE and request.adapter not in self._adapters:
+                raise UnknownAdapter(request.adapter, [BASE, *self._adapters])
+            if not self._workers:
+                raise Unreachable(GONE)
+            waiting = sum(worker.live for worker in self._workers) - self._slots()
+            if waiting >= self.settings.queue:
+                raise Busy(waiting, self._patience.seconds(waiting))
+            return self._router.choose(request, self._workers).submit(request)
+
+    def stats(self) -> dict[str, Any]:
+        """The workers' own, together; how many there are, and how many threads each has."""
+        asked = [(worker, worker.call("stats")) for worker in self._alive()]
+        for worker, answer in asked:
+            worker.stats = _in_time(answer) or worker.stats
+        return {
+            **_together([worker.stats for worker, _ in asked], self._past),
+            "workers": len(asked),
+            "max_length": self.max_length,
+        }
+
+    def close(self) -> None:
+        """End every stream as cancelled and every process."""
+        with self._lock:
+            self._closed = True
+            self._lock.notify_all()
+            workers, coming = list(self._workers), self._coming
+        if coming is not None:
+            coming.kill()
+        for worker in workers:
+            worker.close()
+        self._keeper.join()
+        atexit.unregister(self.close)
+
+    def _slots(self) -> int:
+        return sum(worker.ready.slots for worker in self._workers)
+
+    def _alive(self) -> list[Worker]:
+        with self._lock:
+            return list(self._workers)
+
+    def _lost(self, worker: Worker) -> None:
+        """On the thread that listened to it."""
+        with self._lock:
+            if self._closed:
+                return
+            log.error("%s", worker.over)
+            self._workers.remove(worker)
+            self._past.update({name: worker.stats.get(name, 0) for name in COUNTED})
+            self._lock.notify_all()
+
+    # -- The keeper's thread
+
+    def _keep(self) -> None:
+        """Begin workers whenever there are fewer than there should be."""
+        failures = 0
+        while self._short():
+            try:
+                self._begin(self._next())
+                failures = 0
+            except TalkbackError as error:
+                if not self._closed:
+                    log.error("A worker cannot begin: %s", error)
+                self._pause(PAUSES[min(failures, len(PAUSES) - 1)])
+                failures += 1
+
+    def _short(self) -> bool:
+        """Wait until one is missing; False once closed."""
+        with self._lock:
+            while not self._closed and len(self._workers) >= self._wanted:
+                self._lock.wait()
+            return not self._closed
+
+    def _next(self) -> Worker:
+        with self._lock:
+            if self._closed:
+                raise Closed(CLOSED)
+            self._coming = Worker()
+            return self._coming
+
+    def _begin(self, worker: Worker) -> None:
+        """Let it join once it has all adapters that the others have."""
+        worker.begin(self._order, self._patience.ended, self._lost)
+        with self._loading:
+            _all([worker.call("load", name, folder) for name, folder in self._adapters.items()])
+            with self._lock:
+                self._coming = None
+                self._workers.append(worker)
+
+    def _pause(self, seconds: float) -> None:
+        with self._lock:
+            self._lock.wait_for(lambda: self._closed, seconds)
+
+
+def how_many(ready: Ready, cores: int, free: int) -> int:
+    """Workers that so many cores and free bytes bear. A small model needs no more than one: what
+    is left of the cores is there for HTTP, and for a cycle."""
+    if ready.device != "cpu" or ready.parameters <= SMALL:
+        return 1
+    room = 1 + free // (2 * ready.weights)  # the first has its weights, half of the rest is left
+    return max(1, min(cores // ready.threads, room, MOST))
+
+
+def cores() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def free_bytes() -> int:
+    """Memory that nobody uses."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _alike(settings: EngineSettings, ready: Ready) -> EngineSettings:
+    """For the workers after the first: it has tried how many threads are worth it."""
+    return settings.model_copy(update={"threads": ready.threads})
+
+
+def _all(answers: "list[Future[Any]]") -> None:
+    """Wait for all; raises the first error. A worker that is gone meanwhile counts only if it was
+    the last: its successor gets what it lacks."""
+    errors = [error for answer in answers if (error := answer.exception()) is not None]
+    gone = [error for error in errors if isinstance(error, Unreachable)]
+    if refusals := [error for error in errors if error not in gone]:
+        raise refusals[0]
+    if gone and len(gone) == len(answers):
+        raise gone[0]
+
+
+def _in_time(answer: "Future[Any]") -> dict[str, Any] | None:
+    """What a worker tells, unless it is gone or a step takes very long."""
+    try:
+        told: dict[str, Any] = answer.result(STATS_SECONDS)
+    except (TimeoutError, Unreachable):
+        return None
+    return told
+
+
+def _together(told: Sequence[dict[str, Any]], past: Mapping[str, int]) -> dict[str, Any]:
+    """Sums; the ways of serving are those of all."""
+    whole: dict[str, Any] = {}
+    for name in SUMS:
+        whole[name] = sum(each.get(name, 0) for each in told) + past.get(name, 0)
+    for name in ("adapters", "memory"):
+        counts = Counter[str]()
+        for each in told:
+            counts.update(each.get(name, {}))
+        whole[name] = dict(counts)
+    for name in ("fast", "int8"):
+        whole[name] = bool(told) and all(each.get(name) for each in told)
+    return {**whole, "device": next((each["device"] for each in told if each), "cpu")}

@@ -1,0 +1,166 @@
+"""A worker as the server sees it."""
+
+import atexit
+import itertools
+import multiprocessing
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from chatbot.engine import EngineError, Request, Stream, Unreachable
+from chatbot.engine_settings import EngineSettings
+from chatbot.workers import child
+from chatbot.workers.messages import Answer, News, Order, Ready, hear
+from feedback.errors import TalkbackError
+
+CLOSE_SECONDS = 10
+"""How long its last step may take."""
+
+
+class Worker:
+    """A process with an engine in it; it begins to import what it needs when this is made."""
+
+    ready: Ready
+    stats: dict[str, Any]
+    """What it told when it was last asked."""
+    over: str | None
+    """Why it can be asked no more."""
+
+    def __init__(self) -> None:
+        processes = multiprocessing.get_context("spawn")
+        self._pipe, theirs = processes.Pipe()
+        self.process = processes.Process(
+            target=child.work, args=(theirs,), name="talkback-engine", daemon=True
+        )
+        self.process.start()
+        theirs.close()  # or its end would never be seen here
+        atexit.register(self.kill)  # it takes no signals, and Python waits for its children
+        self._numbers = itertools.count()
+        self._sending = threading.Lock()
+        # Shared between threads and touched under the lock only.
+        self._lock = threading.Lock()
+        self._streams: dict[int, Stream] = {}
+        self._answers: dict[int, Future[Any]] = {}
+        self.stats, self.over = {}, None
+
+    @property
+    def live(self) -> int:
+        """How many of its streams have not ended."""
+        return len(self._streams)
+
+    def begin(
+        self, order: Order, heard: Callable[[], None], lost: Callable[["Worker"], None]
+    ) -> None:
+        """Blocks until it can be asked; ``heard`` is called when a stream has ended, ``lost`` when
+        the process has. Raises BaseError and EngineError.
+        """
+        try:
+            self._pipe.send(order)
+            told = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise EngineError(self._death("while it was starting")) from error
+        if isinstance(told, TalkbackError):
+            self.process.join()
+            raise told
+        self.ready = told
+        self._heard, self._lost = heard, lost
+        threading.Thread(target=self._listen, name="news", daemon=True).start()
+
+    def submit(self, request: Request) -> Stream:
+        """Have it answer; Unreachable when its process has ended."""
+        number = next(self._numbers)
+        stream = Stream(len(request.prompt_ids), lambda: self._send("cancel", number))
+        with self._lock:
+            if self.over is not None:
+                raise Unreachable(self.over)
+            self._streams[number] = stream
+        self._send("submit", number, request)
+        return stream
+
+    def call(self, kind: str, *told: object) -> "Future[Any]":
+        """An order that is answered; Unreachable in the future when its process has ended."""
+        number, answer = next(self._numbers), Future[Any]()
+        with self._lock:
+            if self.over is not None:
+                answer.set_exception(Unreachable(self.over))
+                return answer
+            self._answers[number] = answer
+        self._send(kind, number, *told)
+        return answer
+
+    def unload(self, adapter: str) -> None:
+        """Have it forget an adapter once its last stream has ended."""
+        self._send("unload", next(self._numbers), adapter)
+
+    def close(self) -> None:
+        """Have it end its streams as cancelled, and wait until its process is gone."""
+        self._put(None)
+        self.process.join(CLOSE_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """At once."""
+        self.process.kill()
+        self.process.join()
+        atexit.unregister(self.kill)
+
+    def _send(self, kind: str, number: int, *told: object) -> None:
+        self._put((kind, number, *told))
+
+    def _put(self, message: object) -> None:
+        try:
+            with self._sending:
+                self._pipe.send(message)
+        except OSError:
+            pass  # its process is gone, as the listener finds out
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._hear(self._pipe.recv())
+        except (EOFError, OSError):
+            self._end(self._death("It is being started again"))
+            self._lost(self)
+
+    def _hear(self, message: Answer | list[tuple[int, News]]) -> None:
+        if isinstance(message, Answer):
+            self._settle(message)
+            return
+        for number, news in message:
+            with self._lock:
+                forget = self._streams.get if news.end is None else self._streams.pop
+                stream = forget(number, None)
+            if stream is not None:
+                hear(stream, news)
+            if news.end is not None:
+                self._heard()
+
+    def _settle(self, message: Answer) -> None:
+        with self._lock:
+            answer = self._answers.pop(message.number)
+        if message.error is not None:
+            answer.set_exception(message.error)
+        else:
+            answer.set_result(message.result)
+
+    def _end(self, why: str) -> None:
+        """Nobody waits for a process that is gone."""
+        with self._lock:
+            self.over = why
+            streams, answers = list(self._streams.values()), list(self._answers.values())
+            self._streams.clear()
+            self._answers.clear()
+        for stream in streams:
+            stream.end("error", why)
+        for answer in answers:
+            answer.set_exception(Unreachable(why))
+
+    def _death(self, remark: str) -> str:
+        self.process.join()
+        return f"The engine's process ended with code {self.process.exitcode}. {remark}."
+
+
+def early(settings: EngineSettings) -> Worker | None:
+    """A worker that begins to import beside whoever makes it, where one will be needed."""
+    return None if settings.remote or settings.workers == 0 else Worker()

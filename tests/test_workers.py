@@ -1,0 +1,322 @@
+"""The engine in processes of its own: what is said, spread over them, and what a death leaves."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from chatbot import engines
+from chatbot.base import load_base
+from chatbot.engine import (
+    BASE,
+    Busy,
+    Chance,
+    Closed,
+    Engine,
+    EngineError,
+    Request,
+    Sampling,
+    Stream,
+    TooLong,
+    UnknownAdapter,
+    Unreachable,
+)
+from chatbot.engine_settings import EngineSettings
+from chatbot.inprocess.batching import TorchEngine
+from chatbot.lora import AdapterError
+from chatbot.workers import child
+from chatbot.workers.engine import MOST, WorkersEngine, how_many
+from chatbot.workers.messages import Account, Order, Ready, hear
+from chatbot.workers.router import BLOCK, Router
+from feedback.settings import Home
+from tests import models
+from tests.processes import Server
+
+SLOTS, QUEUE, LONG = 2, 3, 3000
+PROMPTS = [[10 + n, *range(20, 26)] for n in range(4)]
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    base, folder = load_base(str(tiny_base)), tmp_path_factory.mktemp("adapters")
+    return [models.write_adapter(folder, base, seed=seed) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_base: Path, adapters: list[Path]) -> Iterator[WorkersEngine]:
+    """Two workers, with both adapters."""
+    settings = EngineSettings(workers=2, threads=1, slots=SLOTS, queue=QUEUE)
+    _, engine = engines.start(settings, str(tiny_base))
+    assert isinstance(engine, WorkersEngine)
+    for folder in adapters:
+        engine.load(folder.name, folder)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def engine(whole: WorkersEngine) -> WorkersEngine:
+    until(lambda: len(whole._workers) == 2 and whole.stats()["running"] == 0)
+    return whole
+
+
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
+    due = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < due, "it never came to be"
+        time.sleep(0.02)
+
+
+def long(voice: str = BASE, prompt: int = 0) -> Request:
+    """It ends only when it is told to."""
+    bias = tuple((token, -100.0) for token in range(5))
+    return Request(PROMPTS[prompt], voice, Sampling(max_tokens=LONG, logit_bias=bias))
+
+
+def begun(stream: Stream) -> Stream:
+    until(lambda: bool(stream.ids) or stream.finish is not None)
+    return stream
+
+
+def test_it_says_what_the_engine_says_in_this_process(
+    engine: WorkersEngine, tiny_base: Path, adapters: list[Path]
+) -> None:
+    here = TorchEngine(load_base(str(tiny_base)), EngineSettings(threads=1))
+    for folder in adapters:
+        here.load(folder.name, folder)
+    voices = [BASE, *(folder.name for folder in adapters)]
+    sampling = Sampling(max_tokens=20, temperature=0.8, seed=7, logprobs=2)
+    asked = [Request(prompt, voice, sampling) for prompt in PROMPTS for voice in voices]
+    for request in asked:
+        expected, heard = here.submit(request), engine.submit(request)
+        deltas = list(heard)
+        assert expected.wait(60)
+        assert (heard.ids, deltas, heard.finish) == (expected.ids, expected.deltas, expected.finish)
+        assert heard.reach == expected.reach
+        assert [c.token for c in heard.chances] == [c.token for c in expected.chances]
+        assert heard.first_token_ms is not None and heard.total_ms is not None
+    here.close()
+
+
+def test_streams_are_spread_over_the_workers(engine: WorkersEngine) -> None:
+    streams = [begun(engine.submit(long(prompt=n))) for n in range(4)]
+    assert [worker.live for worker in engine._workers] == [2, 2]
+    stats = engine.stats()
+    assert (stats["running"], stats["slots"], stats["workers"]) == (4, 2 * SLOTS, 2)
+    for stream in streams:
+        stream.cancel()
+    assert all(stream.wait(10) and stream.finish == "cancelled" for stream in streams)
+    assert all(stream.text for stream in streams)
+    until(lambda: engine.stats()["running"] == 0)
+
+
+def test_more_than_slots_and_queue_are_turned_away(engine: WorkersEngine) -> None:
+    streams = [engine.submit(long()) for _ in range(2 * SLOTS + QUEUE)]
+    with pytest.raises(Busy) as caught:
+        engine.submit(long())
+    assert caught.value.retry_after >= 1
+    for stream in streams:
+        stream.cancel()
+    assert all(stream.wait(10) for stream in streams)
+    assert engine.submit(Request(PROMPTS[0], BASE, Sampling(max_tokens=2))).wait(10)
+
+
+@pytest.mark.parametrize(
+    "request_, error",
+    [
+        (Request([], BASE), EngineError),
+        (Request([5] * 10_000, BASE), TooLong),
+        (Request([5], "a-000000000000"), UnknownAdapter),
+        (Request([5], BASE, Sampling(temperature=-1)), EngineError),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_at_once(
+    engine: WorkersEngine, request_: Request, error: type[EngineError]
+) -> None:
+    with pytest.raises(error):
+        engine.submit(request_)
+
+
+def test_an_adapter_leaves_every_worker_when_its_last_stream_has_ended(
+    engine: WorkersEngine, adapters: list[Path]
+) -> None:
+    folder = adapters[1]
+    stream = begun(engine.submit(long(folder.name)))
+    engine.unload(folder.name)
+    assert folder.name not in engine.adapters()
+    with pytest.raises(UnknownAdapter):
+        engine.submit(long(folder.name))
+    assert engine.stats()["adapters"][folder.name] == 1 and stream.finish is None
+    stream.cancel()
+    until(lambda: folder.name not in engine.stats()["adapters"])
+    engine.load(folder.name, folder)
+    assert folder.name in engine.adapters()
+
+
+def test_a_damaged_adapter_is_refused_and_the_others_speak(
+    engine: WorkersEngine, adapters: list[Path], tmp_path: Path
+) -> None:
+    with pytest.raises(AdapterError):
+        engine.load("a-000000000000", adapters[0])
+    assert engine.submit(Request(PROMPTS[0], adapters[0].name, Sampling(max_tokens=2))).wait(10)
+
+
+def test_a_worker_that_dies_takes_only_its_own_streams_and_comes_back(
+    engine: WorkersEngine, adapters: list[Path]
+) -> None:
+    counted = engine.stats()["decoded"]
+    streams = [begun(engine.submit(long(adapters[0].name, n))) for n in range(2)]
+    first, second = engine._workers
+    os.kill(first.process.pid or 0, signal.SIGKILL)
+    ended = [stream for stream in streams if stream.wait(5)]
+    assert [stream.finish for stream in ended] == ["error"]
+    assert "ended with code -9" in str(ended[0].error)
+    assert engine.trouble is None and engine.stats()["decoded"] >= counted
+    os.kill(second.process.pid or 0, signal.SIGKILL)
+    until(lambda: engine.trouble is not None)
+    with pytest.raises(Unreachable, match="started again"):
+        engine.submit(long())
+    assert all(stream.finish == "error" for stream in streams)
+    until(lambda: engine.trouble is None)
+    answer = engine.submit(Request(PROMPTS[0], adapters[0].name, Sampling(max_tokens=4)))
+    assert answer.wait(10) and answer.finish in ("stop", "length")
+
+
+def test_close_ends_streams_as_cancelled_and_all_processes(tiny_base: Path) -> None:
+    _, engine = engines.start(EngineSettings(workers=1, threads=1), str(tiny_base))
+    assert isinstance(engine, WorkersEngine) and isinstance(engine, Engine)
+    stream = begun(engine.submit(long()))
+    processes = [worker.process for worker in engine._workers]
+    engine.close()
+    assert stream.finish == "cancelled" and stream.text
+    assert [process.exitcode for process in processes] == [0]
+    with pytest.raises(Closed):
+        engine.submit(long())
+
+
+def test_other_weights_than_the_servers_are_refused(tiny_base: Path) -> None:
+    order = Order(str(tiny_base), None, "w-other", EngineSettings(threads=1))
+    with pytest.raises(EngineError, match="have changed"):
+        child._engine(order)
+
+
+def test_a_worker_that_nobody_wants_keeps_no_process_alive() -> None:
+    code = (
+        "from chatbot.engine_settings import EngineSettings as S\n"
+        "from chatbot.workers.worker import early\n"
+        "if __name__ == '__main__': print(early(S()).process.pid)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not Path(f"/proc/{done.stdout.strip()}").exists()
+
+
+def test_a_server_outlives_its_worker_and_the_worker_not_its_server(
+    start_server: Callable[..., Server], home: Home
+) -> None:
+    home.toml.write_text("[engine]\nworkers = 1\nthreads = 1\n")
+    server = start_server().ready()
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        assert say(http) == 200
+        os.kill(worker_of(server), signal.SIGKILL)
+        until(lambda: http.get("/readyz").status_code == 503)
+        assert say(http) == 503 and http.get("/healthz").status_code == 200
+        until(lambda: http.get("/readyz").status_code == 200)
+        assert say(http) == 200
+    worker = worker_of(server)
+    server.process.kill()
+    until(lambda: not Path(f"/proc/{worker}").exists(), 20)
+
+
+def say(http: httpx.Client) -> int:
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    return http.post("/v1/chat/completions", json=body).status_code
+
+
+def worker_of(server: Server) -> int:
+    """The process id of the newest worker."""
+    found = subprocess.run(
+        ["ps", "-ww", "--ppid", str(server.process.pid), "-o", "pid=,args="],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    pids = re.findall(r"^\s*(\d+) .*spawn_main", found.stdout, re.M)
+    return int(pids[-1])
+
+
+# -- How many, which one, and what they say
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    "parameters, weights, threads, device, cores, free, count",
+    [
+        (135_000_000, GIB // 4, 1, "cpu", 2, 8 * GIB, 2),
+        (135_000_000, GIB // 4, 2, "cpu", 2, 8 * GIB, 1),
+        (135_000_000, GIB // 4, 1, "cpu", 64, 64 * GIB, MOST),
+        (135_000_000, 4 * GIB, 1, "cpu", 4, 10 * GIB, 2),
+        (5_000_000, 2**20, 1, "cpu", 2, 8 * GIB, 1),
+        (135_000_000, GIB // 4, 1, "cuda:0", 8, 8 * GIB, 1),
+        (8_000_000_000, 16 * GIB, 16, "cpu", 16, GIB, 1),
+    ],
+)
+def test_as_many_workers_as_cores_and_memory_bear(
+    parameters: int, weights: int, threads: int, device: str, cores: int, free: int, count: int
+) -> None:
+    ready = Ready(16, 4096, threads, device, parameters, weights)
+    assert how_many(ready, cores, free) == count
+
+
+def test_a_conversation_goes_on_where_it_was_read_unless_that_worker_is_busier() -> None:
+    workers: list[Any] = [SimpleNamespace(live=0), SimpleNamespace(live=0)]
+    router, history = Router(), list(range(4 * BLOCK))
+    workers[0].live = 1
+    assert router.choose(Request(history), workers) is workers[1]
+    workers[:] = [SimpleNamespace(live=0), workers[1]]
+    workers[1].live = 1
+    longer = Request([*history, *range(BLOCK)])
+    assert router.choose(longer, workers) is workers[1], "who read it has only one more to serve"
+    assert router.choose(Request(longer.prompt_ids, "a-1"), workers) is workers[0]
+    assert router.choose(Request([*history[:BLOCK], *[9] * 4 * BLOCK]), workers) is workers[0]
+    workers[1].live = 5
+    assert router.choose(longer, workers) is workers[0]
+    assert router.choose(longer, workers[:1]) is workers[0], "and one that is gone is not asked"
+
+
+@pytest.mark.parametrize("every", [1, 2, 5, 100])
+def test_a_stream_told_in_pieces_is_the_same_stream(every: int) -> None:
+    told, heard = Stream(3), Stream(3)
+    account = Account(told)
+    for number, delta in enumerate(["", "ab", "c", "", "", "d", "e", ""]):
+        told.chances.append(Chance(number, -1.0))
+        told.put(number, delta)
+        if number % every == 0 and (news := account.news()) is not None:
+            hear(heard, news)
+        assert len(heard.ids) >= (heard.reach or [0])[-1]
+    told.say("f")
+    assert heard.finish is None
+    told.end("stop")
+    if (news := account.news()) is not None:
+        hear(heard, news)
+    assert (heard.ids, heard.deltas, heard.reach) == (told.ids, told.deltas, told.reach)
+    assert heard.chances == told.chances and heard.finish == "stop"
+    assert account.news() is None or account.news().end is not None  # type: ignore[union-attr]
+
+
+def test_an_answer_that_ends_before_its_first_token_has_no_first_token() -> None:
+    told, heard = Stream(3), Stream(3)
+    told.end("error", "The engine failed.")
+    news = Account(told).news()
+    assert news is not None
+    hear(heard, news)
+    assert (heard.first_token_ms, heard.finish, heard.error) == (None, "error", told.error)
