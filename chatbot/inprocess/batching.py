@@ -56,6 +56,7 @@ class TorchEngine:
         self.max_length = room(model, self.settings.max_length)
         self.threads = self.settings.threads
         """CPU threads of a step; 0 until it has `begun`."""
+        self.parameters = model.num_parameters()  # before the fast path takes them
         self._like = next(model.parameters())
         room_for_prefixes = self.settings.prefix_mb * 1_000_000
         self._batch = Batch(

@@ -80,7 +80,7 @@ class Desk:
             max_length=engine.max_length,
             threads=engine.threads,
             device=engine.stats()["device"],
-            parameters=engine.base.model.num_parameters(),
+            parameters=engine.parameters,
             weights=engine.stats()["memory"]["weights"],
         )
 
@@ -107,6 +107,7 @@ class Desk:
             return
         self._accounts[number] = Account(stream)
         stream.listen(self._news.set)
+        self._news.set()  # from now on there are ticks
 
     def _beside(self, number: int, work: Callable[[], object]) -> None:
         """Answer when it is done, and take orders meanwhile."""

@@ -74,7 +74,8 @@ class WorkersEngine:
         ready = first.ready
         self.max_length = ready.max_length
         self._order = replace(order, settings=_alike(order.settings, ready))
-        self._wanted = settings.workers or how_many(ready, cores(), free_bytes())
+        self.wanted: int = settings.workers or how_many(ready, cores(), free_bytes())
+        """How many workers there should be."""
         self._keeper = threading.Thread(target=self._keep, name="workers", daemon=True)
         self._keeper.start()
         atexit.register(self.close)
@@ -189,7 +190,7 @@ class WorkersEngine:
     def _short(self) -> bool:
         """Wait until one is missing; False once closed."""
         with self._lock:
-            while not self._closed and len(self._workers) >= self._wanted:
+            while not self._closed and len(self._workers) >= self.wanted:
                 self._lock.wait()
             return not self._closed
 

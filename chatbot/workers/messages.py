@@ -61,15 +61,16 @@ class Account:
         """What has not been told yet, if there is anything."""
         stream, first = self.stream, self._ids
         finish = stream.finish  # asked first: nothing comes after it
+        count = len(stream.ids)  # before the texts: one that is not there yet reaches further
         deltas = stream.deltas[self._deltas :]
         pieces = [
             (self._until(reach), delta)
             for delta, reach in zip(deltas, stream.reach[self._deltas :], strict=False)
         ]
         self._deltas += len(pieces)
-        if finish is not None:
-            pieces.append((self._until(len(stream.ids)), ""))
-        if not pieces:
+        if self._ids < count:
+            pieces.append((self._until(count), ""))
+        if not pieces and finish is None:
             return None
         end = None if finish is None else (finish, stream.error)
         return News(pieces, stream.chances[first : self._ids], end)

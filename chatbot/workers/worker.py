@@ -6,6 +6,7 @@ import multiprocessing
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from multiprocessing.connection import Connection
 from typing import Any
 
 from chatbot.engine import EngineError, Request, Stream, Unreachable
@@ -27,11 +28,11 @@ class Worker:
     over: str | None
     """Why it can be asked no more."""
 
-    def __init__(self) -> None:
+    def __init__(self, work: Callable[[Connection], None] = child.work) -> None:
         processes = multiprocessing.get_context("spawn")
         self._pipe, theirs = processes.Pipe()
         self.process = processes.Process(
-            target=child.work, args=(theirs,), name="talkback-engine", daemon=True
+            target=work, args=(theirs,), name="talkback-engine", daemon=True
         )
         self.process.start()
         theirs.close()  # or its end would never be seen here

@@ -6,8 +6,9 @@
     python -m tests.bench.bench_engine --rounds 5 --json
     python -m tests.bench.bench_engine --busy              # beside other work: see below
 
-The rounds interleave all measurements and the median of each round's ratio counts, so that a noisy
-machine is noisy for all alike.
+The engine is the one that `talkback serve` would start: one worker or more. `--busy` measures one
+in this process on one thread, per CPU-second of it. The rounds interleave all measurements and the
+median of each round's ratio counts, so that a noisy machine is noisy for all alike.
 """
 
 import argparse
@@ -16,13 +17,18 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 
+from chatbot import engines
 from chatbot.base import STARTER, Base, load_base
-from chatbot.engine import BASE, Request, Sampling
-from chatbot.inprocess.batching import EngineSettings, TorchEngine
+from chatbot.engine import BASE, Engine, Request, Sampling
+from chatbot.engine_settings import EngineSettings
+from chatbot.inprocess import batch
+from chatbot.workers import child, worker
+from chatbot.workers.engine import WorkersEngine
 from tests import models
 
 PROMPT, ANSWER = 64, 48
@@ -73,7 +79,23 @@ def generate_rate(base: Base) -> float:
     return (ANSWER - 1) / (run(ANSWER) - run(1))
 
 
-def engine_rate(engine: TorchEngine, streams: int, voices: list[str]) -> float:
+def endless(pipe: Connection) -> None:
+    """A worker's process, in which no token ends an answer: random weights would say it anytime."""
+    batch.ends = lambda _: frozenset()
+    child.work(pipe)
+
+
+def start(name: str, kind: str, busy: bool) -> Engine:
+    """The engine that is measured, once all its workers are there."""
+    settings = EngineSettings(kind=kind, threads=int(busy), workers=0 if busy else None)
+    _, engine = engines.start(settings, name, first=None if busy else worker.Worker(endless))
+    if isinstance(engine, WorkersEngine):
+        while engine.stats()["workers"] < engine.wanted:
+            time.sleep(0.1)
+    return engine
+
+
+def engine_rate(engine: Engine, streams: int, voices: list[str]) -> float:
     """Decode tokens/s over all streams, counted while all of them are running."""
     sampling = Sampling(max_tokens=ANSWER + streams)
     running = [
@@ -91,7 +113,7 @@ def engine_rate(engine: TorchEngine, streams: int, voices: list[str]) -> float:
     return (last - first) / (end - begin)
 
 
-def first_tokens(engine: TorchEngine, voice: str) -> tuple[float, float]:
+def first_tokens(engine: Engine, voice: str) -> tuple[float, float]:
     """Seconds to the first token of turn 1 and of turn 20 of one conversation."""
     said: list[int] = []
     took = []
@@ -109,25 +131,26 @@ def first_tokens(engine: TorchEngine, voice: str) -> tuple[float, float]:
 
 
 def measure(
-    base: Base, adapters: dict[str, Path], rounds: int, threads: int, kind: str
+    name: str, base: Base, adapters: dict[str, Path], args: argparse.Namespace
 ) -> dict[str, list[float]]:
     """Each row's tokens/s, and the seconds of `FIRST`, round by round."""
     found: dict[str, list[float]] = {}
-    for _ in range(rounds):
+    engine = start(name, args.kind, args.busy)
+    for folder in adapters.values():
+        engine.load(folder.name, folder)
+    for number in range(args.rounds):
         found.setdefault("generate", []).append(generate_rate(base))
-        engine = TorchEngine(base, EngineSettings(threads=threads, kind=kind))
-        engine._batch._ends = frozenset()  # random weights would end when they please
-        for name, folder in adapters.items():
-            engine.load(name, folder)
-        for name, run in rows(engine, list(adapters)).items():
-            found.setdefault(name, []).append(run())
-        for name, seconds in zip(FIRST, first_tokens(engine, next(iter(adapters))), strict=True):
-            found.setdefault(name, []).append(seconds)
-        engine.close()
+        for row, run in rows(engine, list(adapters)).items():
+            found.setdefault(row, []).append(run())
+        # Another first prompt every round, or it would have been read before.
+        both = first_tokens(engine, list(adapters)[number % len(adapters)])
+        for row, seconds in zip(FIRST, both, strict=True):
+            found.setdefault(row, []).append(seconds)
+    engine.close()
     return found
 
 
-def rows(engine: TorchEngine, names: list[str]) -> dict[str, Callable[[], float]]:
+def rows(engine: Engine, names: list[str]) -> dict[str, Callable[[], float]]:
     """What is measured, in the table's order."""
     table: dict[str, Callable[[], float]] = {}
     for streams in (1, 4, 16):
@@ -167,20 +190,21 @@ def main() -> None:
     parser.add_argument("--base", default="135m", help="135m, starter, or any model")
     parser.add_argument("--kind", default="torch", choices=["torch", "int8"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--busy", action="store_true", help="one thread, per CPU-second")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    batch.ends = lambda _: frozenset()
     if args.busy:
         global clock
         clock = time.process_time
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temp:
         known = {"starter": lambda: STARTER, "135m": lambda: str(shape_135m(Path(temp) / "135m"))}
-        base = load_base(known.get(args.base, lambda: args.base)(), dtype=args.dtype)
+        name = known.get(args.base, lambda: args.base)()
+        base = load_base(name)
         made = [models.write_adapter(Path(temp), base, seed=n, strength=0.01) for n in range(4)]
         adapters = {folder.name: folder for folder in made}
-        found = measure(base, adapters, args.rounds, int(args.busy), args.kind)
+        found = measure(name, base, adapters, args)
     print(json.dumps(found) if args.json else report(found))
 
 
