@@ -36,6 +36,10 @@ GAUGES = {
     "running": ("talkback_streams_running", "Streams that run now"),
     "waiting": ("talkback_streams_waiting", "Requests that wait for a slot"),
 }
+WORKERS = {
+    "workers": ("talkback_workers", "Processes of the engine that are alive"),
+    "resident": ("talkback_workers_resident_memory_bytes", "Memory of these processes together"),
+}
 COUNTERS = {
     "prompt": ("talkback_prompt_tokens", "Prompt tokens that were read"),
     "recalled": ("talkback_recalled_tokens", "Prompt tokens that need not be read again"),
@@ -130,6 +134,8 @@ class Readings(Collector):
             yield GaugeMetricFamily(*named, value=stats[key])
         for key, named in COUNTERS.items():
             yield CounterMetricFamily(*named, value=stats[key])
+        for key, named in WORKERS.items():  # none where the engine runs in this process
+            yield GaugeMetricFamily(*named, value=stats.get(key, 0))
         loaded = len(service.engine.adapters()) - 1
         yield GaugeMetricFamily("talkback_adapters_loaded", "Beside the base", value=loaded)
         yield InfoMetricFamily("talkback_serving", "Who speaks", value=_serving(service))

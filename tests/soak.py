@@ -17,6 +17,7 @@ PATIENCE = 60
 
 SHOWN = {
     "process_resident_memory_bytes": "rss",
+    "talkback_workers_resident_memory_bytes": "workers",
     "process_open_fds": "files",
     "talkback_streams_running": "running",
     "talkback_streams_waiting": "waiting",
@@ -26,7 +27,7 @@ SHOWN = {
 
 @dataclass
 class Look:
-    """What /metrics said at a moment; ``rss`` in MiB."""
+    """What /metrics said at a moment; ``rss``, of the server and its workers, in MiB."""
 
     seconds: float
     rss: float
@@ -78,6 +79,7 @@ class Soak:
             for sample in family.samples
             if sample.name in SHOWN
         }
+        values["rss"] += values.pop("workers")
         look = Look(**{"seconds": self._age(), **values, "rss": values["rss"] / 2**20})
         self.looks.append(look)
         return look

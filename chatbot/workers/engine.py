@@ -132,13 +132,14 @@ class WorkersEngine:
             return self._router.choose(request, self._workers).submit(request)
 
     def stats(self) -> dict[str, Any]:
-        """The workers' own, together; how many there are, and how many threads each has."""
+        """The workers' own, together; how many there are, and the memory of their processes."""
         asked = [(worker, worker.call("stats")) for worker in self._alive()]
         for worker, answer in asked:
             worker.stats = _in_time(answer) or worker.stats
         return {
             **_together([worker.stats for worker, _ in asked], self._past),
             "workers": len(asked),
+            "resident": sum(worker.resident for worker, _ in asked),
             "max_length": self.max_length,
         }
 

@@ -3,10 +3,12 @@
 import atexit
 import itertools
 import multiprocessing
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from chatbot.engine import EngineError, Request, Stream, Unreachable
@@ -44,6 +46,15 @@ class Worker:
         self._streams: dict[int, Stream] = {}
         self._answers: dict[int, Future[Any]] = {}
         self.stats, self.over = {}, None
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory that its process has; 0 when it is gone."""
+        try:
+            pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+        except OSError:
+            return 0
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     @property
     def live(self) -> int:
