@@ -156,6 +156,7 @@ class ChatPage:
     def _connect(self, blocks: gr.Blocks) -> None:
         self._connect_talk(blocks)
         self._connect_rating()
+        self._connect_choice()
         timer = gr.Timer(PULSE_SECONDS)
         timer.tick(self._pulse, None, self.status, **UNQUEUED)
 
@@ -176,16 +177,18 @@ class ChatPage:
     def _connect_rating(self) -> None:
         self.chat.like(self._thumb, [self.token, self.chat], self._painted, **QUICK)
         self.chat.copy(self._copied, [self.token, self.chat], None, **QUICK)
+        parts = [self.rated_card, self.rated_title, self.reasons, self.comment]
+        self.rated.change(self._show_rated, self.rated, parts, **QUICK)
         given = [self.token, self.rated, self.reasons, self.comment]
         self.explain.click(self._explain, given, self._painted, **QUICK)
         self.comment.submit(self._explain, given, self._painted, **QUICK)
         self.no_reasons.click(lambda: self.paint({"rated": None}), None, self._painted, **QUICK)
-        self.no_choice.click(lambda: self.paint({"pair": None}), None, self._painted, **QUICK)
-        rated_card = [self.rated_card, self.rated_title, self.reasons, self.comment]
-        self.rated.change(self._show_rated, self.rated, rated_card, **QUICK)
-        pair_card = [self.pair_card, self.first, self.second]
-        self.pair.change(self._show_pair, self.pair, pair_card, **QUICK)
+
+    def _connect_choice(self) -> None:
+        parts = [self.pair_card, self.first, self.second]
+        self.pair.change(self._show_pair, self.pair, parts, **QUICK)
         pair = [self.token, self.place, self.pair]
+        self.no_choice.click(lambda: self.paint({"pair": None}), None, self._painted, **QUICK)
         self.prefer_first.click(self._prefer(0), pair, self._painted, **QUICK)
         self.prefer_second.click(self._prefer(1), pair, self._painted, **QUICK)
         self.tie.click(self._prefer(None), pair, self._painted, **QUICK)
@@ -306,9 +309,10 @@ class ChatPage:
                 return {self.token: gr.skip() if isinstance(value, LoggedIn) else value}
             case "place":
                 return {self.place: value.keep()}
+            case "rows" if "thumbs" in view:
+                return {self.chat: gr.update(value=value, feedback_value=view["thumbs"])}
             case "rows":
-                thumbs = {"feedback_value": view["thumbs"]} if "thumbs" in view else {}
-                return {self.chat: gr.update(value=value, **thumbs) if thumbs else value}
+                return {self.chat: value}  # of an update Gradio makes the chat and its schema anew
             case "draft":
                 return {self.composer: gr.update(value=value, **_buttons(view))}
             case "busy":
@@ -342,8 +346,8 @@ class ChatPage:
 
     @property
     def _painted(self) -> list[Any]:
-        """All that a view may change. At each step of a stream Gradio makes each part that does
-        not change anew, states apart, so there are few: the cards follow their states."""
+        """All that a view may change. It is little, and the cards follow their states by events of
+        their own: at each step of a stream Gradio makes anew what could change and does not."""
         return [
             self.token,
             self.place,

@@ -112,7 +112,10 @@ class Talk:
         instead: Place | None = None,
         retry_of: Message | None = None,
     ) -> Iterator[View]:
-        """Stream one answer to `text` said at `place`; on failure the page is back at `instead`."""
+        """Stream one answer to `text` said at `place`; on failure the page is back at `instead`.
+
+        Until it has ended only the first view tells the thumbs: those of the answers that stay.
+        """
         self.stop(session)
         rows = transcript.bubbles(self._store, place.leaf, person)
         thumbs = transcript.thumbs(self._store, rows, person)
