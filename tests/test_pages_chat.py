@@ -210,6 +210,67 @@ def test_a_thumb_with_reasons_and_a_comment_is_stored_and_can_be_taken_back(
     assert service.store.thumb_of(last_answer(service.store), thumb.person) is None
 
 
+@pytest.mark.parametrize("way", ["retried", "edited", "undone"])
+def test_a_thumb_stays_with_its_answer_when_another_takes_its_place(
+    page: Page, engine: ScriptedEngine, way: str
+) -> None:
+    engine.answers = ["There is.", "They may.", LONG]
+    ask(page, "Is there parking?")
+    ask(page, "May dogs come in?")
+    page.locator("#tb-chat button[title=Like]").first.click()
+    expect(page.locator("#tb-rated")).to_contain_text("What was good about it?")
+    press(page, "Dislike")
+    expect(page.locator("#tb-rated")).to_contain_text("What was wrong with it?")
+    engine.pause = 0.05
+    ask_again(page, way)
+    expect(page.locator(ANSWER).last).to_contain_text("word3")
+    only_the_first_is_liked(page)
+    page.click("#tb-composer .stop-button")  # so the answer streamed when it was looked at
+    expect(page.locator(".tb-stopped")).to_be_visible()
+    only_the_first_is_liked(page)
+    page.reload()
+    only_the_first_is_liked(page)
+
+
+def ask_again(page: Page, way: str) -> None:
+    """Have the last answer replaced."""
+    if way == "retried":
+        press(page, "Retry")
+    elif way == "edited":
+        page.locator("#tb-chat .user-row").last.hover()
+        page.locator("#tb-chat button[title=Edit]").nth(2).click()
+        page.locator("#tb-chat textarea").fill("May cats come in?")
+        page.click("#tb-chat button[title=Submit]")
+    else:
+        press(page, "Undo")
+        expect(page.locator("#tb-composer textarea")).to_have_value("May dogs come in?")
+        page.press("#tb-composer textarea", "Enter")
+
+
+def only_the_first_is_liked(page: Page) -> None:
+    thumbs_up = page.locator("#tb-chat button:is([title=Like], [title=Liked])")
+    expect(thumbs_up.first).to_have_attribute("title", "Liked")
+    expect(page.locator("#tb-chat button:is([title=Liked], [title=Disliked])")).to_have_count(1)
+
+
+def test_a_thumb_stays_in_its_conversation(page: Page, engine: ScriptedEngine) -> None:
+    ask(page, "About gardens")
+    press(page, "Like")
+    expect(page.locator("#tb-rated")).to_contain_text("What was good about it?")
+    engine.answers, engine.pause = [LONG], 0.05
+    page.click("#tb-new")
+    expect(page.locator("#tb-chat .user-row")).to_have_count(0)
+    expect(page.locator("#tb-rated")).to_be_hidden()
+    start(page, "About houses")
+    expect(page.locator(ANSWER)).to_contain_text("word3")
+    expect(page.locator("#tb-chat button[title=Liked]")).to_have_count(0)
+    page.click("#tb-composer .stop-button")
+    settled(page)
+    expect(page.locator("#tb-chat button[title=Liked]")).to_have_count(0)
+    page.locator("#tb-conversations label", has_text="About gardens").click()
+    expect(page.locator("#tb-chat button[title=Liked]")).to_have_count(1)
+
+
 def test_saved_is_not_said_when_the_store_did_not_take_it(page: Page, service: "Service") -> None:
     ask(page, "Hello there")
     with service.store.write() as db:

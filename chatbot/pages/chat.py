@@ -156,12 +156,13 @@ class ChatPage:
     def _connect(self, blocks: gr.Blocks) -> None:
         self._connect_talk(blocks)
         self._connect_rating()
+        self._connect_choice()
         timer = gr.Timer(PULSE_SECONDS)
         timer.tick(self._pulse, None, self.status, **UNQUEUED)
 
     def _connect_talk(self, blocks: gr.Blocks) -> None:
         where = [self.token, self.place]
-        blocks.load(self._arrive, where, self._painted, **QUICK)
+        blocks.load(self._arrive, where, [*self._painted, *self.door.parts], **QUICK)
         self.new.click(self._new, [self.token], self._painted, **QUICK)
         self.titles.input(self._open, [self.token, self.titles], self._painted, **QUICK)
         for picked in (blocks.load, self.new.click, self.titles.input):
@@ -176,12 +177,18 @@ class ChatPage:
     def _connect_rating(self) -> None:
         self.chat.like(self._thumb, [self.token, self.chat], self._painted, **QUICK)
         self.chat.copy(self._copied, [self.token, self.chat], None, **QUICK)
+        parts = [self.rated_card, self.rated_title, self.reasons, self.comment]
+        self.rated.change(self._show_rated, self.rated, parts, **QUICK)
         given = [self.token, self.rated, self.reasons, self.comment]
         self.explain.click(self._explain, given, self._painted, **QUICK)
         self.comment.submit(self._explain, given, self._painted, **QUICK)
         self.no_reasons.click(lambda: self.paint({"rated": None}), None, self._painted, **QUICK)
-        self.no_choice.click(lambda: self.paint({"pair": None}), None, self._painted, **QUICK)
+
+    def _connect_choice(self) -> None:
+        parts = [self.pair_card, self.first, self.second]
+        self.pair.change(self._show_pair, self.pair, parts, **QUICK)
         pair = [self.token, self.place, self.pair]
+        self.no_choice.click(lambda: self.paint({"pair": None}), None, self._painted, **QUICK)
         self.prefer_first.click(self._prefer(0), pair, self._painted, **QUICK)
         self.prefer_second.click(self._prefer(1), pair, self._painted, **QUICK)
         self.tie.click(self._prefer(None), pair, self._painted, **QUICK)
@@ -302,8 +309,10 @@ class ChatPage:
                 return {self.token: gr.skip() if isinstance(value, LoggedIn) else value}
             case "place":
                 return {self.place: value.keep()}
+            case "rows" if "thumbs" in view:
+                return {self.chat: gr.update(value=value, feedback_value=view["thumbs"])}
             case "rows":
-                return {self.chat: gr.update(value=value, feedback_value=view.get("thumbs", []))}
+                return {self.chat: value}  # of an update Gradio makes the chat and its schema anew
             case "draft":
                 return {self.composer: gr.update(value=value, **_buttons(view))}
             case "busy":
@@ -313,38 +322,32 @@ class ChatPage:
             case "titles":
                 return {self.titles: gr.update(choices=value, value=_open_one(view))}
             case "pair":
-                return self._paint_pair(value)
+                return {self.pair: value}
             case "rated":
-                return self._paint_rated(value)
+                return {self.rated: value}
         return {}
 
-    def _paint_pair(self, pair: tuple[str, str] | None) -> Changes:
+    def _show_pair(self, pair: tuple[str, str] | None, request: gr.Request) -> list[Any]:
+        """The card of two answers, when others are to be compared, or none."""
+        self.door.require(request)
         if pair is None:
-            return {self.pair: None, self.pair_card: gr.update(visible=False)}
-        first, second = (self._service.store.message(name).content for name in pair)
-        return {
-            self.pair: pair,
-            self.first: shown(first),
-            self.second: shown(second),
-            self.pair_card: gr.update(visible=True),
-        }
+            return [gr.update(visible=False), "", ""]
+        answers = [shown(self._service.store.message(name).content) for name in pair]
+        return [gr.update(visible=True), *answers]
 
-    def _paint_rated(self, rated: Rated | None) -> Changes:
+    def _show_rated(self, rated: Rated | None, request: gr.Request) -> list[Any]:
+        """The card that asks why, when another answer got a thumb, or none."""
+        self.door.require(request)
         if rated is None:
-            return {self.rated: None, self.rated_card: gr.update(visible=False)}
+            return [gr.update(visible=False), "", gr.update(value=[]), ""]
         title = "What was good about it?" if rated.up else "What was wrong with it?"
-        reasons = REASONS_UP if rated.up else REASONS_DOWN
-        return {
-            self.rated: rated,
-            self.rated_title: f"<h4>{title}</h4>",
-            self.reasons: gr.update(choices=list(reasons), value=[]),
-            self.comment: "",
-            self.rated_card: gr.update(visible=True),
-        }
+        reasons = gr.update(choices=list(REASONS_UP if rated.up else REASONS_DOWN), value=[])
+        return [gr.update(visible=True), f"<h4>{title}</h4>", reasons, ""]
 
     @property
     def _painted(self) -> list[Any]:
-        """Everything a view may change."""
+        """All that a view may change. It is little, and the cards follow their states by events of
+        their own: at each step of a stream Gradio makes anew what could change and does not."""
         return [
             self.token,
             self.place,
@@ -353,15 +356,7 @@ class ChatPage:
             self.notice,
             self.titles,
             self.pair,
-            self.pair_card,
-            self.first,
-            self.second,
             self.rated,
-            self.rated_card,
-            self.rated_title,
-            self.reasons,
-            self.comment,
-            *self.door.parts,
         ]
 
 

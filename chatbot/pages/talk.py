@@ -55,8 +55,9 @@ class Talk:
         good, person = self._people.known(token)
         place = visits.own(self._store, person, Place.read(kept))
         if text.strip():
-            yield {"token": good}
-            yield from self._answer(person, place, text.strip(), session)
+            views = self._answer(person, place, text.strip(), session)
+            yield {"token": good, **next(views)}
+            yield from views
 
     def edit(
         self, token: object, kept: object, message_id: str, text: str, session: str
@@ -111,12 +112,17 @@ class Talk:
         instead: Place | None = None,
         retry_of: Message | None = None,
     ) -> Iterator[View]:
-        """Stream one answer to `text` said at `place`; on failure the page is back at `instead`."""
+        """Stream one answer to `text` said at `place`; on failure the page is back at `instead`.
+
+        Until it has ended only the first view tells the thumbs: those of the answers that stay.
+        """
         self.stop(session)
         rows = transcript.bubbles(self._store, place.leaf, person)
+        thumbs = transcript.thumbs(self._store, rows, person)
         rows.append(transcript.said("user", text))
         yield {
             "rows": [*rows, transcript.TYPING],
+            "thumbs": thumbs,
             "draft": "",
             "busy": True,
             "notice": "",

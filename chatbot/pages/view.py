@@ -41,6 +41,7 @@ class View(TypedDict, total=False):
     place: Place
     rows: list[Bubble]
     thumbs: list[str | None]
+    """The person's of all answers in `rows`; without it those on the page stay."""
     draft: str
     busy: bool
     notice: str

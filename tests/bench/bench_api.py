@@ -21,17 +21,21 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from chatbot.base import STARTER
 from feedback.settings import Home
 from feedback.store import Store
 from tests.processes import Server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 TOKENS = 64
 WORD = re.compile(rb'"content": "[^"]')
@@ -121,7 +125,7 @@ def question(number: int) -> str:
 
 
 class Answers:
-    """Counts what a server has generated and used since the last look."""
+    """Counts what a server has generated and used since the last look; `given` is its answers."""
 
     def __init__(self, server: Server, home: Home) -> None:
         self._pid, self._store = server.process.pid, Store(home.db)
@@ -129,15 +133,13 @@ class Answers:
 
     def look(self) -> tuple[int, float, float]:
         """Tokens, wall seconds and CPU-seconds since."""
-        sql = "select coalesce(sum(completion_tokens), 0) as tokens from speaker"
+        sql = "select count(*) as given, coalesce(sum(completion_tokens), 0) as tokens from speaker"
         row = self._store.row(sql)
-        now = (
-            int(row["tokens"]) if row else 0,
-            time.perf_counter(),
-            cpu_of(self._pid),
-        )
+        assert row is not None
+        now = (row["tokens"], time.perf_counter(), cpu_of(self._pid), row["given"])
         before = getattr(self, "_before", now)
         self._before = now
+        self.given = now[3] - before[3]
         return now[0] - before[0], now[1] - before[1], now[2] - before[2]
 
 
@@ -201,30 +203,53 @@ def sse_round(client: Client, answers: Answers, rate: Rate) -> None:
     rate.add(*answers.look(), firsts)
 
 
-def page_rounds(server: Server, answers: Answers, pages: int, rounds: int, rate: Rate) -> None:
-    """So many browser tabs that ask at once."""
-    from contextlib import ExitStack
-
+@contextmanager
+def open_tabs(server: Server, count: int) -> Iterator[list["Page"]]:
+    """So many browser tabs at the chat page, each of a visitor of its own."""
     from playwright.sync_api import sync_playwright
 
-    from tests.scripted import settled, start, visitor
+    from tests.scripted import visitor
 
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    with sync_playwright() as playwright, ExitStack() as open_tabs:
+    with sync_playwright() as playwright, ExitStack() as tabs:
         browser = playwright.chromium.launch(executable_path=path, args=flags)
-        tabs = [open_tabs.enter_context(visitor(browser, server.url)) for _ in range(pages)]
-        for number in range(rounds):
-            answers.look()
-            for at, tab in enumerate(tabs):
-                start(tab, question(number + at))
-            for tab in tabs:
-                settled(tab)
-            rate.add(*answers.look(), [])
+        yield [tabs.enter_context(visitor(browser, server.url)) for _ in range(count)]
+
+
+def page_round(tabs: list["Page"], number: int, answers: Answers, rate: Rate) -> None:
+    """All tabs ask at once. Each one's answer has begun and ended before anything is counted."""
+    from playwright.sync_api import expect
+
+    from tests.scripted import ANSWER, settled, start
+
+    answers.look()
+    for at, tab in enumerate(tabs):
+        start(tab, question(number + at))
+    for tab in tabs:
+        expect(tab.locator(ANSWER)).to_have_count(number + 1)
+        settled(tab)
+    tokens, *used = answers.look()
+    assert answers.given == len(tabs), f"{answers.given} answers to {len(tabs)} questions"
+    rate.add(tokens, *used, [])
+
+
+def page_rounds(
+    server: Server, answers: Answers, args: argparse.Namespace, rates: dict[str, Rate]
+) -> None:
+    """Rounds of HTTP and of the page by turns; the first of each only warms up."""
+    sse, page = rates["SSE, as many as tabs"], rates["page"]
+    client = Client(server.url, args.tabs, {})
+    with open_tabs(server, args.tabs) as tabs:
+        for number in range(args.rounds + 1):
+            kept = number > 0
+            sse_round(client, answers, sse if kept else Rate())
+            page_round(tabs, number, answers, page if kept else Rate())
+    client.close()
 
 
 def measure(args: argparse.Namespace, root: Path) -> dict[str, Rate]:
-    """All rows of the table; the bare engine and HTTP take turns."""
+    """All rows of the table; the bare engine and HTTP take turns, then HTTP and the page."""
     rates = {"engine": Rate(), "SSE": Rate()}
     home = Home.find(root / "home")
     threads = f"threads = {args.threads}\n"
@@ -241,11 +266,7 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Rate]:
         client.close()
         if not args.no_page and (shutil.which("chromium") or shutil.which("chromium-browser")):
             rates["SSE, as many as tabs"], rates["page"] = Rate(), Rate()
-            client = Client(server.url, args.tabs, {})
-            for _ in range(args.rounds):
-                sse_round(client, answers, rates["SSE, as many as tabs"])
-            client.close()
-            page_rounds(server, answers, args.tabs, args.rounds, rates["page"])
+            page_rounds(server, answers, args, rates)
     finally:
         server.kill()
         ours.send(False)
