@@ -34,7 +34,8 @@ from chatbot.engine_settings import EngineSettings
 from chatbot.inprocess.batching import TorchEngine
 from chatbot.lora import AdapterError
 from chatbot.workers import child
-from chatbot.workers.engine import MOST, WorkersEngine, how_many
+from chatbot.workers.capacity import MOST, how_many
+from chatbot.workers.engine import WorkersEngine
 from chatbot.workers.messages import Account, Order, Ready, hear
 from chatbot.workers.router import BLOCK, Router
 from feedback.settings import Home

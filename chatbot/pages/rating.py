@@ -25,8 +25,8 @@ class Rating:
         """A thumb up, down, or taken back; the reasons are asked for afterwards."""
         _, person = self._people.known(token)
         answer = visits.mine(self._store, person, message_id)
-        if answer is None:
-            return {}
+        if answer is None:  # one that is still on its way
+            return {"rated": None}
         up = liked if isinstance(liked, bool) else None
         self._store.add_feedback(answer.id, person, "thumb", {"up": up})
         if up is None:

@@ -58,6 +58,7 @@ class Desk:
         self._pipe, self._engine = pipe, engine
         self._sending = threading.Lock()
         self._accounts: dict[int, Account] = {}
+        self._telling = threading.Lock()
         self._news = threading.Event()
 
     def serve(self) -> None:
@@ -128,14 +129,15 @@ class Desk:
 
     def _tell(self) -> None:
         """All that is new, in one piece."""
-        batch = []
-        for number, account in list(self._accounts.items()):
-            if (news := account.news()) is not None:
-                batch.append((number, news))
-                if news.end is not None:
-                    del self._accounts[number]
-        if batch:
-            self._send(batch)
+        with self._telling:
+            batch = []
+            for number, account in list(self._accounts.items()):
+                if (news := account.news()) is not None:
+                    batch.append((number, news))
+                    if news.end is not None:
+                        del self._accounts[number]
+            if batch:
+                self._send(batch)
 
     def _send(self, message: object) -> None:
         try:

@@ -2,7 +2,6 @@
 
 import atexit
 import logging
-import os
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from chatbot import lora
-from chatbot.base import SMALL, Base
+from chatbot.base import Base
 from chatbot.engine import (
     BASE,
     Busy,
     Closed,
+    EngineError,
     Request,
     Stream,
     UnknownAdapter,
@@ -27,6 +27,7 @@ from chatbot.engine_settings import EngineSettings
 from chatbot.inprocess import sampler
 from chatbot.inprocess.batching import CLOSED, COUNTS
 from chatbot.patience import Patience
+from chatbot.workers.capacity import cores, free_bytes, how_many
 from chatbot.workers.messages import Order, Ready
 from chatbot.workers.router import Router
 from chatbot.workers.worker import Worker
@@ -34,8 +35,6 @@ from feedback.errors import TalkbackError
 
 log = logging.getLogger("talkback")
 
-MOST = 4
-"""Workers, unless the settings say otherwise: each holds the weights."""
 STATS_SECONDS = 5
 """After so long the numbers are those of the time before."""
 COUNTED = (*COUNTS, "requests")
@@ -68,9 +67,7 @@ class WorkersEngine:
         """What workers that are gone had counted when they were last asked."""
         self._closed = False
         self._loading = threading.Lock()
-        first.begin(order, self._patience.ended, self._lost)
-        self._workers.append(first)
-        self._coming = None
+        self._begin(first)
         ready = first.ready
         self.max_length = ready.max_length
         self._order = replace(order, settings=_alike(order.settings, ready))
@@ -168,6 +165,8 @@ class WorkersEngine:
         with self._lock:
             if self._closed:
                 return
+            if worker not in self._workers:
+                return  # it could not join
             log.error("%s", worker.over)
             self._workers.remove(worker)
             self._past.update({name: worker.stats.get(name, 0) for name in COUNTED})
@@ -178,28 +177,23 @@ class WorkersEngine:
     def _keep(self) -> None:
         """Begin workers whenever there are fewer than there should be."""
         failures = 0
-        while self._short():
+        while (worker := self._next()) is not None:
             try:
-                self._begin(self._next())
+                self._begin(worker)
                 failures = 0
             except TalkbackError as error:
+                worker.kill()
                 if not self._closed:
                     log.error("A worker cannot begin: %s", error)
                 self._pause(PAUSES[min(failures, len(PAUSES) - 1)])
                 failures += 1
 
-    def _short(self) -> bool:
-        """Wait until one is missing; False once closed."""
+    def _next(self) -> Worker | None:
+        """Another one, once one is missing; None once closed."""
         with self._lock:
             while not self._closed and len(self._workers) >= self.wanted:
                 self._lock.wait()
-            return not self._closed
-
-    def _next(self) -> Worker:
-        with self._lock:
-            if self._closed:
-                raise Closed(CLOSED)
-            self._coming = Worker()
+            self._coming = None if self._closed else Worker()
             return self._coming
 
     def _begin(self, worker: Worker) -> None:
@@ -208,31 +202,14 @@ class WorkersEngine:
         with self._loading:
             _all([worker.call("load", name, folder) for name, folder in self._adapters.items()])
             with self._lock:
+                if worker.over is not None:
+                    raise EngineError(worker.over)
                 self._coming = None
                 self._workers.append(worker)
 
     def _pause(self, seconds: float) -> None:
         with self._lock:
             self._lock.wait_for(lambda: self._closed, seconds)
-
-
-def how_many(ready: Ready, cores: int, free: int) -> int:
-    """Workers that so many cores and free bytes bear. A small model needs no more than one: what
-    is left of the cores is there for HTTP, and for a cycle."""
-    if ready.device != "cpu" or ready.parameters <= SMALL:
-        return 1
-    room = 1 + free // (2 * ready.weights)  # the first has its weights, half of the rest is left
-    return max(1, min(cores // ready.threads, room, MOST))
-
-
-def cores() -> int:
-    """Those this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def free_bytes() -> int:
-    """Memory that nobody uses."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _alike(settings: EngineSettings, ready: Ready) -> EngineSettings:

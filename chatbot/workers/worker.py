@@ -2,6 +2,7 @@
 
 import atexit
 import itertools
+import logging
 import multiprocessing
 import os
 import threading
@@ -16,6 +17,8 @@ from chatbot.engine_settings import EngineSettings
 from chatbot.workers import child
 from chatbot.workers.messages import Answer, News, Order, Ready, hear
 from feedback.errors import TalkbackError
+
+log = logging.getLogger("talkback")
 
 CLOSE_SECONDS = 10
 """How long its last step may take."""
@@ -132,8 +135,12 @@ class Worker:
             while True:
                 self._hear(self._pipe.recv())
         except (EOFError, OSError):
-            self._end(self._death("It is being started again"))
-            self._lost(self)
+            pass  # its process is gone
+        except Exception:
+            log.exception("What a worker told makes no sense; its process ends here.")
+            self.process.kill()
+        self._end(self._death("It is being started again"))
+        self._lost(self)
 
     def _hear(self, message: Answer | list[tuple[int, News]]) -> None:
         if isinstance(message, Answer):
@@ -163,6 +170,7 @@ class Worker:
             streams, answers = list(self._streams.values()), list(self._answers.values())
             self._streams.clear()
             self._answers.clear()
+        self._pipe.close()
         for stream in streams:
             stream.end("error", why)
         for answer in answers:
