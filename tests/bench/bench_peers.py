@@ -3,7 +3,7 @@
     pip install llama-cpp-python gguf openvino-genai
     python -m tests.bench.bench_peers                      # 135M shape, one thread each
     python -m tests.bench.bench_peers --threads 2
-    python -m tests.bench.bench_peers --exporter /path/to/optimum-cli
+    python -m tests.bench.bench_peers --exporter /path/to/optimum-cli --keep /tmp/models
 
 Same random weights, prompts of 64 tokens, answers of 48, greedy, ends off. Each engine keeps a
 process of its own, so that none inherits another's threads; the rounds interleave them, and the
@@ -79,14 +79,23 @@ def workers(model: Path, threads: int, exporter: str) -> tuple[dict[str, Worker]
         if why := lacks("llama.cpp", exporter):
             absent[f"llama.cpp {kind}"] = why
         else:
-            file = write_gguf(model, model.parent / f"{kind}.gguf", kind)
+            file = kept(model.parent / f"{kind}.gguf", write_gguf, model, kind)
             here[f"llama.cpp {kind}"] = Worker(LlamaCpp, file, threads)
     if why := lacks("OpenVINO", exporter):
         absent["OpenVINO int8"] = why
     else:
-        folder = write_openvino(model, model.parent / "openvino", exporter)
+        folder = kept(model.parent / "openvino", write_openvino, model, exporter)
         here["OpenVINO int8"] = Worker(OpenVino, folder, threads)
     return here, absent
+
+
+def kept(out: Path, write: Callable[..., object], *args: object) -> Path:
+    """What an earlier run has left, or is written now, whole or not at all."""
+    if not out.exists():
+        part = out.with_name(f"part-{out.name}")
+        write(part, *args)
+        part.rename(out)
+    return out
 
 
 def measure(engines: dict[str, Worker], rounds: int) -> Rates:
@@ -124,10 +133,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each engine")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--exporter", default="optimum-cli", help="optimum-intel's command")
+    parser.add_argument("--keep", help="folder in which the models outlive the run")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temp, ExitStack() as running:
-        model = shape_135m(Path(temp) / "135m")
+        model = kept(Path(args.keep or temp) / "135m", shape_135m)
         engines, absent = workers(model, args.threads, args.exporter)
         for engine in engines.values():
             running.callback(engine.close)

@@ -127,7 +127,7 @@ class OpenVino:
 # -- The model, written as each peer reads it
 
 
-def write_gguf(folder: Path, out: Path, kind: str) -> Path:
+def write_gguf(out: Path, folder: Path, kind: str) -> None:
     """The Llama in ``folder`` as GGUF in bf16 or q8_0; without a tokenizer, for only ids matter."""
     from gguf import GGMLQuantizationType, GGUFWriter, quants
 
@@ -152,7 +152,6 @@ def write_gguf(folder: Path, out: Path, kind: str) -> Path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return out
 
 
 def _tensors(model: Any) -> list[tuple[str, np.ndarray]]:
@@ -169,14 +168,13 @@ def _tensors(model: Any) -> list[tuple[str, np.ndarray]]:
     return found
 
 
-def write_openvino(folder: Path, out: Path, exporter: str) -> Path:
+def write_openvino(out: Path, folder: Path, exporter: str) -> None:
     """The model as OpenVINO's own exporter writes it in eight bits."""
     task = ("--task", "text-generation-with-past", "--weight-format", "int8")
     told = subprocess.run(
         [exporter, "export", "openvino", "--model", folder, *task, out], capture_output=True
     )
     assert told.returncode == 0, told.stderr.decode()[-2000:]
-    return out
 
 
 def lacks(peer: str, exporter: str) -> str:
