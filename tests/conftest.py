@@ -1,4 +1,4 @@
-"""What tests share: a home, its store, a tiny model, a service that speaks with it, a server.
+"""What tests share: a home, its store, tiny models, services and engines that speak with them.
 
 Heavy imports stay inside the fixtures, so that tests of the store start at once.
 """
@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
     from chatbot.service import Service
+    from tests.oracle import Oracle
     from tests.processes import Server
+    from tests.vllm import Vllm
+    from tests.world import Connect, Serve, World
 
 
 @pytest.fixture
@@ -116,6 +119,72 @@ def start_server(home: Home, tiny_base: Path) -> "Iterator[Callable[..., Server]
 def server(start_server: "Callable[..., Server]") -> "Server":
     """A server process that is ready."""
     return start_server().ready()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests that ask for any oracle run with a model of each family."""
+    if "any_oracle" in metafunc.fixturenames:
+        from tests.models import FAMILIES
+
+        metafunc.parametrize("any_oracle", FAMILIES, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def any_oracle(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> "Oracle":
+    """What transformers and PEFT say with a tiny model of one family."""
+    from tests.oracle import write_oracle
+
+    return write_oracle(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> "Oracle":
+    """What they say with a tiny Llama."""
+    from tests.oracle import write_oracle
+
+    return write_oracle(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> "World":
+    """A tiny base, two adapters of it, and what the in-process engine says."""
+    from tests.world import write_world
+
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def serve(world: "World") -> "Iterator[Serve]":
+    """Starts servers of the world's base."""
+    from tests.vllm import Vllm
+
+    with ExitStack() as running:
+
+        def start(**options: Any) -> Vllm:
+            server = Vllm(world.folder, **options)
+            running.callback(server.kill)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def connect(world: "World", serve: "Serve") -> "Iterator[Connect]":
+    """Makes engines over servers; they see ten times a second how these are."""
+    from chatbot.inprocess.batching import EngineSettings
+    from chatbot.remote.engine import RemoteEngine
+
+    with ExitStack() as running:
+
+        def start(*servers: "Vllm", **settings: Any) -> RemoteEngine:
+            chosen = EngineSettings(urls=[server.url for server in servers], **settings)
+            engine = RemoteEngine(world.base, chosen, check_seconds=0.1)
+            running.callback(engine.close)
+            return engine
+
+        yield start
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,12 @@
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 
-from chatbot.base import Base, encode, ends, load_base
+from chatbot.base import ends, load_base
 from chatbot.engine import (
     BASE,
     Busy,
@@ -22,95 +21,12 @@ from chatbot.engine import (
     TooLong,
     UnknownAdapter,
 )
-from chatbot.inprocess import fast, fused
 from chatbot.inprocess.batching import EngineSettings, TorchEngine
 from chatbot.inprocess.prefixes import Prefixes
-from chatbot.inprocess.product import Int8
 from chatbot.lora import AdapterError
 from tests import models
-
-QUESTIONS = (
-    "When do you open?",
-    "Where is my order? It left the warehouse yesterday, they said, and nothing has come.",
-    "Hello",
-    "Can I return the shoes? They are too small for me.",
-    "漢字 🙂",
-    "What is the meaning of all this?",
-)
-
-
-@dataclass
-class Oracle:
-    """A base, its adapters, and what transformers + PEFT answer greedily, one at a time."""
-
-    path: Path
-    base: Base
-    adapters: dict[str, Path]
-    answers: dict[tuple[str, str, int], list[int]] = field(default_factory=dict)
-
-    @property
-    def voices(self) -> list[str]:
-        return [BASE, *self.adapters]
-
-    def prompt(self, question: str) -> list[int]:
-        return encode(self.base.tokenizer, [{"role": "user", "content": question}])
-
-    def request(self, question: str, voice: str, tokens: int = 24) -> Request:
-        return Request(self.prompt(question), voice, Sampling(max_tokens=tokens))
-
-    def answer(self, question: str, voice: str, tokens: int = 24) -> list[int]:
-        key = (question, voice, tokens)
-        if key not in self.answers:
-            self.answers[key] = self._generate(question, voice, tokens)
-        return self.answers[key]
-
-    def text(self, question: str, voice: str, tokens: int = 24) -> str:
-        return str(
-            self.base.tokenizer.decode(
-                self.answer(question, voice, tokens), skip_special_tokens=True
-            )
-        )
-
-    def _generate(self, question: str, voice: str, tokens: int) -> list[int]:
-        from peft import PeftModel
-
-        model = load_base(str(self.path)).model
-        if voice != BASE:
-            model = PeftModel.from_pretrained(model, self.adapters[voice])
-        ids = torch.tensor([self.prompt(question)])
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            do_sample=False,
-            eos_token_id=sorted(ends(self.base)),
-            pad_token_id=0,
-        )
-        return [int(token) for token in out[0, ids.shape[1] :]]
-
-
-def write_oracle(folder: Path, family: models.Family) -> Oracle:
-    path = models.write_model(folder / "base", family)
-    base = load_base(str(path))
-    made = [models.write_adapter(folder / "adapters", base, seed=seed) for seed in (1, 2, 3)]
-    return Oracle(path, base, {adapter.name: adapter for adapter in made})
-
-
-@pytest.fixture(scope="module", params=models.FAMILIES)
-def any_oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
-    return write_oracle(tmp_path_factory.mktemp(request.param), request.param)
-
-
-@pytest.fixture(scope="module")
-def oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
-    return write_oracle(tmp_path_factory.mktemp("llama"), "llama")
-
-
-def start(oracle: Oracle, **settings: int) -> TorchEngine:
-    engine = TorchEngine(oracle.base, EngineSettings(**{"threads": 1, **settings}))
-    for name, folder in oracle.adapters.items():
-        engine.load(name, folder)
-    return engine
+from tests.oracle import QUESTIONS, Oracle, start
+from tests.streams import finish, until
 
 
 @pytest.fixture
@@ -118,21 +34,6 @@ def engine(oracle: Oracle) -> Iterator[TorchEngine]:
     engine = start(oracle)
     yield engine
     engine.close()
-
-
-def finish(stream: Stream) -> str:
-    """All deltas of a stream that must end in time."""
-    assert stream.wait(60), "the stream hangs"
-    return "".join(stream)
-
-
-def until(true: object, seconds: float = 20) -> None:
-    """Wait for a condition that another thread brings about."""
-    assert callable(true)
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.005)
 
 
 # -- The same tokens as transformers + PEFT
@@ -200,159 +101,6 @@ def test_an_engine_leaves_the_model_as_it_found_it(oracle: Oracle) -> None:
 def test_one_base_serves_one_engine_at_a_time(oracle: Oracle, engine: TorchEngine) -> None:
     with pytest.raises(EngineError, match="serves another engine"):
         TorchEngine(oracle.base, EngineSettings(threads=1))
-
-
-# -- The fast path
-
-
-def test_the_llama_family_takes_the_fast_path_and_others_the_plain_one(any_oracle: Oracle) -> None:
-    engine = start(any_oracle)
-    assert engine.stats()["fast"] == (any_oracle.base.model.config.model_type != "gpt2")
-    engine.close()
-
-
-def test_a_fast_path_that_computes_something_else_is_refused(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    base = load_base(str(models.write_model(tmp_path, "llama")))
-    base.model.model.layers[0].register_forward_hook(lambda *_: 2 * _[2])
-    before = {name: value.clone() for name, value in base.model.state_dict().items()}
-    with caplog.at_level("WARNING"):
-        engine = TorchEngine(base, EngineSettings(threads=1))
-    assert not engine.stats()["fast"] and "The fast path is off" in caplog.text
-    finish(engine.submit(Request([5, 6, 7], BASE, Sampling(max_tokens=4))))
-    engine.close()
-    after = base.model.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def test_an_adapter_the_fast_path_gets_wrong_puts_all_streams_on_the_plain_one(
-    oracle: Oracle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = TorchEngine(oracle.base, EngineSettings(threads=1))
-    running = engine.submit(oracle.request(QUESTIONS[0], BASE, 200))
-    name, folder = next(iter(oracle.adapters.items()))
-    with monkeypatch.context() as broken:
-        broken.setattr(fused.Fused, "__call__", lambda self, x: self._product(x))
-        engine.load(name, folder)
-    assert not engine.stats()["fast"]
-    stream = engine.submit(oracle.request(QUESTIONS[0], name))
-    finish(running)
-    finish(stream)
-    assert running.ids == oracle.answer(QUESTIONS[0], BASE, 200)
-    assert stream.ids == oracle.answer(QUESTIONS[0], name)
-    engine.close()
-
-
-def test_the_fast_path_serves_bfloat16_and_holds_the_weights_once(tmp_path: Path) -> None:
-    path = models.write_model(tmp_path, "qwen3", initializer_range=0.05)
-    base = load_base(str(path), dtype="bfloat16")
-    before = {name: value.clone() for name, value in base.model.state_dict().items()}
-    engine = TorchEngine(base, EngineSettings(threads=1))
-    assert engine.stats()["fast"]
-    assert base.model.model.layers[0].mlp.up_proj.weight.numel() == 0
-    engine.close()
-    after = base.model.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-@pytest.mark.parametrize("rows, queries, used", [(16, 3, 300), (1, 96, 200)])
-def test_attention_by_products_reads_what_torch_reads(rows: int, queries: int, used: int) -> None:
-    q = torch.randn(rows, 3, queries, 64, dtype=torch.bfloat16)
-    stored = torch.randn(2, rows, 3, 2 * used, 64, dtype=torch.bfloat16)
-    keys, values = stored[:, :, :, :used]
-    seen = torch.arange(used) <= torch.randint(used, (rows, 1, queries, 1))
-    hidden = torch.zeros(seen.shape, dtype=q.dtype).masked_fill(~seen, torch.finfo(q.dtype).min)
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        *(each.double() for each in (q, keys, values)), attn_mask=seen, scale=0.1
-    )
-    assert rows * queries * used > fast.MUCH
-    read = fast.attention(q, keys, values, hidden, 0.1)
-    assert (read - expected).norm() < 0.01 * expected.norm()
-
-
-# -- Eight bits
-
-
-def start_int8(oracle: Oracle) -> TorchEngine:
-    engine = TorchEngine(oracle.base, EngineSettings(threads=1, kind="int8"))
-    for name, folder in oracle.adapters.items():
-        engine.load(name, folder)
-    return engine
-
-
-def test_eight_bits_say_nearly_the_same_and_take_a_byte_a_weight_more(oracle: Oracle) -> None:
-    model = oracle.base.model
-    linears = [each.weight for each in model.modules() if isinstance(each, torch.nn.Linear)]
-    own, more = sum(p.nbytes for p in model.parameters()), sum(p.numel() for p in linears)
-    engine = start_int8(oracle)
-    assert engine.stats()["int8"]
-    assert engine.stats()["memory"]["weights"] == own + more
-    asked = [(question, voice) for question in QUESTIONS for voice in oracle.voices]
-    streams = [engine.submit(oracle.request(question, voice, 8)) for question, voice in asked]
-    for stream in streams:
-        finish(stream)
-    expected = [oracle.answer(question, voice, 8) for question, voice in asked]
-    same = sum(stream.ids[:1] == ids[:1] for stream, ids in zip(streams, expected, strict=True))
-    assert same >= 0.8 * len(asked)
-    engine.close()
-
-
-def test_alone_and_in_company_eight_bits_give_the_same(oracle: Oracle) -> None:
-    weight = torch.randn(24, 16)
-    rows = torch.randn(5, 16) * torch.tensor([1e-3, 1.0, 1e3, 1.0, float("nan")])[:, None]
-    product = Int8(weight)
-    together = product(rows)
-    assert together[4].isnan().all(), "a row that is no number spoils no other"
-    for row, result in zip(rows[:4], together[:4], strict=True):
-        exact = weight @ row
-        assert (product(row[None])[0] - exact).norm() < 0.03 * exact.norm()
-        assert (result - exact).norm() < 0.03 * exact.norm()
-
-
-def test_eight_bits_that_lie_too_far_off_are_refused(
-    oracle: Oracle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("chatbot.inprocess.product.WIDEST", 3)  # two bits and a sign
-    with caplog.at_level("WARNING"):
-        engine = start_int8(oracle)
-    assert "int8 is off: with the base" in caplog.text
-    assert engine.stats()["fast"] and not engine.stats()["int8"]
-    same_as_oracle(engine, oracle)
-
-
-def test_an_adapter_that_eight_bits_get_wrong_brings_the_exact_weights_back(
-    oracle: Oracle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = TorchEngine(oracle.base, EngineSettings(threads=1, kind="int8"))
-    name, folder = next(iter(oracle.adapters.items()))
-    running = engine.submit(oracle.request(QUESTIONS[0], BASE, 200))
-    with monkeypatch.context() as strict, caplog.at_level("WARNING"):
-        strict.setattr("chatbot.inprocess.probe.INT8", 1e-6)
-        engine.load(name, folder)
-    assert f"int8 is off: with {name}" in caplog.text and not engine.stats()["int8"]
-    finish(running)
-    for other, place in oracle.adapters.items():
-        engine.load(other, place)
-    same_as_oracle(engine, oracle)
-
-
-def same_as_oracle(engine: TorchEngine, oracle: Oracle) -> None:
-    for voice in oracle.voices:
-        stream = engine.submit(oracle.request(QUESTIONS[0], voice))
-        finish(stream)
-        assert stream.ids == oracle.answer(QUESTIONS[0], voice)
-    engine.close()
-
-
-def test_where_there_are_no_kernels_or_no_path_the_exact_weights_serve(
-    any_oracle: Oracle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Int8, "available", lambda _: False)
-    with caplog.at_level("WARNING"):
-        engine = start_int8(any_oracle)
-    assert "int8 is off" in caplog.text and not engine.stats()["int8"]
-    same_as_oracle(engine, any_oracle)
 
 
 # -- The prefix cache

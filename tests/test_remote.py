@@ -2,9 +2,8 @@
 
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,122 +12,27 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatbot import engines, lora
-from chatbot.base import Base, encode, load_base
+from chatbot.base import load_base
 from chatbot.engine import (
     BASE,
-    Busy,
     Closed,
     Engine,
     EngineError,
     Request,
     Sampling,
-    Stream,
     TooLong,
     UnknownAdapter,
-    Unreachable,
 )
 from chatbot.inprocess.batching import EngineSettings, TorchEngine
 from chatbot.lora import AdapterError
 from chatbot.remote.engine import RemoteEngine
-from chatbot.remote.replica import events
 from chatbot.service import PINNED, Service
 from chatbot.turn import reply
 from feedback.settings import Home, SettingsError
 from tests import models
-from tests.aside import run
+from tests.streams import ended, speaks, until
 from tests.vllm import MODEL, Vllm
-
-QUESTION = "When do you open?"
-LONG = Sampling(max_tokens=900)
-Serve = Callable[..., Vllm]
-
-
-@dataclass
-class World:
-    """A tiny base, two adapters of it, and what the in-process engine says."""
-
-    folder: Path
-    base: Base
-    adapters: list[Path]
-    said: dict[str, Stream]
-
-    def request(self, adapter: str = BASE, sampling: Sampling | None = None) -> Request:
-        ids = encode(self.base.tokenizer, [{"role": "user", "content": QUESTION}])
-        return Request(ids, adapter, sampling or Sampling(max_tokens=24))
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    root = tmp_path_factory.mktemp("world")
-    folder = models.write_model(root / "base", max_position_embeddings=4096)
-    base = load_base(str(folder))
-    adapters = [models.write_adapter(root / "adapters", base, seed=seed) for seed in (1, 2)]
-    world = World(folder, load_base(str(folder), weights=False), adapters, {})
-    engine = TorchEngine(base, EngineSettings(threads=1))
-    for adapter in adapters:
-        engine.load(adapter.name, adapter)
-    for voice in (BASE, *(adapter.name for adapter in adapters)):
-        world.said[voice] = engine.submit(world.request(voice))
-        assert world.said[voice].wait(60)
-    engine.close()
-    assert len({stream.text for stream in world.said.values()}) == 3
-    return world
-
-
-@pytest.fixture
-def serve(world: World) -> Iterator[Serve]:
-    """Starts servers of the world's base."""
-    with ExitStack() as running:
-
-        def start(**options: Any) -> Vllm:
-            server = Vllm(world.folder, **options)
-            running.callback(server.kill)
-            return server
-
-        yield start
-
-
-@pytest.fixture
-def connect(world: World, serve: Serve) -> Iterator[Callable[..., RemoteEngine]]:
-    """Makes engines over servers; they see ten times a second how these are."""
-    with ExitStack() as running:
-
-        def start(*servers: Vllm, **settings: Any) -> RemoteEngine:
-            chosen = EngineSettings(urls=[server.url for server in servers], **settings)
-            engine = RemoteEngine(world.base, chosen, check_seconds=0.1)
-            running.callback(engine.close)
-            return engine
-
-        yield start
-
-
-Connect = Callable[..., RemoteEngine]
-
-
-def until(true: Callable[[], bool], seconds: float = 20) -> float:
-    """Wait for what another thread brings about; how long it took."""
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() < began + seconds, "it never came about"
-        time.sleep(0.005)
-    return time.monotonic() - began
-
-
-def ended(stream: Stream) -> Stream:
-    assert stream.wait(60), "the stream hangs"
-    return stream
-
-
-def speaks(stream: Stream) -> Stream:
-    """The stream, once its first token is there."""
-    until(lambda: stream.first_token_ms is not None)
-    return stream
-
-
-def trouble(engine: RemoteEngine, server: Vllm) -> Any:
-    (found,) = [r["trouble"] for r in engine.stats()["replicas"] if r["url"] == server.url]
-    return found
-
+from tests.world import LONG, QUESTION, Connect, Serve, World
 
 # -- One server
 
@@ -155,56 +59,6 @@ def test_every_voice_says_what_the_in_process_engine_says(
     assert (stats["running"], stats["requests"]) == (0, 3)
     assert stats["prompt"] == sum(stream.prompt_tokens for stream in said)
     assert stats["decoded"] == sum(stream.completion_tokens for stream in said)
-
-
-def test_a_request_is_our_own_tokens_and_leaves_nothing_to_the_servers_defaults(
-    world: World, serve: Serve, connect: Connect
-) -> None:
-    server = serve()
-    engine = connect(server)
-    sampling = Sampling(5, 0.7, 0.9, 40, 0.1, 1.1, ("zzz",), 7)
-    asked = world.request(BASE, sampling)
-    ended(engine.submit(asked))
-    ended(engine.submit(world.request()))
-    first, second = server.completions()
-    assert first["prompt"] == asked.prompt_ids and first["model"] == MODEL
-    wanted = {"max_tokens": 5, "temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 7}
-    wanted |= {"min_p": 0.1, "repetition_penalty": 1.1, "stop": ["zzz"], "stream": True}
-    assert wanted.items() <= first.items()
-    assert first["stop_token_ids"] == [world.base.tokenizer.eos_token_id]
-    usual = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-    assert usual.items() <= second.items() and "stop" not in second and "seed" not in second
-
-
-def test_log_probabilities_and_penalties_are_those_of_the_in_process_engine(
-    world: World, serve: Serve, connect: Connect
-) -> None:
-    server = serve()
-    sampling = Sampling(
-        8, frequency_penalty=0.5, presence_penalty=-0.5, logit_bias=((70, 3.0),), logprobs=2
-    )
-    alone = ended(server.engine.submit(world.request(BASE, sampling)))
-    stream = ended(connect(server).submit(world.request(BASE, sampling)))
-    assert stream.ids == alone.ids and stream.text == alone.text
-    assert len(stream.chances) == len(stream.ids)
-    for one, other in zip(stream.chances, alone.chances, strict=True):  # its prefix was recalled
-        assert dict(one.top) == pytest.approx(dict(other.top), abs=1e-4)
-        assert one.token == other.token and one.logprob == pytest.approx(other.logprob, abs=1e-4)
-    wanted = {"frequency_penalty": 0.5, "presence_penalty": -0.5, "logit_bias": {"70": 3.0}}
-    assert wanted.items() <= server.completions()[0].items()
-    with pytest.raises(EngineError, match="logprobs"):
-        connect(server, prompt="text").submit(world.request(BASE, sampling))
-
-
-def test_a_server_that_tells_no_tokens_is_believed_their_number(
-    world: World, serve: Serve, connect: Connect
-) -> None:
-    server = serve()
-    server.mute = True
-    stream = ended(connect(server).submit(world.request()))
-    assert stream.text == world.said[BASE].text and stream.ids == []
-    assert stream.completion_tokens == len(world.said[BASE].ids)
-    assert stream.first_token_ms is not None
 
 
 def test_an_answer_has_the_room_that_the_server_leaves(
@@ -259,16 +113,6 @@ def test_requests_that_make_no_sense_are_not_sent(
     assert server.heard == []
 
 
-def test_what_the_server_refuses_is_told_in_its_words(
-    world: World, serve: Serve, connect: Connect
-) -> None:
-    server = serve()
-    engine = connect(server)
-    server.room = 30
-    with pytest.raises(EngineError, match="maximum context length is 30"):
-        engine.submit(world.request(BASE, LONG))
-
-
 # -- Adapters
 
 
@@ -318,20 +162,6 @@ def test_an_adapter_of_another_base_is_refused(
         connect(serve()).load(folder.name, folder)
 
 
-def test_an_adapter_is_loaded_on_every_replica_or_on_none(
-    world: World, serve: Serve, connect: Connect
-) -> None:
-    willing, small = serve(), serve(rank=8)
-    engine, adapter = connect(willing, small), world.adapters[0]
-    with pytest.raises(AdapterError, match=rf"{small.url}.*max_lora_rank 8"):
-        engine.load(adapter.name, adapter)
-    assert not willing.loaded and engine.adapters() == [BASE]
-    assert ended(engine.submit(world.request())).text == world.said[BASE].text
-    small.rank = 16
-    engine.load(adapter.name, adapter)
-    assert adapter.name in willing.loaded and adapter.name in small.loaded
-
-
 def test_adapters_are_found_where_the_servers_see_them(
     world: World, serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
@@ -343,121 +173,6 @@ def test_adapters_are_found_where_the_servers_see_them(
     lost = connect(server, adapters_path="/nowhere")
     with pytest.raises(AdapterError, match=r"/nowhere.*adapters_path"):
         lost.load(world.adapters[1].name, world.adapters[1])
-
-
-def test_one_adapter_is_loaded_by_two_processes_and_lost_by_neither(
-    world: World, serve: Serve, connect: Connect
-) -> None:
-    server, adapter = serve(), world.adapters[0]
-    one, other = connect(server), connect(server)
-    one.load(adapter.name, adapter)
-    other.load(adapter.name, adapter)
-    one.unload(adapter.name)
-    until(lambda: ("/v1/unload_lora_adapter", {"lora_name": adapter.name}) in server.heard)
-    assert ended(other.submit(world.request(adapter.name))).text == world.said[adapter.name].text
-
-
-# -- Several servers
-
-
-def test_requests_go_where_fewest_run(world: World, serve: Serve, connect: Connect) -> None:
-    servers = [serve(), serve()]
-    engine = connect(*servers)
-    for server in servers:
-        server.held = {MODEL}
-    streams = [engine.submit(world.request()) for _ in range(4)]
-    assert [len(server.completions()) for server in servers] == [2, 2]
-    for server in servers:
-        server.held = set()
-    assert {ended(stream).text for stream in streams} == {world.said[BASE].text}
-
-
-def test_a_request_whose_replica_dies_before_the_first_token_is_answered_by_another(
-    world: World, serve: Serve, connect: Connect
-) -> None:
-    servers, adapter = [serve(), serve()], world.adapters[0]
-    engine = connect(*servers)
-    engine.load(adapter.name, adapter)
-    for server in servers:
-        server.held = {adapter.name}
-    stream = engine.submit(world.request(adapter.name))
-    first, other = sorted(servers, key=lambda server: -len(server.completions()))
-    other.held = set()
-    first.kill()
-    assert ended(stream).text == world.said[adapter.name].text and stream.finish == "length"
-    assert len(other.completions()) == 1
-
-
-def test_a_stream_whose_replica_dies_midway_ends_with_an_error_and_service_goes_on(
-    world: World, serve: Serve, connect: Connect
-) -> None:
-    servers = [serve(), serve()]
-    engine = connect(*servers)
-    stream = speaks(engine.submit(world.request(BASE, LONG)))
-    first, other = sorted(servers, key=lambda server: -len(server.completions()))
-    first.kill()
-    assert ended(stream).finish == "error" and stream.text
-    assert stream.error == "The server that was answering broke off."
-    for _ in range(3):
-        assert ended(engine.submit(world.request())).text == world.said[BASE].text
-    assert first.url in trouble(engine, first) and trouble(engine, other) is None
-
-
-def test_a_replica_that_comes_back_empty_gets_its_adapters_before_it_is_asked(
-    world: World, serve: Serve, connect: Connect
-) -> None:
-    first, other = serve(), serve()
-    engine, adapter = connect(first, other), world.adapters[0]
-    engine.load(adapter.name, adapter)
-    first.kill()
-    until(lambda: trouble(engine, first) is not None)
-    engine.load(world.adapters[1].name, world.adapters[1])
-    first.start()
-    until(lambda: trouble(engine, first) is None)
-    assert set(first.loaded) == {adapter.name for adapter in world.adapters}
-    other.kill()
-    for voice, said in world.said.items():
-        assert ended(engine.submit(world.request(voice))).text == said.text
-
-
-def test_a_replica_that_restarts_unnoticed_is_given_the_adapter_with_the_question(
-    world: World, serve: Serve
-) -> None:
-    server, adapter = serve(), world.adapters[0]
-    engine = RemoteEngine(world.base, EngineSettings(urls=[server.url]), check_seconds=600)
-    engine.load(adapter.name, adapter)
-    server.kill()
-    server.start()
-    assert ended(engine.submit(world.request(adapter.name))).text == world.said[adapter.name].text
-    engine.close()
-
-
-def test_busy_is_said_when_every_replica_is_full(
-    world: World, serve: Serve, connect: Connect
-) -> None:
-    servers = [serve(), serve()]
-    engine = connect(*servers)
-    servers[0].full = True
-    for _ in range(2):
-        assert ended(engine.submit(world.request())).text == world.said[BASE].text
-    servers[1].full = True
-    with pytest.raises(Busy):
-        engine.submit(world.request())
-
-
-def test_with_no_replica_left_the_error_says_so_and_the_next_start_heals_it(
-    world: World, serve: Serve, connect: Connect
-) -> None:
-    server = serve()
-    engine = connect(server)
-    server.kill()
-    with pytest.raises(Unreachable):
-        engine.submit(world.request())
-    with pytest.raises(Unreachable, match=server.url):
-        engine.load(world.adapters[0].name, world.adapters[0])
-    server.start()
-    until(lambda: trouble(engine, server) is None)
-    assert ended(engine.submit(world.request())).text == world.said[BASE].text
 
 
 # -- The start
@@ -597,27 +312,3 @@ def test_a_server_without_adapters_speaks_as_the_base_and_people_are_told_why(
     body = server.completions()[-1]
     assert isinstance(body["prompt"], str) and body["prompt"].startswith("<|im_start|>user")
     assert not {"top_k", "min_p", "stop_token_ids", "return_token_ids"} & body.keys()
-
-
-# -- Events
-
-
-async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
-    for part in parts:
-        yield part
-
-
-def test_events_are_cut_at_line_feeds_only_wherever_the_network_cuts_them() -> None:
-    text = (
-        'data: {"text": "a\u2028b\u0085c"}\r\n\r\n: ping\n\ndata: {"text": "d"}\n\ndata: [DONE]\n'
-    )
-
-    async def read(*parts: bytes) -> list[dict[str, Any]]:
-        return [event async for event in events(chunks(*parts))]
-
-    data = text.encode()
-    for cut in range(len(data)):
-        found = run(read(data[:cut], data[cut:]))
-        assert found == [{"text": "a\u2028b\u0085c"}, {"text": "d"}]
-    with pytest.raises(EngineError, match="no event"):
-        run(read(b"data: nonsense\n"))

@@ -1,0 +1,188 @@
+"""Other CPU engines, each decoding the same model as ours: llama.cpp and OpenVINO GenAI.
+
+Each is driven in its own leanest way: no server, no text, no thread beside its own, and the
+likeliest token taken straight from its logits. What these leave out, ours does.
+"""
+
+import ctypes
+import shutil
+import subprocess
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from chatbot.base import load_base
+from chatbot.engine import BASE
+from chatbot.inprocess.batching import EngineSettings, TorchEngine
+from tests.bench.bench_engine import ANSWER, PROMPT, engine_rate, prompt
+
+MOST = 16
+"""Streams at the same time."""
+
+
+class Peer(Protocol):
+    """An engine with the model loaded, in a process of its own."""
+
+    def rate(self, streams: int) -> float:
+        """Decode tokens/s over all streams, counted once all prompts are read."""
+
+
+class Ours:
+    """The in-process engine, as a service runs it."""
+
+    def __init__(self, folder: Path, threads: int, kind: str) -> None:
+        settings = EngineSettings(threads=threads, kind=kind)
+        self._engine = TorchEngine(load_base(str(folder)), settings)
+        self._engine._batch._ends = frozenset()  # random weights would end when they please
+        assert kind != "int8" or self._engine.stats()["int8"], "this machine has no eight bits"
+
+    def rate(self, streams: int) -> float:
+        return engine_rate(self._engine, streams, [BASE])
+
+
+class LlamaCpp:
+    """One `llama_decode` a step, one sequence a stream."""
+
+    def __init__(self, file: Path, threads: int) -> None:
+        import llama_cpp
+
+        self._llama, self._threads = llama_cpp, threads
+        self._silent = llama_cpp.llama_log_callback(lambda *_: None)  # which C does not keep
+        llama_cpp.llama_log_set(self._silent, ctypes.c_void_p(0))
+        options = llama_cpp.llama_model_default_params()
+        self._model = llama_cpp.llama_model_load_from_file(str(file).encode(), options)
+        assert self._model, f"llama.cpp cannot read {file}"
+        vocabulary = llama_cpp.llama_model_get_vocab(self._model)
+        self._words = llama_cpp.llama_vocab_n_tokens(vocabulary)
+
+    def rate(self, streams: int) -> float:
+        context = self._context(streams)
+        said = [[token] for token in self._step(context, [prompt(n) for n in range(streams)], 0)]
+        begin = time.perf_counter()
+        for step in range(ANSWER - 1):
+            last = [ids[-1:] for ids in said]
+            for ids, token in zip(said, self._step(context, last, PROMPT + step), strict=True):
+                ids.append(token)
+        took = time.perf_counter() - begin
+        self._llama.llama_free(context)
+        self.said = said
+        return streams * (ANSWER - 1) / took
+
+    def _context(self, streams: int) -> Any:
+        options = self._llama.llama_context_default_params()
+        options.n_ctx = streams * 256
+        options.n_batch, options.n_seq_max = streams * PROMPT, streams
+        options.n_threads = options.n_threads_batch = self._threads
+        return self._llama.llama_init_from_model(self._model, options)
+
+    def _step(self, context: Any, rows: list[list[int]], at: int) -> list[int]:
+        """The likeliest next token of each row, whose tokens begin at position ``at``."""
+        batch = self._llama.llama_batch_init(sum(map(len, rows)), 0, 1)
+        flat = [(token, row, n) for row, ids in enumerate(rows) for n, token in enumerate(ids)]
+        for i, (token, row, n) in enumerate(flat):
+            batch.token[i], batch.pos[i] = token, at + n
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, row
+            batch.logits[i] = n == len(rows[row]) - 1
+        batch.n_tokens = len(flat)
+        assert self._llama.llama_decode(context, batch) == 0, "llama.cpp has no room"
+        logits = self._llama.llama_get_logits(context)
+        best = np.ctypeslib.as_array(logits, (len(rows), self._words)).argmax(1).tolist()
+        self._llama.llama_batch_free(batch)
+        return best
+
+
+class OpenVino:
+    """The continuous batching pipeline, step by step, all prompts read in the first."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        import openvino_genai as genai
+
+        settings = genai.SchedulerConfig()
+        settings.cache_size, settings.max_num_seqs = 1, MOST
+        settings.max_num_batched_tokens = MOST * PROMPT
+        properties = {"INFERENCE_NUM_THREADS": threads}
+        self._pipe = genai.ContinuousBatchingPipeline(folder, settings, "CPU", properties)
+        self._config = genai.GenerationConfig(max_new_tokens=ANSWER, ignore_eos=True)
+
+    def rate(self, streams: int) -> float:
+        from openvino import Tensor
+
+        asked = [
+            self._pipe.add_request(n, Tensor(np.array([prompt(n)])), self._config)
+            for n in range(streams)
+        ]
+        self._pipe.step()
+        begin = time.perf_counter()
+        while self._pipe.has_non_finished_requests():
+            self._pipe.step()
+        took = time.perf_counter() - begin
+        self.said = [each.read_all()[0].generated_ids for each in asked]
+        assert all(len(ids) == ANSWER for ids in self.said)
+        return streams * (ANSWER - 1) / took
+
+
+# -- The model, written as each peer reads it
+
+
+def write_gguf(out: Path, folder: Path, kind: str) -> None:
+    """The Llama in ``folder`` as GGUF in bf16 or q8_0; without a tokenizer, for only ids matter."""
+    from gguf import GGMLQuantizationType, GGUFWriter, quants
+
+    model = load_base(str(folder), dtype="float32").model
+    config, kinds = model.config, GGMLQuantizationType
+    writer = GGUFWriter(out, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("none")
+    for name, values in _tensors(model):
+        wanted = kinds.F32 if values.ndim == 1 else kinds[kind.upper()]
+        writer.add_tensor(name, quants.quantize(values, wanted), raw_dtype=wanted)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _tensors(model: Any) -> list[tuple[str, np.ndarray]]:
+    """GGUF's names and values; its Llama turns neighbours, so queries and keys are rearranged."""
+    from gguf import MODEL_ARCH, get_tensor_name_map
+
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
+    found = []
+    for name, weight in model.named_parameters():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            halves = weight.unflatten(0, (-1, 2, model.config.head_dim // 2))
+            weight = halves.transpose(1, 2).flatten(0, 2)
+        found.append((names.get_name(name, (".weight",)), weight.detach().numpy()))
+    return found
+
+
+def write_openvino(out: Path, folder: Path, exporter: str) -> None:
+    """The model as OpenVINO's own exporter writes it in eight bits."""
+    task = ("--task", "text-generation-with-past", "--weight-format", "int8")
+    told = subprocess.run(
+        [exporter, "export", "openvino", "--model", folder, *task, out], capture_output=True
+    )
+    assert told.returncode == 0, told.stderr.decode()[-2000:]
+
+
+def lacks(peer: str, exporter: str) -> str:
+    """What has to be installed before a peer can be measured; empty where nothing has."""
+    modules = {"llama.cpp": ("llama_cpp", "gguf"), "OpenVINO": ("openvino_genai",)}[peer]
+    packages = [name.replace("llama_cpp", "llama-cpp-python") for name in modules]
+    if not all(find_spec(name) for name in modules):
+        return f"not installed: pip install {' '.join(packages).replace('_', '-')}"
+    if peer == "OpenVINO" and not shutil.which(exporter):
+        return "no exporter: pip install optimum-intel[openvino], in an environment of its own"
+    return ""

@@ -1,0 +1,80 @@
+"""The fast path: taken where it computes what transformers computes, left where it does not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from chatbot.base import load_base
+from chatbot.engine import BASE, Request, Sampling
+from chatbot.inprocess import fast, fused
+from chatbot.inprocess.batching import EngineSettings, TorchEngine
+from tests import models
+from tests.oracle import QUESTIONS, Oracle, start
+from tests.streams import finish
+
+
+def test_the_llama_family_takes_the_fast_path_and_others_the_plain_one(any_oracle: Oracle) -> None:
+    engine = start(any_oracle)
+    assert engine.stats()["fast"] == (any_oracle.base.model.config.model_type != "gpt2")
+    engine.close()
+
+
+def test_a_fast_path_that_computes_something_else_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = load_base(str(models.write_model(tmp_path, "llama")))
+    base.model.model.layers[0].register_forward_hook(lambda *_: 2 * _[2])
+    before = {name: value.clone() for name, value in base.model.state_dict().items()}
+    with caplog.at_level("WARNING"):
+        engine = TorchEngine(base, EngineSettings(threads=1))
+    assert not engine.stats()["fast"] and "The fast path is off" in caplog.text
+    finish(engine.submit(Request([5, 6, 7], BASE, Sampling(max_tokens=4))))
+    engine.close()
+    after = base.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_adapter_the_fast_path_gets_wrong_puts_all_streams_on_the_plain_one(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TorchEngine(oracle.base, EngineSettings(threads=1))
+    running = engine.submit(oracle.request(QUESTIONS[0], BASE, 200))
+    name, folder = next(iter(oracle.adapters.items()))
+    with monkeypatch.context() as broken:
+        broken.setattr(fused.Fused, "__call__", lambda self, x: self._product(x))
+        engine.load(name, folder)
+    assert not engine.stats()["fast"]
+    stream = engine.submit(oracle.request(QUESTIONS[0], name))
+    finish(running)
+    finish(stream)
+    assert running.ids == oracle.answer(QUESTIONS[0], BASE, 200)
+    assert stream.ids == oracle.answer(QUESTIONS[0], name)
+    engine.close()
+
+
+def test_the_fast_path_serves_bfloat16_and_holds_the_weights_once(tmp_path: Path) -> None:
+    path = models.write_model(tmp_path, "qwen3", initializer_range=0.05)
+    base = load_base(str(path), dtype="bfloat16")
+    before = {name: value.clone() for name, value in base.model.state_dict().items()}
+    engine = TorchEngine(base, EngineSettings(threads=1))
+    assert engine.stats()["fast"]
+    assert base.model.model.layers[0].mlp.up_proj.weight.numel() == 0
+    engine.close()
+    after = base.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("rows, queries, used", [(16, 3, 300), (1, 96, 200)])
+def test_attention_by_products_reads_what_torch_reads(rows: int, queries: int, used: int) -> None:
+    q = torch.randn(rows, 3, queries, 64, dtype=torch.bfloat16)
+    stored = torch.randn(2, rows, 3, 2 * used, 64, dtype=torch.bfloat16)
+    keys, values = stored[:, :, :, :used]
+    seen = torch.arange(used) <= torch.randint(used, (rows, 1, queries, 1))
+    hidden = torch.zeros(seen.shape, dtype=q.dtype).masked_fill(~seen, torch.finfo(q.dtype).min)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(each.double() for each in (q, keys, values)), attn_mask=seen, scale=0.1
+    )
+    assert rows * queries * used > fast.MUCH
+    read = fast.attention(q, keys, values, hidden, 0.1)
+    assert (read - expected).norm() < 0.01 * expected.norm()

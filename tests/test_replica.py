@@ -1,0 +1,42 @@
+"""One server: its refusals and its events."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from chatbot.engine import BASE, EngineError
+from chatbot.remote.replica import events
+from tests.aside import run
+from tests.world import LONG, Connect, Serve, World
+
+
+def test_what_the_server_refuses_is_told_in_its_words(
+    world: World, serve: Serve, connect: Connect
+) -> None:
+    server = serve()
+    engine = connect(server)
+    server.room = 30
+    with pytest.raises(EngineError, match="maximum context length is 30"):
+        engine.submit(world.request(BASE, LONG))
+
+
+async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+def test_events_are_cut_at_line_feeds_only_wherever_the_network_cuts_them() -> None:
+    text = (
+        'data: {"text": "a\u2028b\u0085c"}\r\n\r\n: ping\n\ndata: {"text": "d"}\n\ndata: [DONE]\n'
+    )
+
+    async def read(*parts: bytes) -> list[dict[str, Any]]:
+        return [event async for event in events(chunks(*parts))]
+
+    data = text.encode()
+    for cut in range(len(data)):
+        found = run(read(data[:cut], data[cut:]))
+        assert found == [{"text": "a\u2028b\u0085c"}, {"text": "d"}]
+    with pytest.raises(EngineError, match="no event"):
+        run(read(b"data: nonsense\n"))
