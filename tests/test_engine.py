@@ -278,8 +278,8 @@ def test_a_full_queue_says_busy(oracle: Oracle) -> None:
 def test_who_is_turned_away_is_told_how_long_those_who_wait_will_take(oracle: Oracle) -> None:
     engine = start(oracle, slots=1, queue=2)
     for ended, seconds in (([], 1), ([10.0, 13.5, 17.0], 7), ([0.0, 400.0], 60), ([1.0, 1.1], 1)):
-        engine._ends.clear()
-        engine._ends.extend(ended)
+        engine._patience._ends.clear()
+        engine._patience._ends.extend(ended)
         streams = [engine.submit(oracle.request("Hello", BASE, 450)) for _ in range(3)]
         until(lambda: engine.stats()["running"] == 1)
         with pytest.raises(Busy, match=f"Try again in {seconds} s") as refusal:
@@ -288,7 +288,7 @@ def test_who_is_turned_away_is_told_how_long_those_who_wait_will_take(oracle: Or
         for stream in streams:
             stream.cancel()
         until(lambda: engine.stats()["running"] + engine.stats()["waiting"] == 0)
-    assert len(engine._ends) > 2, "and each end is noted"
+    assert len(engine._patience._ends) > 2, "and each end is noted"
     engine.close()
 
 

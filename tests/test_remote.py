@@ -23,11 +23,12 @@ from chatbot.engine import (
     TooLong,
     UnknownAdapter,
 )
-from chatbot.inprocess.batching import EngineSettings, TorchEngine
+from chatbot.inprocess.batching import EngineSettings
 from chatbot.lora import AdapterError
 from chatbot.remote.engine import RemoteEngine
 from chatbot.service import PINNED, Service
 from chatbot.turn import reply
+from chatbot.workers.engine import WorkersEngine
 from feedback.settings import Home, SettingsError
 from tests import models
 from tests.streams import ended, speaks, until
@@ -208,7 +209,7 @@ def test_auto_picks_the_servers_where_there_are_some(
         kinds[kind] = (type(engine), base.model.device.type)
         engine.close()
     remote = (RemoteEngine, "meta")
-    assert kinds == {"auto": remote, "torch": (TorchEngine, "cpu"), "remote": remote}
+    assert kinds == {"auto": remote, "torch": (WorkersEngine, "meta"), "remote": remote}
     monkeypatch.setenv("TALKBACK_ENGINE_KIND", "vllm")
     with pytest.raises(SettingsError, match="kind"):
         EngineSettings.read(home)

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +40,7 @@ from chatbot.workers.router import BLOCK, Router
 from feedback.settings import Home
 from tests import models
 from tests.processes import Server
+from tests.streams import until
 
 SLOTS, QUEUE, LONG = 2, 3, 3000
 PROMPTS = [[10 + n, *range(20, 26)] for n in range(4)]
@@ -68,13 +68,6 @@ def whole(tiny_base: Path, adapters: list[Path]) -> Iterator[WorkersEngine]:
 def engine(whole: WorkersEngine) -> WorkersEngine:
     until(lambda: len(whole._workers) == 2 and whole.stats()["running"] == 0)
     return whole
-
-
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
-    due = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < due, "it never came to be"
-        time.sleep(0.02)
 
 
 def long(voice: str = BASE, prompt: int = 0) -> Request:
@@ -178,7 +171,8 @@ def test_a_worker_that_dies_takes_only_its_own_streams_and_comes_back(
     streams = [begun(engine.submit(long(adapters[0].name, n))) for n in range(2)]
     first, second = engine._workers
     os.kill(first.process.pid or 0, signal.SIGKILL)
-    ended = [stream for stream in streams if stream.wait(5)]
+    until(lambda: any(stream.finish for stream in streams))
+    ended = [stream for stream in streams if stream.finish]
     assert [stream.finish for stream in ended] == ["error"]
     assert "ended with code -9" in str(ended[0].error)
     assert engine.trouble is None and engine.stats()["decoded"] >= counted
