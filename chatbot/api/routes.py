@@ -212,16 +212,21 @@ def _stream(turns: Sequence[Turn], chunks: Chunks) -> Response:
 
 
 async def _events(flow: Flow, turns: Sequence[Turn], chunks: Chunks) -> AsyncIterator[str]:
-    """The answers as server-sent events; their end is told once they are stored."""
-    yield "".join(_event(chunk) for chunk in chunks.first())
+    """The answers as server-sent events; their end is told once they are stored.
+
+    Who speaks is told with the first words: of many that ask at once each piece makes all wait.
+    """
+    opening = "".join(_event(chunk) for chunk in chunks.first())
     try:
         async for batch in flow:
-            yield "".join(_event(chunks.words(index, deltas)) for index, deltas in batch)
+            words = "".join(_event(chunks.words(index, deltas)) for index, deltas in batch)
+            yield opening + words
+            opening = ""
         _raise_if_broken(turns)
         end = "".join(_event(chunk) for chunk in chunks.last())
     except Exception as error:
         end = _event(problem(error).body())
-    yield end + "data: [DONE]\n\n"
+    yield opening + end + "data: [DONE]\n\n"
 
 
 def _event(data: dict[str, Any]) -> str:

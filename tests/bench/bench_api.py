@@ -3,7 +3,7 @@
     python -m tests.bench.bench_api                # 16 streams of the starter model
     python -m tests.bench.bench_api --no-page      # without a browser
     python -m tests.bench.bench_api --rounds 5
-    python -m tests.bench.bench_api --whole        # answers of 64 tokens: the stream, not its start
+    python -m tests.bench.bench_api --tokens 256   # of each answer: the stream, not its start
 
 The server runs in a process of its own, and so does the bare engine; its CPU-seconds count, not
 its clients'. Beside other work only the figures per CPU-second mean something.
@@ -37,7 +37,8 @@ from tests.processes import Server
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-TOKENS = 64
+MOST = 64
+"""Tokens of an answer that ends by itself, as the starter's do after a sentence."""
 WORD = re.compile(rb'"content": "[^"]')
 LAST = b"data: [DONE]\n\n\r\n0\r\n\r\n"
 QUESTIONS = (
@@ -88,16 +89,16 @@ def cpu_of(pid: int) -> float:
     return own + sum(map(cpu_of, map(int, children)))
 
 
-def engine(pipe: Connection, base_name: str, streams: int, threads: int, whole: bool) -> None:
+def engine(pipe: Connection, base_name: str, streams: int, threads: int, tokens: int) -> None:
     """In a process of its own: rounds of bare streams, told as (tokens, wall, cpu, firsts).
-    Before them the bias of all requests is told: with `whole`, none ends before its last token."""
+    Before them the bias of all requests is told: where `tokens` are asked, none ends before."""
     from chatbot import lora
     from chatbot.base import encode, ends, load_base
     from chatbot.engine import Request, Sampling
     from chatbot.inprocess.batching import EngineSettings, TorchEngine
 
     base = load_base(base_name)
-    bias = tuple((token, -100) for token in sorted(ends(base))) if whole else ()
+    bias = tuple((token, -100) for token in sorted(ends(base))) if tokens else ()
     pipe.send(bias)
     running = TorchEngine(base, EngineSettings(threads=threads))
     with tempfile.TemporaryDirectory() as temp:
@@ -109,7 +110,7 @@ def engine(pipe: Connection, base_name: str, streams: int, threads: int, whole: 
                 for number in range(streams)
             ]
             begin, cpu = time.perf_counter(), time.process_time()
-            sampling = Sampling(max_tokens=TOKENS, logit_bias=bias)
+            sampling = Sampling(max_tokens=tokens or MOST, logit_bias=bias)
             asked = [running.submit(Request(ids, adapter.name, sampling)) for ids in prompts]
             for stream in asked:
                 stream.wait()
@@ -147,10 +148,10 @@ class Client:
     """Sockets that are open before anything is asked, all on one thread: on a small machine a
     library's client takes the cores from the server, and asks so slowly that few streams meet."""
 
-    def __init__(self, url: str, streams: int, bias: dict[int, int]) -> None:
+    def __init__(self, url: str, streams: int, bias: dict[int, int], tokens: int) -> None:
         address = urlsplit(url)
         self._host = str(address.hostname)
-        self._bias = bias
+        self._bias, self._tokens = bias, tokens or MOST
         self._sockets = [
             socket.create_connection((self._host, address.port)) for _ in range(streams)
         ]
@@ -171,7 +172,7 @@ class Client:
     def _request(self, number: int) -> bytes:
         body: dict[str, Any] = {
             "messages": [{"role": "user", "content": question(number)}],
-            "max_tokens": TOKENS,
+            "max_tokens": self._tokens,
             "logit_bias": self._bias,
             "stream": True,
         }
@@ -239,7 +240,7 @@ def page_rounds(
 ) -> None:
     """Rounds of HTTP and of the page by turns; the first of each only warms up."""
     sse, page = rates["SSE, as many as tabs"], rates["page"]
-    client = Client(server.url, args.tabs, {})
+    client = Client(server.url, args.tabs, {}, 0)
     with open_tabs(server, args.tabs) as tabs:
         for number in range(args.rounds + 1):
             kept = number > 0
@@ -253,15 +254,15 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Rate]:
     rates = {"engine": Rate(), "SSE": Rate()}
     home = Home.find(root / "home")
     threads = f"threads = {args.threads}\n"
-    home.toml.write_text(f"[engine]\n{threads}\n[chat]\nmax_tokens = {TOKENS}\n")
+    home.toml.write_text(f"[engine]\n{threads}\n[chat]\nmax_tokens = {MOST}\n")
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    options = (theirs, args.base, args.streams, args.threads, args.whole)
+    options = (theirs, args.base, args.streams, args.threads, args.tokens)
     bare = multiprocessing.get_context("spawn").Process(target=engine, args=options, daemon=True)
     bare.start()
     server = Server(home, "--base-model", args.base).ready()
     answers = Answers(server, home)
     try:
-        client = Client(server.url, args.streams, dict(ours.recv()))
+        client = Client(server.url, args.streams, dict(ours.recv()), args.tokens)
         alternate(args.rounds, ours, rates, lambda rate: sse_round(client, answers, rate))
         client.close()
         if not args.no_page and (shutil.which("chromium") or shutil.which("chromium-browser")):
@@ -314,7 +315,7 @@ def main() -> None:
     parser.add_argument("--tabs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="of the engine; 0: all cores")
-    parser.add_argument("--whole", action="store_true", help=f"answers of {TOKENS} tokens each")
+    parser.add_argument("--tokens", type=int, default=0, help="of each answer; 0: as it ends")
     parser.add_argument("--no-page", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temp:
