@@ -1,7 +1,7 @@
 """What a running server is made of, and the watcher that follows promotions.
 
     service = Service.open(Home.find(None))
-    turn = reply(service, None, "ann", None, "When do you open?")
+    turn = ask(service, None, "ann", None, "When do you open?").begin()
 
 A new promotion is verified, loaded and warmed before the first answer is given by it; an adapter
 that fails is refused with a warning, and the one before goes on speaking.

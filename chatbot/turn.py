@@ -1,6 +1,6 @@
 """One turn of talk: history, approved answers, engine, store. Page, API and plugins call it.
 
-    turn = reply(service, None, "ann", None, "When do you open?")
+    turn = ask(service, None, "ann", None, "When do you open?").begin()
     for delta in turn:
         print(delta, end="")
     print(turn.message_id, turn.speaker.adapter)
@@ -13,33 +13,26 @@ import json
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from chatbot import place as places
 from chatbot.engine import Chance, Sampling, Stream
+from chatbot.place import Place
 from chatbot.prompt import fit
 from feedback import exemplars
-from feedback.errors import TalkbackError
 from feedback.exemplars import Approved
 from feedback.ids import new_id
 from feedback.settings import Settings
-from feedback.store import BadMessage, Message, Role, Speaker, Store
+from feedback.store import Message, Role, Speaker
 
 if TYPE_CHECKING:
     from chatbot.service import Service
 
 RETRY_TEMPERATURE = 0.8
 """At least this when an answer is asked for again: a greedy one would come out the same."""
-
-
-class Forbidden(TalkbackError):
-    """The conversation is another person's."""
-
-
-class Empty(TalkbackError):
-    """Nothing was asked."""
 
 
 class ChatSettings(Settings):
@@ -77,7 +70,7 @@ class Turn:
     def __init__(
         self,
         service: "Service",
-        place: "Place",
+        place: Place,
         stream: Stream,
         speaker: Speaker,
     ) -> None:
@@ -192,7 +185,7 @@ class Turn:
         )
 
 
-def reply(
+def ask(
     service: "Service",
     conversation_id: str | None,
     person: str,
@@ -206,8 +199,9 @@ def reply(
     unaided: bool = False,
     given: Sequence[tuple[Role, str]] = (),
     answers: int = 1,
-) -> Turn:
-    """Answer ``text``, said by ``person`` under the message ``parent_id`` (None: at the start).
+) -> "Asked":
+    """Have ``text`` answered, said by ``person`` under the message ``parent_id`` (None: at the
+    start).
 
     ``conversation_id`` None starts a conversation. ``adapter`` None is the one in service.
     ``sampling`` and ``system`` None are the settings'. ``retry_of`` is the id of an earlier answer:
@@ -216,12 +210,11 @@ def reply(
     are turns (role, text) that were said elsewhere after ``parent_id``: they become history too.
     ``answers`` is how many are given at the same time; all but the first are in ``others``.
 
-    The question is on the disk before the first word of the answer is out. Nothing is stored when
-    it raises: Forbidden, NotFound, BadMessage, Empty, Busy, UnknownAdapter, AdapterError, TooLong,
-    BadMessages.
+    Nothing is stored when this or `Asked.begin` raises: Forbidden, NotFound, BadMessage, Empty,
+    Busy, UnknownAdapter, AdapterError, TooLong, BadMessages.
     """
     service.check(adapter)
-    place = _place(service.store, conversation_id, person, parent_id, text, retry_of)
+    place = places.find(service.store, conversation_id, person, parent_id, text, retry_of)
     place = replace(place, given=[Message("", "", None, role, said, "") for role, said in given])
     chat = service.chat
     sampling = sampling or (_livelier(chat) if retry_of else _usual(chat))
@@ -231,78 +224,35 @@ def reply(
         service.base.revision,
         chat.system_prompt if system is None else system,
     )
-    asked = _ask(service, place, speaker, _apart(sampling, answers), adapter, unaided)
-    try:
-        place = _stored(service.store, place, person)
-    except BaseException:
-        for stream, _ in asked:
-            stream.cancel()
-        raise
-    first, *others = [Turn(service, place, stream, speaker) for stream, speaker in asked]
-    first.others = others
-    return first
+    streams = _ask(service, place, speaker, _apart(sampling, answers), adapter, unaided)
+    return Asked(service, place, person, streams)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where in which conversation a question stands; its id is "" until it is stored."""
+class Asked:
+    """A question that the engine answers already, and that is yet to be stored: `begin` or
+    `cancel` it. What asks the engine and what writes to the disk need not wait for each other."""
 
-    conversation_id: str | None
-    parent_id: str | None
-    question_id: str
-    question: str
-    history: list[Message]
-    again_after: str | None = None
-    """The id of the answer that is asked for again."""
-    given: list[Message] = field(default_factory=list)
-    """Turns after the history that are not stored yet."""
+    service: "Service"
+    place: Place
+    person: str
+    streams: list[tuple[Stream, Speaker]]
 
-    @property
-    def before(self) -> list[Message]:
-        """All that was said before the question."""
-        return [*self.history, *self.given]
+    def begin(self) -> Turn:
+        """The turn, its question on the disk; the first answer's, with the others in it."""
+        try:
+            place = places.keep(self.service.store, self.place, self.person)
+        except BaseException:
+            self.cancel()
+            raise
+        turns = [Turn(self.service, place, stream, speaker) for stream, speaker in self.streams]
+        turns[0].others = turns[1:]
+        return turns[0]
 
-
-def _place(
-    store: Store,
-    conversation_id: str | None,
-    person: str,
-    parent_id: str | None,
-    text: str,
-    retry_of: str | None,
-) -> Place:
-    """Where the question goes, checked: nobody reads or continues another's conversation."""
-    question_id = ""
-    if retry_of is not None:
-        *_, question, answer = [None, *store.thread(retry_of)]
-        if question is None or answer is None or answer.role != "assistant":
-            raise BadMessage(f"{retry_of} is not an answer; only answers are asked for again")
-        question_id, text, parent_id = question.id, question.content, question.parent_id
-        conversation_id = question.conversation_id
-    history = store.thread(parent_id) if parent_id else []
-    if history and conversation_id is None:
-        conversation_id = history[-1].conversation_id
-    if conversation_id is not None and store.conversation(conversation_id).person != person:
-        raise Forbidden(f"{conversation_id} is not a conversation of {person}")
-    if history and history[-1].conversation_id != conversation_id:
-        raise BadMessage(f"{parent_id} is not in {conversation_id}; name a message that is")
-    if not text.strip():
-        raise Empty("There is nothing to answer. Say something.")
-    return Place(conversation_id, parent_id, question_id, text, history, retry_of)
-
-
-def _stored(store: Store, place: Place, person: str) -> Place:
-    """The place with its question on the disk, in a conversation that exists."""
-    if place.question_id:
-        return place
-    parent = place.parent_id
-    opening = place.given[0].content if place.given else place.question
-    with store.write():
-        talk = place.conversation_id or store.start_conversation(person, opening)
-        for message in place.given:
-            parent = store.add_message(talk, parent, message.role, message.content)
-        asked = store.add_message(talk, parent, "user", place.question)
-    return replace(place, conversation_id=talk, question_id=asked)
+    def cancel(self) -> None:
+        """Nobody wants an answer any more."""
+        for stream, _ in self.streams:
+            stream.cancel()
 
 
 def _ask(

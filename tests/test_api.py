@@ -210,7 +210,7 @@ def test_many_clients_stream_at_once(http: httpx.Client, service: Service) -> No
 
 
 def test_a_full_house_says_when_to_come_again(http: httpx.Client, service: Service) -> None:
-    from chatbot.turn import reply
+    from tests.turns import reply
 
     long = api.ChatRequest.model_validate({"messages": ASK, "max_tokens": 4000})
     turns = [

@@ -15,9 +15,10 @@ from chatbot.api.completion import Chunks
 from chatbot.api.flow import Flow
 from chatbot.engine import Chance, Request, Sampling, Stream
 from chatbot.service import Service
-from chatbot.turn import Turn, reply
+from chatbot.turn import Turn
 from tests import aside
 from tests.scripted import ScriptedEngine, open_service
+from tests.turns import reply
 
 Batch = list[tuple[int, Sequence[str]]]
 

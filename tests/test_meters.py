@@ -13,12 +13,12 @@ from chatbot.api import problems, watch
 from chatbot.api import routes as api
 from chatbot.api.hooks import Hooks, WebhookSettings
 from chatbot.service import Service
-from chatbot.turn import reply
 from feedback.review import decide
 from feedback.store import Store
 from tests.models import write_adapter
 from tests.serving import serving
 from tests.talks import answer
+from tests.turns import reply
 
 ASK = [{"role": "user", "content": "When do you open?"}]
 

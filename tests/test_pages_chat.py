@@ -14,7 +14,6 @@ from chatbot.pages.people import People
 from chatbot.pages.talk import Talk
 from chatbot.pages.view import Place
 from chatbot.pages.words import shown, typed
-from chatbot.turn import reply
 from feedback import keys, review
 from feedback.store import Feedback, Store
 from tests.scripted import (
@@ -28,6 +27,7 @@ from tests.scripted import (
     start,
     visitor,
 )
+from tests.turns import reply
 
 if TYPE_CHECKING:
     from chatbot.service import Service

@@ -27,11 +27,11 @@ from chatbot.inprocess.batching import EngineSettings
 from chatbot.lora import AdapterError
 from chatbot.remote.engine import RemoteEngine
 from chatbot.service import PINNED, Service
-from chatbot.turn import reply
 from chatbot.workers.engine import WorkersEngine
 from feedback.settings import Home, SettingsError
 from tests import models
 from tests.streams import ended, speaks, until
+from tests.turns import reply
 from tests.vllm import MODEL, Vllm
 from tests.world import LONG, QUESTION, Connect, Serve, World
 

@@ -8,13 +8,15 @@ import pytest
 
 from chatbot.base import encode, ends
 from chatbot.engine import BASE, Busy, Request, Sampling, TooLong, UnknownAdapter
+from chatbot.place import Empty, Forbidden
 from chatbot.service import Service
-from chatbot.turn import Empty, Forbidden, Turn, reply
+from chatbot.turn import Turn
 from feedback.database import StoreError
 from feedback.ids import now
 from feedback.review import decide
 from feedback.store import BadMessage, NotFound, Speaker
 from tests.models import write_adapter
+from tests.turns import reply
 
 SHORT = Sampling(max_tokens=12)
 LONG = Sampling(max_tokens=4000)

@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 from chatbot.access import BadKey, Refused
 from chatbot.engine import Busy, Closed, TooLong, UnknownAdapter, Unreachable
 from chatbot.lora import AdapterError
+from chatbot.place import Forbidden
 from chatbot.registry import RegistryError
-from chatbot.turn import Forbidden
 from feedback.database import StoreError
 from feedback.errors import TalkbackError
 from feedback.says import KeyTaken

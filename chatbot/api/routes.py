@@ -26,7 +26,8 @@ from chatbot.api.problems import Problem, problem
 from chatbot.api.tensorzero import TensorZeroFeedback
 from chatbot.api.wire import ChatRequest, model_card
 from chatbot.engine import BASE
-from chatbot.turn import Forbidden, Turn, reply
+from chatbot.place import Forbidden
+from chatbot.turn import Asked, Turn, ask
 from feedback.ids import new_id
 from feedback.says import Kind
 from feedback.store import Message
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 
-MANY, FEW = 256, 2
-"""Turns that start at the same time. On a thread each they would take turns at every query, and all
-be late; only where they wait for other servers it takes many."""
+MANY = 256
+"""Questions that are asked at the same time where other servers answer. Here they are asked one by
+one: on a thread each they would take turns at every query, and all be late."""
 
 FEEDBACK_EXAMPLES: list[JsonValue] = [
     {"message_id": "msg-…", "kind": "thumb", "value": {"up": False, "reasons": ["wrong"]}},
@@ -69,14 +70,20 @@ def router(service: "Service") -> APIRouter:
     routes = APIRouter(responses=shapes.REFUSALS)
     user = Depends(service.access.at_least("user"))
     spell = Speller(service.base.tokenizer)
-    starting = CapacityLimiter(MANY if service.engine.waits else FEW)
+    asking, keeping = CapacityLimiter(MANY if service.engine.waits else 1), CapacityLimiter(1)
 
     @routes.post("/v1/chat/completions", tags=["chat"], responses=shapes.STREAMED)
     async def chat_completions(
         body: ChatRequest, request: Request, caller: Annotated[Caller, user]
     ) -> Response:
         """Answer the last message; the answer's id is what feedback hangs on."""
-        turns = await to_thread.run_sync(start, service, body, caller, limiter=starting)
+        asked = await to_thread.run_sync(ask_for, service, body, caller, limiter=asking)
+        try:
+            first = await to_thread.run_sync(asked.begin, limiter=keeping)
+        except BaseException:
+            asked.cancel()
+            raise
+        turns = [first, *first.others]
         if body.stream:
             options = body.stream_options
             return _stream(turns, Chunks(turns, bool(options and options.include_usage), spell))
@@ -130,13 +137,13 @@ def router(service: "Service") -> APIRouter:
     return routes
 
 
-def start(service: "Service", body: ChatRequest, caller: Caller) -> list[Turn]:
-    """Begin the answers that a request asks for."""
+def ask_for(service: "Service", body: ChatRequest, caller: Caller) -> Asked:
+    """Have answered what a request asks for."""
     body.refuse_unsupported(len(service.base.tokenizer))
     *before, (_, question) = body.turns()
     metadata = body.metadata or {}
     talk = metadata.get("conversation_id")
-    first = reply(
+    return ask(
         service,
         talk,
         caller.person(body.user),
@@ -149,7 +156,6 @@ def start(service: "Service", body: ChatRequest, caller: Caller) -> list[Turn]:
         unaided=metadata.get("unaided") == "true",
         answers=body.n or 1,
     )
-    return [first, *first.others]
 
 
 def _after(service: "Service", metadata: Mapping[str, str]) -> str | None:

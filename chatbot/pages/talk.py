@@ -14,7 +14,7 @@ from chatbot.pages.people import People
 from chatbot.pages.transcript import Bubble
 from chatbot.pages.view import Place, View
 from chatbot.pages.words import typed
-from chatbot.turn import Turn, reply
+from chatbot.turn import Turn, ask
 from feedback.errors import TalkbackError
 from feedback.store import Message
 
@@ -186,14 +186,14 @@ class Talk:
         return (first, second) if len(words - {""}) == 2 else None
 
     def _ask(self, person: str, place: Place, text: str, retry_of: Message | None) -> Turn:
-        return reply(
+        return ask(
             self._service,
             place.conversation,
             person,
             place.leaf,
             text,
             retry_of=retry_of.id if retry_of else None,
-        )
+        ).begin()
 
     def _refused(self, person: str, place: Place, draft: str, error: TalkbackError) -> View:
         """Nothing could be said: why, and the words are back in the line to write in."""
