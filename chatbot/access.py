@@ -22,7 +22,7 @@ Reviewers and operators speak for anybody, and so does everyone where all is ope
 
 import hmac
 import ipaddress
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,10 +118,11 @@ class Access:
             raise Refused(role, caller)
         return caller
 
-    def at_least(self, role: Role) -> Callable[[Request], Caller]:
-        """``require`` as what a route depends on."""
+    def at_least(self, role: Role) -> Callable[[Request], Awaitable[Caller]]:
+        """``require`` as what a route depends on. The look at the database is short, and a thread
+        for it would take longer."""
 
-        def require(request: Request) -> Caller:
+        async def require(request: Request) -> Caller:
             return self.require(request, role)
 
         return require

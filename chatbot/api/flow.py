@@ -6,6 +6,7 @@ same ticks. Each wake-up would take the interpreter from the engine, in the midd
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Executor
 from contextlib import suppress
 
 from starlette.requests import Request
@@ -18,12 +19,13 @@ TICK_SECONDS = 0.04
 
 class Flow:
     """Follows the turns at once. Iterate for batches of (which turn, deltas); leaving cancels all.
+    ``keeper`` stores them, the loop's own threads unless it is told.
 
     After the last batch the answers are on the disk; if they could not be, iterating raises why.
     """
 
-    def __init__(self, turns: Sequence[Turn]) -> None:
-        self._turns = turns
+    def __init__(self, turns: Sequence[Turn], keeper: Executor | None = None) -> None:
+        self._turns, self._keeper = turns, keeper
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         self._told = [0] * len(turns)
@@ -99,5 +101,5 @@ class Flow:
     def _hear(self) -> None:
         for turn in self._turns:
             if turn.ended and turn not in self._kept:
-                self._kept[turn] = self._loop.run_in_executor(None, turn.close)
+                self._kept[turn] = self._loop.run_in_executor(self._keeper, turn.close)
         self._news.set()

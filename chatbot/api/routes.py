@@ -6,11 +6,12 @@
 Handlers parse, call one function and render. Errors leave in OpenAI's shape (``problems``).
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any
 
-from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, JsonValue
@@ -70,24 +71,30 @@ def router(service: "Service") -> APIRouter:
     routes = APIRouter(responses=shapes.REFUSALS)
     user = Depends(service.access.at_least("user"))
     spell = Speller(service.base.tokenizer)
-    asking, keeping = CapacityLimiter(MANY if service.engine.waits else 1), CapacityLimiter(1)
+    asking = ThreadPoolExecutor(MANY if service.engine.waits else 1, "asking")
+    keeping = ThreadPoolExecutor(1, "keeping")
 
     @routes.post("/v1/chat/completions", tags=["chat"], responses=shapes.STREAMED)
     async def chat_completions(
         body: ChatRequest, request: Request, caller: Annotated[Caller, user]
     ) -> Response:
         """Answer the last message; the answer's id is what feedback hangs on."""
-        asked = await to_thread.run_sync(ask_for, service, body, caller, limiter=asking)
+        loop = asyncio.get_running_loop()
+        asked = await loop.run_in_executor(asking, ask_for, service, body, caller)
         try:
-            first = await to_thread.run_sync(asked.begin, limiter=keeping)
+            first = await loop.run_in_executor(keeping, asked.begin)
         except BaseException:
             asked.cancel()
             raise
         turns = [first, *first.others]
         if body.stream:
             options = body.stream_options
-            return _stream(turns, Chunks(turns, bool(options and options.include_usage), spell))
-        await Flow(turns).end(request)
+            return _stream(
+                Flow(turns, keeping),
+                turns,
+                Chunks(turns, bool(options and options.include_usage), spell),
+            )
+        await Flow(turns, keeping).end(request)
         _raise_if_broken(turns)
         return JSONResponse(completion(turns, spell))
 
@@ -207,8 +214,8 @@ def _rater(service: "Service", answer: Message, caller: Caller, user: str | None
     return caller.person(user) if user else asked
 
 
-def _stream(turns: Sequence[Turn], chunks: Chunks) -> Response:
-    flow = Flow(turns)
+def _stream(flow: Flow, turns: Sequence[Turn], chunks: Chunks) -> Response:
+    """All of it as one response."""
     return StreamingResponse(
         _events(flow, turns, chunks),
         media_type="text/event-stream",
