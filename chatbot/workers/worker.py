@@ -44,6 +44,7 @@ class Worker:
         atexit.register(self.kill)  # it takes no signals, and Python waits for its children
         self._numbers = itertools.count()
         self._sending = threading.Lock()
+        self._listener: threading.Thread | None = None
         # Shared between threads and touched under the lock only.
         self._lock = threading.Lock()
         self._streams: dict[int, Stream] = {}
@@ -80,7 +81,8 @@ class Worker:
             raise told
         self.ready = told
         self._heard, self._lost = heard, lost
-        threading.Thread(target=self._listen, name="news", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name="news", daemon=True)
+        self._listener.start()
 
     def submit(self, request: Request) -> Stream:
         """Have it answer; Unreachable when its process has ended."""
@@ -111,14 +113,19 @@ class Worker:
     def close(self) -> None:
         """Have it end its streams as cancelled, and wait until its process is gone."""
         self._put(None)
-        self.process.join(CLOSE_SECONDS)
+        self._end_seen(CLOSE_SECONDS)
         self.kill()
 
     def kill(self) -> None:
         """At once."""
         self.process.kill()
-        self.process.join()
+        self._end_seen()
         atexit.unregister(self.kill)
+
+    def _end_seen(self, seconds: float | None = None) -> None:
+        """Wait for the end of the process: one thread only may do that, or its code is lost."""
+        waiter = self.process if self._listener is None else self._listener
+        waiter.join(seconds)
 
     def _send(self, kind: str, number: int, *told: object) -> None:
         self._put((kind, number, *told))
