@@ -60,7 +60,10 @@ def _serve(home: Home, tell: Connection) -> None:
     from chatbot.api import routes as api
 
     store, no_model = Store(home.db), SimpleNamespace(tokenizer=None)
-    service: Any = SimpleNamespace(store=store, base=no_model, access=Access(store, home.root))
+    engine = SimpleNamespace(waits=False)
+    service: Any = SimpleNamespace(
+        store=store, base=no_model, engine=engine, access=Access(store, home.root)
+    )
     app = FastAPI()
     problems.install(app)
     app.include_router(api.router(service))
