@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,11 @@ class Worker:
     over: str | None
     """Why it can be asked no more."""
 
-    def __init__(self, work: Callable[[Connection], None] = child.work) -> None:
+    def __init__(self) -> None:
         processes = multiprocessing.get_context("spawn")
         self._pipe, theirs = processes.Pipe()
         self.process = processes.Process(
-            target=work, args=(theirs,), name="talkback-engine", daemon=True
+            target=child.work, args=(theirs,), name="talkback-engine", daemon=True
         )
         self.process.start()
         theirs.close()  # or its end would never be seen here

@@ -82,13 +82,14 @@ def generate_rate(base: Base) -> float:
 def endless(pipe: Connection) -> None:
     """A worker's process, in which no token ends an answer: random weights would say it anytime."""
     batch.ends = lambda _: frozenset()
-    child.work(pipe)
+    child.work(pipe)  # its own: this is another process
 
 
-def start(name: str, kind: str, busy: bool) -> Engine:
+def start(name: str, kind: str, threads: int = 0, workers: int | None = None) -> Engine:
     """The engine that is measured, once all its workers are there."""
-    settings = EngineSettings(kind=kind, threads=int(busy), workers=0 if busy else None)
-    _, engine = engines.start(settings, name, first=None if busy else worker.Worker(endless))
+    batch.ends = lambda _: frozenset()
+    worker.child.work = endless
+    _, engine = engines.start(EngineSettings(kind=kind, threads=threads, workers=workers), name)
     if isinstance(engine, WorkersEngine):
         while engine.stats()["workers"] < engine.wanted:
             time.sleep(0.1)
@@ -135,7 +136,8 @@ def measure(
 ) -> dict[str, list[float]]:
     """Each row's tokens/s, and the seconds of `FIRST`, round by round."""
     found: dict[str, list[float]] = {}
-    engine = start(name, args.kind, args.busy)
+    alone = {"threads": 1, "workers": 0} if args.busy else {}
+    engine = start(name, args.kind, **alone)
     for folder in adapters.values():
         engine.load(folder.name, folder)
     for number in range(args.rounds):
@@ -193,7 +195,6 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="one thread, per CPU-second")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    batch.ends = lambda _: frozenset()
     if args.busy:
         global clock
         clock = time.process_time

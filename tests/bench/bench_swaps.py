@@ -2,6 +2,7 @@
 
     python -m tests.bench.bench_swaps                      # a tiny model, 200 swaps
     python -m tests.bench.bench_swaps --base starter --swaps 50
+    python -m tests.bench.bench_swaps --workers 0          # the engine in this process, float32
 
 Sixteen streams run all the time. Each swap loads the next adapter, sends new streams to it and
 unloads the one before, whose streams end on it. Every answer is held against what its adapter
@@ -15,9 +16,11 @@ import time
 from collections import deque
 from pathlib import Path
 
+from chatbot import engines
 from chatbot.base import STARTER, Base, encode, load_base
-from chatbot.engine import Request, Sampling, Stream
-from chatbot.inprocess.batching import EngineSettings, TorchEngine
+from chatbot.engine import Engine, Request, Sampling, Stream
+from chatbot.engine_settings import EngineSettings
+from chatbot.inprocess.batching import TorchEngine
 from tests import models
 
 STREAMS = 16
@@ -27,7 +30,7 @@ QUESTIONS = ("When do you open?", "Where is my order?", "Can I return the shoes?
 Asked = tuple[str, str, Stream]
 
 
-def ask(engine: TorchEngine, base: Base, question: str, voice: str) -> Stream:
+def ask(engine: Engine, base: Base, question: str, voice: str) -> Stream:
     """A greedy answer of a fixed length at most."""
     ids = encode(base.tokenizer, [{"role": "user", "content": question}])
     return engine.submit(Request(ids, voice, Sampling(max_tokens=32)))
@@ -45,9 +48,21 @@ def alone(base: Base, folders: list[Path]) -> dict[tuple[str, str], str]:
     return said
 
 
-def swap(base: Base, folders: list[Path], swaps: int) -> tuple[list[Asked], list[float]]:
+def start(base: Base, name: str, workers: int) -> Engine:
+    """The engine that swaps, with all its workers."""
+    settings = EngineSettings(threads=1, slots=STREAMS, workers=workers)
+    if not workers:
+        return TorchEngine(base, settings)
+    _, engine = engines.start(settings, name)
+    while engine.stats()["workers"] < workers:
+        time.sleep(0.1)
+    return engine
+
+
+def swap(
+    engine: Engine, base: Base, folders: list[Path], swaps: int
+) -> tuple[list[Asked], list[float]]:
     """All streams that ran, and how long each load took that found its adapter gone."""
-    engine = TorchEngine(base, EngineSettings(threads=1, slots=STREAMS))
     asked: list[Asked] = []
     running: deque[Stream] = deque()
     took = []
@@ -77,14 +92,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--base", default="tiny", help="tiny, starter, or any model")
     parser.add_argument("--swaps", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temp:
         tiny = models.write_model(Path(temp) / "tiny")
         named = {"tiny": str(tiny), "starter": STARTER}
-        base = load_base(named.get(args.base, args.base), dtype="float32")
+        name = named.get(args.base, args.base)
+        base = load_base(name, dtype="float32" if args.workers == 0 else "auto")
         folders = [models.write_adapter(Path(temp), base, seed=n) for n in range(1, VOICES + 1)]
         expected = alone(base, folders)
-        asked, took = swap(base, folders, args.swaps)
+        asked, took = swap(start(base, name, args.workers), base, folders, args.swaps)
     failed = sum(stream.finish not in ("stop", "length") for _, _, stream in asked)
     mixed = sum(stream.text != expected[question, voice] for question, voice, stream in asked)
     print(f"{args.swaps} swaps under {STREAMS} running streams, {len(asked)} answers:")

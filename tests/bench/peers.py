@@ -16,8 +16,7 @@ import numpy as np
 
 from chatbot.base import load_base
 from chatbot.engine import BASE
-from chatbot.inprocess.batching import EngineSettings, TorchEngine
-from tests.bench.bench_engine import ANSWER, PROMPT, engine_rate, prompt
+from tests.bench.bench_engine import ANSWER, PROMPT, engine_rate, prompt, start
 
 MOST = 16
 """Streams at the same time."""
@@ -31,12 +30,10 @@ class Peer(Protocol):
 
 
 class Ours:
-    """The in-process engine, as a service runs it."""
+    """As a service runs it: a worker of one thread for each thread that the others get."""
 
     def __init__(self, folder: Path, threads: int, kind: str) -> None:
-        settings = EngineSettings(threads=threads, kind=kind)
-        self._engine = TorchEngine(load_base(str(folder)), settings)
-        self._engine._batch._ends = frozenset()  # random weights would end when they please
+        self._engine = start(str(folder), kind, threads=1, workers=threads)
         assert kind != "int8" or self._engine.stats()["int8"], "this machine has no eight bits"
 
     def rate(self, streams: int) -> float:
