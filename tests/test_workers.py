@@ -204,13 +204,26 @@ def test_other_weights_than_the_servers_are_refused(tiny_base: Path) -> None:
         child._engine(order)
 
 
-def test_a_worker_that_nobody_wants_keeps_no_process_alive() -> None:
-    code = (
+@pytest.mark.parametrize("run", ["work()", "mp.Process(target=work).start()"])
+def test_a_worker_that_nobody_wants_keeps_no_process_alive(run: str, tmp_path: Path) -> None:
+    code = tmp_path / "begin.py"
+    code.write_text(
+        "import multiprocessing as mp\n"
         "from chatbot.engine_settings import EngineSettings as S\n"
         "from chatbot.workers.worker import early\n"
-        "if __name__ == '__main__': print(early(S()).process.pid)"
+        "def deaf(pid):\n"
+        "    said = open(f'/proc/{pid}/status').read()\n"
+        "    return int(said.split('SigIgn:')[1].split()[0], 16) >> 14 & 1\n"
+        "def work():\n"
+        "    pid = early(S()).process.pid\n"
+        "    while not deaf(pid): pass  # to SIGTERM, as it will be\n"
+        "    print(pid, flush=True)\n"
+        f"if __name__ == '__main__': {run}\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, text=True)
+    done = subprocess.run(
+        [sys.executable, str(code)], capture_output=True, timeout=30, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert not Path(f"/proc/{done.stdout.strip()}").exists()
 

@@ -1,6 +1,5 @@
 """A worker as the server sees it."""
 
-import atexit
 import itertools
 import logging
 import multiprocessing
@@ -8,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ class Worker:
         )
         self.process.start()
         theirs.close()  # or its end would never be seen here
-        atexit.register(self.kill)  # it takes no signals, and Python waits for its children
+        # It takes no signals, and Python, also in a child of its own, waits for its children.
+        self._at_exit = Finalize(None, self.kill, exitpriority=1)
         self._numbers = itertools.count()
         self._sending = threading.Lock()
         self._listener: threading.Thread | None = None
@@ -119,7 +120,7 @@ class Worker:
         """At once."""
         self.process.kill()
         self._end_seen()
-        atexit.unregister(self.kill)
+        self._at_exit.cancel()
 
     def _end_seen(self, seconds: float | None = None) -> None:
         """Wait for the end of the process: one thread only may do that, or its code is lost."""
