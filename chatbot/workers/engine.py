@@ -163,10 +163,8 @@ class WorkersEngine:
     def _lost(self, worker: Worker) -> None:
         """On the thread that listened to it."""
         with self._lock:
-            if self._closed:
-                return
-            if worker not in self._workers:
-                return  # it could not join
+            if self._closed or worker not in self._workers:
+                return  # it was told to end, or could not join
             log.error("%s", worker.over)
             self._workers.remove(worker)
             self._past.update({name: worker.stats.get(name, 0) for name in COUNTED})
@@ -202,6 +200,8 @@ class WorkersEngine:
         with self._loading:
             _all([worker.call("load", name, folder) for name, folder in self._adapters.items()])
             with self._lock:
+                if self._closed:
+                    raise Closed(CLOSED)
                 if worker.over is not None:
                     raise EngineError(worker.over)
                 self._coming = None
