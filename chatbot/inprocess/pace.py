@@ -23,14 +23,19 @@ WORTH = 0.85
 
 def threads(path: Forward) -> int:
     """1, 2, 4 ... or all cores."""
-    cores = len(os.sched_getaffinity(0))
+    most = cores()
     if path.parameters >= LARGE:
-        return cores
-    best, fastest = cores, _seconds(path, cores)
-    for fewer in reversed([count for count in (1, 2, 4, 8, 16, 32) if count < cores]):
+        return most
+    best, fastest = most, _seconds(path, most)
+    for fewer in reversed([count for count in (1, 2, 4, 8, 16, 32) if count < most]):
         if (seconds := _seconds(path, fewer)) * WORTH < fastest:
             best, fastest = fewer, min(seconds, fastest)
     return best
+
+
+def cores() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 @torch.inference_mode()

@@ -21,11 +21,6 @@ def how_many(ready: Ready, cores: int, free: int) -> int:
     return max(1, min(cores // ready.threads, room, MOST))
 
 
-def cores() -> int:
-    """Those this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def free_bytes() -> int:
     """Memory that nobody uses, of the machine and of the container around this process."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatbot.engine import EngineError, Request
@@ -76,13 +77,14 @@ class Desk:
     def _ready(self) -> Ready:
         engine = self._engine
         engine.begun()
+        stats = engine.stats()
         return Ready(
             slots=engine.settings.slots,
             max_length=engine.max_length,
             threads=engine.threads,
-            device=engine.stats()["device"],
+            device=stats["device"],
             parameters=engine.parameters,
-            weights=engine.stats()["memory"]["weights"],
+            weights=stats["memory"]["weights"],
         )
 
     def _take(self, kind: str, number: int, *told: object) -> None:
@@ -92,9 +94,8 @@ class Desk:
             case ["cancel"]:
                 if (account := self._accounts.get(number)) is not None:
                     account.stream.cancel()
-            case "load", adapter, folder:
-                load = self._engine.load
-                self._beside(number, lambda: load(adapter, folder))  # type: ignore[arg-type]
+            case "load", str(adapter), Path() as folder:
+                self._beside(number, lambda: self._engine.load(adapter, folder))
             case "unload", str(adapter):
                 self._engine.unload(adapter)
             case ["stats"]:

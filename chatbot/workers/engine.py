@@ -26,8 +26,9 @@ from chatbot.engine import (
 from chatbot.engine_settings import EngineSettings
 from chatbot.inprocess import sampler
 from chatbot.inprocess.batching import CLOSED, COUNTS
+from chatbot.inprocess.pace import cores
 from chatbot.patience import Patience
-from chatbot.workers.capacity import cores, free_bytes, how_many
+from chatbot.workers.capacity import free_bytes, how_many
 from chatbot.workers.messages import Order, Ready
 from chatbot.workers.router import Router
 from chatbot.workers.worker import Worker

@@ -75,7 +75,7 @@ class Worker:
             self._pipe.send(order)
             told = self._pipe.recv()
         except (EOFError, OSError) as error:
-            raise EngineError(self._death("while it was starting")) from error
+            raise EngineError(self._death("It was starting")) from error
         if isinstance(told, TalkbackError):
             self.process.join()
             raise told
