@@ -15,8 +15,8 @@ from chatbot.base import Base, encode, ends
 from chatbot.engine import BASE, Finish, Request, Stream
 from chatbot.inprocess import pace, probe
 from chatbot.inprocess.detokenizer import Detokenizer
-from chatbot.inprocess.fast import Fast
 from chatbot.inprocess.forward import Forward
+from chatbot.inprocess.path import Cache, Part
 from chatbot.inprocess.prefixes import Prefixes
 from chatbot.inprocess.rows import Prepared, Rows
 from chatbot.inprocess.sampler import Sampler, chance
@@ -40,13 +40,16 @@ class Row:
     """Most tokens of the answer."""
     position: int = 0
     """Tokens in the cache so far."""
-    reusable: bool = True
-    """Whether a later turn may go on from what is in the cache."""
 
     @property
     def adapter(self) -> str | None:
         """The adapter of the row, None for the base."""
         return None if self.request.adapter == BASE else self.request.adapter
+
+    @property
+    def read(self) -> list[int]:
+        """The tokens in the cache."""
+        return [*self.request.prompt_ids, *self.stream.ids][: self.position]
 
 
 class Batch:
@@ -71,35 +74,43 @@ class Batch:
         self._filling: Row | None = None
         self._ended = ended
         self._ends = ends(base)
-        self._cache = SlotCache(slots, max_length)
         self._prefixes = Prefixes(prefix_bytes)
         self._weights = sum(parameter.nbytes for parameter in base.model.parameters())
         self._greeting = encode(base.tokenizer, GREETING)
-        plain = Forward(base.model, self.adapters, self._cache)
-        self._forward = probe.chosen(plain, self._greeting, int8=int8)
+        plain = Forward(base.model, self.adapters, SlotCache(slots, max_length))
+        if int8 and (path := probe.eight_bits(plain, slots, max_length, prefix_bytes)):
+            self._path = probe.checked(path, self._greeting, None)
+        else:
+            self._path = probe.exact(plain, self._greeting, None)
+
+    @property
+    def _cache(self) -> Cache:
+        return self._path.cache
 
     def rows(self) -> list[Row]:
         """Everyone aboard."""
         return [*self._rows, *([self._filling] if self._filling else [])]
 
-    def threads(self) -> int:
-        """How many CPU threads suit this model."""
-        return pace.threads(self._forward)
+    def take(self, threads: int) -> int:
+        """Compute on so many CPU threads, 0 for as many as suit this model; how many they are."""
+        threads = threads or pace.threads(self._path)
+        self._path.take(threads)
+        return threads
 
     @property
     def fast(self) -> bool:
         """Whether the fast path serves, not transformers' own forward."""
-        return isinstance(self._forward, Fast)
+        return self._path.name != "plain"
 
     @property
     def int8(self) -> bool:
         """Whether it multiplies in eight bits."""
-        return isinstance(self._forward, Fast) and not self._forward.exact
+        return self._path.name == "int8"
 
     def memory(self) -> dict[str, int]:
         """Bytes held, by what holds them."""
         return {
-            "weights": self._weights + self._forward.extra_bytes,
+            "weights": self._weights + self._path.extra_bytes,
             "adapters": self.adapters.bytes,
             "cache": self._cache.bytes,
             "prefixes": self._prefixes.bytes,
@@ -108,16 +119,17 @@ class Batch:
     def install(self, adapter: str, prepared: Prepared) -> None:
         """Make an adapter known that `adapters` prepared."""
         self.adapters.install(adapter, prepared)
-        was_int8 = self.int8
-        self._forward = probe.checked(self._forward, self._greeting, adapter)
-        if was_int8 and not self.int8:
-            self._forget()
+        before = self._cache
+        self._path = probe.checked(self._path, self._greeting, adapter)
+        if self._cache is not before:
+            self._read_again()
 
-    def _forget(self) -> None:
-        """What has been read so far serves no later turn."""
+    def _read_again(self) -> None:
+        """Another cache serves from now on: what the old one held is computed anew."""
         self._prefixes = Prefixes(self._prefixes.limit)
-        for row in self.rows():
-            row.reusable = False
+        for index, row in enumerate(self.rows()):
+            if ids := row.read:
+                self._path.prefill([Part(index, ids, 0, row.adapter)])
 
     def drop(self, adapter: str) -> None:
         """Forget an adapter that no row speaks with."""
@@ -126,7 +138,7 @@ class Batch:
 
     def detach(self) -> None:
         """Leave the model as it was."""
-        self._forward.give_back()
+        self._path.give_back()
         self.adapters.detach()
 
     def fail(self, error: Exception) -> None:
@@ -148,17 +160,22 @@ class Batch:
             self._ended(row, "cancelled", None)
 
     def prefill(self, budget: int, waiting: Callable[[], Row | None]) -> None:
-        """Read up to `budget` tokens of prompts, one after the other; `waiting` gives the next."""
+        """Read up to `budget` tokens of prompts; `waiting` gives the next."""
+        parts: list[Part] = []
         while budget > 0 and (row := self._next(waiting)) is not None:
-            part = row.request.prompt_ids[row.position : row.position + budget]
-            logits = self._forward.prefill(len(self._rows), part, row.position, row.adapter)
-            row.position += len(part)
-            budget -= len(part)
-            self.counts["prompt"] += len(part)
+            ids = row.request.prompt_ids[row.position : row.position + budget]
+            parts.append(Part(len(self._rows), ids, row.position, row.adapter))
+            row.position += len(ids)
+            budget -= len(ids)
             if row.position == len(row.request.prompt_ids):
                 self._filling = None
                 self._rows.append(row)
-                self._advance([len(self._rows) - 1], logits[None])
+        if not parts:
+            return
+        logits = self._path.prefill(parts)
+        self.counts["prompt"] += sum(len(part.ids) for part in parts)
+        ready = [part.row for part in parts if part.row < len(self._rows)]
+        self._advance(ready, logits[: len(ready)])
 
     def _next(self, waiting: Callable[[], Row | None]) -> Row | None:
         """The prompt that is being read, else the next if there is a slot for it."""
@@ -181,17 +198,16 @@ class Batch:
     def _remember(self, index: int) -> None:
         """Keep what a stream that ends has read and said for the next turn."""
         row = self._rows[index]
-        ids = [*row.request.prompt_ids, *row.stream.ids][: row.position]
-        if self._prefixes.limit and row.reusable:
+        if self._prefixes.limit:
             states = self._cache.read(index, row.position)
-            self._prefixes.keep(row.request.adapter, ids, states)
+            self._prefixes.keep(row.request.adapter, row.read, states)
 
     def decode(self) -> None:
         """One more token for every stream that has read its prompt."""
         if not self._rows:
             return
         rows = self._rows
-        logits = self._forward.decode(
+        logits = self._path.decode(
             [row.stream.ids[-1] for row in rows],
             [row.position for row in rows],
             [row.adapter for row in rows],

@@ -187,8 +187,7 @@ class TorchEngine:
     # -- The worker: everything below runs on its thread
 
     def _work(self) -> None:
-        self.threads = self.threads or self._batch.threads()
-        torch.set_num_threads(self.threads)
+        self.threads = self._batch.take(self.threads)
         with torch.inference_mode():
             while self._wait():
                 with self._surviving():

@@ -11,8 +11,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from chatbot.inprocess.forward import Forward
-from chatbot.inprocess.fused import Fused
-from chatbot.inprocess.product import Layout, Product
+from chatbot.inprocess.fused import Fused, joints
+from chatbot.inprocess.product import Product
 from chatbot.inprocess.rows import Rows
 from chatbot.inprocess.slots import SlotCache
 
@@ -61,18 +61,15 @@ class HeadNorms:
 class Layer:
     """One decoder layer over its fused weights."""
 
-    def __init__(
-        self, model: PreTrainedModel, index: int, rows: Rows, layout: type[Layout]
-    ) -> None:
-        layer, name = model.model.layers[index], f"model.layers.{index}"
+    def __init__(self, model: PreTrainedModel, index: int, rows: Rows) -> None:
+        layer = model.model.layers[index]
         attention, mlp = layer.self_attn, layer.mlp
         self.index = index
         self.size = attention.head_dim
         self.scale = attention.scaling
-        self.qkv = Fused(rows, [f"{name}.self_attn.{part}_proj" for part in "qkv"], layout)
-        self.out = Fused(rows, [f"{name}.self_attn.o_proj"], layout)
-        self.gate_up = Fused(rows, [f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"], layout)
-        self.down = Fused(rows, [f"{name}.mlp.down_proj"], layout)
+        self.qkv, self.out, self.gate_up, self.down = (
+            Fused(rows, names) for names in joints(index).values()
+        )
         self.act = mlp.act_fn
         self.before, self.after = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
         self.kv = attention.k_proj.out_features // self.size
@@ -134,40 +131,23 @@ def attention(
 class Fast(Forward):
     """`Forward` for the models of `FAMILY`; the model lends its weights until `give_back`."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        rows: Rows,
-        cache: SlotCache,
-        layout: type[Layout] = Product,
-    ) -> None:
-        super().__init__(model, rows, cache)
-        self._additive = True
-        count = len(model.model.layers)
-        self._layers = [Layer(model, index, rows, layout) for index in range(count)]
-        self._group = self._layers[0].heads // self._layers[0].kv
-        self._norm = Norm(model.model.norm)
-        self._lay_out_head(layout)
+    name = "fast"
 
-    @property
-    def exact(self) -> bool:
-        """Whether it multiplies by the model's own weights, and not by those in eight bits."""
-        return isinstance(self._head, Product)
+    def __init__(self, plain: Forward) -> None:
+        super().__init__(plain.model, plain.rows, plain.cache)
+        self._plain = plain
+        self._additive = True
+        count = len(self.model.model.layers)
+        self._layers = [Layer(self.model, index, self.rows) for index in range(count)]
+        self._group = self._layers[0].heads // self._layers[0].kv
+        self._norm = Norm(self.model.model.norm)
+        head = self.model.lm_head
+        self._head = Product(head.weight.detach(), head.bias)
 
     @property
     def extra_bytes(self) -> int:
         """Memory beside the model's weights."""
-        return self._head.nbytes + sum(0 if self.exact else each.nbytes for each in self._fused())
-
-    def make_exact(self) -> None:
-        """From eight bits back to the model's own weights."""
-        for fused in self._fused():
-            fused.lay_out(Product)
-        self._lay_out_head(Product)
-
-    def _lay_out_head(self, layout: type[Layout]) -> None:
-        head = self.model.lm_head
-        self._head = layout(head.weight.detach(), head.bias)
+        return self._head.nbytes
 
     def _fused(self) -> list[Fused]:
         return [
@@ -178,7 +158,7 @@ class Fast(Forward):
 
     def plain(self) -> Forward:
         """The plain path over the same cache; its linears ask the fused ones while these live."""
-        return Forward(self.model, self.rows, self.cache)
+        return self._plain
 
     def give_back(self) -> None:
         """The model's linears have their weights again; this path is over."""

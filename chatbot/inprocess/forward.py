@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from chatbot.engine import EngineError
+from chatbot.inprocess.path import Part
 from chatbot.inprocess.rows import Rows
 from chatbot.inprocess.slots import SlotCache
 
@@ -35,6 +36,8 @@ def room(model: PreTrainedModel, wanted: int) -> int:
 class Forward:
     """Runs `model` with the adapters of `rows` over the rows of `cache`."""
 
+    name = "plain"
+
     def __init__(self, model: PreTrainedModel, rows: Rows, cache: SlotCache) -> None:
         self.model = model
         self.rows = rows
@@ -43,31 +46,38 @@ class Forward:
         self._additive = model.config._attn_implementation == "eager"
         self.dtype = self.like.dtype
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.vocabulary = int(model.config.get_text_config().vocab_size)
 
     @property
     def extra_bytes(self) -> int:
         """Memory beside the model's weights."""
         return 0
 
-    def over(self, cache: SlotCache) -> Self:
-        """The same path over another cache."""
+    def apart(self, slots: int, length: int) -> Self:
+        """The same path over an empty cache of its own."""
         twin = copy.copy(self)
-        twin.cache = cache
+        twin.cache = SlotCache(slots, length)
         return twin
+
+    def take(self, threads: int) -> None:
+        """Compute on so many CPU threads from now on."""
+        torch.set_num_threads(threads)
+
+    def plain(self) -> "Forward":
+        """This one is it."""
+        return self
 
     def give_back(self) -> None:
         """Leave the model as it was; there is nothing of it in this path."""
 
-    def prefill(
-        self, row: int, ids: Sequence[int], start: int, adapter: str | None
-    ) -> torch.Tensor:
-        """Write `ids` at positions `start`.. of a row; the logits [vocabulary] after the last."""
-        end = start + len(ids)
-        positions = torch.arange(start, end, device=self.like.device)
-        self.rows.plan.set([adapter], self.like)
-        self.cache.chunk(row, start, len(ids))
-        return self._run(self._tensor([ids]), positions[None], end)[0]
+    def prefill(self, parts: Sequence[Part]) -> torch.Tensor:
+        """Read the parts, one after the other; the logits [parts, vocabulary] after each."""
+        return torch.stack([self._chunk(part) for part in parts])
+
+    def _chunk(self, part: Part) -> torch.Tensor:
+        positions = torch.arange(part.start, part.end, device=self.like.device)
+        self.rows.plan.set([part.adapter], self.like)
+        self.cache.chunk(part.row, part.start, len(part.ids))
+        return self._run(self._tensor([part.ids]), positions[None], part.end)[0]
 
     def decode(
         self, ids: Sequence[int], positions: Sequence[int], adapters: Sequence[str | None]

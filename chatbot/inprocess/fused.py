@@ -5,34 +5,38 @@ from typing import Any
 
 import torch
 
-from chatbot.inprocess.product import Layout, Product
+from chatbot.inprocess.product import Product
 from chatbot.inprocess.rows import Joint, RowLinear, Rows
+
+
+def joints(index: int) -> dict[str, list[str]]:
+    """The linears of a layer of the Llama family by what they read: their names in the model."""
+    attention, mlp = f"model.layers.{index}.self_attn", f"model.layers.{index}.mlp"
+    return {
+        "qkv": [f"{attention}.{part}_proj" for part in "qkv"],
+        "out": [f"{attention}.o_proj"],
+        "gate_up": [f"{mlp}.gate_proj", f"{mlp}.up_proj"],
+        "down": [f"{mlp}.down_proj"],
+    }
 
 
 class Fused(Joint):
     """The linears `names` of `rows` as one product, adapters included.
 
-    While an exact one lives they hold no weights: asked one by one, each takes its part of the
-    product. Beside one in eight bits they keep theirs, to be compared with.
+    While it lives they hold no weights: asked one by one, each takes its part of the product.
     """
 
-    def __init__(self, rows: Rows, names: Sequence[str], layout: type[Layout] = Product) -> None:
+    def __init__(self, rows: Rows, names: Sequence[str]) -> None:
         super().__init__(rows.plan, names)
         self._linears = [rows.linears[name] for name in names]
         self._sizes = [len(linear.module.weight) for linear in self._linears]  # type: ignore[arg-type]
-        self.lay_out(layout)
-        rows.joints.append(self)
-
-    def lay_out(self, layout: type[Layout]) -> None:
-        """Take the linears' weights into the product; they must have them."""
         modules: list[Any] = [linear.module for linear in self._linears]
         weight = torch.cat([module.weight.detach() for module in modules])
-        self._product = layout(weight, _bias(modules, weight))
-        self.nbytes = self._product.nbytes
-        if isinstance(self._product, Product):
-            for linear, start, end in self._spans():
-                linear.module.weight.data = weight.new_empty(0)
-                linear.inner = self._part(start, end)
+        self._product = Product(weight, bias(modules, weight))
+        for linear, start, end in self._spans():
+            linear.module.weight.data = weight.new_empty(0)
+            linear.inner = self._part(start, end)
+        rows.lead(self)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, in] -> [rows, out of all linears side by side]."""
@@ -40,8 +44,6 @@ class Fused(Joint):
 
     def give_back(self) -> None:
         """Every linear has its own weight again, one that can be trained."""
-        if not isinstance(self._product, Product):
-            return
         with torch.inference_mode(False), torch.no_grad():
             weight = self._product.dense()
             for linear, start, end in self._spans():
@@ -59,9 +61,9 @@ class Fused(Joint):
         return lambda x: self._product(x)[..., start:end].contiguous()
 
 
-def _bias(modules: Sequence[Any], weight: torch.Tensor) -> torch.Tensor | None:
+def bias(modules: Sequence[Any], weight: torch.Tensor) -> torch.Tensor | None:
     """The biases side by side, zero where a linear has none; None where none has."""
     found = [(module.bias, len(module.weight)) for module in modules]
-    if all(bias is None for bias, _ in found):
+    if all(own is None for own, _ in found):
         return None
     return torch.cat([weight.new_zeros(n) if b is None else b.detach() for b, n in found])

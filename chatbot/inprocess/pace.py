@@ -9,8 +9,7 @@ import time
 
 import torch
 
-from chatbot.inprocess.forward import Forward
-from chatbot.inprocess.slots import SlotCache
+from chatbot.inprocess.path import Part, Path
 
 PROMPT, STEPS, ROUNDS = 32, 8, 3
 ENOUGH = 1.0
@@ -21,7 +20,7 @@ WORTH = 0.85
 """More threads have to save more than the rest of the time."""
 
 
-def threads(path: Forward) -> int:
+def threads(path: Path) -> int:
     """1, 2, 4 ... or all cores."""
     most = cores()
     if path.parameters >= LARGE:
@@ -39,14 +38,14 @@ def cores() -> int:
 
 
 @torch.inference_mode()
-def _seconds(path: Forward, count: int) -> float:
+def _seconds(path: Path, count: int) -> float:
     """How long a short prompt and a few tokens after it take; the best of some rounds."""
-    torch.set_num_threads(count)
-    path = path.over(SlotCache(1, PROMPT + STEPS))
+    path.take(count)
+    path = path.apart(1, PROMPT + STEPS)
     taken: list[float] = []
     while len(taken) < ROUNDS and sum(taken) < ENOUGH:
         began = time.perf_counter()
-        path.prefill(0, [0] * PROMPT, 0, None)
+        path.prefill([Part(0, [0] * PROMPT, 0, None)])
         for step in range(STEPS):
             path.decode([0], [PROMPT + step], [None])
         taken.append(time.perf_counter() - began)

@@ -1,18 +1,18 @@
-"""May the fast path serve? Only where it computes what transformers' own forward computes.
+"""Which path may serve? Only one that computes what transformers' own forward computes.
 
 Both read a prompt and what the adapter itself says to it, in a cache of their own, so that running
 streams do not notice. Eight bits may differ by more than rounding; where they differ by too much,
-the fast path goes on with the weights as they are.
+the exact weights serve.
 """
 
 import logging
+from importlib.util import find_spec
 
 import torch
 
 from chatbot.inprocess.fast import FAMILY, Fast
 from chatbot.inprocess.forward import Forward
-from chatbot.inprocess.product import Int8, Layout, Product
-from chatbot.inprocess.slots import SlotCache
+from chatbot.inprocess.path import Part, Path
 
 log = logging.getLogger(__name__)
 
@@ -24,59 +24,71 @@ COARSE = 0.05
 INT8 = 0.1
 
 
-def chosen(plain: Forward, prompt: list[int], *, int8: bool = False) -> Forward:
-    """The fast path where it fits the model and agrees, in eight bits if wanted; else the plain."""
-    kind = plain.model.config.model_type
-    if kind not in FAMILY:
-        if int8:
-            log.warning("int8 is off: it has no path for %s models, only for %s.", kind, FAMILY)
+def eight_bits(plain: Forward, slots: int, max_length: int, spare_bytes: int) -> Path | None:
+    """The path in eight bits; None and a warning where model, machine or installation have none."""
+    if (reason := _no_eight_bits(plain)) is not None:
+        log.warning("int8 is off: %s", reason)
+        return None
+    from chatbot.inprocess.int8 import Int8
+
+    return Int8(plain, slots, max_length, spare_bytes)
+
+
+def exact(plain: Forward, prompt: list[int], adapter: str | None) -> Path:
+    """The fast path where it fits the model and agrees; else the plain one."""
+    if plain.model.config.model_type not in FAMILY:
         return plain
-    expected = logits(plain, prompt, None)
-    fast = Fast(plain.model, plain.rows, plain.cache, _layout(plain, int8))
-    path = kept(fast, prompt, expected, None)
-    return path if fast.exact else checked(path, prompt, None)
+    return checked(Fast(plain), prompt, adapter)
 
 
-def checked(path: Forward, prompt: list[int], adapter: str | None) -> Forward:
-    """The path to go on with, now that there is this adapter; between two forwards only."""
-    if not isinstance(path, Fast):
+def checked(path: Path, prompt: list[int], adapter: str | None) -> Path:
+    """The path to go on with, now that there is this adapter; between two steps only."""
+    plain = path.plain()
+    if path is plain:
         return path
     ids = [*prompt, *said(path, prompt, adapter)]
-    return kept(path, ids, logits(path.plain(), ids, adapter), adapter)
-
-
-def kept(fast: Fast, ids: list[int], expected: torch.Tensor, adapter: str | None) -> Forward:
-    """The fast path if it finds what was expected; otherwise a slower one, and a warning."""
-    apart = float((logits(fast, ids, adapter) - expected).norm() / expected.norm())
-    coarse = TOLERANCE.get(fast.dtype, COARSE) if fast.exact else INT8
-    if apart <= coarse or not expected.isfinite().all():
-        return fast
+    expected = logits(plain, ids, adapter)
+    apart = float((logits(path, ids, adapter) - expected).norm() / expected.norm())
+    allowed = INT8 if path.name == "int8" else TOLERANCE.get(plain.dtype, COARSE)
+    if apart <= allowed or not expected.isfinite().all():
+        return path
+    path.give_back()
     what = adapter or "the base"
-    if not fast.exact:
+    if path.name == "int8":
         log.warning(
             "int8 is off: with %s its logits lie %.3f from the exact ones, and %.3f is allowed. "
             "Answers come from the exact weights, more slowly.",
             what,
             apart,
-            coarse,
+            allowed,
         )
-        fast.make_exact()
-        return kept(fast, ids, expected, adapter)
+        return exact(plain, prompt, adapter)
     log.warning(
         "The fast path is off: with %s its logits lie %.3f from those of transformers. Answers "
         "are right but slower; please report this model.",
         what,
         apart,
     )
-    fast.give_back()
-    return fast.plain()
+    return plain
+
+
+def _no_eight_bits(plain: Forward) -> str | None:
+    """Why this model, machine or installation has no path in eight bits; None if it has."""
+    kind = plain.model.config.model_type
+    if kind not in FAMILY:
+        return f"it has no path for {kind} models, only for {', '.join(sorted(FAMILY))}."
+    if plain.like.device.type != "cpu":
+        return f"it is for CPUs, and the model is on {plain.like.device}."
+    if find_spec("openvino") is None:
+        return "OpenVINO is not there; pip install 'talkback[int8]' brings it."
+    return None
 
 
 @torch.inference_mode()
-def said(path: Forward, prompt: list[int], adapter: str | None) -> list[int]:
+def said(path: Path, prompt: list[int], adapter: str | None) -> list[int]:
     """The next tokens after the prompt, greedily and past any end."""
-    path = path.over(SlotCache(1, len(prompt) + ANSWER))
-    ids = [int(path.prefill(0, prompt, 0, adapter).argmax())]
+    path = path.apart(1, len(prompt) + ANSWER)
+    ids = [int(path.prefill([Part(0, prompt, 0, adapter)]).argmax())]
     while len(ids) < ANSWER:
         place = len(prompt) + len(ids) - 1
         ids.append(int(path.decode(ids[-1:], [place], [adapter])[0].argmax()))
@@ -84,22 +96,12 @@ def said(path: Forward, prompt: list[int], adapter: str | None) -> list[int]:
 
 
 @torch.inference_mode()
-def logits(path: Forward, ids: list[int], adapter: str | None) -> torch.Tensor:
-    """[5, vocabulary]: two chunks of the adapter's row, one of the base's, a token more of both."""
-    path = path.over(SlotCache(2, len(ids)))
+def logits(path: Path, ids: list[int], adapter: str | None) -> torch.Tensor:
+    """[5, vocabulary]: a chunk of the adapter's row and of the base's, another, a token of both."""
+    path = path.apart(2, len(ids))
     half, last = len(ids) // 2, len(ids) - 1
-    return torch.stack(
-        [
-            path.prefill(0, ids[:half], 0, adapter),
-            path.prefill(0, ids[half:last], half, adapter),
-            path.prefill(1, ids[:half], 0, None),
-            *path.decode([ids[last], ids[half]], [last, half], [adapter, None]),
-        ]
+    begun = path.prefill([Part(0, ids[:half], 0, adapter), Part(1, ids[:half], 0, None)]).clone()
+    more = path.prefill([Part(0, ids[half:last], half, adapter)]).clone()
+    return torch.cat(
+        [begun, more, path.decode([ids[last], ids[half]], [last, half], [adapter, None])]
     ).float()
-
-
-def _layout(plain: Forward, int8: bool) -> type[Layout]:
-    if int8 and not Int8.available(plain.like):
-        log.warning("int8 is off: this machine or this version of torch has no kernels for it.")
-        return Product
-    return Int8 if int8 else Product

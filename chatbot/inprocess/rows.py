@@ -168,6 +168,21 @@ class Rows:
         """Make a prepared adapter known; between two forwards only."""
         for linear, pair in prepared:
             linear.pairs[adapter] = pair
+        for joint in self.joints:  # those that came after it was prepared
+            if adapter not in joint.pairs:
+                self._join(joint, adapter)
+
+    def lead(self, joint: Joint) -> None:
+        """From now on its linears' adapters are joined there, those that are known too."""
+        for adapter in self.linears[joint.names[0]].pairs:
+            self._join(joint, adapter)
+        self.joints.append(joint)
+
+    def _join(self, joint: Joint, adapter: str) -> None:
+        pairs = {name: self.linears[name].pairs[adapter] for name in joint.names}
+        joint.pairs[adapter] = joint.join(pairs)
+        for name, pair in pairs.items():
+            self.linears[name].pairs[adapter] = pair
 
     def drop(self, adapter: str) -> None:
         """Free an adapter; between two forwards only."""

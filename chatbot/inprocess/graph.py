@@ -1,0 +1,157 @@
+"""The Llama family as an OpenVINO graph: weights in eight bits, adapters and the cache as inputs.
+
+Tokens of many streams come flat, one after the other, some a prompt and some one token; the
+graph's attention finds by their blocks what each may read.
+
+Inputs: `x` [tokens, hidden]; `cos`, `sin` [tokens, 1, head_dim]; `last` [rows], the token of each
+row whose logits are wanted; `past`, `begins`, `blocks`, `block_begins`, `longest` as `PagedCache`
+gives them; A and B of the adapters in this step (`a_name`, `b_name`); `own.1` to `own.3` [tokens,
+linears * adapters * rank], 1 where the adapter is the token's own. Output: logits [rows,
+vocabulary].
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import torch
+from numpy.typing import NDArray
+from openvino import opset13 as op
+from openvino.op import _PagedAttentionExtension as PagedAttention
+from transformers import PreTrainedModel
+
+from chatbot.inprocess.fused import bias, joints
+
+WIDEST = 127
+"""The largest weight of each output becomes this."""
+
+FLOAT, INT = ov.Type.f32, ov.Type.i32
+LAST = np.int64(-1)
+
+
+class Graph:
+    """Builds `model`; the graph has its own copy of all weights but the embedding's."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.nbytes = 0
+        """Of the weights in eight bits."""
+        self._model = model
+        self._inputs: dict[str, Any] = {}
+        self._cos, self._sin = (self._input(name, FLOAT, [-1, 1, -1]) for name in ("cos", "sin"))
+        config = model.config
+        x = self._input("x", FLOAT, [-1, int(config.hidden_size)])
+        for index in range(len(model.model.layers)):
+            x = self._layer(x, index)
+        x = op.gather(x, self._input("last", INT, [-1]), np.int64(0))
+        head = model.lm_head
+        logits = self._product(_norm(x, model.model.norm), [head])
+        self.whole = ov.Model([logits], list(self._inputs.values()), config.model_type)
+
+    def _layer(self, x: Any, index: int) -> Any:
+        layer = self._model.model.layers[index]
+        attention = layer.self_attn
+        size = attention.head_dim
+        heads, kv = (each.out_features // size for each in (attention.q_proj, attention.k_proj))
+        qkv, out, gate_up, down = joints(index).values()
+        q, k, v = self._adapted(_norm(x, layer.input_layernorm), qkv)
+        q = self._turn(q, heads, size, getattr(attention, "q_norm", None))
+        k = self._turn(k, kv, size, getattr(attention, "k_norm", None))
+        x = op.add(x, *self._adapted(self._attend(q, k, v, index, kv, attention), out))
+        gate, up = self._adapted(_norm(x, layer.post_attention_layernorm), gate_up)
+        return op.add(x, *self._adapted(op.multiply(op.swish(gate), up), down))
+
+    def _adapted(self, x: Any, names: list[str]) -> list[Any]:
+        """x through each of the linears `names`, and what the adapters add to it."""
+        modules = [self._model.get_submodule(name) for name in names]
+        down = self._input(a_name(names), FLOAT, [modules[0].in_features, -1])
+        own = self._input(f"own.{len(names)}", FLOAT, [-1, -1])
+        low = op.multiply(op.matmul(x, down, False, False), own)
+        sizes = np.array([module.out_features for module in modules])
+        wholes = op.variadic_split(self._product(x, modules), LAST, sizes).outputs()
+        lows = op.split(low, LAST, len(names)).outputs()
+        found = []
+        for name, module, whole, part in zip(names, modules, wholes, lows, strict=True):
+            up = self._input(b_name(name), FLOAT, [-1, module.out_features])
+            found.append(op.add(whole, op.matmul(part, up, False, False)))
+        return found
+
+    def _product(self, x: Any, modules: list[Any]) -> Any:
+        weight = torch.cat([module.weight.detach() for module in modules])
+        small, scale = eight_bits(weight)
+        self.nbytes += small.nbytes
+        wide = op.multiply(op.convert(op.constant(small), "f32"), op.constant(scale))
+        y = op.matmul(x, wide, False, True)
+        offset = bias(modules, weight)
+        return y if offset is None else op.add(y, op.constant(offset.float().numpy()))
+
+    def _turn(self, x: Any, heads: int, size: int, norm: Any) -> Any:
+        """Rotary positions, after a norm of each head where the model has one."""
+        x = op.reshape(x, np.array([0, heads, size]), True)
+        if norm is not None:
+            x = _norm(x, norm)
+        first, second = op.split(x, LAST, 2).outputs()
+        rolled = op.concat([second, first], -1)
+        turned = op.add(op.multiply(x, self._cos), op.multiply(rolled, self._sin))
+        return op.reshape(turned, np.array([0, heads * size]), True)
+
+    def _attend(self, q: Any, k: Any, v: Any, index: int, kv: int, attention: Any) -> Any:
+        any_shape = ov.PartialShape.dynamic(4)
+        keys = self._input(f"keys.{index}", ov.Type.dynamic, any_shape)
+        values = self._input(f"values.{index}", ov.Type.dynamic, any_shape)
+        places = [self._input(name, INT, [-1]) for name in ("past", "begins", "blocks")]
+        begins, longest = self._input("block_begins", INT, [-1]), self._input("longest", INT, [])
+        # Of the operator's 28 inputs those after `longest` serve what is not asked for here:
+        # eviction and rotation of blocks, sparse attention, sinks, masks of images and drafts.
+        none, nones, zero = _constant([]), _constant([], np.int32), _constant(0, np.int32)
+        inputs = [q, k, v, keys, values, *places, begins, _constant(attention.scaling), zero, none]
+        inputs += [longest, nones, nones, nones, none, none, zero, zero, none, zero]
+        inputs += [nones, nones, nones, nones, _constant([], np.uint8), nones]
+        node = PagedAttention([_port(each) for each in inputs])
+        size = int(attention.head_dim)
+        shape = {"k_head_size": size, "v_head_size": size, "num_k_heads": kv, "num_v_heads": kv}
+        for name, value in shape.items():
+            node.get_rt_info()[name] = value
+        return node.output(0)
+
+    def _input(self, name: str, kind: Any, shape: Any) -> Any:
+        """The input of this name, the same for all layers that ask for it."""
+        if name not in self._inputs:
+            made = op.parameter(shape, kind)
+            made.set_friendly_name(name)
+            made.output(0).set_names({name})
+            self._inputs[name] = made
+        return self._inputs[name]
+
+
+def a_name(names: Sequence[str]) -> str:
+    """The input for A of the linears `names`, [inputs, linears * adapters * rank]."""
+    return f"{names[0]}.a"
+
+
+def b_name(name: str) -> str:
+    """The input for B of a linear, [adapters * rank, outputs]."""
+    return f"{name}.b"
+
+
+def eight_bits(weight: torch.Tensor) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """weight [out, in] -> the same in steps [out, in], and the size of a step [out, 1]."""
+    full = weight.float()
+    scale = (full.abs().amax(1, keepdim=True) / WIDEST).clamp_min(torch.finfo(torch.float32).tiny)
+    return (full / scale).round().to(torch.int8).numpy(), scale.numpy()
+
+
+def _norm(x: Any, module: Any) -> Any:
+    """Root mean square norm, in the form that OpenVINO knows as one operator."""
+    square = op.reduce_mean(op.power(x, np.float32(2)), np.array([-1]), True)
+    root = op.sqrt(op.add(square, np.float32(module.variance_epsilon)))
+    weight = op.constant(module.weight.detach().float().numpy())
+    return op.multiply(op.multiply(x, op.divide(np.float32(1), root)), weight)
+
+
+def _constant(values: Any, kind: Any = np.float32) -> Any:
+    return op.constant(np.asarray(values, kind))
+
+
+def _port(node: Any) -> Any:
+    return node if isinstance(node, ov.Output) else node.output(0)

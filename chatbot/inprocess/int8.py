@@ -1,0 +1,149 @@
+"""The path of the Llama family in eight bits, on a CPU: OpenVINO's kernels under our batch.
+
+Weights are int8 with a scale an output, activations int8 with a scale a token and group of inputs;
+keys, values and adapters are float32. The result is near that of the exact weights, not the same:
+`probe` decides whether it is near enough. Imported only where OpenVINO is there.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import openvino as ov
+import torch
+from numpy.typing import NDArray
+
+from chatbot.inprocess.forward import Forward
+from chatbot.inprocess.fused import joints
+from chatbot.inprocess.graph import Graph, a_name, b_name
+from chatbot.inprocess.paged import PagedCache
+from chatbot.inprocess.path import Part
+from chatbot.lora import RANK
+
+GROUP = 192
+"""Most inputs that share a scale: larger ones are faster, and coarser."""
+
+
+class Int8:
+    """`Forward`'s place for `FAMILY` on a CPU; the model keeps its weights."""
+
+    name = "int8"
+
+    def __init__(self, plain: Forward, slots: int, max_length: int, spare_bytes: int) -> None:
+        self.parameters = plain.parameters
+        self._plain = plain
+        self._size = (slots, max_length, spare_bytes)
+        layers = range(len(plain.model.model.layers))
+        self._joints = [names for index in layers for names in joints(index).values()]
+        self._threads = 0
+        self.take(1)
+
+    def take(self, threads: int) -> None:
+        """Compile for so many threads; torch, which only samples here, is left one."""
+        torch.set_num_threads(1)
+        if threads == self._threads:
+            return
+        graph = Graph(self._plain.model)
+        settings = {
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "KV_CACHE_PRECISION": "f32",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(_group(self._plain.model)),
+            "ENABLE_CPU_PINNING": False,  # workers would all be pinned to the same cores
+        }
+        self._compiled = ov.Core().compile_model(graph.whole, "CPU", settings)
+        self._threads = threads
+        self.extra_bytes = graph.nbytes
+        self._start(*self._size)
+
+    def apart(self, slots: int, length: int) -> Self:
+        """The same path over an empty cache of its own."""
+        twin = copy.copy(self)
+        twin._start(slots, length)
+        return twin
+
+    def plain(self) -> Forward:
+        """Transformers' own forward."""
+        return self._plain
+
+    def give_back(self) -> None:
+        """Leave the model as it was; this path has taken nothing of it."""
+
+    def decode(
+        self, ids: Sequence[int], positions: Sequence[int], adapters: Sequence[str | None]
+    ) -> torch.Tensor:
+        """Read one token in each of the first rows; the logits [rows, vocabulary] after them."""
+        each = enumerate(zip(ids, positions, adapters, strict=True))
+        return self.prefill([Part(row, [one], place, name) for row, (one, place, name) in each])
+
+    def prefill(self, parts: Sequence[Part]) -> torch.Tensor:
+        """Read the parts, all in one step; the logits [parts, vocabulary] after each."""
+        lengths = [len(part.ids) for part in parts]
+        ids = torch.tensor([one for part in parts for one in part.ids])
+        places = torch.tensor([place for part in parts for place in range(part.start, part.end)])
+        core = self._plain.model.model
+        embedded = core.embed_tokens(ids).float()
+        cos, sin = (each[0, :, None] for each in core.rotary_emb(embedded[None], places[None]))
+        half = cos.shape[-1] // 2
+        sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        self._feed(x=embedded, cos=cos, sin=sin)
+        self._feed(**self._owners([part.adapter for part in parts], lengths))
+        placed = self.cache.place(parts)
+        last = [end - 1 for end in placed["begins"][1:]]
+        self._feed(**{name: np.array(value, np.int32) for name, value in placed.items()})
+        self._feed(last=np.array(last, np.int32))
+        self._request.infer()
+        return torch.from_numpy(self._request.get_output_tensor(0).data)
+
+    def _owners(self, adapters: list[str | None], lengths: list[int]) -> dict[str, torch.Tensor]:
+        """Whose adapter each token has, as wide as each kind of product wants it."""
+        plan = self._plain.rows.plan
+        plan.set(adapters, self._plain.like)
+        if plan.adapters != self._worn:
+            self._wear(plan.adapters)
+        own = torch.tensor([[row == name for name in plan.adapters] for row in adapters]).float()
+        own = own.view(len(adapters), -1).repeat_interleave(torch.tensor(lengths), dim=0)
+        own = own.repeat_interleave(RANK, dim=1)
+        return {f"own.{n}": own.repeat(1, n) for n in {len(names) for names in self._joints}}
+
+    def _wear(self, adapters: tuple[str, ...]) -> None:
+        """Hand the graph the matrices of these adapters, side by side."""
+        linears = self._plain.rows.linears
+        for names in self._joints:
+            down = []
+            for name in names:
+                pairs = [linears[name].pairs[adapter] for adapter in adapters]
+                outputs, inputs = _sides(linears[name].module)
+                down += [torch.empty(0, inputs), *(a for a, _ in pairs)]
+                up = torch.cat([torch.empty(outputs, 0), *(b for _, b in pairs)], dim=1)
+                self._feed(**{b_name(name): up.t()})
+            self._feed(**{a_name(names): torch.cat(down).t()})
+        self._worn = adapters
+
+    def _start(self, slots: int, length: int, spare_bytes: int = 0) -> None:
+        """Rows and adapters as they are at first: none."""
+        self._request = self._compiled.create_infer_request()
+        self._inputs: dict[str, NDArray[Any]] = {}
+        self.cache = PagedCache(self._request, slots, length, spare_bytes)
+        self._wear(())
+
+    def _feed(self, **inputs: Any) -> None:
+        """Give the graph its inputs by name. It reads them where they are: they are held here."""
+        for name, value in inputs.items():
+            self._inputs[name] = array = np.asarray(value, order="C")
+            self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+
+
+def _group(model: Any) -> int:
+    """How many inputs share a scale: the most that divide the inputs of every product."""
+    config = model.config
+    inputs = math.gcd(config.hidden_size, config.intermediate_size)
+    inputs = math.gcd(inputs, model.model.layers[0].self_attn.o_proj.in_features)
+    return max(size for size in range(1, GROUP + 1) if inputs % size == 0)
+
+
+def _sides(linear: Any) -> tuple[int, int]:
+    return linear.out_features, linear.in_features

@@ -1,0 +1,109 @@
+"""What a batch asks of a model: one step for many streams, and a cache of what they have read.
+
+Three paths do it: transformers' own forward (`forward`), the fast one of the Llama family
+(`fast`), and that in eight bits (`int8`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import torch
+
+if TYPE_CHECKING:
+    from chatbot.inprocess.forward import Forward
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens that one row reads in a step, from position `start` on."""
+
+    row: int
+    ids: Sequence[int]
+    start: int
+    adapter: str | None
+    """None for the base."""
+
+    @property
+    def end(self) -> int:
+        """The position after the last token."""
+        return self.start + len(self.ids)
+
+
+class Cache(Protocol):
+    """Keys and values of the streams, one row each. Rows in use are kept at the front."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all rows."""
+        ...
+
+    def read(self, row: int, length: int) -> list[Any]:
+        """The first `length` positions of a row: pieces with `nbytes`, which no step changes."""
+        ...
+
+    def write(self, row: int, states: list[Any], length: int) -> None:
+        """Put the first `length` positions of what `read` gave into a row."""
+        ...
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Put the first `length` positions of one row in another's place."""
+        ...
+
+    def clear(self, row: int) -> None:
+        """Empty a row that may hold NaN: even masked it would spoil whoever comes after."""
+        ...
+
+    def wipe(self) -> None:
+        """Empty all rows."""
+        ...
+
+
+class Path(Protocol):
+    """One step of a model over the rows of its cache."""
+
+    name: str
+    """plain, fast or int8."""
+    parameters: int
+
+    @property
+    def cache(self) -> Cache:
+        """What its rows have read."""
+        ...
+
+    @property
+    def extra_bytes(self) -> int:
+        """Memory beside the model's weights."""
+        ...
+
+    def prefill(self, parts: Sequence[Part]) -> torch.Tensor:
+        """Read the parts; the logits [parts, vocabulary] after the last token of each.
+
+        They hold until the next step.
+        """
+        ...
+
+    def decode(
+        self, ids: Sequence[int], positions: Sequence[int], adapters: Sequence[str | None]
+    ) -> torch.Tensor:
+        """Read one token in each of the first rows; the logits [rows, vocabulary] after them.
+
+        They hold until the next step.
+        """
+        ...
+
+    def apart(self, slots: int, length: int) -> Self:
+        """The same path over an empty cache of its own."""
+        ...
+
+    def take(self, threads: int) -> None:
+        """Compute on so many CPU threads from now on; no stream may be running."""
+        ...
+
+    def plain(self) -> "Forward":
+        """The path through transformers' own forward, which any other is held against."""
+        ...
+
+    def give_back(self) -> None:
+        """Leave the model as it was; the path is over."""
+        ...
