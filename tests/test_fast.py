@@ -66,7 +66,10 @@ def test_the_fast_path_serves_bfloat16_and_holds_the_weights_once(tmp_path: Path
 
 
 @pytest.mark.parametrize("rows, queries, used", [(16, 3, 300), (1, 96, 200)])
-def test_attention_by_products_reads_what_torch_reads(rows: int, queries: int, used: int) -> None:
+def test_attention_by_products_reads_what_torch_reads(
+    monkeypatch: pytest.MonkeyPatch, rows: int, queries: int, used: int
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     q = torch.randn(rows, 3, queries, 64, dtype=torch.bfloat16)
     stored = torch.randn(2, rows, 3, 2 * used, 64, dtype=torch.bfloat16)
     keys, values = stored[:, :, :, :used]

@@ -13,10 +13,11 @@ import torch
 from chatbot import lora
 from chatbot.base import Base, encode, ends
 from chatbot.engine import BASE, Finish, Request, Stream
+from chatbot.engine_settings import EngineSettings
 from chatbot.inprocess import pace, probe
 from chatbot.inprocess.detokenizer import Detokenizer
 from chatbot.inprocess.forward import Forward
-from chatbot.inprocess.path import Cache, Part
+from chatbot.inprocess.path import Cache, Part, Path
 from chatbot.inprocess.prefixes import Prefixes
 from chatbot.inprocess.rows import Prepared, Rows
 from chatbot.inprocess.sampler import Sampler, chance
@@ -61,27 +62,30 @@ class Batch:
     def __init__(
         self,
         base: Base,
-        slots: int,
+        settings: EngineSettings,
         max_length: int,
-        prefix_bytes: int,
-        int8: bool,
         ended: Callable[[Row, Finish, str | None], None],
     ) -> None:
-        self.slots = slots
+        self.slots = settings.slots
+        self._threads = settings.threads
         self.adapters = Rows(base.model, list(lora.targets(base.model)))
         self.counts: Counter[str] = Counter()
         self._rows: list[Row] = []
         self._filling: Row | None = None
         self._ended = ended
         self._ends = ends(base)
-        self._prefixes = Prefixes(prefix_bytes)
+        self._prefixes = Prefixes(settings.prefix_mb * 1_000_000)
+        cache = SlotCache(self.slots, max_length)
         self._weights = sum(parameter.nbytes for parameter in base.model.parameters())
         self._greeting = encode(base.tokenizer, GREETING)
-        plain = Forward(base.model, self.adapters, SlotCache(slots, max_length))
-        if int8 and (path := probe.eight_bits(plain, slots, max_length, prefix_bytes)):
-            self._path = probe.checked(path, self._greeting, None)
-        else:
-            self._path = probe.exact(plain, self._greeting, None)
+        self._path = self._chosen(Forward(base.model, self.adapters, cache), settings.kind)
+
+    def _chosen(self, plain: Forward, kind: str) -> Path:
+        if kind == "int8" and (
+            path := probe.eight_bits(plain, self._threads, self._prefixes.limit)
+        ):
+            return probe.checked(path, self._greeting, None)
+        return probe.exact(plain, self._greeting, None)
 
     @property
     def _cache(self) -> Cache:
@@ -91,9 +95,9 @@ class Batch:
         """Everyone aboard."""
         return [*self._rows, *([self._filling] if self._filling else [])]
 
-    def take(self, threads: int) -> int:
-        """Compute on so many CPU threads, 0 for as many as suit this model; how many they are."""
-        threads = threads or pace.threads(self._path)
+    def settle(self) -> int:
+        """Take as many CPU threads as the settings say or as suit this model; how many they are."""
+        threads = self._threads or pace.threads(self._path)
         self._path.take(threads)
         return threads
 

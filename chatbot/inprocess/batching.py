@@ -54,19 +54,11 @@ class TorchEngine:
         self.settings = settings or EngineSettings()
         model = base.model.to(_device(self.settings.device))
         self.max_length = room(model, self.settings.max_length)
-        self.threads = self.settings.threads
+        self.threads = 0
         """CPU threads of a step; 0 until it has `begun`."""
         self.parameters = model.num_parameters()  # before the fast path takes them
         self._like = next(model.parameters())
-        room_for_prefixes = self.settings.prefix_mb * 1_000_000
-        self._batch = Batch(
-            base,
-            self.settings.slots,
-            self.max_length,
-            room_for_prefixes,
-            self.settings.kind == "int8",
-            self._ended,
-        )
+        self._batch = Batch(base, self.settings, self.max_length, self._ended)
         # Shared between threads and touched under the lock only.
         self._lock = threading.Condition()
         self._waiting: deque[Row] = deque()
@@ -187,7 +179,7 @@ class TorchEngine:
     # -- The worker: everything below runs on its thread
 
     def _work(self) -> None:
-        self.threads = self._batch.take(self.threads)
+        self.threads = self._batch.settle()
         with torch.inference_mode():
             while self._wait():
                 with self._surviving():

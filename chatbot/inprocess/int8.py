@@ -31,14 +31,14 @@ class Int8:
 
     name = "int8"
 
-    def __init__(self, plain: Forward, slots: int, max_length: int, spare_bytes: int) -> None:
+    def __init__(self, plain: Forward, threads: int, spare_bytes: int = 0) -> None:
         self.parameters = plain.parameters
         self._plain = plain
-        self._size = (slots, max_length, spare_bytes)
+        self._room = (plain.cache.slots, plain.cache.max_length, spare_bytes)
         layers = range(len(plain.model.model.layers))
         self._joints = [names for index in layers for names in joints(index).values()]
         self._threads = 0
-        self.take(1)
+        self.take(threads)
 
     def take(self, threads: int) -> None:
         """Compile for so many threads; torch, which only samples here, is left one."""
@@ -57,7 +57,7 @@ class Int8:
         self._compiled = ov.Core().compile_model(graph.whole, "CPU", settings)
         self._threads = threads
         self.extra_bytes = graph.nbytes
-        self._start(*self._size)
+        self._start(*self._room)
 
     def apart(self, slots: int, length: int) -> Self:
         """The same path over an empty cache of its own."""

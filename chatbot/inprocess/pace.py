@@ -23,13 +23,19 @@ WORTH = 0.85
 def threads(path: Path) -> int:
     """1, 2, 4 ... or all cores."""
     most = cores()
-    if path.parameters >= LARGE:
-        return most
+    if path.parameters >= LARGE or path.name == "int8":
+        return untried(path.parameters)
     best, fastest = most, _seconds(path, most)
     for fewer in reversed([count for count in (1, 2, 4, 8, 16, 32) if count < most]):
         if (seconds := _seconds(path, fewer)) * WORTH < fastest:
             best, fastest = fewer, min(seconds, fastest)
     return best
+
+
+def untried(parameters: int) -> int:
+    """One for a small model: in eight bits a stream gains nothing from a second, and trying would
+    take compiling."""
+    return cores() if parameters >= LARGE else 1
 
 
 def cores() -> int:

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 import torch
 
+from chatbot.inprocess import pace
 from chatbot.inprocess.fast import FAMILY, Fast
 from chatbot.inprocess.forward import Forward
 from chatbot.inprocess.path import Part, Path
@@ -24,14 +25,17 @@ COARSE = 0.05
 INT8 = 0.1
 
 
-def eight_bits(plain: Forward, slots: int, max_length: int, spare_bytes: int) -> Path | None:
-    """The path in eight bits; None and a warning where model, machine or installation have none."""
+def eight_bits(plain: Forward, threads: int, spare_bytes: int) -> Path | None:
+    """The path in eight bits; None and a warning where model, machine or installation have none.
+
+    Its cache has room for `spare_bytes` beside the rows.
+    """
     if (reason := _no_eight_bits(plain)) is not None:
         log.warning("int8 is off: %s", reason)
         return None
     from chatbot.inprocess.int8 import Int8
 
-    return Int8(plain, slots, max_length, spare_bytes)
+    return Int8(plain, threads or pace.untried(plain.parameters), spare_bytes)
 
 
 def exact(plain: Forward, prompt: list[int], adapter: str | None) -> Path:
