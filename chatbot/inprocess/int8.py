@@ -117,8 +117,8 @@ class Int8:
             for name in names:
                 pairs = [linears[name].pairs[adapter] for adapter in adapters]
                 outputs, inputs = _sides(linears[name].module)
-                down += [torch.empty(0, inputs), *(a for a, _ in pairs)]
-                up = torch.cat([torch.empty(outputs, 0), *(b for _, b in pairs)], dim=1)
+                down += [torch.empty(0, inputs), *(a.float() for a, _ in pairs)]
+                up = torch.cat([torch.empty(outputs, 0), *(b.float() for _, b in pairs)], dim=1)
                 self._feed(**{b_name(name): up.t()})
             self._feed(**{a_name(names): torch.cat(down).t()})
         self._worn = adapters

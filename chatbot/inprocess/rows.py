@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from chatbot.engine import EngineError
 from chatbot.inprocess.product import Product
@@ -53,40 +52,36 @@ class LowRank:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.pairs: dict[str, Pair] = {}
-        self._joined: tuple[tuple[str, ...], Product, Product] | None = None
+        self._sides: dict[tuple[str, ...], tuple[Product, Product]] = {}
 
     def add(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Add to y [.., out], in place, what the rows' adapters make of x [.., in]."""
         names = self.plan.adapters
         if not names:
             return y
-        if len(names) > 1:
-            down, up = self._join(names, y.dtype)
-            return y.add_(up(self.plan.own(down(x))))
-        a, b = self.pairs[names[0]]
-        low = functional.linear(x.to(a.dtype), a).view(-1, a.shape[0])
-        if self.plan.mixed:
-            low = self.plan.own(low)
-        flat = y.view(-1, y.shape[-1])
-        if y.dtype == a.dtype:
-            flat.addmm_(low, b.t())
-        else:
-            flat.add_(low @ b.t())
-        return y
+        down, up = self._sides.get(names) or self._join(names)
+        low = down(x)
+        return y.add_(up(self.plan.own(low) if self.plan.mixed else low))
 
-    def _join(self, names: tuple[str, ...], dtype: torch.dtype) -> tuple[Product, Product]:
-        """The adapters' matrices side by side: two products serve any mixture of them."""
-        if self._joined is None or self._joined[0] != names:
-            pairs = [self.pairs[name] for name in names]
-            a, b = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
-            self._joined = names, Product(a.to(dtype)), Product(b.to(dtype))
-        return self._joined[1:]
+    def _join(self, names: tuple[str, ...]) -> tuple[Product, Product]:
+        """The adapters' matrices side by side: two products serve any mixture of them.
+
+        Each adapter's own are kept, as prompts are read by one at a time, and the last mixture's.
+        """
+        pairs = [self.pairs[name] for name in names]
+        a, b = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
+        if len(names) > 1:
+            self._forget(lambda known: len(known) > 1)
+        self._sides[names] = Product(a), Product(b)
+        return self._sides[names]
 
     def drop(self, name: str) -> None:
         """Forget an adapter."""
         self.pairs.pop(name, None)
-        if self._joined is not None and name in self._joined[0]:
-            self._joined = None
+        self._forget(lambda known: name in known)
+
+    def _forget(self, which: Callable[[tuple[str, ...]], bool]) -> None:
+        self._sides = {names: side for names, side in self._sides.items() if not which(names)}
 
 
 class RowLinear(LowRank):
@@ -152,12 +147,8 @@ class Rows:
         return sum(a.nbytes + b.nbytes for a, b in pairs)
 
     def prepare(self, tensors: Tensors, like: torch.Tensor) -> Prepared:
-        """An adapter's matrices where `like` is; safe beside a running forward.
-
-        On a CPU they are float32: one adapter's are several times as fast as in bfloat16, which
-        has to be packed to be fast, and that takes longer than such small products.
-        """
-        place = (like.device, torch.float32 if like.device.type == "cpu" else like.dtype)
+        """An adapter's matrices where `like` is, and in its type; safe beside a running forward."""
+        place = (like.device, like.dtype)
         pairs = {
             name: (a.to(*place), (b * scale).to(*place)) for name, (a, b, scale) in tensors.items()
         }
