@@ -363,8 +363,15 @@ def test_a_step_that_fails_ends_its_streams_and_the_next_request_is_served(
 def test_nan_in_one_stream_ends_it_and_spoils_no_other(oracle: Oracle) -> None:
     engine = start(oracle)
     bad = next(iter(oracle.adapters))
-    linears = engine._batch.adapters.linears.values()
-    engine._order(lambda: [m.mul_(float("nan")) for x in linears for m in x.pairs[bad]].clear())
+    rows = engine._batch.adapters
+
+    def spoil() -> None:
+        for product in (*rows.linears.values(), *rows.joints):
+            for matrix in product.pairs[bad]:
+                matrix.fill_(float("nan"))
+            product._sides.clear()
+
+    engine._order(spoil)
     spoilt = [engine.submit(oracle.request(q, bad)) for q in QUESTIONS[:3]]
     for stream in spoilt:
         finish(stream)
