@@ -24,6 +24,8 @@ from chatbot.lora import RANK
 
 GROUP = 192
 """Most inputs that share a scale: larger ones are faster, and coarser."""
+PATIENCE = 64
+"""Steps for which the graph keeps the matrices of adapters that nobody speaks with."""
 
 
 class Int8:
@@ -38,6 +40,8 @@ class Int8:
         layers = range(len(plain.model.model.layers))
         self._joints = [names for index in layers for names in joints(index).values()]
         self._threads = 0
+        self._worn: list[str] = []
+        self._unused = 0
         self.take(threads)
 
     def take(self, threads: int) -> None:
@@ -100,17 +104,26 @@ class Int8:
 
     def _owners(self, adapters: list[str | None], lengths: list[int]) -> dict[str, torch.Tensor]:
         """Whose adapter each token has, as wide as each kind of product wants it."""
-        plan = self._plain.rows.plan
-        plan.set(adapters, self._plain.like)
-        if plan.adapters != self._worn:
-            self._wear(plan.adapters)
-        own = torch.tensor([[row == name for name in plan.adapters] for row in adapters]).float()
+        self._bring({name for name in adapters if name is not None})
+        own = torch.tensor([[row == name for name in self._worn] for row in adapters]).float()
         own = own.view(len(adapters), -1).repeat_interleave(torch.tensor(lengths), dim=0)
         own = own.repeat_interleave(RANK, dim=1)
         return {f"own.{n}": own.repeat(1, n) for n in {len(names) for names in self._joints}}
 
-    def _wear(self, adapters: tuple[str, ...]) -> None:
+    def _bring(self, wanted: set[str]) -> None:
+        """Have the graph wear these adapters. Handing it others takes as long as a step: prompts
+        come one voice at a time between steps of all voices, so those worn last stay on a while."""
+        worn = set(self._worn)
+        self._unused = 0 if wanted == worn else self._unused + 1
+        if self._unused > PATIENCE:
+            self._wear(wanted)
+        elif not wanted <= worn:
+            known = self._plain.rows.linears[self._joints[0][0]].pairs
+            self._wear(wanted | (worn & known.keys()))
+
+    def _wear(self, wanted: set[str]) -> None:
         """Hand the graph the matrices of these adapters, side by side."""
+        adapters = sorted(wanted)
         linears = self._plain.rows.linears
         for names in self._joints:
             down = []
@@ -121,14 +134,14 @@ class Int8:
                 up = torch.cat([torch.empty(outputs, 0), *(b.float() for _, b in pairs)], dim=1)
                 self._feed(**{b_name(name): up.t()})
             self._feed(**{a_name(names): torch.cat(down).t()})
-        self._worn = adapters
+        self._worn, self._unused = adapters, 0
 
     def _start(self, slots: int, length: int, spare_bytes: int = 0) -> None:
         """Rows and adapters as they are at first: none."""
         self._request = self._compiled.create_infer_request()
         self._inputs: dict[str, NDArray[Any]] = {}
         self.cache = PagedCache(self._request, slots, length, spare_bytes)
-        self._wear(())
+        self._wear(set())
 
     def _feed(self, **inputs: Any) -> None:
         """Give the graph its inputs by name. It reads them where they are: they are held here."""

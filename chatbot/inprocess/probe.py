@@ -81,6 +81,8 @@ def _no_eight_bits(plain: Forward) -> str | None:
     kind = plain.model.config.model_type
     if kind not in FAMILY:
         return f"it has no path for {kind} models, only for {', '.join(sorted(FAMILY))}."
+    if (act := plain.model.config.hidden_act) != "silu":
+        return f"its path computes silu, and this model wants {act}."
     if plain.like.device.type != "cpu":
         return f"it is for CPUs, and the model is on {plain.like.device}."
     if find_spec("openvino") is None:
