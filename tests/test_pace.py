@@ -41,6 +41,16 @@ def test_a_large_model_takes_all_cores_untried(
     assert pace.threads(path) == CORES
 
 
+def test_in_eight_bits_nothing_is_tried(path: Forward, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.name = "int8"
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delattr(pace, "_seconds")
+    taken = []
+    for path.parameters in (8 * 10**6, 135 * 10**6, 10**9):
+        taken.append(pace.threads(path))
+    assert taken == [1, 2, 8]
+
+
 def test_the_worker_answers_after_the_trial_as_without_it(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     said = []

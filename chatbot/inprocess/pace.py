@@ -9,6 +9,7 @@ import time
 
 import torch
 
+from chatbot.base import SMALL
 from chatbot.inprocess.path import Part, Path
 
 PROMPT, STEPS, ROUNDS = 32, 8, 3
@@ -33,9 +34,11 @@ def threads(path: Path) -> int:
 
 
 def untried(parameters: int) -> int:
-    """One for a small model: in eight bits a stream gains nothing from a second, and trying would
-    take compiling."""
-    return cores() if parameters >= LARGE else 1
+    """In eight bits, where trying would take compiling: two bring a stream of 100 million
+    parameters on 1.4 times as fast as one, a small model's no faster."""
+    if parameters >= LARGE:
+        return cores()
+    return 1 if parameters <= SMALL else min(2, cores())
 
 
 def cores() -> int:
