@@ -67,9 +67,11 @@ class Graph:
         down = self._input(a_name(names), FLOAT, [modules[0].in_features, -1])
         own = self._input(f"own.{len(names)}", FLOAT, [-1, -1])
         low = op.multiply(op.matmul(x, down, False, False), own)
-        sizes = np.array([module.out_features for module in modules])
-        wholes = op.variadic_split(self._product(x, modules), LAST, sizes).outputs()
-        lows = op.split(low, LAST, len(names)).outputs()
+        wholes, lows = [self._product(x, modules)], [low]
+        if len(names) > 1:
+            sizes = np.array([module.out_features for module in modules])
+            wholes = op.variadic_split(wholes[0], LAST, sizes).outputs()
+            lows = op.split(low, LAST, len(names)).outputs()
         found = []
         for name, module, whole, part in zip(names, modules, wholes, lows, strict=True):
             up = self._input(b_name(name), FLOAT, [-1, module.out_features])
