@@ -168,8 +168,10 @@ class Fast(Forward):
             fused.give_back()
         self.rows.joints.clear()
 
-    def _run(self, ids: torch.Tensor, positions: torch.Tensor, used: int) -> torch.Tensor:
-        """ids and positions [rows, tokens], `used` positions in the cache -> [rows, vocabulary]."""
+    def _run(
+        self, ids: torch.Tensor, positions: torch.Tensor, used: int, last: torch.Tensor
+    ) -> torch.Tensor:
+        """As `Forward` has it."""
         embedded = self.model.model.embed_tokens(ids)
         mask = self._mask(positions, used).repeat(1, 1, self._group, 1)
         cos, sin = self.model.model.rotary_emb(embedded, positions)
@@ -177,5 +179,5 @@ class Fast(Forward):
         x = embedded.flatten(0, 1)
         for layer in self._layers:
             x = layer(x, step, self.cache)
-        last = x.view(embedded.shape)[:, -1]
-        return self._head(self._norm(last))
+        rows = torch.arange(len(ids), device=ids.device)
+        return self._head(self._norm(x.view(embedded.shape)[rows, last]))

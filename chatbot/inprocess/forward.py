@@ -1,4 +1,4 @@
-"""One step of the model over the slots: a chunk of one prompt, or one token of every stream.
+"""One step of the model over the slots: parts of some prompts, or one token of every stream.
 
 This is transformers' own forward, so any causal LM works; `fast` takes its place for the
 Llama family.
@@ -15,6 +15,9 @@ from chatbot.engine import EngineError
 from chatbot.inprocess.path import Part
 from chatbot.inprocess.rows import Rows
 from chatbot.inprocess.slots import SlotCache
+
+STEP = 32
+"""Padded tokens that cost as much as one more step."""
 
 
 def room(model: PreTrainedModel, wanted: int) -> int:
@@ -70,36 +73,77 @@ class Forward:
         """Leave the model as it was; there is nothing of it in this path."""
 
     def prefill(self, parts: Sequence[Part]) -> torch.Tensor:
-        """Read the parts, one after the other; the logits [parts, vocabulary] after each."""
-        return torch.stack([self._chunk(part) for part in parts])
+        """Read the parts; the logits [parts, vocabulary] after the last token of each."""
+        return torch.cat([self._read(group) for group in self._groups(parts)])
 
-    def _chunk(self, part: Part) -> torch.Tensor:
-        positions = torch.arange(part.start, part.end, device=self.like.device)
-        self.rows.plan.set([part.adapter], self.like)
-        self.cache.chunk(part.row, part.start, len(part.ids))
-        return self._run(self._tensor([part.ids]), positions[None], part.end)[0]
+    def _groups(self, parts: Sequence[Part]) -> list[list[Part]]:
+        """The parts, together those of rows side by side that are worth reading in one step."""
+        groups: list[list[Part]] = []
+        for part in parts:
+            if groups and self._joins(part, groups[-1]):
+                groups[-1].append(part)
+            else:
+                groups.append([part])
+        return groups
+
+    def _joins(self, part: Part, group: list[Part]) -> bool:
+        """Whether padding all to the longest costs less than a step of the part's own."""
+        both = [*group, part]
+        before, longest = (max(len(each.ids) for each in some) for some in (group, both))
+        padding = longest * len(both) - before * len(group) - len(part.ids)
+        room = self.cache.max_length - longest
+        beside = part.row == group[-1].row + 1
+        return beside and padding <= STEP and all(each.start <= room for each in both)
+
+    def _read(self, group: list[Part]) -> torch.Tensor:
+        """What is padded lies beyond a row's end: it is written over before anyone may see it."""
+        lengths = [len(part.ids) for part in group]
+        return self._step(
+            group[0].row,
+            [[*part.ids, *[0] * (max(lengths) - len(part.ids))] for part in group],
+            [part.start for part in group],
+            [length - 1 for length in lengths],
+            [part.adapter for part in group],
+        )
 
     def decode(
         self, ids: Sequence[int], positions: Sequence[int], adapters: Sequence[str | None]
     ) -> torch.Tensor:
         """Write one token in each of the first rows; the logits [rows, vocabulary] after them."""
-        places = self._tensor(positions)
-        used = max(positions) + 1
-        self.rows.plan.set(adapters, self.like)
-        self.cache.decode(places, used)
-        return self._run(self._tensor(ids)[:, None], places[:, None], used)
+        return self._step(0, [[one] for one in ids], positions, [0] * len(ids), adapters)
 
-    def _run(self, ids: torch.Tensor, positions: torch.Tensor, used: int) -> torch.Tensor:
-        """ids and positions [rows, tokens], `used` positions in the cache -> [rows, vocabulary]."""
+    def _step(
+        self,
+        first: int,
+        ids: list[list[int]],
+        starts: Sequence[int],
+        last: Sequence[int],
+        adapters: Sequence[str | None],
+    ) -> torch.Tensor:
+        """Write ids [rows, tokens] from `starts` on, in rows from `first` on; the logits [rows,
+        vocabulary] after the token `last` of each."""
+        tokens = len(ids[0])
+        used = max(starts) + tokens
+        places = self._tensor(starts)[:, None] + torch.arange(tokens, device=self.like.device)
+        self.rows.plan.set(adapters, self.like)
+        self.cache.place(first, places, used)
+        return self._run(self._tensor(ids), places, used, self._tensor(last))
+
+    def _run(
+        self, ids: torch.Tensor, positions: torch.Tensor, used: int, last: torch.Tensor
+    ) -> torch.Tensor:
+        """ids and positions [rows, tokens], `used` positions in the cache -> the logits [rows,
+        vocabulary] after the token `last` [rows] of each."""
+        kept, which = torch.unique(last, return_inverse=True)
         out = self.model(
             input_ids=ids,
             position_ids=positions,
             attention_mask=self._mask(positions, used),
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=kept,
         )
-        logits: torch.Tensor = out.logits[:, -1]
+        logits: torch.Tensor = out.logits[torch.arange(len(ids), device=ids.device), which]
         return logits
 
     def _mask(self, positions: torch.Tensor, used: int) -> torch.Tensor:

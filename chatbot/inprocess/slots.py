@@ -15,8 +15,8 @@ BLOCK = 256
 class SlotCache(Cache):  # type: ignore[misc]
     """A transformers cache of shape [slots, kv_heads, length, head_dim] a layer.
 
-    Before each forward, `chunk` or `decode` says which rows and positions it writes; `update` then
-    returns the used prefix of exactly those rows. Memory follows the longest stream so far.
+    Before each forward, `place` says which rows and positions it writes; `update` then returns the
+    used prefix of exactly those rows. Memory follows the longest stream so far.
     """
 
     def __init__(self, slots: int, max_length: int) -> None:
@@ -26,21 +26,16 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._capacity = 0
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
-        self._first, self._rows = 0, 1
-        self._start, self._used = 0, 0
-        self._index: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._rows = slice(0)
+        self._used, self._tokens = 0, 0
+        self._index: tuple[torch.Tensor | slice, ...] = ()
 
-    def chunk(self, row: int, start: int, count: int) -> None:
-        """The next forward writes `count` positions of one row, from `start` on."""
-        self._first, self._rows = row, 1
-        self._start, self._used = start, start + count
-        self._index = None
-        self._reserve(self._used)
-
-    def decode(self, positions: torch.Tensor, used: int) -> None:
-        """The next forward writes one position in each of the first len(positions) rows."""
-        self._first, self._rows, self._used = 0, len(positions), used
-        self._index = (torch.arange(len(positions), device=positions.device), positions)
+    def place(self, first: int, positions: torch.Tensor, used: int) -> None:
+        """The next forward writes positions [rows, tokens] in rows from `first` on."""
+        rows, self._tokens = positions.shape
+        self._rows, self._used = slice(first, first + rows), used
+        each = torch.arange(first, first + rows, device=positions.device)
+        self._index = (each[:, None], slice(None), positions)
         self._reserve(used)
 
     def update(
@@ -56,20 +51,13 @@ class SlotCache(Cache):  # type: ignore[misc]
             self._keys.append(self._empty(key_states))
             self._values.append(self._empty(value_states))
         keys, values = self._keys[layer_idx], self._values[layer_idx]
-        if self._index is None:
-            keys[self._first, :, self._start : self._used] = key_states[0]
-            values[self._first, :, self._start : self._used] = value_states[0]
-        else:
-            rows, positions = self._index
-            keys[rows, :, positions] = key_states[:, :, 0]
-            values[rows, :, positions] = value_states[:, :, 0]
-        last = self._first + self._rows
-        used = self._used
-        return keys[self._first : last, :, :used], values[self._first : last, :, :used]
+        keys[self._index] = key_states.transpose(1, 2)
+        values[self._index] = value_states.transpose(1, 2)
+        return keys[self._rows, :, : self._used], values[self._rows, :, : self._used]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions before those of the next forward (models ask; masks and positions are ours)."""
-        return self._start if self._index is None else self._used - 1
+        return self._used - self._tokens
 
     @property
     def bytes(self) -> int:
