@@ -13,6 +13,7 @@ median of each round's ratio counts, so that a noisy machine is noisy for all al
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -27,6 +28,7 @@ from chatbot.base import STARTER, Base, load_base
 from chatbot.engine import BASE, Engine, Request, Sampling
 from chatbot.engine_settings import EngineSettings
 from chatbot.inprocess import batch
+from chatbot.server import ENVIRONMENT
 from chatbot.workers import child, worker
 from chatbot.workers.engine import WorkersEngine
 from tests import models
@@ -87,6 +89,7 @@ def endless(pipe: Connection) -> None:
 
 def start(name: str, kind: str, threads: int = 0, workers: int | None = None) -> Engine:
     """The engine that is measured, once all its workers are there."""
+    os.environ.update(ENVIRONMENT)  # the workers' processes read it
     batch.ends = lambda _: frozenset()
     worker.child.work = endless
     _, engine = engines.start(EngineSettings(kind=kind, threads=threads, workers=workers), name)
