@@ -110,6 +110,7 @@ def test_what_was_corrected_is_learnt_promoted_and_spoken(taught: Service, home:
     assert talkback_cycle.run(home).kind == "nothing to do"
 
 
+@pytest.mark.slow
 def test_a_failing_stage_is_told_and_not_tried_for_ever(taught: Service, home: Home) -> None:
     home.toml.write_text("[training.sft]\nlerning_rate = 1\n")
     before = taught.registry.promotion()

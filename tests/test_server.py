@@ -173,6 +173,7 @@ def test_a_port_that_is_taken_is_refused_with_the_remedy(home: Home) -> None:
             listen("host.invalid", 0)
 
 
+@pytest.mark.slow
 def test_open_to_the_world_it_makes_a_token_until_a_reviewer_has_a_key(
     start_server: Start, home: Home
 ) -> None:

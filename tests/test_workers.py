@@ -228,6 +228,7 @@ def test_a_worker_that_nobody_wants_keeps_no_process_alive(run: str, tmp_path: P
     assert not Path(f"/proc/{done.stdout.strip()}").exists()
 
 
+@pytest.mark.slow
 def test_a_server_outlives_its_worker_and_the_worker_not_its_server(
     start_server: Callable[..., Server], home: Home
 ) -> None:
