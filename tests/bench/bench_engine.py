@@ -53,6 +53,7 @@ def shape_135m(folder: Path) -> Path:
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         initializer_range=0.02,
+        eos_token_id=0,  # OpenVINO GenAI wants one
     )
 
 

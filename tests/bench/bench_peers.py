@@ -7,7 +7,7 @@
 
 Same random weights, prompts of 64 tokens, answers of 48, greedy, ends off. Each engine keeps a
 process of its own, so that none inherits another's threads; the rounds interleave them, and the
-median of each round's ratio counts. A peer that is not installed is left out by name.
+median of each round's ratio counts. A peer that is not installed, or dies, is left out by name.
 optimum-intel, which writes OpenVINO's model, wants another transformers than ours: hence the path.
 """
 
@@ -18,6 +18,7 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -80,7 +81,10 @@ def workers(model: Path, threads: int, exporter: str) -> tuple[dict[str, Worker]
             absent[f"llama.cpp {kind}"] = why
         else:
             file = kept(model.parent / f"{kind}.gguf", write_gguf, model, kind)
-            here[f"llama.cpp {kind}"] = Worker(LlamaCpp, file, threads)
+            try:
+                here[f"llama.cpp {kind}"] = Worker(LlamaCpp, file, threads)
+            except BrokenProcessPool:  # a build may not bear the CPU that it was made on
+                absent[f"llama.cpp {kind}"] = "died of its first step"
     if why := lacks("OpenVINO", exporter):
         absent["OpenVINO int8"] = why
     else:

@@ -30,10 +30,10 @@ class Peer(Protocol):
 
 
 class Ours:
-    """As a service runs it: a worker of one thread for each thread that the others get."""
+    """As a service runs it: a worker of as many threads as the others get."""
 
     def __init__(self, folder: Path, threads: int, kind: str) -> None:
-        self._engine = start(str(folder), kind, threads=1, workers=threads)
+        self._engine = start(str(folder), kind, threads=threads, workers=1)
         assert kind != "int8" or self._engine.stats()["int8"], "this machine has no eight bits"
 
     def rate(self, streams: int) -> float:
