@@ -83,7 +83,7 @@ def workers(model: Path, threads: int, exporter: str) -> tuple[dict[str, Worker]
             file = kept(model.parent / f"{kind}.gguf", write_gguf, model, kind)
             try:
                 here[f"llama.cpp {kind}"] = Worker(LlamaCpp, file, threads)
-            except BrokenProcessPool:  # a build may not bear the CPU that it was made on
+            except BrokenProcessPool:
                 absent[f"llama.cpp {kind}"] = "died of its first step"
     if why := lacks("OpenVINO", exporter):
         absent["OpenVINO int8"] = why

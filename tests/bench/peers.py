@@ -30,7 +30,7 @@ class Peer(Protocol):
 
 
 class Ours:
-    """As a service runs it: a worker of as many threads as the others get."""
+    """One worker, as a service has them, of as many threads as the others get."""
 
     def __init__(self, folder: Path, threads: int, kind: str) -> None:
         self._engine = start(str(folder), kind, threads=threads, workers=1)
