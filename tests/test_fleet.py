@@ -1,5 +1,7 @@
 """Several servers of one base: adapters on all or none, and service while some are down."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from chatbot.engine import BASE, Busy, Unreachable
@@ -35,6 +37,22 @@ def test_one_adapter_is_loaded_by_two_processes_and_lost_by_neither(
     one.unload(adapter.name)
     until(lambda: ("/v1/unload_lora_adapter", {"lora_name": adapter.name}) in server.heard)
     assert ended(other.submit(world.request(adapter.name))).text == world.said[adapter.name].text
+
+
+def test_a_question_waits_for_an_adapter_that_is_being_given_again(
+    world: World, serve: Serve, connect: Connect
+) -> None:
+    server, adapter = serve(), world.adapters[0]
+    engine = connect(server)
+    engine.load(adapter.name, adapter)
+    server.held = {adapter.name}
+    del server.loaded[adapter.name]  # as another process's unload does
+    until(lambda: [path for path, _ in server.heard].count("/v1/load_lora_adapter") == 2)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(engine.submit, world.request(adapter.name))
+        until(lambda: asked.done() or bool(server.completions()))
+        server.held = set()
+        assert ended(asked.result()).text == world.said[adapter.name].text
 
 
 # -- Several servers

@@ -32,8 +32,9 @@ MODEL = "tiny/base"
 class Vllm:
     """`vllm serve` of the base in ``folder``; ``heard`` is every POST it got.
 
-    ``full`` has it refuse, the models in ``held`` say nothing for now, ``mute`` has it leave out
-    token ids, ``rank`` is --max-lora-rank, ``lora`` off is a server without the adapters' routes.
+    ``full`` has it refuse, the models in ``held`` say nothing for now and are not loaded, ``mute``
+    has it leave out token ids, ``rank`` is --max-lora-rank, ``lora`` off is a server without the
+    adapters' routes.
     """
 
     def __init__(self, folder: Path, *, rank: int = 16, lora: bool = True, key: str = "") -> None:
@@ -93,7 +94,7 @@ class Vllm:
     def _app(self) -> FastAPI:
         @asynccontextmanager
         async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-            self._loop = asyncio.get_running_loop()
+            self._loop, self._loading = asyncio.get_running_loop(), asyncio.Lock()
             yield
 
         app = FastAPI(lifespan=lifespan)
@@ -114,7 +115,12 @@ class Vllm:
 
     async def _load(self, body: dict[str, Any]) -> Response:
         self.heard.append(("/v1/load_lora_adapter", body))
-        name, path = body["lora_name"], Path(body["lora_path"])
+        async with self._loading:
+            return await self._put(body["lora_name"], Path(body["lora_path"]))
+
+    async def _put(self, name: str, path: Path) -> Response:
+        while name in self.held:
+            await asyncio.sleep(0.01)
         if name in self.loaded:
             said = f"The lora adapter '{name}' has already been loaded. If you want to load the"
             return _error(400, f"{said} adapter in place, set 'load_inplace' to True.")
@@ -125,7 +131,7 @@ class Vllm:
             said = f"LoRA rank {rank} is greater than max_lora_rank {self.rank}."
             return _error(500, said, "InternalServerError")
         await asyncio.to_thread(self.engine.load, path.name, path)
-        self.loaded[name] = body["lora_path"]
+        self.loaded[name] = str(path)
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
     async def _unload(self, body: dict[str, Any]) -> Response:

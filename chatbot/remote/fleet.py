@@ -40,10 +40,16 @@ class Fleet:
     # -- Whom to ask
 
     def best(self, adapter: str, chances: dict[Replica, int]) -> Replica | None:
-        """The replica with the fewest requests of those that have a chance and are able."""
+        """The replica with the fewest requests of those that have a chance and are able.
+
+        One that should have the adapter and at this moment has not (another process unloaded it)
+        is able too, if no other is: it says that it lacks it, and is given it then.
+        """
         name = self.name(adapter)
-        able = [r for r, left in chances.items() if left and not r.trouble and name in r.loaded]
-        return min(able, key=lambda r: (r.running, r.asked), default=None)
+        able = [r for r, left in chances.items() if left and not r.trouble]
+        having = [r for r in able if name in r.loaded]
+        lacking = [r for r in able if adapter in self.paths and adapter not in r.refuses]
+        return min(having or lacking, key=lambda r: (r.running, r.asked), default=None)
 
     def name(self, adapter: str) -> str:
         """What the servers call it."""
