@@ -32,6 +32,7 @@ from chatbot.registry import Promotion, Registry
 from chatbot.turn import ChatSettings, Turn
 from chatbot.workers.worker import Worker
 from feedback.errors import TalkbackError
+from feedback.keeper import Keeper
 from feedback.settings import Home
 from feedback.store import Store
 
@@ -48,7 +49,8 @@ class Service:
     ``speaking`` is the id of the adapter that answers new turns. ``warning`` is "" or one line
     for people: why a promoted adapter does not speak. ``access`` says who may do what; unless the
     server sets another, it is that of a server on loopback. ``context`` is the number of tokens
-    that prompt and answer share. ``meters`` are moved by what happens here.
+    that prompt and answer share. ``meters`` are moved by what happens here. ``keeper`` stores
+    questions and answers of many people in one go.
     """
 
     home: Home
@@ -62,6 +64,7 @@ class Service:
     warning: str
     access: Access
     meters: Meters
+    keeper: Keeper
 
     def __init__(
         self,
@@ -81,6 +84,7 @@ class Service:
         self.access = Access(store, home.root)
         self.speaking, self.warning = BASE, ""
         self.meters = Meters()
+        self.keeper = Keeper(store)
         self.turns: weakref.WeakSet[Turn] = weakref.WeakSet()
         self._pinned: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.RLock()
@@ -183,6 +187,7 @@ class Service:
         self._closing.set()
         self._watcher.join()
         self.engine.close()
+        self.keeper.shutdown()
         for turn in list(self.turns):
             turn.close()
         self.store.close()

@@ -152,7 +152,8 @@ class Turn:
         self._stream.cancel()
 
     def close(self) -> None:
-        """End the answer if it has not ended, and store it; returns when it is on the disk."""
+        """End the answer if it has not ended, and store it; it is on the disk when this returns,
+        or with the `write` around it."""
         with self._lock:
             if self._stored:
                 return
@@ -168,7 +169,12 @@ class Turn:
                 self.message_id,
             )
             self._stored = True
+            self._store.if_undone(self._again)
             self._meters.answered(self._speaker)
+
+    def _again(self) -> None:
+        """It was stored with others and is not, after all."""
+        self._stored = False
 
     def _final(self) -> Speaker:
         """The speaker with what the stream measured; cut short when not all was handed out."""

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,59 @@ class StoreError(TalkbackError):
 
 
 class Connection(sqlite3.Connection):
-    """A connection that can insert a row given by column names."""
+    """A connection whose transactions have parts, and that inserts rows given by column names."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.writing = False
+        """Whether a transaction has begun, be it that SQLite has given it up meanwhile."""
+        self._undone: list[Callable[[], object]] = []
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """A transaction: kept when the block ends, or undone."""
+        self.execute("begin immediate")
+        self.writing = True
+        try:
+            yield
+            self._check_alive()
+            self.commit()
+        except BaseException:
+            self.rollback()
+            self._tell_undone(0)
+            raise
+        finally:
+            self.writing = False
+            self._undone.clear()
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """A part of a transaction: kept with it, or undone alone when the block raises."""
+        self._check_alive()
+        before = len(self._undone)
+        self.execute("savepoint part")
+        try:
+            yield
+        except BaseException:
+            if self.in_transaction:
+                self.execute("rollback to part")
+                self.execute("release part")
+            self._tell_undone(before)
+            raise
+        self.execute("release part")
+
+    def if_undone(self, tell: Callable[[], object]) -> None:
+        """Have `tell` called if what has been written in this transaction is undone after all."""
+        if self.writing:
+            self._undone.append(tell)
+
+    def _check_alive(self) -> None:
+        if not self.in_transaction:  # a full disk makes SQLite undo all of it
+            raise sqlite3.OperationalError("the transaction was undone: disk I/O error")
+
+    def _tell_undone(self, first: int) -> None:
+        while len(self._undone) > first:
+            self._undone.pop()()
 
     def insert(self, table: str, row: Mapping[str, object]) -> None:
         """Insert one row; dicts and lists become JSON."""
@@ -89,22 +141,22 @@ class Database:
     def write(self) -> Iterator[Connection]:
         """One transaction: all of it is kept, durably, when the block ends, or none of it.
 
-        Inside another ``write`` of the same thread it joins that one. Reads through ``rows`` and
-        ``row`` in the block see what it has written so far.
+        Inside another ``write`` of the same thread it is part of that one: kept with it, undone
+        with it or alone. Reads through ``rows`` and ``row`` in the block see what it has written
+        so far.
         """
         with self._complaints():
             connection = self._connection()
-            if connection.in_transaction:
-                yield connection
-                return
-            with self._turn():
-                connection.execute("begin immediate")
-                try:
+            if connection.writing:
+                with connection.part():
                     yield connection
-                    connection.commit()
-                except BaseException:
-                    connection.rollback()
-                    raise
+                return
+            with self._turn(), connection.whole():
+                yield connection
+
+    def if_undone(self, tell: Callable[[], object]) -> None:
+        """Have `tell` called if what this thread has written is undone with a `write` around."""
+        self._connection().if_undone(tell)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

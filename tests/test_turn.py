@@ -261,6 +261,18 @@ def test_a_thread_cut_off_by_a_crash_goes_on(service: Service) -> None:
     assert turn.speaker.prompt_tokens == len(encode(service.base.tokenizer, both))
 
 
+def test_an_answer_whose_transaction_is_undone_can_be_stored_again(service: Service) -> None:
+    turn = reply(service, None, "ann", None, "When do you open?", sampling=SHORT)
+    turn.wait(60)
+    with pytest.raises(ZeroDivisionError), service.store.write():
+        turn.close()
+        _ = 1 / 0
+    with pytest.raises(NotFound):
+        service.store.message(turn.message_id)
+    turn.close()
+    assert service.store.message(turn.message_id).content == turn.text
+
+
 def test_an_answer_that_came_to_nothing_is_not_history(service: Service) -> None:
     talk = service.store.start_conversation("ann", "Hello?")
     asked = service.store.add_message(talk, None, "user", "Hello?")

@@ -72,7 +72,6 @@ def router(service: "Service") -> APIRouter:
     user = Depends(service.access.at_least("user"))
     spell = Speller(service.base.tokenizer)
     asking = ThreadPoolExecutor(MANY if service.engine.waits else 1, "asking")
-    keeping = ThreadPoolExecutor(1, "keeping")
 
     @routes.post("/v1/chat/completions", tags=["chat"], responses=shapes.STREAMED)
     async def chat_completions(
@@ -82,7 +81,7 @@ def router(service: "Service") -> APIRouter:
         loop = asyncio.get_running_loop()
         asked = await loop.run_in_executor(asking, ask_for, service, body, caller)
         try:
-            first = await loop.run_in_executor(keeping, asked.begin)
+            first = await loop.run_in_executor(service.keeper, asked.begin)
         except BaseException:
             asked.cancel()
             raise
@@ -90,11 +89,11 @@ def router(service: "Service") -> APIRouter:
         if body.stream:
             options = body.stream_options
             return _stream(
-                Flow(turns, keeping),
+                Flow(turns, service.keeper),
                 turns,
                 Chunks(turns, bool(options and options.include_usage), spell),
             )
-        await Flow(turns, keeping).end(request)
+        await Flow(turns, service.keeper).end(request)
         _raise_if_broken(turns)
         return JSONResponse(completion(turns, spell))
 

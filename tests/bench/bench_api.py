@@ -4,7 +4,10 @@
     python -m tests.bench.bench_api --no-page      # without a browser
     python -m tests.bench.bench_api --rounds 5
     python -m tests.bench.bench_api --tokens 256   # of each answer: the stream, not its start
+    python -m tests.bench.bench_api --each 8       # questions of each client, one after the other
 
+All clients ask at the same moment. With `--each` they go on to ask as their own answers end, as
+people do; without it every first token is one of sixteen that are asked for at once.
 The server runs in a process of its own, and so does the bare engine; its CPU-seconds count, not
 its clients'. Beside other work only the figures per CPU-second mean something.
 """
@@ -13,6 +16,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import queue
 import re
 import selectors
 import shutil
@@ -21,7 +25,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -36,6 +41,8 @@ from tests.processes import Server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
+
+    from chatbot.engine import Engine, Request, Stream
 
 MOST = 64
 """Tokens of an answer that ends by itself, as the starter's do after a sentence."""
@@ -89,7 +96,9 @@ def cpu_of(pid: int) -> float:
     return own + sum(map(cpu_of, map(int, children)))
 
 
-def engine(pipe: Connection, base_name: str, streams: int, threads: int, tokens: int) -> None:
+def engine(
+    pipe: Connection, base_name: str, streams: int, threads: int, tokens: int, each: int
+) -> None:
     """In a process of its own: rounds of bare streams, told as (tokens, wall, cpu, firsts).
     Before them the bias of all requests is told: where `tokens` are asked, none ends before."""
     from chatbot import lora
@@ -111,13 +120,36 @@ def engine(pipe: Connection, base_name: str, streams: int, threads: int, tokens:
             ]
             begin, cpu = time.perf_counter(), time.process_time()
             sampling = Sampling(max_tokens=tokens or MOST, logit_bias=bias)
-            asked = [running.submit(Request(ids, adapter.name, sampling)) for ids in prompts]
-            for stream in asked:
-                stream.wait()
+            requests = [Request(ids, adapter.name, sampling) for ids in prompts]
+            asked = asked_in_turn(running, requests, each)
             wall, cpu = time.perf_counter() - begin, time.process_time() - cpu
             firsts = [stream.first_token_ms for stream in asked]
             pipe.send((sum(len(stream.ids) for stream in asked), wall, cpu, firsts))
     running.close()
+
+
+def asked_in_turn(engine: "Engine", requests: Sequence["Request"], each: int) -> list["Stream"]:
+    """Every request so many times, again as soon as its stream has ended; all streams, ended."""
+    heard: queue.SimpleQueue[tuple[int, Stream]] = queue.SimpleQueue()
+    ended: set[Stream] = set()
+    asked: list[Stream] = []
+    left = Counter(dict.fromkeys(range(len(requests)), each))
+
+    def submit(number: int) -> None:
+        stream = engine.submit(requests[number])
+        stream.listen(lambda: heard.put((number, stream)) if stream.finish else None)
+        asked.append(stream)
+        left[number] -= 1
+
+    for number in range(len(requests)):
+        submit(number)
+    while len(ended) < each * len(requests):
+        number, stream = heard.get()
+        if stream not in ended:  # its end may be heard twice
+            ended.add(stream)
+            if left[number]:
+                submit(number)
+    return asked
 
 
 def question(number: int) -> str:
@@ -144,6 +176,33 @@ class Answers:
         return now[0] - before[0], now[1] - before[1], now[2] - before[2]
 
 
+class Telling:
+    """What one connection asks, so many times, and what it has heard of the answer."""
+
+    def __init__(self, request: bytes, times: int) -> None:
+        self._request, self._left = request, times
+
+    def ask(self, connection: socket.socket) -> None:
+        """Once more."""
+        connection.sendall(self._request)
+        self._began, self._heard = time.perf_counter(), bytearray()
+        self._left -= 1
+
+    def hear(self, connection: socket.socket, first: list[float]) -> bool:
+        """Read what there is, and ask again after the end; True after the last."""
+        spoke = WORD.search(self._heard)
+        self._heard += connection.recv(1 << 16)
+        if not spoke and WORD.search(self._heard):
+            first.append((time.perf_counter() - self._began) * 1000)
+        if not self._heard.endswith(LAST):
+            return False
+        assert self._heard.startswith(b"HTTP/1.1 200"), self._heard[:300]
+        if self._left:
+            self.ask(connection)
+            return False
+        return True
+
+
 class Client:
     """Sockets that are open before anything is asked, all on one thread: on a small machine a
     library's client takes the cores from the server, and asks so slowly that few streams meet."""
@@ -156,17 +215,19 @@ class Client:
             socket.create_connection((self._host, address.port)) for _ in range(streams)
         ]
 
-    def ask(self) -> list[float]:
-        """All at once; milliseconds to each one's first word, once all have ended."""
+    def ask(self, each: int = 1) -> list[float]:
+        """All at once, each again when its answer has ended, so many times; milliseconds to the
+        first words, once all have ended."""
         first: list[float] = []
         with selectors.DefaultSelector() as open_ones:
             for number, connection in enumerate(self._sockets):
-                connection.sendall(self._request(number))
-                told = (time.perf_counter(), bytearray())
-                open_ones.register(connection, selectors.EVENT_READ, told)
+                telling = Telling(self._request(number), each)
+                telling.ask(connection)
+                open_ones.register(connection, selectors.EVENT_READ, telling)
             while open_ones.get_map():
                 for key, _ in open_ones.select():
-                    self._hear(key, open_ones, first)
+                    if key.data.hear(key.fileobj, first):
+                        open_ones.unregister(key.fileobj)
         return first
 
     def _request(self, number: int) -> bytes:
@@ -180,27 +241,15 @@ class Client:
         head = "POST /v1/chat/completions HTTP/1.1\r\nContent-Type: application/json\r\n"
         return f"{head}Host: {self._host}\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text
 
-    def _hear(
-        self, key: selectors.SelectorKey, open_ones: selectors.BaseSelector, first: list[float]
-    ) -> None:
-        began, heard = key.data
-        spoke = WORD.search(heard)
-        heard += key.fileobj.recv(1 << 16)  # type: ignore[union-attr]
-        if not spoke and WORD.search(heard):
-            first.append((time.perf_counter() - began) * 1000)
-        if heard.endswith(LAST):
-            assert heard.startswith(b"HTTP/1.1 200"), heard[:300]
-            open_ones.unregister(key.fileobj)
-
     def close(self) -> None:
         for connection in self._sockets:
             connection.close()
 
 
-def sse_round(client: Client, answers: Answers, rate: Rate) -> None:
+def sse_round(client: Client, answers: Answers, rate: Rate, each: int = 1) -> None:
     """All streams at once over HTTP."""
     answers.look()
-    firsts = client.ask()
+    firsts = client.ask(each)
     rate.add(*answers.look(), firsts)
 
 
@@ -256,14 +305,16 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Rate]:
     threads = f"threads = {args.threads}\n"
     home.toml.write_text(f"[engine]\n{threads}\n[chat]\nmax_tokens = {MOST}\n")
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    options = (theirs, args.base, args.streams, args.threads, args.tokens)
+    options = (theirs, args.base, args.streams, args.threads, args.tokens, args.each)
     bare = multiprocessing.get_context("spawn").Process(target=engine, args=options, daemon=True)
     bare.start()
     server = Server(home, "--base-model", args.base).ready()
     answers = Answers(server, home)
     try:
         client = Client(server.url, args.streams, dict(ours.recv()), args.tokens)
-        alternate(args.rounds, ours, rates, lambda rate: sse_round(client, answers, rate))
+        alternate(
+            args.rounds, ours, rates, lambda rate: sse_round(client, answers, rate, args.each)
+        )
         client.close()
         if not args.no_page and (shutil.which("chromium") or shutil.which("chromium-browser")):
             rates["SSE, as many as tabs"], rates["page"] = Rate(), Rate()
@@ -316,6 +367,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="of the engine; 0: all cores")
     parser.add_argument("--tokens", type=int, default=0, help="of each answer; 0: as it ends")
+    parser.add_argument("--each", type=int, default=1, help="questions of a client in a round")
     parser.add_argument("--no-page", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temp:
