@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -299,20 +300,22 @@ def plain(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
     A word joiner (U+2060, invisible) goes in after the first character of each.
     """
-    control = control_tokens(tokenizer)
-    broken = _break(text, control)
-    if _reads_as_control(broken, tokenizer, control):
+    pattern = _control_pattern(tokenizer)
+    broken = _break(text, pattern)
+    if _reads_as_control(broken, tokenizer):
         # A normaliser of the tokenizer turned look-alike letters into a control string.
-        broken = _break(unicodedata.normalize("NFKC", text), control)
-        if _reads_as_control(broken, tokenizer, control):
+        broken = _break(unicodedata.normalize("NFKC", text), pattern)
+        if _reads_as_control(broken, tokenizer):
             raise BadMessages("This text holds a control token that cannot be made plain.")
     return broken
 
 
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+@lru_cache(maxsize=4)
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, int]:
     """Strings that the tokenizer turns into one token of its own, with the id.
 
-    Runs of white space, which some tokenizers add as tokens, are text and not among them.
+    Runs of white space, which some tokenizers add as tokens, are text and not among them. Looked
+    up once: a tokenizer is not changed after it is loaded.
     """
     added: dict[int, Any] = tokenizer.added_tokens_decoder
     special = set(tokenizer.all_special_tokens)
@@ -320,22 +323,29 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return {s: id for s, id in found.items() if s in special or s.strip(" \t\r\n\u2581")}
 
 
-def _break(text: str, control: Mapping[str, int]) -> str:
-    if not (longest_first := sorted((s for s in control if len(s) > 1), key=len, reverse=True)):
-        return text
-    pattern = re.compile("|".join(re.escape(s) for s in longest_first))
-    while pattern.search(text):
+@lru_cache(maxsize=4)
+def _control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """Any of the strings that can be broken, the longest first; None if there are none."""
+    strings = sorted((s for s in control_tokens(tokenizer) if len(s) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, strings))) if strings else None
+
+
+@lru_cache(maxsize=4)
+def _control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    # An unknown letter may well become the unknown token: that controls nothing.
+    harmless = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    return frozenset(control_tokens(tokenizer).values()) - harmless
+
+
+def _break(text: str, pattern: re.Pattern[str] | None) -> str:
+    while pattern is not None and pattern.search(text):
         text = pattern.sub(lambda m: m[0][0] + WORD_JOINER + m[0][1:], text)
     return text
 
 
-def _reads_as_control(
-    text: str, tokenizer: PreTrainedTokenizerBase, control: Mapping[str, int]
-) -> bool:
-    # An unknown letter may well become the unknown token: that controls nothing.
-    harmless = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
+def _reads_as_control(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return not (set(control.values()) - harmless).isdisjoint(ids)
+    return not _control_ids(tokenizer).isdisjoint(ids)
 
 
 def render(

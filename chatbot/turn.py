@@ -13,7 +13,7 @@ import json
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
@@ -361,4 +361,4 @@ def _apart(sampling: Sampling, answers: int) -> list[Sampling]:
 
 def _recorded(speaker: Speaker, sampling: Sampling) -> Speaker:
     """With the sampling as it will be read back."""
-    return replace(speaker, sampling=json.loads(json.dumps(asdict(sampling))))
+    return replace(speaker, sampling=json.loads(json.dumps(vars(sampling))))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from chatbot.inprocess.forward import STEP, Forward
+from chatbot.inprocess.forward import STEP, STRIDE, Forward
 from chatbot.inprocess.path import Part
 from tests.oracle import Oracle, start
 
@@ -59,3 +59,21 @@ def test_together_are_read_those_side_by_side_that_need_little_padding(path: For
     # What is padded must have room too.
     assert groups(Part(0, short, 60, None), Part(1, [*short, 1], 0, None)) == [1, 1]
     assert groups(*[Part(row, short, 0, None) for row in range(4)]) == [4]
+
+
+def test_the_cache_is_read_in_strides_up_to_its_end(
+    path: Forward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = path.apart(1, 2 * STRIDE + 3)
+    read: list[int] = []
+    kind = type(path)
+    run = kind._run
+    monkeypatch.setattr(
+        kind,
+        "_run",
+        lambda self, ids, at, used, last: read.append(used) or run(self, ids, at, used, last),
+    )
+    path.prefill([Part(0, ids(STRIDE), 0, None)])
+    for place in (STRIDE, STRIDE + 1, 2 * STRIDE - 1, 2 * STRIDE, 2 * STRIDE + 2):
+        path.decode([7], [place], [None])
+    assert read == [STRIDE, *[2 * STRIDE] * 3, *[2 * STRIDE + 3] * 2]

@@ -51,6 +51,33 @@ def test_in_eight_bits_nothing_is_tried(path: Forward, monkeypatch: pytest.Monke
     assert taken == [1, 2, 8]
 
 
+def test_each_number_of_rows_has_its_step_before_anyone_waits_for_it(
+    path: Forward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    step = Forward._step
+    monkeypatch.setattr(
+        Forward,
+        "_step",
+        lambda self, first, ids, *of: steps.append(len(ids)) or step(self, first, ids, *of),
+    )
+    pace.warm(path, 5)
+    assert steps == [1, 2, 3, 4, 5] and path.cache.bytes == 0
+    monkeypatch.setattr(pace, "ENOUGH", 0.0)
+    pace.warm(path, 5)
+    assert len(steps) <= 6, "a large model's steps are not worth a long start"
+
+
+def test_an_engine_that_has_begun_is_warm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed: list[int] = []
+    monkeypatch.setattr(pace, "warm", lambda _, slots: warmed.append(slots))
+    base = load_base(str(models.write_model(tmp_path)))
+    engine = TorchEngine(base, EngineSettings(threads=1, slots=3))
+    engine.begun()
+    engine.close()
+    assert warmed == [3]
+
+
 def test_the_worker_answers_after_the_trial_as_without_it(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     said = []

@@ -99,6 +99,7 @@ class Batch:
         """Take as many CPU threads as the settings say or as suit this model; how many they are."""
         threads = self._threads or pace.threads(self._path)
         self._path.take(threads)
+        pace.warm(self._path, self.slots)
         return threads
 
     @property

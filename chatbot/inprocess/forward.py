@@ -18,6 +18,9 @@ from chatbot.inprocess.slots import SlotCache
 
 STEP = 32
 """Padded tokens that cost as much as one more step."""
+STRIDE = 16
+"""Steps read the cache up to a multiple of it: kernels are made anew for every number of positions,
+which takes milliseconds and, kept, megabytes."""
 
 
 def room(model: PreTrainedModel, wanted: int) -> int:
@@ -123,7 +126,8 @@ class Forward:
         """Write ids [rows, tokens] from `starts` on, in rows from `first` on; the logits [rows,
         vocabulary] after the token `last` of each."""
         tokens = len(ids[0])
-        used = max(starts) + tokens
+        end = max(starts) + tokens
+        used = min(end + -end % STRIDE, self.cache.max_length)
         places = self._tensor(starts)[:, None] + torch.arange(tokens, device=self.like.device)
         self.rows.plan.set(adapters, self.like)
         self.cache.place(first, places, used)

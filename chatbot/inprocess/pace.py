@@ -1,4 +1,4 @@
-"""How many CPU threads to take: all cores, unless a small model is as fast on fewer.
+"""How many CPU threads to take: all cores, unless a small model is as fast on fewer. And a warm-up.
 
 Threads wait for each other after every operation. A small model is faster on one of them than on
 two, and what it leaves free is there for others: a cycle, say. Only trying tells.
@@ -14,7 +14,7 @@ from chatbot.inprocess.path import Part, Path
 
 PROMPT, STEPS, ROUNDS = 32, 8, 3
 ENOUGH = 1.0
-"""Seconds after which a count of threads is tried no more rounds."""
+"""Seconds after which a count of threads is tried no more rounds, or a warm-up ends."""
 LARGE = 1_000_000_000
 """From so many parameters the products are so large that all cores are worth it."""
 WORTH = 0.85
@@ -39,6 +39,19 @@ def untried(parameters: int) -> int:
     if parameters >= LARGE:
         return cores()
     return 1 if parameters <= SMALL else min(2, cores())
+
+
+@torch.inference_mode()
+def warm(path: Path, slots: int) -> None:
+    """Take a step of 1, 2 ... `slots` rows. Kernels are made for each number of rows at its first
+    step, which takes up to twice as long and keeps 2 to 3 MB: better now than in a conversation.
+    """
+    path = path.apart(slots, 1)
+    began = time.perf_counter()
+    for rows in range(1, slots + 1):
+        if time.perf_counter() - began > ENOUGH:
+            break
+        path.decode([0] * rows, [0] * rows, [None] * rows)
 
 
 def cores() -> int:
