@@ -44,6 +44,7 @@ COUNTERS = {
     "prompt": ("talkback_prompt_tokens", "Prompt tokens that were read"),
     "recalled": ("talkback_recalled_tokens", "Prompt tokens that need not be read again"),
     "decoded": ("talkback_decoded_tokens", "Tokens that were generated"),
+    "guessed": ("talkback_guessed_tokens", "Of these, those that took no step of their own"),
     "steps": ("talkback_engine_steps", "Decode steps of the engine"),
     "requests": ("talkback_engine_requests", "Streams that have ended, of whoever asked"),
 }

@@ -6,7 +6,7 @@ No locks and no threads here: the engine's worker is the only caller.
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -17,6 +17,7 @@ from chatbot.engine_settings import EngineSettings
 from chatbot.inprocess import pace, probe
 from chatbot.inprocess.detokenizer import Detokenizer
 from chatbot.inprocess.forward import Forward
+from chatbot.inprocess.lookup import FEW, Lookup
 from chatbot.inprocess.path import Cache, Part, Path
 from chatbot.inprocess.prefixes import Prefixes
 from chatbot.inprocess.rows import Prepared, Rows
@@ -41,6 +42,7 @@ class Row:
     """Most tokens of the answer."""
     position: int = 0
     """Tokens in the cache so far."""
+    lookup: Lookup = field(default_factory=Lookup)
 
     @property
     def adapter(self) -> str | None:
@@ -51,6 +53,24 @@ class Row:
     def read(self) -> list[int]:
         """The tokens in the cache."""
         return [*self.request.prompt_ids, *self.stream.ids][: self.position]
+
+    def guess(self, most: int) -> Sequence[int]:
+        """At most so many tokens that may come after the last one and leave room for another."""
+        known, prompt = len(self.lookup), self.request.prompt_ids
+        if known < len(prompt):
+            self.lookup.extend(prompt)
+        self.lookup.extend(self.stream.ids[max(known - len(prompt), 0) :])
+        return self.lookup.guess(min(most, self.limit - len(self.stream.ids) - 1))
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a step says: `logits` [told, vocabulary], the best token of each, and whether it is
+    one."""
+
+    logits: torch.Tensor
+    sound: list[bool]
+    best: list[int]
 
 
 class Batch:
@@ -68,6 +88,7 @@ class Batch:
     ) -> None:
         self.slots = settings.slots
         self._threads = settings.threads
+        self._lookup = settings.prompt_lookup
         self.adapters = Rows(base.model, list(lora.targets(base.model)))
         self.counts: Counter[str] = Counter()
         self._rows: list[Row] = []
@@ -180,7 +201,7 @@ class Batch:
         logits = self._path.prefill(parts)
         self.counts["prompt"] += sum(len(part.ids) for part in parts)
         ready = [part.row for part in parts if part.row < len(self._rows)]
-        self._advance(ready, logits[: len(ready)])
+        self._advance(ready, logits[: len(ready)], [()] * len(ready))
 
     def _next(self, waiting: Callable[[], Row | None]) -> Row | None:
         """The prompt that is being read, else the next if there is a slot for it."""
@@ -211,32 +232,59 @@ class Batch:
         """One more token for every stream that has read its prompt."""
         if not self._rows:
             return
-        rows = self._rows
-        logits = self._path.decode(
-            [row.stream.ids[-1] for row in rows],
-            [row.position for row in rows],
-            [row.adapter for row in rows],
-        )
+        rows, guesses = self._rows, self._guesses()
+        last = [row.stream.ids[-1] for row in rows]
+        if any(guesses):
+            each = enumerate(zip(rows, last, guesses, strict=True))
+            logits = self._path.prefill(
+                [
+                    Part(index, [token, *guess], row.position, row.adapter, 1 + len(guess))
+                    for index, (row, token, guess) in each
+                ]
+            )
+        else:
+            places, adapters = [row.position for row in rows], [row.adapter for row in rows]
+            logits = self._path.decode(last, places, adapters)
         for row in rows:
             row.position += 1
         self.counts["steps"] += 1
-        self._advance(range(len(rows)), logits)
+        self._advance(range(len(rows)), logits, guesses)
 
-    def _advance(self, indices: Sequence[int], logits: torch.Tensor) -> None:
-        """Choose and send the next token of these rows; those that end leave."""
+    def _guesses(self) -> list[Sequence[int]]:
+        """What each stream may say next; with many of them there is no room for guesses."""
+        if len(self._rows) > FEW or not self._lookup:
+            return [()] * len(self._rows)
+        return [row.guess(self._lookup) for row in self._rows]
+
+    def _advance(
+        self, indices: Sequence[int], logits: torch.Tensor, guesses: Sequence[Sequence[int]]
+    ) -> None:
+        """Choose and send the next tokens of these rows; those that end leave."""
         best, ids = logits.max(-1)
-        sound, tokens = best.isfinite().tolist(), ids.tolist()
-        for at, index in reversed(list(enumerate(indices))):
-            row = self._rows[index]
-            if not sound[at]:
-                self._spoilt(index)
-                continue
-            token = tokens[at] if row.sampler.plain else row.sampler.choose(logits[at])
-            if (told := row.request.sampling.logprobs) is not None:
-                row.stream.chances.append(chance(logits[at], token, told))
+        told = Told(logits, best.isfinite().tolist(), ids.tolist())
+        at = len(told.best)
+        for index, guess in reversed(list(zip(indices, guesses, strict=True))):
+            at -= 1 + len(guess)
+            self._follow(index, told, at, guess)
+
+    def _follow(self, index: int, told: Told, first: int, guess: Sequence[int]) -> None:
+        """A row's next token by the logits `first`, and those after it while guesses are right."""
+        row = self._rows[index]
+        for at, guessed in enumerate([*guess, None], first):
+            if not told.sound[at]:
+                return self._spoilt(index)
+            token = told.best[at] if row.sampler.plain else row.sampler.choose(told.logits[at])
+            if (count := row.request.sampling.logprobs) is not None:
+                row.stream.chances.append(chance(told.logits[at], token, count))
             self.counts["decoded"] += 1
             if (finish := self._say(row, token)) is not None:
-                self._leave(index, finish)
+                return self._leave(index, finish)
+            if token == guessed:
+                row.position += 1
+                self.counts["guessed"] += 1
+            else:
+                break
+        return None
 
     def _say(self, row: Row, token: int) -> Finish | None:
         """Send a token's text; why the answer ends with it, if it does."""

@@ -38,8 +38,9 @@ from chatbot.patience import Patience
 
 log = logging.getLogger(__name__)
 
-COUNTS = ("prompt", "recalled", "recalls", "decoded", "steps")
-"""Prompt tokens read, those spared and in how many prompts, tokens said, decode steps."""
+COUNTS = ("prompt", "recalled", "recalls", "decoded", "guessed", "steps")
+"""Prompt tokens read, those spared and in how many prompts, tokens said, those of them that were
+guessed and took no step of their own, decode steps."""
 CLOSED = "The engine has been closed. Start the server again."
 
 

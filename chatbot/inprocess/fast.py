@@ -169,7 +169,12 @@ class Fast(Forward):
         self.rows.joints.clear()
 
     def _run(
-        self, ids: torch.Tensor, positions: torch.Tensor, used: int, last: torch.Tensor
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        used: int,
+        rows: torch.Tensor,
+        tokens: torch.Tensor,
     ) -> torch.Tensor:
         """As `Forward` has it."""
         embedded = self.model.model.embed_tokens(ids)
@@ -179,5 +184,4 @@ class Fast(Forward):
         x = embedded.flatten(0, 1)
         for layer in self._layers:
             x = layer(x, step, self.cache)
-        rows = torch.arange(len(ids), device=ids.device)
-        return self._head(self._norm(x.view(embedded.shape)[rows, last]))
+        return self._head(self._norm(x.view(embedded.shape)[rows, tokens]))

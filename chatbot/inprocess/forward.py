@@ -76,7 +76,7 @@ class Forward:
         """Leave the model as it was; there is nothing of it in this path."""
 
     def prefill(self, parts: Sequence[Part]) -> torch.Tensor:
-        """Read the parts; the logits [parts, vocabulary] after the last token of each."""
+        """Read the parts; the logits [told, vocabulary] after the last tokens of each."""
         return torch.cat([self._read(group) for group in self._groups(parts)])
 
     def _groups(self, parts: Sequence[Part]) -> list[list[Part]]:
@@ -100,12 +100,16 @@ class Forward:
 
     def _read(self, group: list[Part]) -> torch.Tensor:
         """What is padded lies beyond a row's end: it is written over before anyone may see it."""
-        lengths = [len(part.ids) for part in group]
+        longest = max(len(part.ids) for part in group)
         return self._step(
             group[0].row,
-            [[*part.ids, *[0] * (max(lengths) - len(part.ids))] for part in group],
+            [[*part.ids, *[0] * (longest - len(part.ids))] for part in group],
             [part.start for part in group],
-            [length - 1 for length in lengths],
+            [
+                (row, token)
+                for row, part in enumerate(group)
+                for token in range(len(part.ids) - part.told, len(part.ids))
+            ],
             [part.adapter for part in group],
         )
 
@@ -113,32 +117,38 @@ class Forward:
         self, ids: Sequence[int], positions: Sequence[int], adapters: Sequence[str | None]
     ) -> torch.Tensor:
         """Write one token in each of the first rows; the logits [rows, vocabulary] after them."""
-        return self._step(0, [[one] for one in ids], positions, [0] * len(ids), adapters)
+        last = [(row, 0) for row in range(len(ids))]
+        return self._step(0, [[one] for one in ids], positions, last, adapters)
 
     def _step(
         self,
         first: int,
         ids: list[list[int]],
         starts: Sequence[int],
-        last: Sequence[int],
+        told: Sequence[tuple[int, int]],
         adapters: Sequence[str | None],
     ) -> torch.Tensor:
-        """Write ids [rows, tokens] from `starts` on, in rows from `first` on; the logits [rows,
-        vocabulary] after the token `last` of each."""
+        """Write ids [rows, tokens] from `starts` on, in rows from `first` on; the logits [told,
+        vocabulary] after the tokens `told` by row and place among the new ones."""
         tokens = len(ids[0])
         end = max(starts) + tokens
         used = min(end + -end % STRIDE, self.cache.max_length)
         places = self._tensor(starts)[:, None] + torch.arange(tokens, device=self.like.device)
         self.rows.plan.set(adapters, self.like)
         self.cache.place(first, places, used)
-        return self._run(self._tensor(ids), places, used, self._tensor(last))
+        return self._run(self._tensor(ids), places, used, *self._tensor(told).unbind(1))
 
     def _run(
-        self, ids: torch.Tensor, positions: torch.Tensor, used: int, last: torch.Tensor
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        used: int,
+        rows: torch.Tensor,
+        tokens: torch.Tensor,
     ) -> torch.Tensor:
-        """ids and positions [rows, tokens], `used` positions in the cache -> the logits [rows,
-        vocabulary] after the token `last` [rows] of each."""
-        kept, which = torch.unique(last, return_inverse=True)
+        """ids and positions [rows, tokens], `used` positions in the cache -> the logits [told,
+        vocabulary] after the token of each pair of `rows` and `tokens`, [told] each."""
+        kept, which = torch.unique(tokens, return_inverse=True)
         out = self.model(
             input_ids=ids,
             position_ids=positions,
@@ -147,7 +157,7 @@ class Forward:
             use_cache=True,
             logits_to_keep=kept,
         )
-        logits: torch.Tensor = out.logits[torch.arange(len(ids), device=ids.device), which]
+        logits: torch.Tensor = out.logits[rows, which]
         return logits
 
     def _mask(self, positions: torch.Tensor, used: int) -> torch.Tensor:

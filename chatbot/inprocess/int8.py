@@ -85,7 +85,7 @@ class Int8:
         return self.prefill([Part(row, [one], place, name) for row, (one, place, name) in each])
 
     def prefill(self, parts: Sequence[Part]) -> torch.Tensor:
-        """Read the parts, all in one step; the logits [parts, vocabulary] after each."""
+        """Read the parts in one step; the logits [told, vocabulary] after its last tokens each."""
         lengths = [len(part.ids) for part in parts]
         ids = torch.tensor([one for part in parts for one in part.ids])
         places = torch.tensor([place for part in parts for place in range(part.start, part.end)])
@@ -97,7 +97,8 @@ class Int8:
         self._feed(x=embedded, cos=cos, sin=sin)
         self._give([part.adapter for part in parts], lengths)
         placed = self.cache.place(parts)
-        last = [end - 1 for end in placed["begins"][1:]]
+        ends = zip(parts, placed["begins"][1:], strict=True)
+        last = [token for part, end in ends for token in range(end - part.told, end)]
         self._feed(**{name: np.array(value, np.int32) for name, value in placed.items()})
         self._feed(last=np.array(last, np.int32))
         self._request.infer()

@@ -23,6 +23,8 @@ class Part:
     start: int
     adapter: str | None
     """None for the base."""
+    told: int = 1
+    """After how many of the tokens, the last ones, the logits are wanted."""
 
     @property
     def end(self) -> int:
@@ -77,7 +79,7 @@ class Path(Protocol):
         ...
 
     def prefill(self, parts: Sequence[Part]) -> torch.Tensor:
-        """Read the parts; the logits [parts, vocabulary] after the last token of each.
+        """Read the parts; the logits [told, vocabulary] after the last tokens of each, in order.
 
         They hold until the next step.
         """

@@ -138,6 +138,7 @@ class RemoteEngine:
             **self._counts,
             "recalled": 0,
             "recalls": 0,
+            "guessed": 0,
             "steps": 0,
             "replicas": [replica.stats() for replica in self._fleet.replicas],
         }

@@ -6,9 +6,11 @@
     python -m tests.bench.bench_engine --rounds 5 --json
     python -m tests.bench.bench_engine --busy              # beside other work: see below
 
-The engine is the one that `talkback serve` would start: one worker or more. `--busy` measures one
-in this process on one thread, per CPU-second of it. The rounds interleave all measurements and the
-median of each round's ratio counts, so that a noisy machine is noisy for all alike.
+The engine is the one that `talkback serve` would start, one worker or more, but that it guesses
+nothing: random weights repeat themselves, and what guesses bring is `bench_lookup`'s to tell.
+`--busy` measures one in this process on one thread, per CPU-second of it. The rounds interleave
+all measurements and the median of each round's ratio counts, so that a noisy machine is noisy for
+all alike.
 """
 
 import argparse
@@ -93,7 +95,8 @@ def start(name: str, kind: str, threads: int = 0, workers: int | None = None) ->
     os.environ.update(ENVIRONMENT)  # the workers' processes read it
     batch.ends = lambda _: frozenset()
     worker.child.work = endless
-    _, engine = engines.start(EngineSettings(kind=kind, threads=threads, workers=workers), name)
+    settings = EngineSettings(kind=kind, threads=threads, workers=workers, prompt_lookup=0)
+    _, engine = engines.start(settings, name)
     if isinstance(engine, WorkersEngine):
         while engine.stats()["workers"] < engine.wanted:
             time.sleep(0.1)

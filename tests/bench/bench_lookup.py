@@ -1,0 +1,128 @@
+"""What guessing ahead from the prompt brings a single stream, and what it costs where it cannot.
+
+    python -m tests.bench.bench_lookup                  # the starter model
+    python -m tests.bench.bench_lookup --kind int8
+    python -m tests.bench.bench_lookup --rounds 5
+
+The starter answers questions that are held out of its training: with a reviewer's answer to such a
+question in the prompt, beside two about other things, and without any. Decode only: the first
+token is taken off. The rounds interleave all ways; the median of each round's ratio counts.
+"""
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from chatbot.base import STARTER, Base, ends, load_base
+from chatbot.engine import BASE, Request, Sampling
+from chatbot.engine_settings import EngineSettings
+from chatbot.inprocess.batching import TorchEngine
+from chatbot.prompt import fit
+from tests.corrections import change, facts
+
+MOST = 64
+KINDS = ("repeats an approved answer", "is the model's own")
+Rates = dict[tuple[str, str], list[float]]
+clock = time.perf_counter
+
+
+def prompts(base: Base, shown: int) -> list[list[int]]:
+    """One of each topic, with so many approved answers in it, the first of which fits."""
+    chance, known = random.Random(3), facts()
+    found = []
+    for fact in known:
+        new = change(fact, chance)
+        examples = [(new.question, new.answer)]
+        others = [other for other in known if other is not fact]
+        examples += [(other.question, other.answer) for other in chance.sample(others, 2)]
+        said = examples[:shown]
+        found.append(fit(base.tokenizer, "", [], fact.paraphrases[0], said, 900)[0])
+    return found
+
+
+def engine_rate(engine: TorchEngine, asked: list[list[int]]) -> float:
+    """Decode tokens/s of one stream after the other."""
+    tokens = milliseconds = 0.0
+    for ids in asked:
+        stream = engine.submit(Request(ids, BASE, Sampling(max_tokens=MOST)))
+        stream.wait()
+        tokens += len(stream.ids) - 1
+        milliseconds += (stream.total_ms or 0) - (stream.first_token_ms or 0)
+    return 1000 * tokens / milliseconds
+
+
+def generate_rate(base: Base, asked: list[list[int]]) -> float:
+    """The same of `generate`."""
+    tokens = seconds = 0.0
+    for prompt in asked[::5]:
+        ids = torch.tensor([prompt])
+        took = []
+        for most in (1, MOST):
+            begin = clock()
+            out = base.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=most,
+                do_sample=False,
+                eos_token_id=sorted(ends(base)),
+                pad_token_id=0,
+            )
+            took.append(clock() - begin)
+        tokens += out.shape[1] - ids.shape[1] - 1
+        seconds += took[1] - took[0]
+    return tokens / seconds
+
+
+def measure(kind: str, threads: int, rounds: int) -> Rates:
+    """Tokens/s, round by round, of each kind of answer and each way to decode."""
+    plain = load_base(STARTER)
+    asked = dict(zip(KINDS, (prompts(plain, 3), prompts(plain, 0)), strict=True))
+    engines = {
+        name: TorchEngine(
+            load_base(STARTER), EngineSettings(kind=kind, threads=threads, prompt_lookup=most)
+        )
+        for name, most in (("without guesses", 0), ("with guesses", 8))
+    }
+    ways: dict[str, Callable[[list[list[int]]], float]] = {
+        "generate": lambda some: generate_rate(plain, some)
+    }
+    for name, engine in engines.items():
+        engine.begun()
+        ways[name] = lambda some, engine=engine: engine_rate(engine, some)  # type: ignore[misc]
+    rates: Rates = {(answer, way): [] for answer in KINDS for way in ways}
+    for number in range(rounds + 1):  # the first only warms up
+        for answer, way in rates:
+            rate = ways[way](asked[answer])
+            if number:
+                rates[answer, way].append(rate)
+    for engine in engines.values():
+        engine.close()
+    return rates
+
+
+def report(rates: Rates) -> str:
+    """The table as Markdown."""
+    lines = ["| the answer | decoded | tok/s | vs generate |", "|---|---|---|---|"]
+    for (answer, way), found in rates.items():
+        base = rates[answer, "generate"]
+        times = statistics.median(a / b for a, b in zip(found, base, strict=True))
+        lines.append(f"| {answer} | {way} | {statistics.median(found):.0f} | {times:.2f}x |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--kind", default="torch", choices=["torch", "int8"])
+    parser.add_argument("--threads", type=int, default=1, help="of the engine and of generate")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(report(measure(args.kind, args.threads, args.rounds)))
+
+
+if __name__ == "__main__":
+    main()

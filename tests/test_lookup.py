@@ -1,0 +1,191 @@
+"""Guesses from the prompt: the same text in fewer steps, whatever is asked for."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+
+from chatbot.base import STARTER, ends, load_base
+from chatbot.engine import BASE, Request, Sampling, Stream
+from chatbot.inprocess.batch import Row
+from chatbot.inprocess.batching import EngineSettings, TorchEngine
+from chatbot.inprocess.lookup import FEW, Lookup
+from chatbot.prompt import fit
+from tests.corrections import facts
+from tests.oracle import QUESTIONS, Oracle, start
+
+KINDS = [
+    "torch",
+    pytest.param(
+        "int8", marks=pytest.mark.skipif(not find_spec("openvino"), reason="NO INT8: no OpenVINO")
+    ),
+]
+
+
+def guess(said: Sequence[int], most: int = 8) -> list[int]:
+    lookup = Lookup()
+    lookup.extend(said)
+    return list(lookup.guess(most))
+
+
+def test_what_came_after_the_last_two_tokens_comes_again() -> None:
+    assert guess([1, 2, 3, 4, 5, 1, 2]) == [3, 4, 5, 1, 2]
+    assert guess([1, 2, 3, 4, 5, 1, 2], 2) == [3, 4]
+
+
+def test_of_several_the_last_one_counts() -> None:
+    assert guess([1, 2, 3, 1, 2, 4, 1, 2], 1) == [4]
+
+
+@pytest.mark.parametrize("said", [[], [1], [1, 2], [1, 2, 3, 2], [2, 1, 3, 1, 2]])
+def test_of_what_is_new_nothing_is_guessed(said: list[int]) -> None:
+    assert guess(said) == []
+
+
+@pytest.mark.parametrize("most", [0, -1])
+def test_without_room_nothing_is_guessed(most: int) -> None:
+    assert guess([1, 2, 3, 1, 2], most) == []
+
+
+def said(oracle: Oracle, requests: Sequence[Request], **settings: int) -> list[Stream]:
+    """What a new engine answers, up to `FEW` requests at a time."""
+    engine = start(oracle, **settings)
+    streams: list[Stream] = []
+    for first in range(0, len(requests), FEW):
+        now = [engine.submit(request) for request in requests[first : first + FEW]]
+        assert all(stream.wait(60) for stream in now)
+        streams += now
+    counts = engine.stats()
+    engine.close()
+    assert counts["decoded"] == sum(len(stream.ids) for stream in streams)
+    assert (counts["guessed"] > 0) == ("prompt_lookup" not in settings)
+    return streams
+
+
+def foresee(monkeypatch: pytest.MonkeyPatch, answers: Sequence[tuple[Request, Stream]]) -> None:
+    """Have the answers guessed, most of the time with a mistake somewhere."""
+    known = {(*r.prompt_ids, r.adapter): stream.ids for r, stream in answers}
+    chance = random.Random(5)
+
+    def guess(row: Row, most: int) -> list[int]:
+        at, request = len(row.stream.ids), row.request
+        rest = known[*request.prompt_ids, request.adapter][at:]
+        guess = rest[: max(min(most, row.limit - at - 1), 0)]
+        if guess and chance.random() < 0.7:
+            guess[chance.randrange(len(guess))] = 9
+        return guess
+
+    monkeypatch.setattr(Row, "guess", guess)
+
+
+SAMPLINGS = {
+    "greedy": Sampling(),
+    "dice": Sampling(temperature=1, seed=7),
+    "nucleus": Sampling(temperature=1, top_p=0.9, seed=8, repetition_penalty=1.1),
+    "penalties": Sampling(frequency_penalty=0.5, presence_penalty=0.1),
+    "stop": Sampling(stop=("e", "ou"), temperature=0.8, seed=3),
+    "chances": Sampling(logprobs=2),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_the_text_is_the_same_as_without_guesses(
+    any_oracle: Oracle, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    sampling = replace(SAMPLINGS[name], max_tokens=40)
+    requests = [
+        Request(any_oracle.prompt(question), voice, sampling)
+        for question in QUESTIONS
+        for voice in any_oracle.voices
+    ]
+    plain = said(any_oracle, requests, prompt_lookup=0)
+    foresee(monkeypatch, list(zip(requests, plain, strict=True)))
+    for one, other in zip(said(any_oracle, requests), plain, strict=True):
+        assert (one.ids, one.text, one.finish) == (other.ids, other.text, other.finish)
+        assert [chance.token for chance in one.chances] == (one.ids if name == "chances" else [])
+        for mine, its in zip(one.chances, other.chances, strict=True):
+            assert mine.logprob == pytest.approx(its.logprob, abs=1e-3)
+
+
+def test_what_a_guess_got_wrong_is_not_remembered(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next turn goes on from what was said, not from what was guessed."""
+    monkeypatch.setattr(Row, "guess", lambda *_: [9, 9, 9])
+    asked = Request(oracle.prompt(QUESTIONS[0]), oracle.voices[1], Sampling(max_tokens=13))
+    engine = start(oracle)
+    first = engine.submit(asked)
+    assert first.wait(60)
+    more = [*asked.prompt_ids, *first.ids, *oracle.prompt(QUESTIONS[1])]
+    second = engine.submit(replace(asked, prompt_ids=more))
+    assert second.wait(60) and engine.stats()["recalls"] == 1
+    engine.close()
+    (fresh,) = said(oracle, [replace(asked, prompt_ids=more)], prompt_lookup=0)
+    assert second.ids == fresh.ids
+
+
+def test_no_guess_goes_beyond_the_room_there_is(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guesses: list[tuple[int, int]] = []
+    guess = Row.guess
+
+    def watched(row: Row, most: int) -> Sequence[int]:
+        found = guess(row, most)
+        guesses.append((len(row.stream.ids) + len(found), len(found)))
+        return found
+
+    monkeypatch.setattr(Row, "guess", watched)
+    again = [5, 6, 7, 8]
+    for tokens in range(2, 14):
+        engine = start(oracle, max_length=64)
+        # Nothing but 5 and 6 can be said: they have stood together before.
+        bias = tuple((token, 100.0) for token in (5, 6))
+        prompt = (again * 16)[: 64 - tokens]
+        stream = engine.submit(Request(prompt, BASE, Sampling(max_tokens=99, logit_bias=bias)))
+        assert stream.wait(60)
+        engine.close()
+        assert len(stream.ids) == tokens and stream.finish == "length"
+        assert all(reach < tokens for reach, _ in guesses)
+        assert tokens < 5 or any(length for _, length in guesses)
+        guesses.clear()
+
+
+def test_many_streams_leave_no_room_for_guesses(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(oracle, slots=FEW + 1)
+    together: list[int] = []
+    monkeypatch.setattr(
+        Row, "guess", lambda *_: together.append(len(engine._batch.rows())) or [9, 9]
+    )
+    bias = tuple((token, -100.0) for token in ends(oracle.base))
+    for count in (FEW, FEW + 1):
+        request = Request([5, 6, 7], BASE, Sampling(max_tokens=50, logit_bias=bias))
+        streams = [engine.submit(request) for _ in range(count)]
+        assert all(stream.wait(60) for stream in streams)
+    engine.close()
+    assert set(together) >= {FEW} and max(together) <= FEW
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_approved_answer_is_repeated_in_a_third_of_the_steps(kind: str) -> None:
+    found = []
+    for most in (8, 0):
+        base = load_base(STARTER)
+        settings = EngineSettings(kind=kind, threads=1, prompt_lookup=most)
+        engine = TorchEngine(base, settings)
+        texts = []
+        for fact in facts()[:10]:
+            answer = fact.answer.replace(fact.fact, "half past ten")
+            shown = [(fact.question, answer)]
+            ids, _ = fit(base.tokenizer, "", [], fact.paraphrases[0], shown, 900)
+            stream = engine.submit(Request(ids, BASE, Sampling(max_tokens=48)))
+            assert stream.wait(60)
+            texts.append(stream.text)
+        found.append((texts, engine.stats()["steps"]))
+        engine.close()
+    (guessed, few), (plain, many) = found
+    assert guessed == plain and few < many / 3
