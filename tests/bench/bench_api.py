@@ -191,7 +191,9 @@ class Telling:
     def hear(self, connection: socket.socket, first: list[float]) -> bool:
         """Read what there is, and ask again after the end; True after the last."""
         spoke = WORD.search(self._heard)
-        self._heard += connection.recv(1 << 16)
+        heard = connection.recv(1 << 16)
+        assert heard, f"the server hung up after {bytes(self._heard[-200:])!r}"
+        self._heard += heard
         if not spoke and WORD.search(self._heard):
             first.append((time.perf_counter() - self._began) * 1000)
         if not self._heard.endswith(LAST):
@@ -209,25 +211,24 @@ class Client:
 
     def __init__(self, url: str, streams: int, bias: dict[int, int], tokens: int) -> None:
         address = urlsplit(url)
-        self._host = str(address.hostname)
-        self._bias, self._tokens = bias, tokens or MOST
-        self._sockets = [
-            socket.create_connection((self._host, address.port)) for _ in range(streams)
-        ]
+        self._host, self._port = str(address.hostname), address.port
+        self._streams, self._bias, self._tokens = streams, bias, tokens or MOST
 
     def ask(self, each: int = 1) -> list[float]:
         """All at once, each again when its answer has ended, so many times; milliseconds to the
         first words, once all have ended."""
         first: list[float] = []
-        with selectors.DefaultSelector() as open_ones:
-            for number, connection in enumerate(self._sockets):
+        with ExitStack() as open_ones, selectors.DefaultSelector() as heard:
+            for number in range(self._streams):
+                connection = socket.create_connection((self._host, self._port))
                 telling = Telling(self._request(number), each)
-                telling.ask(connection)
-                open_ones.register(connection, selectors.EVENT_READ, telling)
-            while open_ones.get_map():
-                for key, _ in open_ones.select():
+                heard.register(open_ones.enter_context(connection), selectors.EVENT_READ, telling)
+            for key in list(heard.get_map().values()):
+                key.data.ask(key.fileobj)
+            while heard.get_map():
+                for key, _ in heard.select():
                     if key.data.hear(key.fileobj, first):
-                        open_ones.unregister(key.fileobj)
+                        heard.unregister(key.fileobj)
         return first
 
     def _request(self, number: int) -> bytes:
@@ -240,10 +241,6 @@ class Client:
         text = json.dumps(body).encode()
         head = "POST /v1/chat/completions HTTP/1.1\r\nContent-Type: application/json\r\n"
         return f"{head}Host: {self._host}\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text
-
-    def close(self) -> None:
-        for connection in self._sockets:
-            connection.close()
 
 
 def sse_round(client: Client, answers: Answers, rate: Rate, each: int = 1) -> None:
@@ -295,7 +292,6 @@ def page_rounds(
             kept = number > 0
             sse_round(client, answers, sse if kept else Rate())
             page_round(tabs, number, answers, page if kept else Rate())
-    client.close()
 
 
 def measure(args: argparse.Namespace, root: Path) -> dict[str, Rate]:
@@ -315,7 +311,6 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Rate]:
         alternate(
             args.rounds, ours, rates, lambda rate: sse_round(client, answers, rate, args.each)
         )
-        client.close()
         if not args.no_page and (shutil.which("chromium") or shutil.which("chromium-browser")):
             rates["SSE, as many as tabs"], rates["page"] = Rate(), Rate()
             page_rounds(server, answers, args, rates)
