@@ -50,7 +50,7 @@ class EngineSettings(RemoteSettings):
     """Prompt tokens read between two decode steps: more is a faster start, less a calmer stream."""
     prefix_mb: Annotated[int, Field(ge=0)] = 512
     """Megabytes of each for what ended streams have read: the next turn need not read it again."""
-    prompt_lookup: Annotated[int, Field(ge=0, le=32)] = 8
+    prompt_lookup: Annotated[int, Field(ge=0, le=16)] = 8
     """Most tokens that are guessed ahead where an answer repeats its prompt, and read in one step:
     the same text, sooner. 0: none."""
     device: str = "auto"

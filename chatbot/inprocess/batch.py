@@ -65,8 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Told:
-    """What a step says: `logits` [told, vocabulary], the best token of each, and whether it is
-    one."""
+    """What a step says: `logits` [told, vocabulary], whether they are sound, the best tokens."""
 
     logits: torch.Tensor
     sound: list[bool]
@@ -272,19 +271,19 @@ class Batch:
         row = self._rows[index]
         for at, guessed in enumerate([*guess, None], first):
             if not told.sound[at]:
-                return self._spoilt(index)
+                self._spoilt(index)
+                break
             token = told.best[at] if row.sampler.plain else row.sampler.choose(told.logits[at])
             if (count := row.request.sampling.logprobs) is not None:
                 row.stream.chances.append(chance(told.logits[at], token, count))
             self.counts["decoded"] += 1
             if (finish := self._say(row, token)) is not None:
-                return self._leave(index, finish)
-            if token == guessed:
-                row.position += 1
-                self.counts["guessed"] += 1
-            else:
+                self._leave(index, finish)
                 break
-        return None
+            if token != guessed:
+                break
+            row.position += 1
+            self.counts["guessed"] += 1
 
     def _say(self, row: Row, token: int) -> Finish | None:
         """Send a token's text; why the answer ends with it, if it does."""
