@@ -45,6 +45,8 @@ class Soak:
     clients: int = 64
     seconds: float = 300
     every: float = 5
+    same: bool = False
+    """All ask the same, so that no prompt has a shape that the engine makes kernels for."""
     ends: Counter[str] = field(default_factory=Counter)
     """How streams ended: "whole", "vanished", "stuck", "broken" or "refused"."""
     looks: list[Look] = field(default_factory=list)
@@ -107,8 +109,9 @@ class Soak:
                 await asyncio.sleep(0.2)
 
     async def _stream(self, http: httpx.AsyncClient, number: int, chance: random.Random) -> str:
+        question = "Question" if self.same else f"Question {chance.random()}"
         body = {
-            "messages": [{"role": "user", "content": f"Question {chance.random()}"}],
+            "messages": [{"role": "user", "content": question}],
             "max_tokens": chance.randint(16, 192), "temperature": 1, "stream": True,
             "user": f"client-{number}",
         }  # fmt: skip

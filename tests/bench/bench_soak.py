@@ -2,6 +2,10 @@
 
     python tests/bench/bench_soak.py                       # 5 minutes on a tiny model
     python tests/bench/bench_soak.py 2 --clients 64 --base chatbot/starter
+    python tests/bench/bench_soak.py --same                # all ask the same question
+
+The engine keeps the kernels that it makes for prompts of another shape, a thousand at most; where
+all ask the same, whatever memory grows by is lost.
 
 The server is a process of its own; what it holds is read from its /metrics.
 """
@@ -29,6 +33,7 @@ def main() -> None:
     parser.add_argument("minutes", type=float, nargs="?", default=5)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--base", help="a folder or a Hub id; default: a tiny model")
+    parser.add_argument("--same", action="store_true", help="one question, no new shapes")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="talkback-bench-") as folder:
         home = Home.find(Path(folder) / "home")
@@ -36,7 +41,8 @@ def main() -> None:
         base = args.base or str(write_model(Path(folder) / "base", max_position_embeddings=2048))
         server = Server(home, "--base-model", base).ready()
         try:
-            soak = Soak(server.url, args.clients, args.minutes * 60, every=args.minutes * 60 / 20)
+            seconds = args.minutes * 60
+            soak = Soak(server.url, args.clients, seconds, every=seconds / 20, same=args.same)
             asyncio.run(soak.run(seen))
             rest = asyncio.run(soak.rest())
         finally:
