@@ -88,6 +88,15 @@ def test_a_later_turn_reads_only_what_is_new_and_says_the_same(
     fresh.close()
 
 
+def test_a_path_apart_says_the_same_from_its_first_step_on(engine: TorchEngine) -> None:
+    path = engine._batch._path
+    first, second = path.apart(1, BLOCK), path.apart(1, BLOCK)
+    with torch.inference_mode():
+        said = first.decode([5], [0], [None]).clone()
+        assert torch.equal(first.apart(1, BLOCK).decode([5], [0], [None]), said)
+        assert torch.equal(second.decode([5], [0], [None]), said)
+
+
 def load_again(oracle: Oracle) -> Oracle:
     return Oracle(oracle.path, load_base(str(oracle.path)), oracle.adapters)
 
