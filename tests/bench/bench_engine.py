@@ -122,17 +122,19 @@ def engine_rate(engine: Engine, streams: int, voices: list[str]) -> float:
 
 
 def first_tokens(engine: Engine, voice: str) -> tuple[float, float]:
-    """Seconds to the first token of turn 1 and of turn 20 of one conversation."""
+    """Seconds to the first token of turn 1 and of turn 20 of one conversation, as long as the model
+    has room for it."""
+    size = min(PROMPT, engine.stats()["max_length"] // TURNS * 4 // 5)
     said: list[int] = []
     took = []
     for turn in range(TURNS):
-        said += prompt(1000 + turn)
+        said += prompt(1000 + turn)[:size]
         begin = clock()
         first = engine.submit(Request([*said], voice, Sampling(max_tokens=1)))
         while not first.ids:
             time.sleep(0.001)
         took.append(clock() - begin)
-        answer = engine.submit(Request([*said], voice, Sampling(max_tokens=PROMPT // 4)))
+        answer = engine.submit(Request([*said], voice, Sampling(max_tokens=size // 4)))
         answer.wait()
         said += answer.ids
     return took[0], took[-1]
