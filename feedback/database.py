@@ -80,7 +80,7 @@ class Connection(sqlite3.Connection):
 
     def _check_alive(self) -> None:
         if not self.in_transaction:  # a full disk makes SQLite undo all of it
-            raise sqlite3.OperationalError("the transaction was undone: disk I/O error")
+            raise sqlite3.OperationalError("the transaction was undone")
 
     def _tell_undone(self, first: int) -> None:
         while len(self._undone) > first:
@@ -248,5 +248,6 @@ def _remedy(complaint: str) -> str | None:
         "malformed": "restore a backup",
         "locked": f"another has held it for {WAIT_SECONDS} s; try again",
         "disk I/O error": "nothing of this was saved; check the disk",
+        "transaction was undone": "nothing of this was saved; check the disk",
     }
     return next((remedy for words, remedy in remedies.items() if words in complaint), None)

@@ -27,22 +27,25 @@ class Keeper(Executor):
         self._database = database
         self._works: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._open = True
+        self._door = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="keeping", daemon=True)
         self._thread.start()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
         """Have it done; after `shutdown` the future has a StoreError."""
         future = Future[Any]()
-        if self._open:
-            self._works.put((future, lambda: fn(*args, **kwargs)))
-        else:
-            future.set_exception(StoreError("The server is stopping; nothing is kept any more."))
+        with self._door:  # nothing is left behind the end
+            if self._open:
+                self._works.put((future, lambda: fn(*args, **kwargs)))
+                return future
+        future.set_exception(StoreError("The server is stopping; nothing is kept any more."))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Do what has been submitted, then end."""
-        self._open = False
-        self._works.put(None)
+        with self._door:
+            self._open = False
+            self._works.put(None)
         if wait:
             self._thread.join()
 

@@ -71,7 +71,7 @@ def test_the_cache_is_read_in_strides_up_to_its_end(
     monkeypatch.setattr(
         kind,
         "_run",
-        lambda self, ids, at, used, *told: read.append(used) or run(self, ids, at, used, *told),
+        lambda self, ids, at, used, told: read.append(used) or run(self, ids, at, used, told),
     )
     path.prefill([Part(0, ids(STRIDE), 0, None)])
     for place in (STRIDE, STRIDE + 1, 2 * STRIDE - 1, 2 * STRIDE, 2 * STRIDE + 2):

@@ -56,10 +56,8 @@ class Row:
 
     def guess(self, most: int) -> Sequence[int]:
         """At most so many tokens that may come after the last one and leave room for another."""
-        known, prompt = len(self.lookup), self.request.prompt_ids
-        if known < len(prompt):
-            self.lookup.extend(prompt)
-        self.lookup.extend(self.stream.ids[max(known - len(prompt), 0) :])
+        so_far = [*self.request.prompt_ids, *self.stream.ids]
+        self.lookup.extend(so_far[len(self.lookup) :])
         return self.lookup.guess(min(most, self.limit - len(self.stream.ids) - 1))
 
 

@@ -169,12 +169,7 @@ class Fast(Forward):
         self.rows.joints.clear()
 
     def _run(
-        self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        used: int,
-        rows: torch.Tensor,
-        tokens: torch.Tensor,
+        self, ids: torch.Tensor, positions: torch.Tensor, used: int, told: torch.Tensor
     ) -> torch.Tensor:
         """As `Forward` has it."""
         embedded = self.model.model.embed_tokens(ids)
@@ -184,4 +179,4 @@ class Fast(Forward):
         x = embedded.flatten(0, 1)
         for layer in self._layers:
             x = layer(x, step, self.cache)
-        return self._head(self._norm(x.view(embedded.shape)[rows, tokens]))
+        return self._head(self._norm(x.view(embedded.shape)[told.unbind(1)]))

@@ -136,18 +136,14 @@ class Forward:
         places = self._tensor(starts)[:, None] + torch.arange(tokens, device=self.like.device)
         self.rows.plan.set(adapters, self.like)
         self.cache.place(first, places, used)
-        return self._run(self._tensor(ids), places, used, *self._tensor(told).unbind(1))
+        return self._run(self._tensor(ids), places, used, self._tensor(told))
 
     def _run(
-        self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        used: int,
-        rows: torch.Tensor,
-        tokens: torch.Tensor,
+        self, ids: torch.Tensor, positions: torch.Tensor, used: int, told: torch.Tensor
     ) -> torch.Tensor:
         """ids and positions [rows, tokens], `used` positions in the cache -> the logits [told,
-        vocabulary] after the token of each pair of `rows` and `tokens`, [told] each."""
+        vocabulary] after the tokens `told` [told, 2], each by its row and its place in it."""
+        rows, tokens = told.unbind(1)
         kept, which = torch.unique(tokens, return_inverse=True)
         out = self.model(
             input_ids=ids,

@@ -1,7 +1,8 @@
-"""How many CPU threads to take: all cores, unless a small model is as fast on fewer. And a warm-up.
+"""How a path begins: on how many CPU threads, and warm.
 
-Threads wait for each other after every operation. A small model is faster on one of them than on
-two, and what it leaves free is there for others: a cycle, say. Only trying tells.
+All cores, unless a small model is as fast on fewer. Threads wait for each other after every
+operation: such a model is faster on one of them than on two, and what it leaves free is there for
+others, a cycle, say. Only trying tells.
 """
 
 import os

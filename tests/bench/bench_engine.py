@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -65,23 +66,27 @@ def prompt(seed: int) -> list[int]:
     return torch.randint(10, 300, (PROMPT,), generator=chance).tolist()
 
 
+def generated(base: Base, prompt_ids: list[int], most: int, **until: Any) -> tuple[int, float]:
+    """How many tokens one `generate` says, at most so many, and the seconds that it takes."""
+    ids = torch.tensor([prompt_ids])
+    begin = clock()
+    out = base.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=most,
+        do_sample=False,
+        pad_token_id=0,
+        **until,
+    )
+    return out.shape[1] - ids.shape[1], clock() - begin
+
+
 def generate_rate(base: Base) -> float:
     """Decode tokens/s of one `generate`: the time of the first token is taken off."""
-
-    def run(tokens: int) -> float:
-        ids = torch.tensor([prompt(0)])
-        begin = clock()
-        base.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=0,
-        )
-        return clock() - begin
-
-    return (ANSWER - 1) / (run(ANSWER) - run(1))
+    (_, all_of_it), (_, first) = (
+        generated(base, prompt(0), tokens, min_new_tokens=tokens) for tokens in (ANSWER, 1)
+    )
+    return (ANSWER - 1) / (all_of_it - first)
 
 
 def endless(pipe: Connection) -> None:

@@ -12,8 +12,8 @@ token is taken off. The rounds interleave all ways; the median of each round's r
 import argparse
 import random
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -22,16 +22,16 @@ from chatbot.engine import BASE, Request, Sampling
 from chatbot.engine_settings import EngineSettings
 from chatbot.inprocess.batching import TorchEngine
 from chatbot.prompt import fit
+from tests.bench.bench_engine import generated
 from tests.corrections import change, facts
 
 MOST = 64
 KINDS = ("repeats an approved answer", "is the model's own")
 Rates = dict[tuple[str, str], list[float]]
-clock = time.perf_counter
 
 
 def prompts(base: Base, shown: int) -> list[list[int]]:
-    """One of each topic, with so many approved answers in it, the first of which fits."""
+    """One of each topic, with so many approved answers in it, up to 3, the first of which fits."""
     chance, known = random.Random(3), facts()
     found = []
     for fact in known:
@@ -39,8 +39,8 @@ def prompts(base: Base, shown: int) -> list[list[int]]:
         examples = [(new.question, new.answer)]
         others = [other for other in known if other is not fact]
         examples += [(other.question, other.answer) for other in chance.sample(others, 2)]
-        said = examples[:shown]
-        found.append(fit(base.tokenizer, "", [], fact.paraphrases[0], said, 900)[0])
+        ids, _ = fit(base.tokenizer, "", [], fact.paraphrases[0], examples[:shown], 900)
+        found.append(ids)
     return found
 
 
@@ -58,22 +58,13 @@ def engine_rate(engine: TorchEngine, asked: list[list[int]]) -> float:
 def generate_rate(base: Base, asked: list[list[int]]) -> float:
     """The same of `generate`."""
     tokens = seconds = 0.0
+    last = sorted(ends(base))
     for prompt in asked[::5]:
-        ids = torch.tensor([prompt])
-        took = []
-        for most in (1, MOST):
-            begin = clock()
-            out = base.model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=most,
-                do_sample=False,
-                eos_token_id=sorted(ends(base)),
-                pad_token_id=0,
-            )
-            took.append(clock() - begin)
-        tokens += out.shape[1] - ids.shape[1] - 1
-        seconds += took[1] - took[0]
+        (_, first), (said, all_of_it) = (
+            generated(base, prompt, most, eos_token_id=last) for most in (1, MOST)
+        )
+        tokens += said - 1
+        seconds += all_of_it - first
     return tokens / seconds
 
 
@@ -88,11 +79,11 @@ def measure(kind: str, threads: int, rounds: int) -> Rates:
         for name, most in (("without guesses", 0), ("with guesses", 8))
     }
     ways: dict[str, Callable[[list[list[int]]], float]] = {
-        "generate": lambda some: generate_rate(plain, some)
+        "generate": partial(generate_rate, plain)
     }
     for name, engine in engines.items():
         engine.begun()
-        ways[name] = lambda some, engine=engine: engine_rate(engine, some)  # type: ignore[misc]
+        ways[name] = partial(engine_rate, engine)
     rates: Rates = {(answer, way): [] for answer in KINDS for way in ways}
     for number in range(rounds + 1):  # the first only warms up
         for answer, way in rates:
