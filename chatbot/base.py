@@ -6,12 +6,10 @@ Training imports this very module, so what is trained is what is served.
 import hashlib
 import math
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from jinja2 import TemplateError
@@ -25,6 +23,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from chatbot.plain import BadMessages, control_tokens, plain
 from chatbot.skeleton import Named, skeleton, stored
 from feedback.errors import TalkbackError
 
@@ -47,7 +46,6 @@ FALLBACK_TEMPLATE = (
 """For bases without a template: a turn ends in the end token, which no text can forge."""
 
 ROLES = frozenset({"system", "user", "assistant"})
-WORD_JOINER = "\u2060"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.json",
@@ -60,10 +58,6 @@ TOKENIZER_FILES = (
 
 class BaseError(TalkbackError):
     """The base model cannot be had; the message says why and what to do."""
-
-
-class BadMessages(TalkbackError):
-    """The messages do not fit the model's chat template; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -293,59 +287,6 @@ def _hashed(named: Named) -> str:
 
 
 # -- From messages to tokens
-
-
-def plain(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text with every control token's string broken, so that it can only be read as text.
-
-    A word joiner (U+2060, invisible) goes in after the first character of each.
-    """
-    pattern = _control_pattern(tokenizer)
-    broken = _break(text, pattern)
-    if _reads_as_control(broken, tokenizer):
-        # A normaliser of the tokenizer turned look-alike letters into a control string.
-        broken = _break(unicodedata.normalize("NFKC", text), pattern)
-        if _reads_as_control(broken, tokenizer):
-            raise BadMessages("This text holds a control token that cannot be made plain.")
-    return broken
-
-
-@lru_cache(maxsize=4)
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, int]:
-    """Strings that the tokenizer turns into one token of its own, with the id.
-
-    Runs of white space, which some tokenizers add as tokens, are text and not among them. Looked
-    up once: a tokenizer is not changed after it is loaded.
-    """
-    added: dict[int, Any] = tokenizer.added_tokens_decoder
-    special = set(tokenizer.all_special_tokens)
-    found = {str(token): id for id, token in added.items()}
-    return {s: id for s, id in found.items() if s in special or s.strip(" \t\r\n\u2581")}
-
-
-@lru_cache(maxsize=4)
-def _control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """Any of the strings that can be broken, the longest first; None if there are none."""
-    strings = sorted((s for s in control_tokens(tokenizer) if len(s) > 1), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, strings))) if strings else None
-
-
-@lru_cache(maxsize=4)
-def _control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    # An unknown letter may well become the unknown token: that controls nothing.
-    harmless = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
-    return frozenset(control_tokens(tokenizer).values()) - harmless
-
-
-def _break(text: str, pattern: re.Pattern[str] | None) -> str:
-    while pattern is not None and pattern.search(text):
-        text = pattern.sub(lambda m: m[0][0] + WORD_JOINER + m[0][1:], text)
-    return text
-
-
-def _reads_as_control(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return not _control_ids(tokenizer).isdisjoint(ids)
 
 
 def render(

@@ -15,17 +15,15 @@ from transformers import PreTrainedTokenizerBase
 
 from chatbot import lora
 from chatbot.base import (
-    BadMessages,
     Base,
     BaseError,
-    control_tokens,
     encode,
     ends,
     load_base,
     load_tokenizer,
-    plain,
     render,
 )
+from chatbot.plain import BadMessages, control_tokens, plain
 from tests import models, real
 from tests.hub import COMMIT, hub
 
