@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,18 @@ def test_api_and_pages_are_one_server(running: Server) -> None:
     assert 'talkback_http_requests_total{method="GET",route="pages",status="200"}' in figures
     assert 'route="/review"' not in figures
     assert httpx.get(f"{running.url}/v1/nowhere").json()["error"]["code"] == "not_found"
+
+
+def test_who_is_not_asked_sleeps(running: Server) -> None:
+    """Gradio's queue alone would wake it a thousand times a second."""
+
+    def woken() -> int:
+        status = Path(f"/proc/{running.process.pid}/status").read_text()
+        return sum(map(int, re.findall(r"ctxt_switches:\s+(\d+)", status)))
+
+    before = woken()
+    time.sleep(2)
+    assert woken() - before < 2 * 400
 
 
 def test_kill_9_loses_nothing_that_was_acknowledged(

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 
-from starlette.requests import Request
+from starlette.types import Receive
 
 from chatbot.turn import Turn
 
@@ -54,13 +54,9 @@ class Flow:
         for turn in self._turns:
             turn.cancel()
 
-    async def leave(self) -> None:
-        """`cancel`, for those who would call it on a thread if it were not a coroutine."""
-        self.cancel()
-
-    async def end(self, request: Request) -> None:
+    async def end(self, receive: Receive) -> None:
         """Wait for the end; a client that goes away meanwhile cancels the turns."""
-        listener = asyncio.create_task(self._cancel_when_gone(request))
+        listener = asyncio.create_task(self.cancel_when_gone(receive))
         try:
             while len(self._kept) < len(self._turns):
                 await self._news.wait()
@@ -70,8 +66,9 @@ class Flow:
             listener.cancel()
             self.cancel()
 
-    async def _cancel_when_gone(self, request: Request) -> None:
-        while (await request.receive())["type"] != "http.disconnect":
+    async def cancel_when_gone(self, receive: Receive) -> None:
+        """Listen to the client of a request, whose body has been read."""
+        while (await receive())["type"] != "http.disconnect":
             pass
         self.cancel()
 

@@ -7,28 +7,27 @@ Handlers parse, call one function and render. Errors leave in OpenAI's shape (``
 """
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, JsonValue
-from starlette.background import BackgroundTask
 from starlette.routing import compile_path
 
 from chatbot.access import Caller
 from chatbot.api import shapes
 from chatbot.api.completion import Chunks, completion
+from chatbot.api.events import Events, raise_if_broken
 from chatbot.api.flow import Flow
 from chatbot.api.logprobs import Speller
-from chatbot.api.problems import Problem, problem
+from chatbot.api.problems import Problem
 from chatbot.api.tensorzero import TensorZeroFeedback
 from chatbot.api.wire import ChatRequest, model_card
 from chatbot.engine import BASE
 from chatbot.place import Forbidden
-from chatbot.turn import Asked, Turn, ask
+from chatbot.turn import Asked, ask
 from feedback.ids import new_id
 from feedback.says import Kind
 from feedback.store import Message
@@ -88,13 +87,10 @@ def router(service: "Service") -> APIRouter:
         turns = [first, *first.others]
         if body.stream:
             options = body.stream_options
-            return _stream(
-                Flow(turns, service.keeper),
-                turns,
-                Chunks(turns, bool(options and options.include_usage), spell),
-            )
-        await Flow(turns, service.keeper).end(request)
-        _raise_if_broken(turns)
+            chunks = Chunks(turns, bool(options and options.include_usage), spell)
+            return Events(Flow(turns, service.keeper), turns, chunks)
+        await Flow(turns, service.keeper).end(request.receive)
+        raise_if_broken(turns)
         return JSONResponse(completion(turns, spell))
 
     @routes.get("/v1/models", tags=["chat"], response_model=shapes.Models)
@@ -211,43 +207,3 @@ def _rater(service: "Service", answer: Message, caller: Caller, user: str | None
     if not caller.owns(asked):
         raise Forbidden(f"{answer.id} is an answer to somebody else")
     return caller.person(user) if user else asked
-
-
-def _stream(flow: Flow, turns: Sequence[Turn], chunks: Chunks) -> Response:
-    """All of it as one response."""
-    return StreamingResponse(
-        _events(flow, turns, chunks),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-        background=BackgroundTask(flow.leave),  # for a client that is gone before it began
-    )
-
-
-async def _events(flow: Flow, turns: Sequence[Turn], chunks: Chunks) -> AsyncIterator[str]:
-    """The answers as server-sent events; their end is told once they are stored.
-
-    Who speaks is told with the first words: of many that ask at once each piece makes all wait.
-    """
-    opening = "".join(_event(chunk) for chunk in chunks.first())
-    try:
-        async for batch in flow:
-            words = "".join(_event(chunks.words(index, deltas)) for index, deltas in batch)
-            yield opening + words
-            opening = ""
-        _raise_if_broken(turns)
-        end = "".join(_event(chunk) for chunk in chunks.last())
-    except Exception as error:
-        end = _event(problem(error).body())
-    yield opening + end + "data: [DONE]\n\n"
-
-
-def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
-
-
-def _raise_if_broken(turns: Sequence[Turn]) -> None:
-    """An answer that broke off is an error, although its beginning is kept."""
-    for turn in turns:
-        if turn.speaker.finish in ("error", "cancelled"):
-            why = turn.error or "the server is stopping"
-            raise Problem(503, f"The answer broke off: {why}", "server_error", code="broken_off")
