@@ -47,7 +47,7 @@ class EngineSettings(RemoteSettings):
     queue: Annotated[int, Field(ge=0)] = 64
     """Requests that may wait for a slot; more are told that the engine is busy."""
     chunk: Annotated[int, Field(ge=1)] = 256
-    """Prompt tokens read between two decode steps: more is a faster start, less a calmer stream."""
+    """Prompt tokens read in one step: more is a faster start, less a calmer stream."""
     prefix_mb: Annotated[int, Field(ge=0)] = 512
     """Megabytes of each for what ended streams have read: the next turn need not read it again."""
     prompt_lookup: Annotated[int, Field(ge=0, le=16)] = 8

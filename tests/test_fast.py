@@ -78,6 +78,6 @@ def test_attention_by_products_reads_what_torch_reads(
     expected = torch.nn.functional.scaled_dot_product_attention(
         *(each.double() for each in (q, keys, values)), attn_mask=seen, scale=0.1
     )
-    assert rows * queries * used > fast.MUCH
+    assert rows * 3 * used * (12 + queries) > fast.MUCH
     read = fast.attention(q, keys, values, hidden, 0.1)
     assert (read - expected).norm() < 0.01 * expected.norm()

@@ -1,11 +1,13 @@
-"""Prompts read together: the same as one by one, and only where it saves time."""
+"""What streams read together: the same as one by one, and only where it saves time."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from chatbot.inprocess.forward import STEP, STRIDE, Forward
+from chatbot.inprocess.fast import EXACT, filled
+from chatbot.inprocess.forward import PADDING, STRIDE, Forward
+from chatbot.inprocess.groups import grouped
 from chatbot.inprocess.path import Part
 from tests.oracle import Oracle, start
 
@@ -25,7 +27,7 @@ def ids(count: int) -> list[int]:
 
 
 def test_prompts_of_all_adapters_read_together_are_as_read_apart(
-    any_oracle: Oracle, path: Forward, monkeypatch: pytest.MonkeyPatch
+    any_oracle: Oracle, path: Forward
 ) -> None:
     begun = Part(1, ids(5), 0, any_oracle.voices[1])
     parts = [
@@ -33,32 +35,53 @@ def test_prompts_of_all_adapters_read_together_are_as_read_apart(
         Part(1, ids(12)[5:], 5, any_oracle.voices[1]),
         Part(2, ids(3), 0, any_oracle.voices[2]),
     ]
-    then = ([7, 8, 9], [9, 12, 3], [part.adapter for part in parts])
-    path.prefill([begun])
-    apart = torch.cat([path.prefill([part]) for part in parts])
-    said_apart = path.decode(*then)
+    then = [
+        Part(row, [7 + row], place, part.adapter)
+        for row, (place, part) in enumerate(zip([9, 12, 3], parts, strict=True))
+    ]
+    path.read([begun])
+    apart = torch.cat([path.read([part]) for part in parts])
+    said_apart = torch.cat([path.read([part]) for part in then])
     twin = path.apart(4, 64)
-    twin.prefill([begun])
-    steps = []
-    step = Forward._step
-    monkeypatch.setattr(Forward, "_step", lambda self, *of: steps.append(of) or step(self, *of))
-    together = twin.prefill(parts)
-    assert len(steps) == 1
-    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(twin.decode(*then), said_apart, rtol=1e-4, atol=1e-4)
+    twin.read([begun])
+    torch.testing.assert_close(twin.read(parts), apart, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(twin.read(then), said_apart, rtol=1e-4, atol=1e-4)
 
 
-def test_together_are_read_those_side_by_side_that_need_little_padding(path: Forward) -> None:
-    def groups(*parts: Part) -> list[int]:
-        return [len(group) for group in path._groups(parts)]
+def test_a_prompt_is_read_in_the_step_of_those_who_speak(any_oracle: Oracle, path: Forward) -> None:
+    one, other = any_oracle.voices[1], any_oracle.voices[2]
+    begun = [Part(0, ids(9), 0, one), Part(1, ids(4), 0, None)]
+    parts = [
+        Part(0, ids(3), 9, one, told=3),
+        Part(1, [7], 4, None),
+        Part(2, ids(30), 0, other),
+        Part(3, ids(6), 0, one),
+    ]
+    path.read(begun)
+    apart = torch.cat([path.read([part]) for part in parts])
+    twin = path.apart(4, 64)
+    twin.read(begun)
+    torch.testing.assert_close(twin.read(parts), apart, rtol=1e-4, atol=1e-4)
 
-    short, long = ids(4), ids(4 + STEP)
-    assert groups(Part(0, short, 0, None), Part(1, long, 0, None)) == [2]
-    assert groups(Part(0, short, 0, None), Part(1, [*long, 1], 0, None)) == [1, 1]
-    assert groups(Part(0, short, 0, None), Part(2, short, 0, None)) == [1, 1]
+
+def test_blocks_are_of_rows_side_by_side_that_need_little_padding() -> None:
+    def blocks(*parts: Part) -> list[int]:
+        return [len(group.parts) for group in grouped(parts, 64, PADDING)]
+
+    short, long = ids(4), ids(4 + PADDING)
+    assert blocks(Part(0, short, 0, None), Part(1, long, 0, None)) == [2]
+    assert blocks(Part(0, short, 0, None), Part(1, [*long, 1], 0, None)) == [1, 1]
+    assert blocks(Part(0, short, 0, None), Part(2, short, 0, None)) == [1, 1]
     # What is padded must have room too.
-    assert groups(Part(0, short, 60, None), Part(1, [*short, 1], 0, None)) == [1, 1]
-    assert groups(*[Part(row, short, 0, None) for row in range(4)]) == [4]
+    assert blocks(Part(0, short, 60, None), Part(1, [*short, 1], 0, None)) == [1, 1]
+    assert blocks(*[Part(row, short, 0, None) for row in range(4)]) == [4]
+
+
+def test_steps_have_few_sizes() -> None:
+    assert [filled(count) for count in range(1, EXACT + 1)] == list(range(1, EXACT + 1))
+    sizes = sorted({filled(count) for count in range(1, 513)})
+    assert len(sizes) == EXACT + 8 * 5
+    assert all(count <= filled(count) <= count * 9 / 8 for count in range(1, 513))
 
 
 def test_the_cache_is_read_in_strides_up_to_its_end(
@@ -66,14 +89,11 @@ def test_the_cache_is_read_in_strides_up_to_its_end(
 ) -> None:
     path = path.apart(1, 2 * STRIDE + 3)
     read: list[int] = []
-    kind = type(path)
-    run = kind._run
+    used = Forward._used
     monkeypatch.setattr(
-        kind,
-        "_run",
-        lambda self, ids, at, used, told: read.append(used) or run(self, ids, at, used, told),
+        Forward, "_used", lambda self, group: read.append(used(self, group)) or read[-1]
     )
-    path.prefill([Part(0, ids(STRIDE), 0, None)])
+    path.read([Part(0, ids(STRIDE), 0, None)])
     for place in (STRIDE, STRIDE + 1, 2 * STRIDE - 1, 2 * STRIDE, 2 * STRIDE + 2):
-        path.decode([7], [place], [None])
+        path.read([Part(0, [7], place, None)])
     assert read == [STRIDE, *[2 * STRIDE] * 3, *[2 * STRIDE + 3] * 2]

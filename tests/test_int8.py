@@ -14,6 +14,7 @@ from tests.streams import finish
 
 pytest.importorskip("openvino")
 from chatbot.inprocess.paged import BLOCK, PagedCache
+from chatbot.inprocess.path import Part
 
 
 def start_int8(oracle: Oracle, **settings: int) -> TorchEngine:
@@ -92,9 +93,10 @@ def test_a_path_apart_says_the_same_from_its_first_step_on(engine: TorchEngine) 
     path = engine._batch._path
     first, second = path.apart(1, BLOCK), path.apart(1, BLOCK)
     with torch.inference_mode():
-        said = first.decode([5], [0], [None]).clone()
-        assert torch.equal(first.apart(1, BLOCK).decode([5], [0], [None]), said)
-        assert torch.equal(second.decode([5], [0], [None]), said)
+        part = Part(0, [5], 0, None)
+        said = first.read([part]).clone()
+        assert torch.equal(first.apart(1, BLOCK).read([part]), said)
+        assert torch.equal(second.read([part]), said)
 
 
 def load_again(oracle: Oracle) -> Oracle:

@@ -55,11 +55,10 @@ def test_each_number_of_rows_has_its_step_before_anyone_waits_for_it(
     path: Forward, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[int] = []
-    step = Forward._step
+    kind = type(path)
+    read = kind.read
     monkeypatch.setattr(
-        Forward,
-        "_step",
-        lambda self, first, ids, *of: steps.append(len(ids)) or step(self, first, ids, *of),
+        kind, "read", lambda self, parts: steps.append(len(parts)) or read(self, parts)
     )
     pace.warm(path, 5)
     assert steps == [1, 2, 3, 4, 5] and path.cache.bytes == 0

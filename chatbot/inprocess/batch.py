@@ -152,7 +152,7 @@ class Batch:
         self._prefixes = Prefixes(self._prefixes.limit)
         for index, row in enumerate(self.rows()):
             if ids := row.read:
-                self._path.prefill([Part(index, ids, 0, row.adapter)])
+                self._path.read([Part(index, ids, 0, row.adapter)])
 
     def drop(self, adapter: str) -> None:
         """Forget an adapter that no row speaks with."""
@@ -182,23 +182,36 @@ class Batch:
             self._cache.clear(len(self._rows))
             self._ended(row, "cancelled", None)
 
-    def prefill(self, budget: int, waiting: Callable[[], Row | None]) -> None:
-        """Read up to `budget` tokens of prompts; `waiting` gives the next."""
+    def step(self, budget: int, waiting: Callable[[], Row | None]) -> None:
+        """One more token for every stream that has read its prompt, and in the same step up to
+        `budget` tokens of prompts; `waiting` gives the next of them."""
+        running, guesses = len(self._rows), self._guesses()
+        parts = [
+            Part(index, [row.stream.ids[-1], *guess], row.position, row.adapter, 1 + len(guess))
+            for index, (row, guess) in enumerate(zip(self._rows, guesses, strict=True))
+        ]
+        for row in self._rows:
+            row.position += 1
+        parts += self._prompts(budget, waiting)
+        if not parts:
+            return
+        logits = self._path.read(parts)
+        self.counts["steps"] += running > 0
+        self._advance(logits, guesses + [()] * (len(self._rows) - running))
+
+    def _prompts(self, budget: int, waiting: Callable[[], Row | None]) -> list[Part]:
+        """What is read of prompts; whose prompt ends with it runs from now on."""
         parts: list[Part] = []
         while budget > 0 and (row := self._next(waiting)) is not None:
             ids = row.request.prompt_ids[row.position : row.position + budget]
             parts.append(Part(len(self._rows), ids, row.position, row.adapter))
             row.position += len(ids)
             budget -= len(ids)
+            self.counts["prompt"] += len(ids)
             if row.position == len(row.request.prompt_ids):
                 self._filling = None
                 self._rows.append(row)
-        if not parts:
-            return
-        logits = self._path.prefill(parts)
-        self.counts["prompt"] += sum(len(part.ids) for part in parts)
-        ready = [part.row for part in parts if part.row < len(self._rows)]
-        self._advance(ready, logits[: len(ready)], [()] * len(ready))
+        return parts
 
     def _next(self, waiting: Callable[[], Row | None]) -> Row | None:
         """The prompt that is being read, else the next if there is a slot for it."""
@@ -225,42 +238,18 @@ class Batch:
             states = self._cache.read(index, row.position)
             self._prefixes.keep(row.request.adapter, row.read, states)
 
-    def decode(self) -> None:
-        """One more token for every stream that has read its prompt."""
-        if not self._rows:
-            return
-        rows, guesses = self._rows, self._guesses()
-        last = [row.stream.ids[-1] for row in rows]
-        if any(guesses):
-            each = enumerate(zip(rows, last, guesses, strict=True))
-            logits = self._path.prefill(
-                [
-                    Part(index, [token, *guess], row.position, row.adapter, 1 + len(guess))
-                    for index, (row, token, guess) in each
-                ]
-            )
-        else:
-            places, adapters = [row.position for row in rows], [row.adapter for row in rows]
-            logits = self._path.decode(last, places, adapters)
-        for row in rows:
-            row.position += 1
-        self.counts["steps"] += 1
-        self._advance(range(len(rows)), logits, guesses)
-
     def _guesses(self) -> list[Sequence[int]]:
         """What each stream may say next; with many of them there is no room for guesses."""
         if len(self._rows) > FEW or not self._lookup:
             return [()] * len(self._rows)
         return [row.guess(self._lookup) for row in self._rows]
 
-    def _advance(
-        self, indices: Sequence[int], logits: torch.Tensor, guesses: Sequence[Sequence[int]]
-    ) -> None:
-        """Choose and send the next tokens of these rows; those that end leave."""
-        best, ids = logits.max(-1)
+    def _advance(self, logits: torch.Tensor, guesses: Sequence[Sequence[int]]) -> None:
+        """Choose and send the next tokens of all rows; those that end leave."""
+        at = len(guesses) + sum(map(len, guesses))
+        best, ids = logits[:at].max(-1)
         told = Told(logits, best.isfinite().tolist(), ids.tolist())
-        at = len(told.best)
-        for index, guess in reversed(list(zip(indices, guesses, strict=True))):
+        for index, guess in reversed(list(enumerate(guesses))):
             at -= 1 + len(guess)
             self._follow(index, told, at, guess)
 

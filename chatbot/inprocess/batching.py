@@ -1,7 +1,7 @@
 """The in-process engine: one worker thread owns the model and moves all streams on together.
 
-Each step prefills a chunk of the next prompt, then decodes one token of every running stream,
-whatever adapters they speak with. Adapters come and go between two steps.
+Each step decodes one token of every running stream and reads a chunk of the next prompts, whatever
+adapters they speak with. Adapters come and go between two steps.
 """
 
 import atexit
@@ -185,8 +185,7 @@ class TorchEngine:
             while self._wait():
                 with self._surviving():
                     self._tidy()
-                    self._batch.prefill(self.settings.chunk, self._next)
-                    self._batch.decode()
+                    self._batch.step(self.settings.chunk, self._next)
         self._stop()
 
     def _wait(self) -> bool:

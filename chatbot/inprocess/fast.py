@@ -4,6 +4,9 @@ It takes `Forward`'s place with the same methods, the same cache and the same ad
 in `chatbot.inprocess.probe` decides whether it may.
 """
 
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +15,8 @@ from transformers import PreTrainedModel
 
 from chatbot.inprocess.forward import Forward
 from chatbot.inprocess.fused import Fused, joints
+from chatbot.inprocess.groups import Group, grouped
+from chatbot.inprocess.path import Part
 from chatbot.inprocess.product import Product
 from chatbot.inprocess.rows import Rows
 from chatbot.inprocess.slots import SlotCache
@@ -19,21 +24,43 @@ from chatbot.inprocess.slots import SlotCache
 FAMILY = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types (SmolLM is a Llama) whose layers are computed here."""
 
+MUCH = 32_000
+"""Work of an attention, as `attention` counts it, that is worth products of its own; torch's own
+kernel is faster at any size where the CPU has tiles (AMX)."""
+PADDING = 4
+"""Tokens of it that cost as much as attention of their own."""
+EXACT = 16
+"""Up to so many tokens a step computes no more than it has to. Beyond, it has one of 8 sizes
+in each doubling: kernels are made anew for every size."""
 
-MUCH = 8000
-"""Rows times queries times positions from which attention is worth products of its own; torch's
-own kernel is faster at any size where the CPU has tiles (AMX)."""
+
+@dataclass(frozen=True)
+class Block:
+    """Rows side by side in a step, with as many tokens each: what attention is of."""
+
+    tokens: slice
+    """Theirs among all tokens of the step."""
+    rows: slice
+    """Theirs in the cache."""
+    count: int
+    """Tokens of a row."""
+    used: int
+    """Positions that are looked at."""
+    mask: torch.Tensor
+    """[rows, 1, queries, used], added to the scores."""
 
 
 class Step:
-    """What all layers of one forward share; see `Fast._run` for the shapes."""
+    """What all layers of one forward share; see `Fast.read` for the shapes."""
 
-    def __init__(self, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor) -> None:
+    def __init__(self, cos: torch.Tensor, sin: torch.Tensor, blocks: list[Block]) -> None:
         half = cos.shape[-1] // 2
         self.cos = cos.view(-1, 1, 2 * half)
         # The half of a head that is subtracted has its sign in the sine: rotating is a roll.
         self.sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1).view_as(self.cos)
-        self.mask = mask
+        self.blocks = blocks
+        self.count = blocks[-1].tokens.stop
+        """Tokens without those that only fill up the step."""
 
 
 class Norm:
@@ -80,29 +107,36 @@ class Layer:
             self.norms = HeadNorms(attention.q_norm, attention.k_norm, self.heads, self.kv)
 
     def __call__(self, x: torch.Tensor, step: Step, cache: SlotCache) -> torch.Tensor:
-        """[rows * tokens, hidden] -> the same, one layer on."""
+        """[tokens, hidden] -> the same, one layer on."""
         x = x + self.out(self._attend(self.qkv(self.before(x)), step, cache))
         gate, up = self.gate_up(self.after(x)).chunk(2, dim=-1)
         return x + self.down(self.act(gate) * up)
 
     def _attend(self, qkv: torch.Tensor, step: Step, cache: SlotCache) -> torch.Tensor:
-        """Queries, keys and values of the new tokens -> what they read, [rows * tokens, ..]."""
-        count, rows = qkv.shape[0], step.mask.shape[0]
-        tokens = count // rows
-        heads = qkv.view(count, -1, self.size)
+        """Queries, keys and values of the new tokens -> what they read, [tokens, ..]."""
+        heads = qkv.view(len(qkv), -1, self.size)
         turned = self._turn(heads[:, : self.heads + self.kv], step)
-        new = (rows, tokens, self.kv, self.size)
-        keys, values = cache.update(
-            turned[:, self.heads :].view(new).transpose(1, 2),
-            heads[:, self.heads + self.kv :].view(new).transpose(1, 2),
+        keys, values = cache.put(
             self.index,
+            turned[: step.count, self.heads :],
+            heads[: step.count, self.heads + self.kv :],
         )
+        read = [self._read(turned[:, : self.heads], keys, values, block) for block in step.blocks]
+        if step.count < len(qkv):
+            read.append(qkv.new_zeros(len(qkv) - step.count, read[0].shape[1]))
+        return read[0] if len(read) == 1 else torch.cat(read)
+
+    def _read(
+        self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, block: Block
+    ) -> torch.Tensor:
+        """What the tokens of a block read, [its tokens, heads * size]."""
         # Heads that share keys and values stand side by side like tokens, and nothing is repeated.
-        q = turned[:, : self.heads].view(rows, tokens, self.kv, -1, self.size)
-        q = q.permute(0, 2, 3, 1, 4).reshape(rows, self.kv, -1, self.size)
-        read = attention(q, keys, values, step.mask, self.scale)
-        read = read.view(rows, self.kv, -1, tokens, self.size).permute(0, 3, 1, 2, 4)
-        return read.reshape(count, -1)
+        q = q[block.tokens].view(-1, block.count, self.kv, self.heads // self.kv, self.size)
+        q = q.permute(0, 2, 3, 1, 4).reshape(len(q), self.kv, -1, self.size)
+        there = (block.rows, slice(None), slice(block.used))
+        read = attention(q, keys[there], values[there], block.mask, self.scale)
+        read = read.view(len(q), self.kv, -1, block.count, self.size).permute(0, 3, 1, 2, 4)
+        return read.reshape(-1, self.heads * self.size)
 
     def _turn(self, heads: torch.Tensor, step: Step) -> torch.Tensor:
         """Rotary positions for queries and keys at once."""
@@ -116,18 +150,19 @@ def attention(
 ) -> torch.Tensor:
     """What each of q [rows, kv, queries, size] reads in keys and values [rows, kv, used, size]."""
     rows, kv, queries, size = q.shape
-    used = keys.shape[2]
-    small = rows * queries * used < MUCH or torch.cpu._is_amx_tile_supported()
+    heads, used = rows * kv, keys.shape[2]
+    small = heads * used * (12 + queries) < MUCH or torch.cpu._is_amx_tile_supported()
     if small or q.dtype != torch.bfloat16 or q.device.type != "cpu":
         return functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
-    # In bfloat16 on a CPU without tiles oneDNN's products take a third to a half of that time.
-    heads = rows * kv
+    # In bfloat16 on a CPU without tiles oneDNN's products take a third to two thirds of that time,
+    # given matrices without gaps between them: it copies others itself, and slowly.
+    keys, values = (each.contiguous().view(heads, used, size) for each in (keys, values))
     scores = torch.baddbmm(
         mask.expand(rows, kv, queries, used).reshape(heads, queries, used),
         (q * scale).view(heads, queries, size),
-        keys.reshape(heads, used, size).transpose(1, 2),
+        keys.transpose(1, 2),
     )
-    return torch.bmm(scores.softmax(-1), values.reshape(heads, used, size)).view_as(q)
+    return torch.bmm(scores.softmax(-1), values).view_as(q)
 
 
 class Fast(Forward):
@@ -168,15 +203,49 @@ class Fast(Forward):
             fused.give_back()
         self.rows.joints.clear()
 
-    def _run(
-        self, ids: torch.Tensor, positions: torch.Tensor, used: int, told: torch.Tensor
-    ) -> torch.Tensor:
-        """As `Forward` has it."""
-        embedded = self.model.model.embed_tokens(ids)
-        mask = self._mask(positions, used).repeat(1, 1, self._group, 1)
-        cos, sin = self.model.model.rotary_emb(embedded, positions)
-        step = Step(cos, sin, mask)
-        x = embedded.flatten(0, 1)
+    def read(self, parts: Sequence[Part]) -> torch.Tensor:
+        """As `Forward` has it, in one step: products are of all tokens at once, and only attention
+        is block by block."""
+        groups = grouped(parts, self.cache.max_length, PADDING)
+        firsts = [*itertools.accumulate((group.size for group in groups), initial=0)]
+        count, size = firsts[-1], filled(firsts[-1])
+        ids, positions, rows = self._numbers(groups, size - count)
+        told = [
+            first + at for first, group in zip(firsts, groups, strict=False) for at in group.told()
+        ]
+        self._plan(groups, size - count)
+        used = [self._used(group) for group in groups]
+        self.cache.place(rows[:count], positions[:count], max(used))
+        blocks = [self._block(*each, positions) for each in zip(groups, firsts, used, strict=False)]
+        x = self.model.model.embed_tokens(ids)
+        cos, sin = self.model.model.rotary_emb(x, positions[None])
+        step = Step(cos, sin, blocks)
         for layer in self._layers:
             x = layer(x, step, self.cache)
-        return self._head(self._norm(x.view(embedded.shape)[told.unbind(1)]))
+        return self._head(self._norm(x[self._tensor(told)]))
+
+    def _numbers(self, groups: list[Group], filling: int) -> torch.Tensor:
+        """Ids, positions and cache rows of all tokens, [3, tokens]."""
+        kinds = (Group.ids, Group.positions, Group.rows)
+        lists = [[one for group in groups for one in kind(group)] + [0] * filling for kind in kinds]
+        return torch.tensor(lists, device=self.like.device)
+
+    def _plan(self, groups: list[Group], filling: int) -> None:
+        adapters = [adapter for group in groups for adapter in group.adapters]
+        tokens = [group.tokens for group in groups for _ in group.parts]
+        # What fills the step up makes no mixture of it.
+        self.rows.plan.set([*adapters, adapters[-1]], [*tokens, filling], self.like)
+
+    def _block(self, group: Group, first: int, used: int, positions: torch.Tensor) -> Block:
+        here = slice(first, first + group.size)
+        mask = self._mask(positions[here].view(-1, group.tokens), used)
+        rows = slice(group.first, group.first + len(group.parts))
+        return Block(here, rows, group.tokens, used, mask.repeat(1, 1, self._group, 1))
+
+
+def filled(count: int) -> int:
+    """How many tokens a step of so many computes."""
+    if count <= EXACT:
+        return count
+    stride = 1 << count.bit_length() - 4
+    return -(-count // stride) * stride

@@ -77,14 +77,7 @@ class Int8:
     def give_back(self) -> None:
         """Leave the model as it was; this path has taken nothing of it."""
 
-    def decode(
-        self, ids: Sequence[int], positions: Sequence[int], adapters: Sequence[str | None]
-    ) -> torch.Tensor:
-        """Read one token in each of the first rows; the logits [rows, vocabulary] after them."""
-        each = enumerate(zip(ids, positions, adapters, strict=True))
-        return self.prefill([Part(row, [one], place, name) for row, (one, place, name) in each])
-
-    def prefill(self, parts: Sequence[Part]) -> torch.Tensor:
+    def read(self, parts: Sequence[Part]) -> torch.Tensor:
         """Read the parts in one step; the logits [told, vocabulary] after its last tokens each."""
         lengths = [len(part.ids) for part in parts]
         ids = torch.tensor([one for part in parts for one in part.ids])

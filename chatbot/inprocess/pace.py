@@ -52,7 +52,7 @@ def warm(path: Path, slots: int) -> None:
     for rows in range(1, slots + 1):
         if time.perf_counter() - began > ENOUGH:
             break
-        path.decode([0] * rows, [0] * rows, [None] * rows)
+        path.read([Part(row, [0], 0, None) for row in range(rows)])
 
 
 def cores() -> int:
@@ -68,8 +68,8 @@ def _seconds(path: Path, count: int) -> float:
     taken: list[float] = []
     while len(taken) < ROUNDS and sum(taken) < ENOUGH:
         began = time.perf_counter()
-        path.prefill([Part(0, [0] * PROMPT, 0, None)])
+        path.read([Part(0, [0] * PROMPT, 0, None)])
         for step in range(STEPS):
-            path.decode([0], [PROMPT + step], [None])
+            path.read([Part(0, [0], PROMPT + step, None)])
         taken.append(time.perf_counter() - began)
     return min(taken)

@@ -78,19 +78,9 @@ class Path(Protocol):
         """Memory beside the model's weights."""
         ...
 
-    def prefill(self, parts: Sequence[Part]) -> torch.Tensor:
-        """Read the parts; the logits [told, vocabulary] after the last tokens of each, in order.
-
-        They hold until the next step.
-        """
-        ...
-
-    def decode(
-        self, ids: Sequence[int], positions: Sequence[int], adapters: Sequence[str | None]
-    ) -> torch.Tensor:
-        """Read one token in each of the first rows; the logits [rows, vocabulary] after them.
-
-        They hold until the next step.
+    def read(self, parts: Sequence[Part]) -> torch.Tensor:
+        """Read the parts, one at most of each row and in the rows' order; the logits [told,
+        vocabulary] after the last tokens of each. They hold until the next step.
         """
         ...
 

@@ -94,20 +94,22 @@ def _no_eight_bits(plain: Forward) -> str | None:
 def said(path: Path, prompt: list[int], adapter: str | None) -> list[int]:
     """The next tokens after the prompt, greedily and past any end."""
     path = path.apart(1, len(prompt) + ANSWER)
-    ids = [int(path.prefill([Part(0, prompt, 0, adapter)]).argmax())]
+    ids = [int(path.read([Part(0, prompt, 0, adapter)]).argmax())]
     while len(ids) < ANSWER:
         place = len(prompt) + len(ids) - 1
-        ids.append(int(path.decode(ids[-1:], [place], [adapter])[0].argmax()))
+        ids.append(int(path.read([Part(0, ids[-1:], place, adapter)]).argmax()))
     return ids
 
 
 @torch.inference_mode()
 def logits(path: Path, ids: list[int], adapter: str | None) -> torch.Tensor:
-    """[5, vocabulary]: a chunk of the adapter's row and of the base's, another, a token of both."""
+    """[6, vocabulary]: a chunk of the adapter's row and of the base's, then another of one beside a
+    token of the other, and the other way round."""
     path = path.apart(2, len(ids))
     half, last = len(ids) // 2, len(ids) - 1
-    begun = path.prefill([Part(0, ids[:half], 0, adapter), Part(1, ids[:half], 0, None)]).clone()
-    more = path.prefill([Part(0, ids[half:last], half, adapter)]).clone()
-    return torch.cat(
-        [begun, more, path.decode([ids[last], ids[half]], [last, half], [adapter, None])]
-    ).float()
+    steps = [
+        [Part(0, ids[:half], 0, adapter), Part(1, ids[:half], 0, None)],
+        [Part(0, ids[half:last], half, adapter), Part(1, ids[half : half + 1], half, None)],
+        [Part(0, ids[last:], last, adapter), Part(1, ids[half + 1 : last], half + 1, None)],
+    ]
+    return torch.cat([path.read(parts).clone() for parts in steps]).float()

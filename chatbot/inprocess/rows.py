@@ -18,32 +18,33 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class Plan:
-    """Which adapter each row of the next forward speaks with."""
+    """Which adapter each token of the next forward is read with."""
 
     def __init__(self) -> None:
         self.adapters: tuple[str, ...] = ()
         self.mixed = False
-        """Whether the rows differ in their adapters."""
+        """Whether they differ in that."""
         self._owner = torch.empty(0)
         self._masks: dict[int, torch.Tensor] = {}
 
-    def set(self, rows: Sequence[str | None], like: torch.Tensor) -> None:
-        """One adapter name a row, None for the base; `like` gives the device."""
+    def set(self, rows: Sequence[str | None], tokens: Sequence[int], like: torch.Tensor) -> None:
+        """One adapter name a row, None for the base, and how many tokens each row has, one after
+        the other; `like` gives the device."""
         self.adapters = tuple(sorted({name for name in rows if name is not None}))
         self.mixed = len({*rows}) > 1
         self._masks.clear()
         if self.mixed:
-            own = [[[row == name for name in self.adapters]] for row in rows]
-            self._owner = torch.tensor(own, device=like.device)
+            own = torch.tensor([[row == name for name in self.adapters] for row in rows])
+            own = own.repeat_interleave(torch.tensor(tokens), dim=0)
+            self._owner = own.to(like.device)
 
     def own(self, low: torch.Tensor) -> torch.Tensor:
-        """Zero, in place, in low [.., adapters * rank] what a row got from adapters not its own."""
+        """Zero, in place, in low [.., adapters * rank] what a token got from others' adapters."""
         width = low.shape[-1]
         if width not in self._masks:
             rank = width // len(self.adapters)
             self._masks[width] = self._owner.repeat_interleave(rank, dim=-1)
-        mask = self._masks[width]
-        return low.view(mask.shape[0], -1, width).mul_(mask).view_as(low)
+        return low.view(-1, width).mul_(self._masks[width]).view_as(low)
 
 
 class LowRank:

@@ -12,11 +12,15 @@ BLOCK = 256
 """Positions that storage grows by at least; it doubles, so that growing stays rare."""
 
 
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
 class SlotCache(Cache):  # type: ignore[misc]
     """A transformers cache of shape [slots, kv_heads, length, head_dim] a layer.
 
-    Before each forward, `place` says which rows and positions it writes; `update` then returns the
-    used prefix of exactly those rows. Memory follows the longest stream so far.
+    Before each forward, `place` says what it writes, and `put` writes it. Transformers' own asks
+    `update`, which returns the used prefix of the rows that `show` named. Memory follows the
+    longest stream so far.
     """
 
     def __init__(self, slots: int, max_length: int) -> None:
@@ -26,17 +30,29 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._capacity = 0
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
-        self._rows = slice(0)
+        self._shown = slice(0)
         self._used, self._tokens = 0, 0
         self._index: tuple[torch.Tensor | slice, ...] = ()
 
-    def place(self, first: int, positions: torch.Tensor, used: int) -> None:
-        """The next forward writes positions [rows, tokens] in rows from `first` on."""
-        rows, self._tokens = positions.shape
-        self._rows, self._used = slice(first, first + rows), used
-        each = torch.arange(first, first + rows, device=positions.device)
-        self._index = (each[:, None], slice(None), positions)
+    def place(self, rows: torch.Tensor, positions: torch.Tensor, used: int) -> None:
+        """The next forward writes its tokens in these rows and positions, [tokens] each; nobody
+        looks further than `used`."""
+        self._index = (rows, slice(None), positions)
+        self._used = used
         self._reserve(used)
+
+    def show(self, first: int, rows: int, tokens: int) -> None:
+        """The next forward is of so many rows from `first` on, so many tokens each."""
+        self._shown, self._tokens = slice(first, first + rows), tokens
+
+    def put(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> Pair:
+        """Write new keys and values [tokens, kv_heads, dim]; all there are."""
+        if layer == len(self._keys):
+            self._keys.append(self._empty(keys))
+            self._values.append(self._empty(values))
+        self._keys[layer][self._index] = keys
+        self._values[layer][self._index] = values
+        return self._keys[layer], self._values[layer]
 
     def update(
         self,
@@ -45,15 +61,12 @@ class SlotCache(Cache):  # type: ignore[misc]
         layer_idx: int,
         *_: Any,
         **__: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the new keys and values [rows, kv_heads, count, dim]; all that these rows hold."""
-        if layer_idx == len(self._keys):
-            self._keys.append(self._empty(key_states))
-            self._values.append(self._empty(value_states))
-        keys, values = self._keys[layer_idx], self._values[layer_idx]
-        keys[self._index] = key_states.transpose(1, 2)
-        values[self._index] = value_states.transpose(1, 2)
-        return keys[self._rows, :, : self._used], values[self._rows, :, : self._used]
+    ) -> Pair:
+        """Write the new keys and values [rows, kv_heads, count, dim]; all that the rows hold that
+        are shown."""
+        flat = (states.transpose(1, 2).flatten(0, 1) for states in (key_states, value_states))
+        keys, values = self.put(layer_idx, *flat)
+        return keys[self._shown, :, : self._used], values[self._shown, :, : self._used]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions before those of the next forward (models ask; masks and positions are ours)."""
@@ -92,9 +105,10 @@ class SlotCache(Cache):  # type: ignore[misc]
     def _stores(self) -> list[torch.Tensor]:
         return [*self._keys, *self._values]
 
-    def _empty(self, states: torch.Tensor) -> torch.Tensor:
-        heads, size = states.shape[1], states.shape[3]
-        return states.new_zeros(self.slots, heads, self._capacity, size)
+    def _empty(self, like: torch.Tensor) -> torch.Tensor:
+        """Zeros for as many heads as `like` [.., kv_heads, dim] has."""
+        heads, size = like.shape[-2:]
+        return like.new_zeros(self.slots, heads, self._capacity, size)
 
     def _reserve(self, length: int) -> None:
         if length <= self._capacity:
@@ -102,5 +116,5 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._capacity = min(self.max_length, max(length, BLOCK, 2 * self._capacity))
         for stores in (self._keys, self._values):
             for layer, old in enumerate(stores):
-                stores[layer] = self._empty(old)
+                stores[layer] = self._empty(old.transpose(1, 2))
                 stores[layer][:, :, : old.shape[2]] = old
