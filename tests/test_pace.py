@@ -24,13 +24,12 @@ def path(tmp_path: Path) -> Forward:
     return Forward(model, Rows(model, []), SlotCache(1, 64))
 
 
-@pytest.mark.parametrize("fewer, taken", [(1.0, 1), (1.1, 1), (2.0, 2)])
+@pytest.mark.parametrize("fewer, taken", [(1.0, 1), (1.5, 1), (2.0, 2)])
 def test_as_few_threads_as_are_needed(
     path: Forward, monkeypatch: pytest.MonkeyPatch, fewer: float, taken: int
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr(pace, "_seconds", lambda _, count: fewer if count == 1 else 1.0)
-    assert pace.threads(path) == taken
+    assert pace.threads(path, 2) == taken
 
 
 def test_a_large_model_takes_all_cores_untried(
@@ -38,7 +37,7 @@ def test_a_large_model_takes_all_cores_untried(
 ) -> None:
     path.parameters = 10**9
     monkeypatch.delattr(pace, "_seconds")
-    assert pace.threads(path) == CORES
+    assert pace.threads(path, CORES) == CORES
 
 
 def test_in_eight_bits_nothing_is_tried(path: Forward, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +46,7 @@ def test_in_eight_bits_nothing_is_tried(path: Forward, monkeypatch: pytest.Monke
     monkeypatch.delattr(pace, "_seconds")
     taken = []
     for path.parameters in (8 * 10**6, 135 * 10**6, 10**9):
-        taken.append(pace.threads(path))
+        taken.append(pace.threads(path, 8))
     assert taken == [1, 2, 8]
 
 
@@ -89,3 +88,59 @@ def test_the_worker_answers_after_the_trial_as_without_it(tmp_path: Path) -> Non
         said.append(stream.text)
         engine.close()
     assert said[0] == said[1] and torch.get_num_threads() == before
+
+
+class Clock:
+    """Seconds that a step on so many threads takes."""
+
+    def __init__(self, **seconds: float) -> None:
+        self.now, self.threads, self.seconds = 0.0, 1, seconds
+        self.taken: list[int] = []
+
+    def take(self, threads: int) -> None:
+        self.threads = threads
+
+    def __call__(self) -> float:
+        return self.now
+
+    def steps(self, gear: pace.Gear, count: int, kind: str | None = "base") -> list[int]:
+        """On how many threads each of them is taken."""
+        self.taken = []
+        for _ in range(count):
+            with gear.step(kind):
+                self.taken.append(self.threads)
+                self.now += self.seconds[f"on_{self.threads}"]
+        return self.taken
+
+
+def test_a_stream_alone_has_all_cores_while_it_is_faster_for_it() -> None:
+    clock = Clock(on_1=3.0, on_2=2.0)
+    gear = pace.Gear(clock, 1, 1, clock)  # type: ignore[arg-type]
+    assert clock.steps(gear, 20) == [1] * 20
+    gear.share = 2
+    assert clock.steps(gear, 200) == [2] * 200
+    assert clock.steps(gear, 3, None) == [2] * 3
+    gear.share = 1
+    assert clock.steps(gear, 3) == [1] * 3
+
+
+def test_beside_other_work_it_is_few_threads_again_and_all_are_tried_more_and_more_rarely() -> None:
+    clock = Clock(on_1=3.0, on_2=7.0)
+    gear = pace.Gear(clock, 1, 2, clock)  # type: ignore[arg-type]
+    assert clock.steps(gear, pace.FELT) == [1] * pace.FELT, "to compare with"
+    first = [2] * pace.FELT + [1] * pace.REST
+    assert clock.steps(gear, len(first)) == first
+    second = [2] * pace.FELT + [1] * 2 * pace.REST
+    assert clock.steps(gear, len(second)) == second
+    assert clock.steps(gear, 20_000).count(2) < 25 * pace.FELT
+    clock.seconds["on_2"] = 2.0
+    assert clock.steps(gear, 2 * pace.LONGEST)[-1] == 2, "the other work has ended"
+
+
+def test_only_steps_of_a_kind_are_compared() -> None:
+    clock = Clock(on_1=2.0, on_2=1.5)
+    gear = pace.Gear(clock, 1, 2, clock)  # type: ignore[arg-type]
+    clock.steps(gear, 20)
+    clock.seconds = {"on_1": 4.0, "on_2": 3.0}
+    taken = clock.steps(gear, 40, "adapter")
+    assert taken == [1] * pace.FELT + [2] * (40 - pace.FELT)

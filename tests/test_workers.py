@@ -31,6 +31,7 @@ from chatbot.engine import (
 )
 from chatbot.engine_settings import EngineSettings
 from chatbot.inprocess.batching import TorchEngine
+from chatbot.inprocess.pace import cores
 from chatbot.lora import AdapterError
 from chatbot.workers import child
 from chatbot.workers.capacity import MOST, how_many
@@ -99,6 +100,19 @@ def test_it_says_what_the_engine_says_in_this_process(
         assert [c.token for c in heard.chances] == [c.token for c in expected.chances]
         assert heard.first_token_ms is not None and heard.total_ms is not None
     here.close()
+
+
+def test_cores_are_there_for_those_who_speak(engine: WorkersEngine) -> None:
+    def shares() -> list[int]:
+        return [worker._cores for worker in engine._workers if worker.live]
+
+    first = begun(engine.submit(long()))
+    assert shares() == [cores()]
+    second = begun(engine.submit(long(prompt=1)))
+    assert shares() == [cores() // 2] * 2
+    first.cancel()
+    until(lambda: shares() == [cores()])
+    second.cancel()
 
 
 def test_streams_are_spread_over_the_workers(engine: WorkersEngine) -> None:

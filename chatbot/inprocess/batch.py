@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from chatbot import lora
-from chatbot.base import Base, encode, ends
+from chatbot.base import SMALL, Base, encode, ends
 from chatbot.engine import BASE, Finish, Request, Stream
 from chatbot.engine_settings import EngineSettings
 from chatbot.inprocess import pace, probe
@@ -84,8 +84,7 @@ class Batch:
         ended: Callable[[Row, Finish, str | None], None],
     ) -> None:
         self.slots = settings.slots
-        self._threads = settings.threads
-        self._lookup = settings.prompt_lookup
+        self._settings = settings
         self.adapters = Rows(base.model, list(lora.targets(base.model)))
         self.counts: Counter[str] = Counter()
         self._rows: list[Row] = []
@@ -100,7 +99,7 @@ class Batch:
 
     def _chosen(self, plain: Forward, kind: str) -> Path:
         if kind == "int8" and (
-            path := probe.eight_bits(plain, self._threads, self._prefixes.limit)
+            path := probe.eight_bits(plain, self._settings.threads, self._prefixes.limit)
         ):
             return probe.checked(path, self._greeting, None)
         return probe.exact(plain, self._greeting, None)
@@ -113,12 +112,23 @@ class Batch:
         """Everyone aboard."""
         return [*self._rows, *([self._filling] if self._filling else [])]
 
-    def settle(self) -> int:
-        """Take as many CPU threads as the settings say or as suit this model; how many they are."""
-        threads = self._threads or pace.threads(self._path)
+    def settle(self, tried: int) -> int:
+        """Take as many CPU threads as the settings say or as suit this model, where they were not
+        `tried` elsewhere; how many they are."""
+        most = max(1, pace.cores() // (self._settings.workers or 1))
+        threads = self._settings.threads or tried or pace.threads(self._path, most)
         self._path.take(threads)
         pace.warm(self._path, self.slots)
+        self._gear = pace.Gear(self._path, threads, threads)
+        self.share(most)
         return threads
+
+    def share(self, cores: int) -> None:
+        """So many cores are there for it. What a small model leaves free is there for others, and
+        in eight bits the number of threads is compiled in."""
+        fixed = self._settings.threads or self.int8 or self._path.parameters <= SMALL
+        if not fixed and self._path.cpu:
+            self._gear.share = max(cores, self._gear.few)
 
     @property
     def fast(self) -> bool:
@@ -195,7 +205,8 @@ class Batch:
         parts += self._prompts(budget, waiting)
         if not parts:
             return
-        logits = self._path.read(parts)
+        with self._gear.step(_kind(parts)):
+            logits = self._path.read(parts)
         self.counts["steps"] += running > 0
         self._advance(logits, guesses + [()] * (len(self._rows) - running))
 
@@ -240,9 +251,9 @@ class Batch:
 
     def _guesses(self) -> list[Sequence[int]]:
         """What each stream may say next; with many of them there is no room for guesses."""
-        if len(self._rows) > FEW or not self._lookup:
+        if len(self._rows) > FEW or not self._settings.prompt_lookup:
             return [()] * len(self._rows)
-        return [row.guess(self._lookup) for row in self._rows]
+        return [row.guess(self._settings.prompt_lookup) for row in self._rows]
 
     def _advance(self, logits: torch.Tensor, guesses: Sequence[Sequence[int]]) -> None:
         """Choose and send the next tokens of all rows; those that end leave."""
@@ -304,3 +315,10 @@ class Batch:
         if self._filling is not None:
             self._cache.move(last + 1, last, self._filling.position)
         self._ended(row, finish, error)
+
+
+def _kind(parts: Sequence[Part]) -> str | None:
+    """What steps of one token have in common that take equally long; None for other steps."""
+    if len(parts) > 1 or len(parts[0].ids) > 1:
+        return None
+    return "base" if parts[0].adapter is None else "adapter"

@@ -50,12 +50,13 @@ class TorchEngine:
     waits = False
     trouble = None
 
-    def __init__(self, base: Base, settings: EngineSettings | None = None) -> None:
+    def __init__(self, base: Base, settings: EngineSettings | None = None, tried: int = 0) -> None:
+        """`tried` is the number of threads that suits the model, where that is known."""
         self.base = base
         self.settings = settings or EngineSettings()
         model = base.model.to(_device(self.settings.device))
         self.max_length = room(model, self.settings.max_length)
-        self.threads = 0
+        self.threads, self._tried = 0, tried
         """CPU threads of a step; 0 until it has `begun`."""
         self.parameters = model.num_parameters()  # before the fast path takes them
         self._like = next(model.parameters())
@@ -140,6 +141,10 @@ class TorchEngine:
                 **{name: counts[name] for name in COUNTS},
             }
 
+    def share(self, cores: int) -> None:
+        """So many cores are there for it from now on; it has `begun`."""
+        self._batch.share(cores)
+
     def close(self) -> None:
         """End every stream as cancelled and give the model its own forward back."""
         with self._lock:
@@ -180,7 +185,7 @@ class TorchEngine:
     # -- The worker: everything below runs on its thread
 
     def _work(self) -> None:
-        self.threads = self._batch.settle()
+        self.threads = self._batch.settle(self._tried)
         with torch.inference_mode():
             while self._wait():
                 with self._surviving():

@@ -55,6 +55,11 @@ class Forward:
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
 
     @property
+    def cpu(self) -> bool:
+        """Whether it computes on the CPU."""
+        return str(self.like.device.type) == "cpu"
+
+    @property
     def extra_bytes(self) -> int:
         """Memory beside the model's weights."""
         return 0

@@ -32,6 +32,7 @@ class Int8:
     """`Forward`'s place for `FAMILY` on a CPU; the model keeps its weights."""
 
     name = "int8"
+    cpu = True
 
     def __init__(self, plain: Forward, threads: int, spare_bytes: int = 0) -> None:
         self.parameters = plain.parameters

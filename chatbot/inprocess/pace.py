@@ -1,12 +1,15 @@
-"""How a path begins: on how many CPU threads, and warm.
+"""On how many CPU threads a path computes, and how it begins warm.
 
-All cores, unless a small model is as fast on fewer. Threads wait for each other after every
-operation: such a model is faster on one of them than on two, and what it leaves free is there for
-others, a cycle, say. Only trying tells.
+Threads wait for each other after every operation: a small model is faster on one of them than on
+two, and a larger one does more for many streams in several workers of few threads each. What a
+worker alone makes of all cores, and what else runs on them, only trying tells.
 """
 
 import os
 import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -18,15 +21,18 @@ ENOUGH = 1.0
 """Seconds after which a count of threads is tried no more rounds, or a warm-up ends."""
 LARGE = 1_000_000_000
 """From so many parameters the products are so large that all cores are worth it."""
-WORTH = 0.85
-"""More threads have to save more than the rest of the time."""
+WORTH = 0.6
+"""Twice the threads have to leave less of the time, or more workers with fewer each do more."""
+FELT = 8
+"""Steps that are slower on more threads than on few, and then it is few again."""
+REST, LONGEST = 64, 1024
+"""Steps until more are tried again: at first, and after many trials in vain."""
 
 
-def threads(path: Path) -> int:
-    """1, 2, 4 ... or all cores."""
-    most = cores()
+def threads(path: Path, most: int) -> int:
+    """1, 2, 4 ... or as many as there may be."""
     if path.parameters >= LARGE or path.name == "int8":
-        return untried(path.parameters)
+        return min(untried(path.parameters), most)
     best, fastest = most, _seconds(path, most)
     for fewer in reversed([count for count in (1, 2, 4, 8, 16, 32) if count < most]):
         if (seconds := _seconds(path, fewer)) * WORTH < fastest:
@@ -53,6 +59,53 @@ def warm(path: Path, slots: int) -> None:
         if time.perf_counter() - began > ENOUGH:
             break
         path.read([Part(row, [0], 0, None) for row in range(rows)])
+
+
+class Gear:
+    """On how many threads the next step computes: on ``few``, as tried at the start, or on the
+    ``share`` of the cores that is there for it, while one stream is faster on so many.
+
+    Where something else computes beside it, threads that wait for each other wait for that too.
+    """
+
+    def __init__(
+        self, path: Path, few: int, share: int, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.share = share
+        self._path, self._clock = path, clock
+        self._now = self.few = few
+        self._took: dict[tuple[int, Hashable], deque[float]] = {}
+        """Seconds of the last steps on so many threads, of one kind each."""
+        self._rest, self._next_rest = 0, REST
+
+    @contextmanager
+    def step(self, kind: Hashable) -> Iterator[None]:
+        """Around a step. Those of one kind take equally long; None: nobody knows how long."""
+        self._shift(self.few if self._rest or not self._known(self.few, kind) else self.share)
+        began = self._clock()
+        yield
+        self._rest = max(0, self._rest - 1)
+        if kind is not None:
+            took = self._took.setdefault((self._now, kind), deque(maxlen=FELT))
+            took.append(self._clock() - began)
+            self._judge(kind)
+
+    def _known(self, threads: int, kind: Hashable) -> bool:
+        return kind is None or len(self._took.get((threads, kind), ())) == FELT
+
+    def _shift(self, threads: int) -> None:
+        if threads != self._now:
+            self._path.take(threads)
+            self._now = threads
+
+    def _judge(self, kind: Hashable) -> None:
+        """Have a rest from more threads that are no faster."""
+        here, few = (self._now, kind), (self.few, kind)
+        if here == few or not self._known(self._now, kind):
+            return
+        if min(self._took[here]) > min(self._took[few]):
+            del self._took[here]
+            self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, LONGEST)
 
 
 def cores() -> int:

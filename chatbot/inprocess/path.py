@@ -69,6 +69,11 @@ class Path(Protocol):
     parameters: int
 
     @property
+    def cpu(self) -> bool:
+        """Whether it computes on the CPU."""
+        ...
+
+    @property
     def cache(self) -> Cache:
         """What its rows have read."""
         ...

@@ -1,9 +1,11 @@
 """What runs in a worker's process: the engine, its orders, and the news of its streams."""
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 TICK_SECONDS = 0.02
 """News that come between two ticks are told together; first words and ends wait for none."""
 
+ENVIRONMENT = {"GOMP_SPINCOUNT": "300000"}
+"""For threads that compute one stream together: asleep after every product they are no faster than
+one. It is OpenMP's own number where nobody sets a policy, as the server does."""
+
 
 def work(pipe: Connection) -> None:
     """The life of a worker: until it is told to close, or the server is gone."""
@@ -25,6 +31,8 @@ def work(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(format="%(asctime)s %(levelname)s engine: %(message)s")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     from transformers.utils.logging import disable_progress_bar
 
     import chatbot.inprocess.batching  # noqa: F401  torch, while the server imports other things
@@ -35,7 +43,10 @@ def work(pipe: Connection) -> None:
     except EOFError:
         return
     try:
-        engine = _engine(order)
+        # On a thread that ends: OpenMP keeps a team for each that has computed, and where there are
+        # more of them than cores, all sleep after every product.
+        with ThreadPoolExecutor(1) as thread:
+            engine = thread.submit(_engine, order).result()
     except TalkbackError as error:
         pipe.send(error)
         return
@@ -49,7 +60,7 @@ def _engine(order: Order) -> "TorchEngine":
     base = load_base(order.base, order.revision)
     if base.fingerprint != order.fingerprint:
         raise EngineError(f"The weights of {order.base} have changed. Start the server again.")
-    return TorchEngine(base, order.settings)
+    return TorchEngine(base, order.settings, order.tried)
 
 
 class Desk:
@@ -98,6 +109,8 @@ class Desk:
                 self._beside(number, lambda: self._engine.load(adapter, folder))
             case "unload", str(adapter):
                 self._engine.unload(adapter)
+            case "share", int(cores):
+                self._engine.share(cores)
             case ["stats"]:
                 self._answer(number, self._engine.stats)
 

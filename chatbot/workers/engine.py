@@ -29,7 +29,7 @@ from chatbot.inprocess.batching import CLOSED, COUNTS
 from chatbot.inprocess.pace import cores
 from chatbot.patience import Patience
 from chatbot.workers.capacity import free_bytes, how_many
-from chatbot.workers.messages import Order, Ready
+from chatbot.workers.messages import Order
 from chatbot.workers.router import Router
 from chatbot.workers.worker import Worker
 from feedback.errors import TalkbackError
@@ -71,7 +71,7 @@ class WorkersEngine:
         self._begin(first)
         ready = first.ready
         self.max_length = ready.max_length
-        self._order = replace(order, settings=_alike(order.settings, ready))
+        self._order = replace(order, tried=ready.threads)
         self.wanted: int = settings.workers or how_many(ready, cores(), free_bytes())
         """How many workers there should be."""
         self._keeper = threading.Thread(target=self._keep, name="workers", daemon=True)
@@ -127,7 +127,9 @@ class WorkersEngine:
             waiting = sum(worker.live for worker in self._workers) - self._slots()
             if waiting >= self.settings.queue:
                 raise Busy(waiting, self._patience.seconds(waiting))
-            return self._router.choose(request, self._workers).submit(request)
+            chosen = self._router.choose(request, self._workers)
+            self._share_cores(chosen)
+            return chosen.submit(request)
 
     def stats(self) -> dict[str, Any]:
         """The workers' own, together; how many there are, and the memory of their processes."""
@@ -153,6 +155,18 @@ class WorkersEngine:
             worker.close()
         self._keeper.join()
         atexit.unregister(self.close)
+
+    def _ended(self) -> None:
+        """A stream has."""
+        self._patience.ended()
+        with self._lock:
+            self._share_cores()
+
+    def _share_cores(self, *more: Worker) -> None:
+        """They are there for those who speak, and for ``more`` who are about to."""
+        speaking = {*more, *(worker for worker in self._workers if worker.live)}
+        for worker in speaking:
+            worker.share(cores() // len(speaking))
 
     def _slots(self) -> int:
         return sum(worker.ready.slots for worker in self._workers)
@@ -197,7 +211,7 @@ class WorkersEngine:
 
     def _begin(self, worker: Worker) -> None:
         """Let it join once it has all adapters that the others have."""
-        worker.begin(self._order, self._patience.ended, self._lost)
+        worker.begin(self._order, self._ended, self._lost)
         with self._loading:
             _all([worker.call("load", name, folder) for name, folder in self._adapters.items()])
             with self._lock:
@@ -211,11 +225,6 @@ class WorkersEngine:
     def _pause(self, seconds: float) -> None:
         with self._lock:
             self._lock.wait_for(lambda: self._closed, seconds)
-
-
-def _alike(settings: EngineSettings, ready: Ready) -> EngineSettings:
-    """For the workers after the first: it has tried how many threads are worth it."""
-    return settings.model_copy(update={"threads": ready.threads})
 
 
 def _all(answers: "list[Future[Any]]") -> None:

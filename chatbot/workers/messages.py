@@ -15,6 +15,8 @@ class Order:
     fingerprint: str
     """Of the weights that it must find there."""
     settings: EngineSettings
+    tried: int = 0
+    """Threads that another worker has found to suit the model."""
 
 
 @dataclass(frozen=True)

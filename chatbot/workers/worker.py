@@ -50,6 +50,7 @@ class Worker:
         self._streams: dict[int, Stream] = {}
         self._answers: dict[int, Future[Any]] = {}
         self.stats, self.over = {}, None
+        self._cores = 0
 
     @property
     def resident(self) -> int:
@@ -105,6 +106,12 @@ class Worker:
             self._answers[number] = answer
         self._send(kind, number, *told)
         return answer
+
+    def share(self, cores: int) -> None:
+        """Tell it how many cores are there for it."""
+        if cores != self._cores:
+            self._cores = cores
+            self._send("share", next(self._numbers), cores)
 
     def unload(self, adapter: str) -> None:
         """Have it forget an adapter once its last stream has ended."""

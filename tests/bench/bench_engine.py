@@ -97,7 +97,7 @@ def endless(pipe: Connection) -> None:
 
 def start(name: str, kind: str, threads: int = 0, workers: int | None = None) -> Engine:
     """The engine that is measured, once all its workers are there."""
-    os.environ.update(ENVIRONMENT)  # the workers' processes read it
+    os.environ.update(ENVIRONMENT | child.ENVIRONMENT)  # the workers' processes read it
     batch.ends = lambda _: frozenset()
     worker.child.work = endless
     settings = EngineSettings(kind=kind, threads=threads, workers=workers, prompt_lookup=0)
