@@ -39,7 +39,8 @@ class EngineSettings(RemoteSettings):
     """Processes of the torch engine, each with the model's weights; 0: the server's own process.
     Not set: as many as the cores and the memory bear, one for a small model and on a GPU."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of each; 0 takes all cores, fewer for a model that is as fast on them."""
+    """CPU threads of each; 0: as many as suit the model, and all cores for one that speaks alone
+    while it is faster on them."""
     slots: Annotated[int, Field(ge=1)] = 16
     """Streams that run at the same time, in each."""
     max_length: Annotated[int, Field(ge=2)] = 4096
