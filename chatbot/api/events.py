@@ -4,7 +4,6 @@ Each piece is a wake-up and a write, here and where it is heard, and all other s
 the head of the response goes out with the first words, and its end with the last.
 """
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
@@ -31,16 +30,12 @@ class Events(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Starlette's own response for streams has a group of tasks, and pieces for both ends."""
         head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        listener = asyncio.create_task(self._flow.cancel_when_gone(receive))
-        try:
+        with self._flow.heard_by(receive):
             async for text, more in self._pieces():
                 if head:
                     await send(head)
                     head = {}
                 await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
-        finally:
-            listener.cancel()
-            self._flow.cancel()
 
     async def _pieces(self) -> AsyncIterator[tuple[str, bool]]:
         """Text, and whether more will come. The end is told once the answers are stored."""

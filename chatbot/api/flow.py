@@ -5,9 +5,9 @@ same ticks. Each wake-up would take the interpreter from the engine, in the midd
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from starlette.types import Receive
 
@@ -55,19 +55,25 @@ class Flow:
             turn.cancel()
 
     async def end(self, receive: Receive) -> None:
-        """Wait for the end; a client that goes away meanwhile cancels the turns."""
-        listener = asyncio.create_task(self.cancel_when_gone(receive))
-        try:
+        """Wait for the end, as long as the client is there."""
+        with self.heard_by(receive):
             while len(self._kept) < len(self._turns):
                 await self._news.wait()
                 self._news.clear()
             await self._stored()
+
+    @contextmanager
+    def heard_by(self, receive: Receive) -> Iterator[None]:
+        """While this lasts, a client that goes away cancels the turns; so does its end. The body
+        of the client's request has been read."""
+        listener = asyncio.create_task(self._cancel_when_gone(receive))
+        try:
+            yield
         finally:
             listener.cancel()
             self.cancel()
 
-    async def cancel_when_gone(self, receive: Receive) -> None:
-        """Listen to the client of a request, whose body has been read."""
+    async def _cancel_when_gone(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         self.cancel()

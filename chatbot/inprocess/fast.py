@@ -224,18 +224,6 @@ class Fast(Forward):
             x = layer(x, step, self.cache)
         return self._head(self._norm(x[self._tensor(told)]))
 
-    def _numbers(self, groups: list[Group], filling: int) -> torch.Tensor:
-        """Ids, positions and cache rows of all tokens, [3, tokens]."""
-        kinds = (Group.ids, Group.positions, Group.rows)
-        lists = [[one for group in groups for one in kind(group)] + [0] * filling for kind in kinds]
-        return torch.tensor(lists, device=self.like.device)
-
-    def _plan(self, groups: list[Group], filling: int) -> None:
-        adapters = [adapter for group in groups for adapter in group.adapters]
-        tokens = [group.tokens for group in groups for _ in group.parts]
-        # What fills the step up makes no mixture of it.
-        self.rows.plan.set([*adapters, adapters[-1]], [*tokens, filling], self.like)
-
     def _block(self, group: Group, first: int, used: int, positions: torch.Tensor) -> Block:
         here = slice(first, first + group.size)
         mask = self._mask(positions[here].view(-1, group.tokens), used)

@@ -88,24 +88,37 @@ class Forward:
 
     def _read(self, group: Group) -> torch.Tensor:
         rows, tokens = len(group.parts), group.tokens
-        ids = self._tensor([*group.ids()]).view(rows, tokens)
-        positions = self._tensor([*group.positions()]).view(rows, tokens)
+        ids, positions, places = self._numbers([group])
         used = self._used(group)
-        self.rows.plan.set(group.adapters, [tokens] * rows, self.like)
-        self.cache.place(self._tensor([*group.rows()]), positions.flatten(), used)
+        self._plan([group])
+        self.cache.place(places, positions, used)
         self.cache.show(group.first, rows, tokens)
         told = self._tensor([*group.told()])
         kept, which = torch.unique(told % tokens, return_inverse=True)
         out = self.model(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=self._mask(positions, used),
+            input_ids=ids.view(rows, tokens),
+            position_ids=positions.view(rows, tokens),
+            attention_mask=self._mask(positions.view(rows, tokens), used),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=kept,
         )
         logits: torch.Tensor = out.logits[told // tokens, which]
         return logits
+
+    def _numbers(self, groups: list[Group], filling: int = 0) -> torch.Tensor:
+        """Ids, positions and cache rows of all tokens and of some that fill the step up, [3,
+        tokens]."""
+        kinds = (Group.ids, Group.positions, Group.rows)
+        lists = [[one for group in groups for one in kind(group)] + [0] * filling for kind in kinds]
+        return torch.tensor(lists, device=self.like.device)
+
+    def _plan(self, groups: list[Group], filling: int = 0) -> None:
+        """Whose tokens they are."""
+        adapters = [adapter for group in groups for adapter in group.adapters]
+        tokens = [group.tokens for group in groups for _ in group.parts]
+        # What fills the step up makes no mixture of it.
+        self.rows.plan.set([*adapters, adapters[-1]], [*tokens, filling], self.like)
 
     def _used(self, group: Group) -> int:
         """Positions that a group's rows have in the cache, in strides."""

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from chatbot.service import Service
 
 PAUSE_SECONDS = 0.01
-"""How long Gradio's queue sleeps when there is nothing to do. Its own thousandth of a second costs
-an idle server a twentieth of a core, and takes the interpreter from whoever streams."""
+"""How long Gradio's queue sleeps when there is nothing to do. Its own thousandth of a second wakes
+an idle server as often, and takes the interpreter from whoever streams."""
 
 
 def build(service: "Service") -> gr.Blocks:
