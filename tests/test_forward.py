@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from chatbot.inprocess import rows
 from chatbot.inprocess.fast import EXACT, filled
 from chatbot.inprocess.forward import PADDING, STRIDE, Forward
 from chatbot.inprocess.groups import grouped
@@ -12,8 +13,11 @@ from chatbot.inprocess.path import Part
 from tests.oracle import Oracle, start
 
 
-@pytest.fixture
-def path(any_oracle: Oracle) -> Iterator[Forward]:
+@pytest.fixture(params=[0, rows.LITTLE], ids=["adapters as for many", "adapters as for few"])
+def path(
+    any_oracle: Oracle, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Forward]:
+    monkeypatch.setattr(rows, "LITTLE", request.param)
     engine = start(any_oracle)
     found = engine._batch._path
     assert isinstance(found, Forward)

@@ -5,6 +5,7 @@ given back by `detach`.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from chatbot.lora import Tensors
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """A [rank, in] and B [out, rank] with the scale multiplied in."""
+LITTLE = 600_000
+"""Multiplications that are little work."""
 
 
 class Plan:
@@ -25,7 +28,7 @@ class Plan:
         self.mixed = False
         """Whether they differ in that."""
         self._owner = torch.empty(0)
-        self._masks: dict[int, torch.Tensor] = {}
+        self._masks: dict[tuple[int, torch.dtype], torch.Tensor] = {}
 
     def set(self, rows: Sequence[str | None], tokens: Sequence[int], like: torch.Tensor) -> None:
         """One adapter name a row, None for the base, and how many tokens each row has, one after
@@ -40,11 +43,43 @@ class Plan:
 
     def own(self, low: torch.Tensor) -> torch.Tensor:
         """Zero, in place, in low [.., adapters * rank] what a token got from others' adapters."""
-        width = low.shape[-1]
-        if width not in self._masks:
+        if not self.mixed:
+            return low
+        kind = width, dtype = low.shape[-1], low.dtype
+        if kind not in self._masks:
             rank = width // len(self.adapters)
-            self._masks[width] = self._owner.repeat_interleave(rank, dim=-1)
-        return low.view(-1, width).mul_(self._masks[width]).view_as(low)
+            self._masks[kind] = self._owner.to(dtype).repeat_interleave(rank, dim=-1)
+        return low.view(-1, width).mul_(self._masks[kind]).view_as(low)
+
+
+class Sides:
+    """The A and B of some adapters side by side, as two products: they serve any mixture of them.
+
+    For few tokens that is little work, and on a CPU oneDNN takes longer to begin than to do it:
+    two plain products in float32 take a third of that time.
+    """
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        a, b = _beside(pairs)
+        self._pairs = pairs
+        self._down, self._up = Product(a), Product(b)
+        self._few = LITTLE // (a.numel() + b.numel()) if a.device.type == "cpu" else 0
+
+    def __call__(self, x: torch.Tensor, plan: Plan) -> torch.Tensor:
+        """x [.., in] -> [.., out], from its own adapter for each token."""
+        if x.numel() > self._few * x.shape[-1]:
+            return self._up(plan.own(self._down(x)))
+        down, up = self._light
+        return plan.own(x.float() @ down) @ up
+
+    @cached_property
+    def _light(self) -> Pair:
+        a, b = _beside(self._pairs)
+        return a.float().t().contiguous(), b.float().t().contiguous()
+
+
+def _beside(pairs: Sequence[Pair]) -> Pair:
+    return torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
 
 
 class LowRank:
@@ -53,27 +88,22 @@ class LowRank:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.pairs: dict[str, Pair] = {}
-        self._sides: dict[tuple[str, ...], tuple[Product, Product]] = {}
+        self._sides: dict[tuple[str, ...], Sides] = {}
 
     def add(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Add to y [.., out], in place, what the rows' adapters make of x [.., in]."""
         names = self.plan.adapters
         if not names:
             return y
-        down, up = self._sides.get(names) or self._join(names)
-        low = down(x)
-        return y.add_(up(self.plan.own(low) if self.plan.mixed else low))
+        sides = self._sides.get(names) or self._join(names)
+        return y.add_(sides(x, self.plan))
 
-    def _join(self, names: tuple[str, ...]) -> tuple[Product, Product]:
-        """The adapters' matrices side by side: two products serve any mixture of them.
-
-        Each adapter's own are kept, as prompts are read by one at a time, and the last mixture's.
-        """
-        pairs = [self.pairs[name] for name in names]
-        a, b = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
+    def _join(self, names: tuple[str, ...]) -> Sides:
+        """Each adapter's own are kept, as prompts are read by one at a time, and the last
+        mixture's."""
         if len(names) > 1:
             self._forget(lambda known: len(known) > 1)
-        self._sides[names] = Product(a), Product(b)
+        self._sides[names] = Sides([self.pairs[name] for name in names])
         return self._sides[names]
 
     def drop(self, name: str) -> None:
