@@ -3,11 +3,11 @@
 Tokens of many streams come flat, one after the other, some a prompt and some one token; the
 graph's attention finds by their blocks what each may read.
 
-Inputs: `x` [tokens, hidden]; `cos`, `sin` [tokens, 1, head_dim]; `last` [rows], the token of each
-row whose logits are wanted; `past`, `begins`, `blocks`, `block_begins`, `longest` as `PagedCache`
-gives them; A and B of the adapters in this step (`a_name`, `b_name`); `own.1` to `own.3` [tokens,
-linears * adapters * rank], 1 where the adapter is the token's own. Output: logits [rows,
-vocabulary].
+Inputs: `x` [tokens, hidden]; `cos`, `sin` [tokens, 1, 1, head_dim]; `last` [rows], the token of
+each row whose logits are wanted; `past`, `begins`, `blocks`, `block_begins`, `longest` as
+`PagedCache` gives them; A and B of the adapters in this step (`a_name`, `b_name`); `own.1` to
+`own.3` [tokens, linears * adapters * rank], 1 where the adapter is the token's own. Output: logits
+[rows, vocabulary].
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class Graph:
         """Of the weights in eight bits."""
         self._model = model
         self._inputs: dict[str, Any] = {}
-        self._cos, self._sin = (self._input(name, FLOAT, [-1, 1, -1]) for name in ("cos", "sin"))
+        self._cos, self._sin = (self._input(name, FLOAT, [-1, 1, 1, -1]) for name in ("cos", "sin"))
         config = model.config
         x = self._input("x", FLOAT, [-1, int(config.hidden_size)])
         for index in range(len(model.model.layers)):
@@ -67,16 +67,18 @@ class Graph:
         down = self._input(a_name(names), FLOAT, [modules[0].in_features, -1])
         own = self._input(f"own.{len(names)}", FLOAT, [-1, -1])
         low = op.multiply(op.matmul(x, down, False, False), own)
-        wholes, lows = [self._product(x, modules)], [low]
-        if len(names) > 1:
-            sizes = np.array([module.out_features for module in modules])
-            wholes = op.variadic_split(wholes[0], LAST, sizes).outputs()
-            lows = op.split(low, LAST, len(names)).outputs()
+        groups = grouped(names)
+        sizes = [[self._outputs(name) for name in group] for group in groups]
+        wholes = _split(self._product(x, modules), list(map(sum, sizes)))
+        lows = [low] if len(groups) == 1 else op.split(low, LAST, len(groups)).outputs()
         found = []
-        for name, module, whole, part in zip(names, modules, wholes, lows, strict=True):
-            up = self._input(b_name(name), FLOAT, [-1, module.out_features])
-            found.append(op.add(whole, op.matmul(part, up, False, False)))
+        for group, widths, whole, part in zip(groups, sizes, wholes, lows, strict=True):
+            up = self._input(b_name(group), FLOAT, [-1, sum(widths)])
+            found += _split(op.add(whole, op.matmul(part, up, False, False)), widths)
         return found
+
+    def _outputs(self, name: str) -> int:
+        return int(self._model.get_submodule(name).out_features)
 
     def _product(self, x: Any, modules: list[Any]) -> Any:
         weight = torch.cat([module.weight.detach() for module in modules])
@@ -89,11 +91,13 @@ class Graph:
 
     def _turn(self, x: Any, heads: int, size: int, norm: Any) -> Any:
         """Rotary positions, after a norm of each head where the model has one."""
-        x = op.reshape(x, np.array([0, heads, size]), True)
+        x = op.reshape(x, np.array([0, heads, 1, size]), True)
         if norm is not None:
             x = _norm(x, norm)
-        first, second = op.split(x, LAST, 2).outputs()
-        rolled = op.concat([second, first], -1)
+        # In four dimensions and split along the last by its number, OpenVINO knows the pattern and
+        # makes it one operator.
+        first, second = op.variadic_split(x, np.int64(3), np.array([size // 2] * 2)).outputs()
+        rolled = op.concat([op.multiply(second, np.float32(-1)), first], -1)
         turned = op.add(op.multiply(x, self._cos), op.multiply(rolled, self._sin))
         return op.reshape(turned, np.array([0, heads * size]), True)
 
@@ -131,9 +135,16 @@ def a_name(names: Sequence[str]) -> str:
     return f"{names[0]}.a"
 
 
-def b_name(name: str) -> str:
-    """The input for B of a linear, [adapters * rank, outputs]."""
-    return f"{name}.b"
+def b_name(group: Sequence[str]) -> str:
+    """The input for B of the linears of a group, [linears * adapters * rank, outputs]: block by
+    block, and zero elsewhere."""
+    return f"{group[0]}.b"
+
+
+def grouped(names: Sequence[str]) -> list[Sequence[str]]:
+    """Linears of one input whose B are one matrix. Queries, keys and values are so narrow that
+    multiplying by its zeros costs less than operators of their own."""
+    return [names] if len(names) == 3 else [[name] for name in names]
 
 
 def eight_bits(weight: torch.Tensor) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -141,6 +152,13 @@ def eight_bits(weight: torch.Tensor) -> tuple[NDArray[np.int8], NDArray[np.float
     full = weight.float()
     scale = (full.abs().amax(1, keepdim=True) / WIDEST).clamp_min(torch.finfo(torch.float32).tiny)
     return (full / scale).round().to(torch.int8).numpy(), scale.numpy()
+
+
+def _split(x: Any, sizes: Sequence[int]) -> list[Any]:
+    """The outputs side by side in x one by one."""
+    if len(sizes) == 1:
+        return [x]
+    return list(op.variadic_split(x, LAST, np.array(sizes)).outputs())
 
 
 def _norm(x: Any, module: Any) -> Any:

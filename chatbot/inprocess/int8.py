@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from chatbot.inprocess.forward import Forward
 from chatbot.inprocess.fused import joints
-from chatbot.inprocess.graph import Graph, a_name, b_name
+from chatbot.inprocess.graph import Graph, a_name, b_name, grouped
 from chatbot.inprocess.paged import PagedCache
 from chatbot.inprocess.path import Part
 from chatbot.lora import RANK
@@ -85,9 +85,9 @@ class Int8:
         places = torch.tensor([place for part in parts for place in range(part.start, part.end)])
         core = self._plain.model.model
         embedded = core.embed_tokens(ids).float()
-        cos, sin = (each[0, :, None] for each in core.rotary_emb(embedded[None], places[None]))
-        half = cos.shape[-1] // 2
-        sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        cos, sin = (
+            each[0, :, None, None] for each in core.rotary_emb(embedded[None], places[None])
+        )
         self._feed(x=embedded, cos=cos, sin=sin)
         self._give([part.adapter for part in parts], lengths)
         placed = self.cache.place(parts)
@@ -126,14 +126,17 @@ class Int8:
         adapters = sorted(wanted)
         linears = self._plain.rows.linears
         for names in self._joints:
-            down = []
+            down: list[torch.Tensor] = []
+            ups: dict[str, torch.Tensor] = {}
             for name in names:
                 pairs = [linears[name].pairs[adapter] for adapter in adapters]
                 outputs, inputs = _sides(linears[name].module)
                 down += [torch.empty(0, inputs), *(a.float() for a, _ in pairs)]
-                up = torch.cat([torch.empty(outputs, 0), *(b.float() for _, b in pairs)], dim=1)
-                self._feed(**{b_name(name): up.t()})
+                ups[name] = torch.cat([torch.empty(0, outputs), *(b.float().t() for _, b in pairs)])
             self._feed(**{a_name(names): torch.cat(down).t()})
+            for group in grouped(names):
+                up = torch.block_diag(*(ups[name] for name in group))  # type: ignore[no-untyped-call]
+                self._feed(**{b_name(group): up})
         self._worn, self._unused = adapters, 0
 
     def _start(self, slots: int, length: int, spare_bytes: int = 0) -> None:
