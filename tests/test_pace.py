@@ -9,8 +9,10 @@ import torch
 from chatbot.base import load_base
 from chatbot.engine import BASE, Request, Sampling
 from chatbot.inprocess import pace
+from chatbot.inprocess.batch import kind_of
 from chatbot.inprocess.batching import EngineSettings, TorchEngine
 from chatbot.inprocess.forward import Forward
+from chatbot.inprocess.path import Part
 from chatbot.inprocess.rows import Rows
 from chatbot.inprocess.slots import SlotCache
 from tests import models
@@ -135,6 +137,14 @@ def test_beside_other_work_it_is_few_threads_again_and_all_are_tried_more_and_mo
     assert clock.steps(gear, 20_000).count(2) < 25 * pace.FELT
     clock.seconds["on_2"] = 2.0
     assert clock.steps(gear, 2 * pace.LONGEST)[-1] == 2, "the other work has ended"
+
+
+def test_steps_are_of_a_kind_by_their_rows_and_whether_an_adapter_speaks() -> None:
+    rows = [Part(0, [7], 9, None), Part(1, [7], 30, "a-1"), Part(2, [7], 2, "a-2")]
+    kinds = [kind_of(rows[:1]), kind_of(rows[:2]), kind_of(rows[1:2]), kind_of(rows)]
+    assert len({*kinds}) == 4 and None not in kinds
+    assert kind_of(rows[1:]) == kind_of(rows[:2])
+    assert kind_of([*rows, Part(3, [7, 8], 0, None)]) is None, "a prompt is as long as it is"
 
 
 def test_only_steps_of_a_kind_are_compared() -> None:

@@ -37,7 +37,7 @@ from chatbot.workers import child
 from chatbot.workers.capacity import MOST, how_many
 from chatbot.workers.engine import WorkersEngine
 from chatbot.workers.messages import Account, Order, Ready, hear
-from chatbot.workers.router import BLOCK, Router
+from chatbot.workers.router import BLOCK, TOGETHER, Router
 from feedback.settings import Home
 from tests import models
 from tests.processes import Server
@@ -300,12 +300,15 @@ def test_as_many_workers_as_cores_and_memory_bear(
     assert how_many(ready, cores, free) == count
 
 
+def fake(live: int = 0, grows: bool = False) -> Any:
+    return SimpleNamespace(live=live, ready=SimpleNamespace(grows=grows))
+
+
 def test_a_conversation_goes_on_where_it_was_read_unless_that_worker_is_busier() -> None:
-    workers: list[Any] = [SimpleNamespace(live=0), SimpleNamespace(live=0)]
+    workers = [fake(1), fake()]
     router, history = Router(), list(range(4 * BLOCK))
-    workers[0].live = 1
     assert router.choose(Request(history), workers) is workers[1]
-    workers[:] = [SimpleNamespace(live=0), workers[1]]
+    workers = [fake(), workers[1]]
     workers[1].live = 1
     longer = Request([*history, *range(BLOCK)])
     assert router.choose(longer, workers) is workers[1], "who read it has only one more to serve"
@@ -314,6 +317,20 @@ def test_a_conversation_goes_on_where_it_was_read_unless_that_worker_is_busier()
     workers[1].live = 5
     assert router.choose(longer, workers) is workers[0]
     assert router.choose(longer, workers[:1]) is workers[0], "and one that is gone is not asked"
+
+
+def test_few_streams_are_one_workers_where_it_takes_all_cores_for_them() -> None:
+    workers = [fake(grows=True) for _ in range(3)]
+    router, served = Router(), []
+    for number in range(3 * TOGETHER):
+        chosen = router.choose(Request([number]), workers)
+        served.append([worker is chosen for worker in workers].index(True))
+        chosen.live += 1
+    assert served == [worker for worker in range(3) for _ in range(TOGETHER)]
+    workers[0].live = TOGETHER + 2
+    assert router.choose(Request([0]), workers) is workers[1], "many are shared out"
+    workers[2].live = 1
+    assert router.choose(Request([0]), workers) is workers[2], "and brought together as they end"
 
 
 @pytest.mark.parametrize("every", [1, 2, 5, 100])

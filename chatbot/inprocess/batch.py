@@ -123,11 +123,16 @@ class Batch:
         self.share(most)
         return threads
 
-    def share(self, cores: int) -> None:
-        """So many cores are there for it. What a small model leaves free is there for others, and
-        in eight bits the number of threads is compiled in."""
+    @property
+    def grows(self) -> bool:
+        """Whether it takes more cores while they are there for it. What a small model leaves free
+        is there for others, and in eight bits the number of threads is compiled in."""
         fixed = self._settings.threads or self.int8 or self._path.parameters <= SMALL
-        if not fixed and self._path.cpu:
+        return self._path.cpu and not fixed
+
+    def share(self, cores: int) -> None:
+        """So many cores are there for it."""
+        if self.grows:
             self._gear.share = max(cores, self._gear.few)
 
     @property
@@ -205,7 +210,7 @@ class Batch:
         parts += self._prompts(budget, waiting)
         if not parts:
             return
-        with self._gear.step(_kind(parts)):
+        with self._gear.step(kind_of(parts)):
             logits = self._path.read(parts)
         self.counts["steps"] += running > 0
         self._advance(logits, guesses + [()] * (len(self._rows) - running))
@@ -317,8 +322,8 @@ class Batch:
         self._ended(row, finish, error)
 
 
-def _kind(parts: Sequence[Part]) -> str | None:
-    """What steps of one token have in common that take equally long; None for other steps."""
-    if len(parts) > 1 or len(parts[0].ids) > 1:
+def kind_of(parts: Sequence[Part]) -> tuple[int, bool] | None:
+    """What steps of one token each have in common that take equally long; None for other steps."""
+    if any(len(part.ids) > 1 for part in parts):
         return None
-    return "base" if parts[0].adapter is None else "adapter"
+    return len(parts), any(part.adapter is not None for part in parts)

@@ -141,6 +141,11 @@ class TorchEngine:
                 **{name: counts[name] for name in COUNTS},
             }
 
+    @property
+    def grows(self) -> bool:
+        """Whether it computes on as many cores as are there for it."""
+        return self._batch.grows
+
     def share(self, cores: int) -> None:
         """So many cores are there for it from now on; it has `begun`."""
         self._batch.share(cores)

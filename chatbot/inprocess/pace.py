@@ -63,7 +63,7 @@ def warm(path: Path, slots: int) -> None:
 
 class Gear:
     """On how many threads the next step computes: on ``few``, as tried at the start, or on the
-    ``share`` of the cores that is there for it, while one stream is faster on so many.
+    ``share`` of the cores that is there for it, while that is faster.
 
     Where something else computes beside it, threads that wait for each other wait for that too.
     """

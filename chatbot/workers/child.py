@@ -96,6 +96,7 @@ class Desk:
             device=stats["device"],
             parameters=engine.parameters,
             weights=stats["memory"]["weights"],
+            grows=engine.grows,
         )
 
     def _take(self, kind: str, number: int, *told: object) -> None:

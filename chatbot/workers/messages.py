@@ -30,6 +30,8 @@ class Ready:
     parameters: int
     weights: int
     """Bytes of its weights, in every layout it holds them in."""
+    grows: bool = False
+    """Whether it computes on as many cores as are there for it."""
 
 
 @dataclass(frozen=True)

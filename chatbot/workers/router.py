@@ -1,4 +1,7 @@
-"""Which worker answers: the one that has read the conversation so far, unless it is busier."""
+"""Which worker answers: the one that has read the conversation so far, unless it is busier.
+
+Few streams are kept together: one worker on all cores reads the weights once for all of them.
+"""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -10,6 +13,8 @@ BLOCK = 32
 """Prompts are compared by so many tokens at a time."""
 SLACK = 1
 """What is read already is worth so many streams more beside it."""
+TOGETHER = 4
+"""So many streams are few."""
 REMEMBERED = 20_000
 """Blocks."""
 
@@ -24,9 +29,10 @@ class Router:
         """One of them; it is taken to have read the prompt from now on."""
         blocks = list(_blocks(request))
         least = min(workers, key=lambda worker: worker.live)
+        few = [worker for worker in workers if worker.ready.grows and 0 < worker.live < TOGETHER]
+        chosen = max(few, key=lambda worker: worker.live, default=least)
         reader = self._reader(blocks)
-        chosen = least
-        if reader is not None and reader in workers and reader.live <= least.live + SLACK:
+        if reader is not None and reader in workers and reader.live <= chosen.live + SLACK:
             chosen = reader
         for block in blocks:
             self._readers[block] = chosen
