@@ -1,11 +1,11 @@
-"""What is added to and taken off the logits, against OpenAI's formula."""
+"""What is added to and taken off the logits, against OpenAI's formula, and the best of them."""
 
 import pytest
 import torch
 
 from chatbot.engine import EngineError, Sampling
 from chatbot.inprocess.penalties import Penalties
-from chatbot.inprocess.sampler import Sampler, chance, check
+from chatbot.inprocess.sampler import Sampler, best, chance, check
 
 LOGITS = torch.tensor([1.0, 2.0, 3.0, 4.0])
 
@@ -53,3 +53,13 @@ def test_a_chance_is_of_the_raw_logits() -> None:
 def test_values_out_of_range_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(EngineError, match=next(iter(bad))):
         check(Sampling(**bad))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_best_token_of_each_row_where_there_is_one(dtype: torch.dtype) -> None:
+    logits = torch.randn(5, 1000, generator=torch.Generator().manual_seed(1)).to(dtype)
+    logits[0, 700] = 9.0
+    logits[1, 3], logits[2, 4], logits[3] = float("nan"), float("inf"), float("-inf")
+    sound, ids = best(logits)
+    assert sound == [True, False, False, False, True]
+    assert [ids[0], ids[4]] == [700, int(logits[4].argmax())]

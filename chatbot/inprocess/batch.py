@@ -21,7 +21,7 @@ from chatbot.inprocess.lookup import FEW, Lookup
 from chatbot.inprocess.path import Cache, Part, Path
 from chatbot.inprocess.prefixes import Prefixes
 from chatbot.inprocess.rows import Prepared, Rows
-from chatbot.inprocess.sampler import Sampler, chance
+from chatbot.inprocess.sampler import Sampler, best, chance
 from chatbot.inprocess.slots import SlotCache
 
 log = logging.getLogger(__name__)
@@ -263,8 +263,7 @@ class Batch:
     def _advance(self, logits: torch.Tensor, guesses: Sequence[Sequence[int]]) -> None:
         """Choose and send the next tokens of all rows; those that end leave."""
         at = len(guesses) + sum(map(len, guesses))
-        best, ids = logits[:at].max(-1)
-        told = Told(logits, best.isfinite().tolist(), ids.tolist())
+        told = Told(logits, *best(logits[:at]))
         for index, guess in reversed(list(enumerate(guesses))):
             at -= 1 + len(guess)
             self._follow(index, told, at, guess)

@@ -36,6 +36,19 @@ def check(sampling: Sampling) -> None:
             raise EngineError(f"{name} is {getattr(sampling, name)!r}, it must be {rule}.")
 
 
+def best(logits: torch.Tensor) -> tuple[list[bool], list[int]]:
+    """Whether each row of logits [rows, vocabulary] has a best token, and which it is.
+
+    In NaN and infinity there is none. On a CPU numpy finds it in a sixth of torch's time or less.
+    """
+    if logits.device.type == "cpu":
+        ids = torch.from_numpy(logits.float().numpy().argmax(-1))
+    else:
+        ids = logits.argmax(-1)
+    sound = logits.gather(-1, ids[:, None])[:, 0].isfinite()
+    return sound.tolist(), ids.tolist()
+
+
 def chance(logits: torch.Tensor, token: int, top: int) -> Chance:
     """How likely the model itself held `token` to be, by its raw logits [vocabulary]."""
     sure = logits.float().log_softmax(-1).clamp(min=LEAST)
