@@ -24,8 +24,9 @@ from chatbot.lora import RANK
 
 GROUP = 192
 """Most inputs that share a scale: larger ones are faster, and coarser."""
-PATIENCE = 64
-"""Steps for which the graph keeps the matrices of adapters that nobody speaks with."""
+PATIENCE = 8
+"""Steps for which the graph keeps the matrices of adapters that nobody speaks with: in so many they
+cost what it takes to hand them over again."""
 
 
 class Int8:
@@ -111,8 +112,8 @@ class Int8:
         self._owners = owners
 
     def _bring(self, wanted: set[str]) -> None:
-        """Have the graph wear these adapters. Handing it others takes as long as a step: prompts
-        come one voice at a time between steps of all voices, so those worn last stay on a while."""
+        """Have the graph wear these adapters. Who speaks now and then would have it handed others
+        at every turn, so those worn last stay on a while."""
         worn = set(self._worn)
         self._unused = 0 if wanted == worn else self._unused + 1
         if self._unused > PATIENCE:
