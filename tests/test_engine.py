@@ -204,6 +204,10 @@ def test_an_unloaded_adapter_ends_its_streams_and_then_leaves(oracle: Oracle) ->
     assert stream.ids == oracle.answer(QUESTIONS[0], name, 200)
     until(lambda: name not in engine.stats()["adapters"])
     assert all(name not in linear.pairs for linear in engine._batch.adapters.linears.values())
+    assert engine.stats()["memory"]["adapters"] > 0
+    for other in oracle.adapters:
+        engine.unload(other)
+    until(lambda: engine.stats()["memory"]["adapters"] == 0)
     engine.close()
 
 
@@ -369,7 +373,7 @@ def test_nan_in_one_stream_ends_it_and_spoils_no_other(oracle: Oracle) -> None:
         for product in (*rows.linears.values(), *rows.joints):
             for matrix in product.pairs[bad]:
                 matrix.fill_(float("nan"))
-            product._sides.clear()
+            product.sides.clear()
 
     engine._order(spoil)
     spoilt = [engine.submit(oracle.request(q, bad)) for q in QUESTIONS[:3]]

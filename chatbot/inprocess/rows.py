@@ -5,7 +5,6 @@ given back by `detach`.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 
 import torch
 from torch import nn
@@ -64,18 +63,23 @@ class Sides:
         self._pairs = pairs
         self._down, self._up = Product(a), Product(b)
         self._few = LITTLE // (a.numel() + b.numel()) if a.device.type == "cpu" else 0
+        self._light: Pair | None = None
+        """In float32 and turned, once few tokens have come."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of them in every layout."""
+        return sum(each.nbytes for each in (self._down, self._up, *(self._light or ())))
 
     def __call__(self, x: torch.Tensor, plan: Plan) -> torch.Tensor:
         """x [.., in] -> [.., out], from its own adapter for each token."""
         if x.numel() > self._few * x.shape[-1]:
             return self._up(plan.own(self._down(x)))
+        if self._light is None:
+            a, b = _beside(self._pairs)
+            self._light = a.float().t().contiguous(), b.float().t().contiguous()
         down, up = self._light
         return plan.own(x.float() @ down) @ up
-
-    @cached_property
-    def _light(self) -> Pair:
-        a, b = _beside(self._pairs)
-        return a.float().t().contiguous(), b.float().t().contiguous()
 
 
 def _beside(pairs: Sequence[Pair]) -> Pair:
@@ -88,23 +92,23 @@ class LowRank:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.pairs: dict[str, Pair] = {}
-        self._sides: dict[tuple[str, ...], Sides] = {}
+        self.sides: dict[tuple[str, ...], Sides] = {}
+        """By the names of those that speak together."""
 
     def add(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Add to y [.., out], in place, what the rows' adapters make of x [.., in]."""
         names = self.plan.adapters
         if not names:
             return y
-        sides = self._sides.get(names) or self._join(names)
+        sides = self.sides.get(names) or self._join(names)
         return y.add_(sides(x, self.plan))
 
     def _join(self, names: tuple[str, ...]) -> Sides:
-        """Each adapter's own are kept, as prompts are read by one at a time, and the last
-        mixture's."""
+        """Each adapter's own are kept, and the last mixture's."""
         if len(names) > 1:
             self._forget(lambda known: len(known) > 1)
-        self._sides[names] = Sides([self.pairs[name] for name in names])
-        return self._sides[names]
+        self.sides[names] = Sides([self.pairs[name] for name in names])
+        return self.sides[names]
 
     def drop(self, name: str) -> None:
         """Forget an adapter."""
@@ -112,7 +116,7 @@ class LowRank:
         self._forget(lambda known: name in known)
 
     def _forget(self, which: Callable[[tuple[str, ...]], bool]) -> None:
-        self._sides = {names: side for names, side in self._sides.items() if not which(names)}
+        self.sides = {names: side for names, side in self.sides.items() if not which(names)}
 
 
 class RowLinear(LowRank):
@@ -172,10 +176,12 @@ class Rows:
 
     @property
     def bytes(self) -> int:
-        """Memory of all adapters."""
-        holders = self.joints or self.linears.values()
-        pairs = [pair for holder in holders for pair in list(holder.pairs.values())]
-        return sum(a.nbytes + b.nbytes for a, b in pairs)
+        """Memory of all adapters, in every layout they are held in."""
+        own = self.joints or self.linears.values()  # pairs of joined linears are views
+        pairs = [pair for holder in own for pair in list(holder.pairs.values())]
+        both = (*self.joints, *self.linears.values())
+        sides = [each.nbytes for holder in both for each in list(holder.sides.values())]
+        return sum(a.nbytes + b.nbytes for a, b in pairs) + sum(sides)
 
     def prepare(self, tensors: Tensors, like: torch.Tensor) -> Prepared:
         """An adapter's matrices where `like` is, and in its type; safe beside a running forward."""
