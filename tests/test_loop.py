@@ -1,23 +1,36 @@
 """The full circle in a real browser, a real server and a real cycle: the product's promise."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from safetensors.torch import load_file, save_file
 
 import talkback_cycle
+from chatbot.base import ends, load_base
 from chatbot.registry import Registry
 from feedback.review import decide
 from feedback.settings import Home
 from feedback.store import Store
+from tests.models import write_model
 from tests.processes import TOML, Server
 from tests.scripted import ANSWER, settled, start, visitor
 from tests.test_cycle import LESSONS, RECIPE, soon
 
 QUESTION, RIGHT = "When do you open?", "We open at ten."
 LONG = "[chat]\nmax_tokens = 4000\n"
-"""A tiny untrained model never ends by itself: time enough for a stop, and for a swap."""
+
+
+@pytest.fixture
+def talkative(tmp_path: Path) -> Path:
+    """A tiny base that comes to no end by itself: time enough for a stop, and for a swap."""
+    folder = write_model(tmp_path / "base", max_position_embeddings=8192)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"][sorted(ends(load_base(str(folder))))] /= 2
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def teach_the_others(server: Server, store: Store) -> None:
@@ -61,10 +74,10 @@ def ask_anew(page: Page, question: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_someone_corrects_an_answer_a_cycle_runs_and_the_next_answer_is_right(
-    chromium: Browser, start_server: Callable[[], Server], home: Home
+    chromium: Browser, start_server: Callable[..., Server], home: Home, talkative: Path
 ) -> None:
     home.toml.write_text(TOML + LONG + RECIPE)
-    server = start_server().ready()
+    server = start_server(base=str(talkative)).ready()
     store = Store(home.db)
     registry = Registry(store, home)
     with visitor(chromium, server.url) as page:
