@@ -13,7 +13,6 @@ from tests.oracle import QUESTIONS, Oracle
 from tests.streams import finish
 
 pytest.importorskip("openvino")
-from chatbot.inprocess.int8 import PATIENCE
 from chatbot.inprocess.paged import BLOCK, PagedCache
 from chatbot.inprocess.path import Part
 
@@ -116,16 +115,18 @@ def test_long_prompts_are_read_in_chunks_beside_running_streams(oracle: Oracle) 
 
 
 def test_adapters_that_nobody_speaks_with_leave_the_graph_after_a_while(
-    oracle: Oracle, engine: TorchEngine
+    oracle: Oracle, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("chatbot.inprocess.int8.PATIENCE", 64)  # longer than an answer
     path = engine._batch._path
     first, second, _ = oracle.adapters
     ask(engine, *(oracle.request(QUESTIONS[0], voice) for voice in (first, second, BASE)))
     assert set(path._worn) >= {first, second}
-    beside = ask(engine, oracle.request(QUESTIONS[3], second, 3))[0]
+    alone = ask(engine, oracle.request(QUESTIONS[3], second))[0]
     assert set(path._worn) >= {first, second}
-    alone = ask(engine, oracle.request(QUESTIONS[3], second, 3 + PATIENCE))[0]
-    assert path._worn == [second] and alone[: len(beside)] == beside
+    while first in path._worn:
+        assert ask(engine, oracle.request(QUESTIONS[3], second))[0] == alone
+    assert path._worn == [second]
 
 
 def test_all_blocks_come_back(oracle: Oracle) -> None:

@@ -44,11 +44,13 @@ class Plan:
         """Zero, in place, in low [.., adapters * rank] what a token got from others' adapters."""
         if not self.mixed:
             return low
-        kind = width, dtype = low.shape[-1], low.dtype
-        if kind not in self._masks:
+        width = low.shape[-1]
+        mask = self._masks.get((width, low.dtype))
+        if mask is None:
             rank = width // len(self.adapters)
-            self._masks[kind] = self._owner.to(dtype).repeat_interleave(rank, dim=-1)
-        return low.view(-1, width).mul_(self._masks[kind]).view_as(low)
+            mask = self._owner.to(low.dtype).repeat_interleave(rank, dim=-1)
+            self._masks[width, low.dtype] = mask
+        return low.view(-1, width).mul_(mask).view_as(low)
 
 
 class Sides:
