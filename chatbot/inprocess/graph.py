@@ -3,15 +3,17 @@
 Tokens of many streams come flat, one after the other, some a prompt and some one token; the
 graph's attention finds by their blocks what each may read.
 
-Inputs: `x` [tokens, hidden]; `cos`, `sin` [tokens, 1, 1, head_dim]; `last` [rows], the token of
-each row whose logits are wanted; `past`, `begins`, `blocks`, `block_begins`, `longest` as
-`PagedCache` gives them; A and B of the adapters in this step (`a_name`, `b_name`); `own.1` to
-`own.3` [tokens, linears * adapters * rank], 1 where the adapter is the token's own. Output: logits
-[rows, vocabulary].
+Inputs: `x` [1, tokens, hidden]; `cos`, `sin` [tokens, 1, 1, head_dim]; `last` [rows], the token of
+each row whose logits are wanted; `keys`, `values`, `past`, `begins`, `blocks`, `block_begins`,
+`longest` as `PagedCache` gives them; A and B of the adapters in this step (`a_name`, `b_name`);
+`own.1` to `own.3` [tokens, linears * adapters * rank], 1 where the adapter is the token's own.
+Output: logits [1, rows, vocabulary].
+
+What belongs to a layer each comes as one input for all of them: an input costs 3 us a step.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import openvino as ov
@@ -29,6 +31,8 @@ WIDEST = 127
 FLOAT, INT = ov.Type.f32, ov.Type.i32
 LAST = np.int64(-1)
 
+Each = TypeVar("Each")
+
 
 class Graph:
     """Builds `model`; the graph has its own copy of all weights but the embedding's."""
@@ -37,13 +41,15 @@ class Graph:
         self.nbytes = 0
         """Of the weights in eight bits."""
         self._model = model
+        self._count = len(model.model.layers)
         self._inputs: dict[str, Any] = {}
+        self._stacks: dict[str, list[Any]] = {}
         self._cos, self._sin = (self._input(name, FLOAT, [-1, 1, 1, -1]) for name in ("cos", "sin"))
         config = model.config
-        x = self._input("x", FLOAT, [-1, int(config.hidden_size)])
-        for index in range(len(model.model.layers)):
+        x = self._input("x", FLOAT, [1, -1, int(config.hidden_size)])
+        for index in range(self._count):
             x = self._layer(x, index)
-        x = op.gather(x, self._input("last", INT, [-1]), np.int64(0))
+        x = op.gather(x, self._input("last", INT, [-1]), np.int64(1))
         head = model.lm_head
         logits = self._product(_norm(x, model.model.norm), [head])
         self.whole = ov.Model([logits], list(self._inputs.values()), config.model_type)
@@ -53,18 +59,19 @@ class Graph:
         attention = layer.self_attn
         size = attention.head_dim
         heads, kv = (each.out_features // size for each in (attention.q_proj, attention.k_proj))
-        qkv, out, gate_up, down = joints(index).values()
-        q, k, v = self._adapted(_norm(x, layer.input_layernorm), qkv)
+        q, k, v = self._adapted(_norm(x, layer.input_layernorm), index, "qkv")
         q = self._turn(q, heads, size, getattr(attention, "q_norm", None))
         k = self._turn(k, kv, size, getattr(attention, "k_norm", None))
-        x = op.add(x, *self._adapted(self._attend(q, k, v, index, kv, attention), out))
-        gate, up = self._adapted(_norm(x, layer.post_attention_layernorm), gate_up)
-        return op.add(x, *self._adapted(op.multiply(op.swish(gate), up), down))
+        v = op.reshape(v, np.array([-1, kv * size]), False)
+        x = op.add(x, *self._adapted(self._attend(q, k, v, index, kv, attention), index, "out"))
+        gate, up = self._adapted(_norm(x, layer.post_attention_layernorm), index, "gate_up")
+        return op.add(x, *self._adapted(op.multiply(op.swish(gate), up), index, "down"))
 
-    def _adapted(self, x: Any, names: list[str]) -> list[Any]:
-        """x through each of the linears `names`, and what the adapters add to it."""
+    def _adapted(self, x: Any, index: int, joint: str) -> list[Any]:
+        """x through each of a layer's linears of this joint, and what the adapters add to it."""
+        names = joints(index)[joint]
         modules = [self._model.get_submodule(name) for name in names]
-        down = self._input(a_name(names), FLOAT, [modules[0].in_features, -1])
+        down = self._stack(a_name(joint), [modules[0].in_features, -1])[index]
         own = self._input(f"own.{len(names)}", FLOAT, [-1, -1])
         low = op.multiply(op.matmul(x, down, False, False), own)
         groups = grouped(names)
@@ -72,8 +79,8 @@ class Graph:
         wholes = _split(self._product(x, modules), list(map(sum, sizes)))
         lows = [low] if len(groups) == 1 else op.split(low, LAST, len(groups)).outputs()
         found = []
-        for group, widths, whole, part in zip(groups, sizes, wholes, lows, strict=True):
-            up = self._input(b_name(group), FLOAT, [-1, sum(widths)])
+        for number, (widths, whole, part) in enumerate(zip(sizes, wholes, lows, strict=True)):
+            up = self._stack(b_name(joint, number), [-1, sum(widths)])[index]
             found += _split(op.add(whole, op.matmul(part, up, False, False)), widths)
         return found
 
@@ -91,7 +98,7 @@ class Graph:
 
     def _turn(self, x: Any, heads: int, size: int, norm: Any) -> Any:
         """Rotary positions, after a norm of each head where the model has one."""
-        x = op.reshape(x, np.array([0, heads, 1, size]), True)
+        x = op.reshape(x, np.array([-1, heads, 1, size]), False)
         if norm is not None:
             x = _norm(x, norm)
         # In four dimensions and split along the last by its number, OpenVINO knows the pattern and
@@ -99,13 +106,17 @@ class Graph:
         first, second = op.variadic_split(x, np.int64(3), np.array([size // 2] * 2)).outputs()
         rolled = op.concat([op.multiply(second, np.float32(-1)), first], -1)
         turned = op.add(op.multiply(x, self._cos), op.multiply(rolled, self._sin))
-        return op.reshape(turned, np.array([0, heads * size]), True)
+        return op.reshape(turned, np.array([-1, heads * size]), False)
 
     def _attend(self, q: Any, k: Any, v: Any, index: int, kv: int, attention: Any) -> Any:
         any_shape = ov.PartialShape.dynamic(4)
-        keys = self._input(f"keys.{index}", ov.Type.dynamic, any_shape)
-        values = self._input(f"values.{index}", ov.Type.dynamic, any_shape)
-        places = [self._input(name, INT, [-1]) for name in ("past", "begins", "blocks")]
+        keys, values = (
+            self._input(name, ov.Type.dynamic, any_shape) for name in ("keys", "values")
+        )
+        past, starts, blocks = (
+            self._input(name, INT, [-1]) for name in ("past", "begins", "blocks")
+        )
+        places = [past, starts, op.add(blocks, np.int32(index))]
         begins, longest = self._input("block_begins", INT, [-1]), self._input("longest", INT, [])
         # Of the operator's 28 inputs those after `longest` serve what is not asked for here:
         # eviction and rotation of blocks, sparse attention, sinks, masks of images and drafts.
@@ -129,19 +140,27 @@ class Graph:
             self._inputs[name] = made
         return self._inputs[name]
 
+    def _stack(self, name: str, shape: list[int]) -> list[Any]:
+        """The parts [1, *shape] of an input [layers, *shape]. They are split along the outermost
+        axis, for which nothing is copied."""
+        if name not in self._stacks:
+            whole = self._input(name, FLOAT, [self._count, *shape])
+            self._stacks[name] = op.split(whole, np.int64(0), self._count).outputs()
+        return self._stacks[name]
 
-def a_name(names: Sequence[str]) -> str:
-    """The input for A of the linears `names`, [inputs, linears * adapters * rank]."""
-    return f"{names[0]}.a"
+
+def a_name(joint: str) -> str:
+    """The input for A of a joint's linears, [layers, inputs, linears * adapters * rank]."""
+    return f"{joint}.a"
 
 
-def b_name(group: Sequence[str]) -> str:
-    """The input for B of the linears of a group, [linears * adapters * rank, outputs]: block by
+def b_name(joint: str, group: int) -> str:
+    """The input for B of one of its groups, [layers, linears * adapters * rank, outputs]: block by
     block, and zero elsewhere."""
-    return f"{group[0]}.b"
+    return f"{joint}.b.{group}"
 
 
-def grouped(names: Sequence[str]) -> list[Sequence[str]]:
+def grouped(names: Sequence[Each]) -> list[Sequence[Each]]:
     """Linears of one input whose B are one matrix. Queries, keys and values are so narrow that
     multiplying by its zeros costs less than operators of their own."""
     return [names] if len(names) == 3 else [[name] for name in names]

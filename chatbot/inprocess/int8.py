@@ -20,6 +20,7 @@ from chatbot.inprocess.fused import joints
 from chatbot.inprocess.graph import Graph, a_name, b_name, grouped
 from chatbot.inprocess.paged import PagedCache
 from chatbot.inprocess.path import Part
+from chatbot.inprocess.rows import Pair
 from chatbot.lora import RANK
 
 GROUP = 192
@@ -39,8 +40,7 @@ class Int8:
         self.parameters = plain.parameters
         self._plain = plain
         self._room = (plain.cache.slots, plain.cache.max_length, spare_bytes)
-        layers = range(len(plain.model.model.layers))
-        self._joints = [names for index in layers for names in joints(index).values()]
+        self._layers = [joints(index) for index in range(len(plain.model.model.layers))]
         self._threads = 0
         self._worn: list[str] = []
         self._owners: tuple[list[str], list[str | None], list[int]] | None = None
@@ -89,7 +89,7 @@ class Int8:
         cos, sin = (
             each[0, :, None, None] for each in core.rotary_emb(embedded[None], places[None])
         )
-        self._feed(x=embedded, cos=cos, sin=sin)
+        self._feed(x=embedded[None], cos=cos, sin=sin)
         self._give([part.adapter for part in parts], lengths)
         placed = self.cache.place(parts)
         ends = zip(parts, placed["begins"][1:], strict=True)
@@ -97,7 +97,7 @@ class Int8:
         self._feed(**{name: np.array(value, np.int32) for name, value in placed.items()})
         self._feed(last=np.array(last, np.int32))
         self._request.infer()
-        return torch.from_numpy(self._request.get_output_tensor(0).data)
+        return torch.from_numpy(self._request.get_output_tensor(0).data[0])
 
     def _give(self, adapters: list[str | None], lengths: list[int]) -> None:
         """Tell whose adapter each token has, as wide as each kind of product wants it."""
@@ -108,7 +108,8 @@ class Int8:
         own = torch.tensor([[row == name for name in self._worn] for row in adapters]).float()
         own = own.view(len(adapters), -1).repeat_interleave(torch.tensor(lengths), dim=0)
         own = own.repeat_interleave(RANK, dim=1)
-        self._feed(**{f"own.{n}": own.repeat(1, n) for n in {len(names) for names in self._joints}})
+        widths = {len(names) for names in self._layers[0].values()}
+        self._feed(**{f"own.{n}": own.repeat(1, n) for n in widths})
         self._owners = owners
 
     def _bring(self, wanted: set[str]) -> None:
@@ -119,33 +120,36 @@ class Int8:
         if self._unused > PATIENCE:
             self._wear(wanted)
         elif not wanted <= worn:
-            known = self._plain.rows.linears[self._joints[0][0]].pairs
+            known = self._plain.rows.linears[self._layers[0]["out"][0]].pairs
             self._wear(wanted | (worn & known.keys()))
 
     def _wear(self, wanted: set[str]) -> None:
         """Hand the graph the matrices of these adapters, side by side."""
         adapters = sorted(wanted)
-        linears = self._plain.rows.linears
-        for names in self._joints:
-            down: list[torch.Tensor] = []
-            ups: dict[str, torch.Tensor] = {}
-            for name in names:
-                pairs = [linears[name].pairs[adapter] for adapter in adapters]
-                outputs, inputs = _sides(linears[name].module)
-                down += [torch.empty(0, inputs), *(a.float() for a, _ in pairs)]
-                ups[name] = torch.cat([torch.empty(0, outputs), *(b.float().t() for _, b in pairs)])
-            self._feed(**{a_name(names): torch.cat(down).t()})
-            for group in grouped(names):
-                up = torch.block_diag(*(ups[name] for name in group))  # type: ignore[no-untyped-call]
-                self._feed(**{b_name(group): up})
+        for joint, names in self._layers[0].items():
+            pairs = [self._pairs(joint, place, adapters) for place in range(len(names))]
+            self._feed(**{a_name(joint): torch.cat([a for a, _ in pairs], dim=2)})
+            for number, group in enumerate(grouped([b for _, b in pairs])):
+                self._feed(**{b_name(joint, number): _diagonal(group)})
         self._worn, self._unused = adapters, 0
+
+    def _pairs(self, joint: str, place: int, adapters: list[str]) -> Pair:
+        """A [layers, inputs, adapters * rank] and B [layers, adapters * rank, outputs] of a linear
+        at this place of the joint."""
+        linears = [self._plain.rows.linears[layer[joint][place]] for layer in self._layers]
+        pairs = [linear.pairs[adapter] for linear in linears for adapter in adapters]
+        outputs, inputs = linears[0].module.out_features, linears[0].module.in_features
+        shape = (len(linears), len(adapters) * RANK)
+        down = torch.cat([torch.empty(0, inputs), *(a.float() for a, _ in pairs)])
+        up = torch.cat([torch.empty(0, outputs), *(b.float().t() for _, b in pairs)])
+        return down.view(*shape, inputs).transpose(1, 2), up.view(*shape, outputs)
 
     def _start(self, slots: int, length: int, spare_bytes: int = 0) -> None:
         """Rows and adapters as they are at first: none."""
         self._request = self._compiled.create_infer_request()
         self._inputs: dict[str, NDArray[Any]] = {}
         self._owners = None
-        self.cache = PagedCache(self._request, slots, length, spare_bytes)
+        self.cache = PagedCache(self._request, len(self._layers), slots, length, spare_bytes)
         self._wear(set())
 
     def _feed(self, **inputs: Any) -> None:
@@ -169,5 +173,15 @@ def _group(model: Any) -> int:
     return max(size for size in range(1, GROUP + 1) if inputs % size == 0)
 
 
-def _sides(linear: Any) -> tuple[int, int]:
-    return linear.out_features, linear.in_features
+def _diagonal(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
+    """[layers, rows, columns] each -> [layers, all rows, all columns], zero beside the blocks."""
+    if len(blocks) == 1:
+        return blocks[0]
+    layers = len(blocks[0])
+    whole = torch.zeros(layers, *(sum(block.shape[side] for block in blocks) for side in (1, 2)))
+    top = left = 0
+    for block in blocks:
+        bottom, right = top + block.shape[1], left + block.shape[2]
+        whole[:, top:bottom, left:right] = block
+        top, left = bottom, right
+    return whole

@@ -31,20 +31,26 @@ class Block:
 
 
 class PagedCache:
-    """Keys and values [blocks, kv_heads, BLOCK, head_dim] in float32 of every layer of `request`.
+    """Keys and values in float32, [blocks * layers, kv_heads, BLOCK, head_dim]: what a block has of
+    all layers lies side by side.
 
     Room for `slots` rows of `max_length` positions and `spare_bytes` beside them is only taken from
     the machine as blocks are used.
     """
 
-    def __init__(self, request: Any, slots: int, max_length: int, spare_bytes: int = 0) -> None:
-        inputs = [each for each in request.model_inputs if _is_cache(each)]
-        shapes = [[int(side.get_length()) for side in _sides(each)[1:]] for each in inputs]
-        self._block_bytes = sum(4 * int(np.prod(shape)) for shape in shapes)
+    def __init__(
+        self, request: Any, layers: int, slots: int, max_length: int, spare_bytes: int = 0
+    ) -> None:
+        shapes = {name: _block_shape(request, name) for name in ("keys", "values")}
+        self._block_bytes = sum(4 * layers * int(np.prod(shape)) for shape in shapes.values())
         blocks = slots * -(-max_length // BLOCK) + spare_bytes // self._block_bytes
-        self._stores = [np.zeros((blocks, *shape), np.float32) for shape in shapes]
-        for each, store in zip(inputs, self._stores, strict=True):
-            request.set_tensor(each, ov.Tensor(store, shared_memory=True))
+        self._layers = layers
+        self._stores = []
+        for name, shape in shapes.items():
+            store = np.zeros((blocks, layers, *shape), np.float32)
+            flat = store.reshape(blocks * layers, *shape)
+            request.set_tensor(name, ov.Tensor(flat, shared_memory=True))
+            self._stores.append(store)
         self._free = list(reversed(range(blocks)))
         self._rows: list[list[Block]] = [[] for _ in range(slots)]
 
@@ -54,7 +60,7 @@ class PagedCache:
         return {
             "past": [part.start for part in parts],
             "begins": _sums(len(part.ids) for part in parts),
-            "blocks": [block.index for blocks in found for block in blocks],
+            "blocks": [block.index * self._layers for blocks in found for block in blocks],
             "block_begins": _sums(map(len, found)),
             "longest": max(part.end for part in parts),
         }
@@ -109,12 +115,10 @@ class PagedCache:
         return Block(self._free, self._block_bytes)
 
 
-def _is_cache(port: Any) -> bool:
-    return str(port.any_name).startswith(("keys.", "values."))
-
-
-def _sides(port: Any) -> list[Any]:
-    return list(port.partial_shape)
+def _block_shape(request: Any, name: str) -> list[int]:
+    """The sides of a block of this input's."""
+    port = next(each for each in request.model_inputs if each.any_name == name)
+    return [int(side.get_length()) for side in list(port.partial_shape)[1:]]
 
 
 def _sums(lengths: Any) -> list[int]:
