@@ -56,36 +56,27 @@ class Graph:
 
     def _layer(self, x: Any, index: int) -> Any:
         layer = self._model.model.layers[index]
-        attention = layer.self_attn
-        size = attention.head_dim
-        heads, kv = (each.out_features // size for each in (attention.q_proj, attention.k_proj))
-        q, k, v = self._adapted(_norm(x, layer.input_layernorm), index, "qkv")
-        q = self._turn(q, heads, size, getattr(attention, "q_norm", None))
-        k = self._turn(k, kv, size, getattr(attention, "k_norm", None))
-        v = op.reshape(v, np.array([-1, kv * size]), False)
-        x = op.add(x, *self._adapted(self._attend(q, k, v, index, kv, attention), index, "out"))
+        (qkv,) = self._adapted(_norm(x, layer.input_layernorm), index, "qkv")
+        x = op.add(x, *self._adapted(self._attend(qkv, index, layer.self_attn), index, "out"))
         gate, up = self._adapted(_norm(x, layer.post_attention_layernorm), index, "gate_up")
         return op.add(x, *self._adapted(op.multiply(op.swish(gate), up), index, "down"))
 
     def _adapted(self, x: Any, index: int, joint: str) -> list[Any]:
-        """x through each of a layer's linears of this joint, and what the adapters add to it."""
+        """x through a layer's linears of this joint, and what the adapters add to it: group by
+        group."""
         names = joints(index)[joint]
         modules = [self._model.get_submodule(name) for name in names]
         down = self._stack(a_name(joint), [modules[0].in_features, -1])[index]
         own = self._input(f"own.{len(names)}", FLOAT, [-1, -1])
         low = op.multiply(op.matmul(x, down, False, False), own)
-        groups = grouped(names)
-        sizes = [[self._outputs(name) for name in group] for group in groups]
-        wholes = _split(self._product(x, modules), list(map(sum, sizes)))
-        lows = [low] if len(groups) == 1 else op.split(low, LAST, len(groups)).outputs()
+        sizes = [sum(module.out_features for module in group) for group in grouped(modules)]
+        wholes = _split(self._product(x, modules), sizes)
+        lows = [low] if len(sizes) == 1 else op.split(low, LAST, len(sizes)).outputs()
         found = []
-        for number, (widths, whole, part) in enumerate(zip(sizes, wholes, lows, strict=True)):
-            up = self._stack(b_name(joint, number), [-1, sum(widths)])[index]
-            found += _split(op.add(whole, op.matmul(part, up, False, False)), widths)
+        for number, (size, whole, part) in enumerate(zip(sizes, wholes, lows, strict=True)):
+            up = self._stack(b_name(joint, number), [-1, size])[index]
+            found.append(op.add(whole, op.matmul(part, up, False, False)))
         return found
-
-    def _outputs(self, name: str) -> int:
-        return int(self._model.get_submodule(name).out_features)
 
     def _product(self, x: Any, modules: list[Any]) -> Any:
         weight = torch.cat([module.weight.detach() for module in modules])
@@ -96,34 +87,44 @@ class Graph:
         offset = bias(modules, weight)
         return y if offset is None else op.add(y, op.constant(offset.float().numpy()))
 
-    def _turn(self, x: Any, heads: int, size: int, norm: Any) -> Any:
-        """Rotary positions, after a norm of each head where the model has one."""
-        x = op.reshape(x, np.array([-1, heads, 1, size]), False)
-        if norm is not None:
-            x = _norm(x, norm)
+    def _attend(self, qkv: Any, index: int, attention: Any) -> Any:
+        size = int(attention.head_dim)
+        heads, kv = (each.out_features // size for each in (attention.q_proj, attention.k_proj))
+        qk, v = _split(qkv, [(heads + kv) * size, kv * size])
+        q, k = _split(self._turn(qk, heads, kv, attention), [heads * size, kv * size])
+        v = op.reshape(v, np.array([-1, kv * size]), False)
+        return self._read(q, k, v, index, kv, attention)
+
+    def _turn(self, x: Any, heads: int, kv: int, attention: Any) -> Any:
+        """Rotary positions for queries and keys at once, after a norm of each head where the model
+        has them."""
+        size = int(attention.head_dim)
+        x = op.reshape(x, np.array([-1, heads + kv, 1, size]), False)
+        if hasattr(attention, "q_norm"):
+            norms = [attention.q_norm] * heads + [attention.k_norm] * kv
+            weights = torch.stack([norm.weight.detach().float() for norm in norms])
+            x = _rms(x, norms[0].variance_epsilon, torch.ones(size))
+            x = op.multiply(x, op.constant(weights[:, None].numpy()))
         # In four dimensions and split along the last by its number, OpenVINO knows the pattern and
         # makes it one operator.
         first, second = op.variadic_split(x, np.int64(3), np.array([size // 2] * 2)).outputs()
         rolled = op.concat([op.multiply(second, np.float32(-1)), first], -1)
         turned = op.add(op.multiply(x, self._cos), op.multiply(rolled, self._sin))
-        return op.reshape(turned, np.array([-1, heads * size]), False)
+        return op.reshape(turned, np.array([-1, (heads + kv) * size]), False)
 
-    def _attend(self, q: Any, k: Any, v: Any, index: int, kv: int, attention: Any) -> Any:
-        any_shape = ov.PartialShape.dynamic(4)
-        keys, values = (
-            self._input(name, ov.Type.dynamic, any_shape) for name in ("keys", "values")
+    def _read(self, q: Any, k: Any, v: Any, index: int, kv: int, attention: Any) -> Any:
+        caches = [self._input(name, ov.Type.dynamic, [-1] * 4) for name in ("keys", "values")]
+        past, begins, blocks, block_begins = (
+            self._input(name, INT, [-1]) for name in ("past", "begins", "blocks", "block_begins")
         )
-        past, starts, blocks = (
-            self._input(name, INT, [-1]) for name in ("past", "begins", "blocks")
-        )
-        places = [past, starts, op.add(blocks, np.int32(index))]
-        begins, longest = self._input("block_begins", INT, [-1]), self._input("longest", INT, [])
+        longest = self._input("longest", INT, [])
         # Of the operator's 28 inputs those after `longest` serve what is not asked for here:
         # eviction and rotation of blocks, sparse attention, sinks, masks of images and drafts.
         none, nones, zero = _constant([]), _constant([], np.int32), _constant(0, np.int32)
-        inputs = [q, k, v, keys, values, *places, begins, _constant(attention.scaling), zero, none]
-        inputs += [longest, nones, nones, nones, none, none, zero, zero, none, zero]
-        inputs += [nones, nones, nones, nones, _constant([], np.uint8), nones]
+        inputs = [q, k, v, *caches, past, begins, op.add(blocks, np.int32(index)), block_begins]
+        inputs += [_constant(attention.scaling), zero, none, longest, nones, nones, nones, none]
+        inputs += [none, zero, zero, none, zero, nones, nones, nones, nones]
+        inputs += [_constant([], np.uint8), nones]
         node = PagedAttention([_port(each) for each in inputs])
         size = int(attention.head_dim)
         shape = {"k_head_size": size, "v_head_size": size, "num_k_heads": kv, "num_v_heads": kv}
@@ -181,11 +182,14 @@ def _split(x: Any, sizes: Sequence[int]) -> list[Any]:
 
 
 def _norm(x: Any, module: Any) -> Any:
+    return _rms(x, module.variance_epsilon, module.weight.detach().float())
+
+
+def _rms(x: Any, epsilon: float, weight: torch.Tensor) -> Any:
     """Root mean square norm, in the form that OpenVINO knows as one operator."""
     square = op.reduce_mean(op.power(x, np.float32(2)), np.array([-1]), True)
-    root = op.sqrt(op.add(square, np.float32(module.variance_epsilon)))
-    weight = op.constant(module.weight.detach().float().numpy())
-    return op.multiply(op.multiply(x, op.divide(np.float32(1), root)), weight)
+    root = op.sqrt(op.add(square, np.float32(epsilon)))
+    return op.multiply(op.multiply(x, op.divide(np.float32(1), root)), op.constant(weight.numpy()))
 
 
 def _constant(values: Any, kind: Any = np.float32) -> Any:

@@ -138,7 +138,8 @@ class Int8:
         at this place of the joint."""
         linears = [self._plain.rows.linears[layer[joint][place]] for layer in self._layers]
         pairs = [linear.pairs[adapter] for linear in linears for adapter in adapters]
-        outputs, inputs = linears[0].module.out_features, linears[0].module.in_features
+        module: Any = linears[0].module
+        outputs, inputs = int(module.out_features), int(module.in_features)
         shape = (len(linears), len(adapters) * RANK)
         down = torch.cat([torch.empty(0, inputs), *(a.float() for a, _ in pairs)])
         up = torch.cat([torch.empty(0, outputs), *(b.float().t() for _, b in pairs)])
