@@ -1,8 +1,8 @@
 """The path of the Llama family in eight bits, on a CPU: OpenVINO's kernels under our batch.
 
-Weights are int8 with a scale an output, activations int8 with a scale a token and group of inputs;
-keys, values and adapters are float32. The result is near that of the exact weights, not the same:
-`probe` decides whether it is near enough. Imported only where OpenVINO is there.
+Weights are int8 with a scale an output, activations int8 with a scale a token and group of inputs,
+keys and values float16, adapters float32. The result is near that of the exact weights, not the
+same: `probe` decides whether it is near enough. Imported only where OpenVINO is there.
 """
 
 import copy
@@ -57,7 +57,7 @@ class Int8:
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
-            "KV_CACHE_PRECISION": "f32",
+            "KV_CACHE_PRECISION": "f16",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(_group(self._plain.model)),
             "ENABLE_CPU_PINNING": False,  # workers would all be pinned to the same cores
         }

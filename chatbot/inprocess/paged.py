@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
+from numpy.typing import NDArray
 
 from chatbot.inprocess.path import Part
 
@@ -31,8 +32,8 @@ class Block:
 
 
 class PagedCache:
-    """Keys and values in float32, [blocks * layers, kv_heads, BLOCK, head_dim]: what a block has of
-    all layers lies side by side.
+    """Keys and values [blocks * layers, kv_heads, BLOCK, head_dim], in the type that `request` has
+    them in: what a block has of all layers lies side by side.
 
     Room for `slots` rows of `max_length` positions and `spare_bytes` beside them is only taken from
     the machine as blocks are used.
@@ -41,16 +42,15 @@ class PagedCache:
     def __init__(
         self, request: Any, layers: int, slots: int, max_length: int, spare_bytes: int = 0
     ) -> None:
-        shapes = {name: _block_shape(request, name) for name in ("keys", "values")}
-        self._block_bytes = sum(4 * layers * int(np.prod(shape)) for shape in shapes.values())
+        ports = [each for each in request.model_inputs if each.any_name in ("keys", "values")]
+        kinds = [_block_of(port, layers) for port in ports]
+        self._block_bytes = sum(block.nbytes for block in kinds)
         blocks = slots * -(-max_length // BLOCK) + spare_bytes // self._block_bytes
         self._layers = layers
-        self._stores = []
-        for name, shape in shapes.items():
-            store = np.zeros((blocks, layers, *shape), np.float32)
-            flat = store.reshape(blocks * layers, *shape)
-            request.set_tensor(name, ov.Tensor(flat, shared_memory=True))
-            self._stores.append(store)
+        self._stores = [np.zeros((blocks, *block.shape), block.dtype) for block in kinds]
+        for port, store in zip(ports, self._stores, strict=True):
+            flat = store.reshape(-1, *store.shape[2:])
+            request.set_tensor(port, ov.Tensor(flat, shared_memory=True))
         self._free = list(reversed(range(blocks)))
         self._rows: list[list[Block]] = [[] for _ in range(slots)]
 
@@ -115,10 +115,10 @@ class PagedCache:
         return Block(self._free, self._block_bytes)
 
 
-def _block_shape(request: Any, name: str) -> list[int]:
-    """The sides of a block of this input's."""
-    port = next(each for each in request.model_inputs if each.any_name == name)
-    return [int(side.get_length()) for side in list(port.partial_shape)[1:]]
+def _block_of(port: Any, layers: int) -> NDArray[Any]:
+    """One block of all layers, of a cache's input."""
+    sides = [int(side.get_length()) for side in list(port.partial_shape)[1:]]
+    return np.zeros((layers, *sides), port.element_type.to_dtype())
 
 
 def _sums(lengths: Any) -> list[int]:
