@@ -5,6 +5,7 @@ Each stream draws from a generator of its own: what else is in the batch does no
 
 import math
 
+import numpy as np
 import torch
 
 from chatbot.engine import Chance, EngineError, Sampling
@@ -41,12 +42,12 @@ def best(logits: torch.Tensor) -> tuple[list[bool], list[int]]:
 
     In NaN and infinity there is none. On a CPU numpy finds it in a sixth of torch's time or less.
     """
-    if logits.device.type == "cpu":
-        ids = torch.from_numpy(logits.float().numpy().argmax(-1))
-    else:
-        ids = logits.argmax(-1)
-    sound = logits.gather(-1, ids[:, None])[:, 0].isfinite()
-    return sound.tolist(), ids.tolist()
+    if logits.device.type != "cpu":
+        top, at = logits.max(-1)
+        return top.isfinite().tolist(), at.tolist()
+    scores = logits.float().numpy()
+    ids = scores.argmax(-1)
+    return np.isfinite(scores[np.arange(len(ids)), ids]).tolist(), ids.tolist()
 
 
 def chance(logits: torch.Tensor, token: int, top: int) -> Chance:
