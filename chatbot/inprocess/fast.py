@@ -24,7 +24,7 @@ from chatbot.inprocess.slots import SlotCache
 FAMILY = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types (SmolLM is a Llama) whose layers are computed here."""
 
-MUCH = 32_000
+MUCH = 20_000
 """Work of an attention, as `attention` counts it, that is worth products of its own; torch's own
 kernel is faster at any size where the CPU has tiles (AMX)."""
 PADDING = 4
@@ -159,10 +159,11 @@ def attention(
     keys, values = (each.contiguous().view(heads, used, size) for each in (keys, values))
     scores = torch.baddbmm(
         mask.expand(rows, kv, queries, used).reshape(heads, queries, used),
-        (q * scale).view(heads, queries, size),
+        q.reshape(heads, queries, size),
         keys.transpose(1, 2),
+        alpha=scale,
     )
-    return torch.bmm(scores.softmax(-1), values).view_as(q)
+    return torch.bmm(scores.softmax(-1), values).view(q.shape)
 
 
 class Fast(Forward):
