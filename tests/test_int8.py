@@ -13,8 +13,10 @@ from tests.oracle import QUESTIONS, Oracle
 from tests.streams import finish
 
 pytest.importorskip("openvino")
+from chatbot.inprocess.fused import joints
 from chatbot.inprocess.paged import BLOCK, PagedCache
 from chatbot.inprocess.path import Part
+from chatbot.inprocess.wardrobe import PATIENCE, Wardrobe
 
 
 def start_int8(oracle: Oracle, **settings: int) -> TorchEngine:
@@ -117,16 +119,62 @@ def test_long_prompts_are_read_in_chunks_beside_running_streams(oracle: Oracle) 
 def test_adapters_that_nobody_speaks_with_leave_the_graph_after_a_while(
     oracle: Oracle, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chatbot.inprocess.int8.PATIENCE", 64)  # longer than an answer
+    monkeypatch.setattr("chatbot.inprocess.wardrobe.PATIENCE", 64)  # longer than an answer
     path = engine._batch._path
     first, second, _ = oracle.adapters
     ask(engine, *(oracle.request(QUESTIONS[0], voice) for voice in (first, second, BASE)))
-    assert set(path._worn) >= {first, second}
+    assert set(path._wardrobe.worn) >= {first, second}
     alone = ask(engine, oracle.request(QUESTIONS[3], second))[0]
-    assert set(path._worn) >= {first, second}
-    while first in path._worn:
+    assert set(path._wardrobe.worn) >= {first, second}
+    while first in path._wardrobe.worn:
         assert ask(engine, oracle.request(QUESTIONS[3], second))[0] == alone
-    assert path._worn == [second]
+    assert path._wardrobe.worn == (second,)
+
+
+@pytest.fixture
+def wardrobe(oracle: Oracle, engine: TorchEngine) -> Wardrobe:
+    layers = range(len(oracle.base.model.model.layers))
+    return Wardrobe(engine._batch.adapters, [joints(index) for index in layers])
+
+
+def test_matrices_of_a_set_that_spoke_before_are_not_made_again(
+    oracle: Oracle, wardrobe: Wardrobe
+) -> None:
+    first, second, _ = oracle.adapters
+    both, alone = wardrobe.wear([second, first]), wardrobe.wear([])
+    assert all(matrix.size == 0 for matrix in alone.values())
+    assert wardrobe.wear([first, second]) is both and wardrobe.wear([]) is alone
+    made = wardrobe.wear([first])
+    assert wardrobe.wear([first, second]) is both and wardrobe.wear([first]) is made
+    assert wardrobe.nbytes == sum(each.nbytes for each in (*both.values(), *made.values()))
+
+
+def test_who_stops_speaking_is_worn_a_while_and_then_no_more(
+    oracle: Oracle, wardrobe: Wardrobe
+) -> None:
+    first, second, third = oracle.adapters
+    wardrobe.wear([first])
+    wardrobe.wear([second])
+    assert set(wardrobe.worn) == {first, second}
+    for _ in range(PATIENCE):
+        wardrobe.wear([second])
+        assert set(wardrobe.worn) == {first, second}
+    wardrobe.wear([second])
+    assert wardrobe.worn == (second,)
+    wardrobe.wear([third])
+    assert set(wardrobe.worn) == {second, third}
+
+
+def test_an_adapter_that_is_gone_is_worn_no_more_and_takes_no_memory(
+    oracle: Oracle, engine: TorchEngine, wardrobe: Wardrobe
+) -> None:
+    first, second, _ = oracle.adapters
+    wardrobe.wear([first])
+    wardrobe.wear([second])
+    engine._batch.adapters.drop(first)
+    alone = wardrobe.wear([second])
+    assert wardrobe.worn == (second,)
+    assert wardrobe.nbytes == sum(each.nbytes for each in alone.values())
 
 
 def test_all_blocks_come_back(oracle: Oracle) -> None:

@@ -17,17 +17,14 @@ from numpy.typing import NDArray
 
 from chatbot.inprocess.forward import Forward
 from chatbot.inprocess.fused import joints
-from chatbot.inprocess.graph import Graph, a_name, b_name, grouped
+from chatbot.inprocess.graph import Graph
 from chatbot.inprocess.paged import PagedCache
 from chatbot.inprocess.path import Part
-from chatbot.inprocess.rows import Pair
+from chatbot.inprocess.wardrobe import Wardrobe
 from chatbot.lora import RANK
 
 GROUP = 192
 """Most inputs that share a scale: larger ones are faster, and coarser."""
-PATIENCE = 8
-"""Steps for which the graph keeps the matrices of adapters that nobody speaks with: in so many they
-cost what it takes to hand them over again."""
 
 
 class Int8:
@@ -42,9 +39,7 @@ class Int8:
         self._room = (plain.cache.slots, plain.cache.max_length, spare_bytes)
         self._layers = [joints(index) for index in range(len(plain.model.model.layers))]
         self._threads = 0
-        self._worn: list[str] = []
-        self._owners: tuple[list[str], list[str | None], list[int]] | None = None
-        self._unused = 0
+        self._owners: tuple[tuple[str, ...], list[str | None], list[int]] | None = None
         self.take(threads)
 
     def take(self, threads: int) -> None:
@@ -63,8 +58,13 @@ class Int8:
         }
         self._compiled = ov.Core().compile_model(graph.whole, "CPU", settings)
         self._threads = threads
-        self.extra_bytes = graph.nbytes
+        self._weights = graph.nbytes
         self._start(*self._room)
+
+    @property
+    def extra_bytes(self) -> int:
+        """Memory beside the model's weights."""
+        return self._weights + self._wardrobe.nbytes
 
     def apart(self, slots: int, length: int) -> Self:
         """The same path over an empty cache of its own."""
@@ -101,69 +101,43 @@ class Int8:
 
     def _give(self, adapters: list[str | None], lengths: list[int]) -> None:
         """Tell whose adapter each token has, as wide as each kind of product wants it."""
-        self._bring({name for name in adapters if name is not None})
-        owners = (self._worn, adapters, lengths)
+        matrices = self._wardrobe.wear({name for name in adapters if name is not None})
+        for name, matrix in matrices.items():
+            if self._inputs.get(name) is not matrix:
+                self._hand(name, matrix)
+        owners = (self._wardrobe.worn, adapters, lengths)
         if owners == self._owners:
             return
-        own = torch.tensor([[row == name for name in self._worn] for row in adapters]).float()
+        own = torch.tensor([[row == name for name in owners[0]] for row in adapters]).float()
         own = own.view(len(adapters), -1).repeat_interleave(torch.tensor(lengths), dim=0)
         own = own.repeat_interleave(RANK, dim=1)
         widths = {len(names) for names in self._layers[0].values()}
         self._feed(**{f"own.{n}": own.repeat(1, n) for n in widths})
         self._owners = owners
 
-    def _bring(self, wanted: set[str]) -> None:
-        """Have the graph wear these adapters. Who speaks now and then would have it handed others
-        at every turn, so those worn last stay on a while."""
-        worn = set(self._worn)
-        self._unused = 0 if wanted == worn else self._unused + 1
-        if self._unused > PATIENCE:
-            self._wear(wanted)
-        elif not wanted <= worn:
-            known = self._plain.rows.linears[self._layers[0]["out"][0]].pairs
-            self._wear(wanted | (worn & known.keys()))
-
-    def _wear(self, wanted: set[str]) -> None:
-        """Hand the graph the matrices of these adapters, side by side."""
-        adapters = sorted(wanted)
-        for joint, names in self._layers[0].items():
-            pairs = [self._pairs(joint, place, adapters) for place in range(len(names))]
-            self._feed(**{a_name(joint): torch.cat([a for a, _ in pairs], dim=2)})
-            for number, group in enumerate(grouped([b for _, b in pairs])):
-                self._feed(**{b_name(joint, number): _diagonal(group)})
-        self._worn, self._unused = adapters, 0
-
-    def _pairs(self, joint: str, place: int, adapters: list[str]) -> Pair:
-        """A [layers, inputs, adapters * rank] and B [layers, adapters * rank, outputs] of a linear
-        at this place of the joint."""
-        linears = [self._plain.rows.linears[layer[joint][place]] for layer in self._layers]
-        pairs = [linear.pairs[adapter] for linear in linears for adapter in adapters]
-        module: Any = linears[0].module
-        outputs, inputs = int(module.out_features), int(module.in_features)
-        shape = (len(linears), len(adapters) * RANK)
-        down = torch.cat([torch.empty(0, inputs), *(a.float() for a, _ in pairs)])
-        up = torch.cat([torch.empty(0, outputs), *(b.float().t() for _, b in pairs)])
-        return down.view(*shape, inputs).transpose(1, 2), up.view(*shape, outputs)
-
     def _start(self, slots: int, length: int, spare_bytes: int = 0) -> None:
         """Rows and adapters as they are at first: none."""
         self._request = self._compiled.create_infer_request()
         self._inputs: dict[str, NDArray[Any]] = {}
+        self._wardrobe = Wardrobe(self._plain.rows, self._layers)
         self._owners = None
         self.cache = PagedCache(self._request, len(self._layers), slots, length, spare_bytes)
-        self._wear(set())
 
     def _feed(self, **inputs: Any) -> None:
-        """Give the graph its inputs by name. It reads them where they are: they are held here, and
-        written over by the next of the same shape, as handing one over takes ten times as long."""
+        """Give the graph the step's inputs by name. It reads them where they are: they are held
+        here, and written over by the next of the same shape, which takes a tenth of `_hand`."""
         for name, value in inputs.items():
             array = np.asarray(value, order="C")
             held = self._inputs.get(name)
             if held is not None and held.shape == array.shape:
                 np.copyto(held, array)
-                continue
-            self._inputs[name] = array
-            self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+            else:
+                self._hand(name, array)
+
+    def _hand(self, name: str, array: NDArray[Any]) -> None:
+        """Have the graph read an input there from now on."""
+        self._inputs[name] = array
+        self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
 
 
 def _group(model: Any) -> int:
@@ -172,17 +146,3 @@ def _group(model: Any) -> int:
     inputs = math.gcd(config.hidden_size, config.intermediate_size)
     inputs = math.gcd(inputs, model.model.layers[0].self_attn.o_proj.in_features)
     return max(size for size in range(1, GROUP + 1) if inputs % size == 0)
-
-
-def _diagonal(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
-    """[layers, rows, columns] each -> [layers, all rows, all columns], zero beside the blocks."""
-    if len(blocks) == 1:
-        return blocks[0]
-    layers = len(blocks[0])
-    whole = torch.zeros(layers, *(sum(block.shape[side] for block in blocks) for side in (1, 2)))
-    top = left = 0
-    for block in blocks:
-        bottom, right = top + block.shape[1], left + block.shape[2]
-        whole[:, top:bottom, left:right] = block
-        top, left = bottom, right
-    return whole
