@@ -8,6 +8,7 @@ import torch
 from chatbot.base import load_base
 from chatbot.engine import BASE, Request, Sampling
 from chatbot.inprocess import fast, fused
+from chatbot.inprocess.angles import FIRST, Angles
 from chatbot.inprocess.batching import EngineSettings, TorchEngine
 from tests import models
 from tests.oracle import QUESTIONS, Oracle, start
@@ -81,3 +82,25 @@ def test_attention_by_products_reads_what_torch_reads(
     assert rows * 3 * used * (12 + queries) > fast.MUCH
     read = fast.attention(q, keys, values, hidden, 0.1)
     assert (read - expected).norm() < 0.01 * expected.norm()
+
+
+ROPES = [
+    {"rope_type": "default"},
+    {"rope_type": "yarn", "factor": 4.0},
+    {"rope_type": "dynamic", "factor": 4.0},
+]
+
+
+@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"])
+def test_angles_are_the_models_own_however_far_a_step_reaches(
+    tmp_path: Path, rope: dict[str, object]
+) -> None:
+    path = models.write_model(tmp_path, "llama", rope_parameters={"rope_theta": 1e4, **rope})
+    model = load_base(str(path)).model
+    own = load_base(str(path)).model.model.rotary_emb
+    angles = Angles(model, torch.empty(0))
+    for places in ([0], [7, 3, 300], [3 * FIRST, 5], [2, 1]):
+        at = torch.tensor(places)
+        expected = [each[0] for each in own(torch.empty(0), at[None])]
+        for found, right in zip(angles(at, max(places) + 1), expected, strict=True):
+            assert torch.equal(found, right)

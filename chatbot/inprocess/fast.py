@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from chatbot.inprocess.angles import Angles
 from chatbot.inprocess.forward import Forward
 from chatbot.inprocess.fused import Fused, joints
 from chatbot.inprocess.groups import Group, grouped
@@ -179,6 +180,7 @@ class Fast(Forward):
         self._layers = [Layer(self.model, index, self.rows) for index in range(count)]
         self._group = self._layers[0].heads // self._layers[0].kv
         self._norm = Norm(self.model.model.norm)
+        self._angles = Angles(self.model, self.like)
         head = self.model.lm_head
         self._head = Product(head.weight.detach(), head.bias)
 
@@ -219,8 +221,7 @@ class Fast(Forward):
         self.cache.place(rows[:count], positions[:count], max(used))
         blocks = [self._block(*each, positions) for each in zip(groups, firsts, used, strict=False)]
         x = self.model.model.embed_tokens(ids)
-        cos, sin = self.model.model.rotary_emb(x, positions[None])
-        step = Step(cos, sin, blocks)
+        step = Step(*self._angles(positions, max(group.end for group in groups)), blocks)
         for layer in self._layers:
             x = layer(x, step, self.cache)
         return self._head(self._norm(x[self._tensor(told)]))

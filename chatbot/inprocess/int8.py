@@ -15,6 +15,7 @@ import openvino as ov
 import torch
 from numpy.typing import NDArray
 
+from chatbot.inprocess.angles import Angles
 from chatbot.inprocess.forward import Forward
 from chatbot.inprocess.fused import joints
 from chatbot.inprocess.graph import Graph
@@ -38,6 +39,7 @@ class Int8:
         self._plain = plain
         self._room = (plain.cache.slots, plain.cache.max_length, spare_bytes)
         self._layers = [joints(index) for index in range(len(plain.model.model.layers))]
+        self._angles = Angles(plain.model, torch.empty(0))
         self._threads = 0
         self._owners: tuple[tuple[str, ...], list[str | None], list[int]] | None = None
         self.take(threads)
@@ -84,12 +86,9 @@ class Int8:
         lengths = [len(part.ids) for part in parts]
         ids = torch.tensor([one for part in parts for one in part.ids])
         places = torch.tensor([place for part in parts for place in range(part.start, part.end)])
-        core = self._plain.model.model
-        embedded = core.embed_tokens(ids).float()
-        cos, sin = (
-            each[0, :, None, None] for each in core.rotary_emb(embedded[None], places[None])
-        )
-        self._feed(x=embedded[None], cos=cos, sin=sin)
+        cos, sin = self._angles(places, max(part.end for part in parts))
+        embedded = torch.embedding(self._plain.model.model.embed_tokens.weight, ids).float()
+        self._feed(x=embedded[None], cos=cos[:, None, None], sin=sin[:, None, None])
         self._give([part.adapter for part in parts], lengths)
         placed = self.cache.place(parts)
         ends = zip(parts, placed["begins"][1:], strict=True)
