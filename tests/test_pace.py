@@ -134,7 +134,7 @@ def test_beside_other_work_it_is_few_threads_again_and_all_are_tried_more_and_mo
     assert clock.steps(gear, len(first)) == first
     second = [2] * pace.FELT + [1] * 2 * pace.REST
     assert clock.steps(gear, len(second)) == second
-    assert clock.steps(gear, 20_000).count(2) < 25 * pace.FELT
+    assert clock.steps(gear, 20_000).count(2) < 30 * pace.FELT
     clock.seconds["on_2"] = 2.0
     assert clock.steps(gear, 2 * pace.LONGEST)[-1] == 2, "the other work has ended"
 
@@ -154,3 +154,25 @@ def test_only_steps_of_a_kind_are_compared() -> None:
     clock.seconds = {"on_1": 4.0, "on_2": 3.0}
     taken = clock.steps(gear, 40, "adapter")
     assert taken == [1] * pace.FELT + [2] * (40 - pace.FELT)
+
+
+def test_only_the_kind_that_is_slower_has_a_rest_and_a_prompt_is_as_the_last_one() -> None:
+    clock = Clock(on_1=2.0, on_2=1.5)
+    gear = pace.Gear(clock, 1, 2, clock)  # type: ignore[arg-type]
+    clock.steps(gear, 40)
+    clock.seconds = {"on_1": 4.0, "on_2": 5.0}
+    clock.steps(gear, 2 * pace.FELT + 2, "adapter")
+    clock.seconds = {"on_1": 2.0, "on_2": 1.5}
+    assert clock.steps(gear, 1, None) == [1]
+    assert clock.steps(gear, 40) == [2] * 40
+    assert clock.steps(gear, 1, None) == [2]
+
+
+def test_after_a_good_trial_the_next_bad_one_costs_no_long_rest() -> None:
+    clock = Clock(on_1=3.0, on_2=7.0)
+    gear = pace.Gear(clock, 1, 2, clock)  # type: ignore[arg-type]
+    clock.steps(gear, 20_000)
+    clock.seconds["on_2"] = 2.0
+    clock.steps(gear, 2 * pace.LONGEST)
+    clock.seconds["on_2"] = 7.0
+    assert clock.steps(gear, 2 * pace.FELT + pace.REST)[-pace.FELT :] == [2] * pace.FELT

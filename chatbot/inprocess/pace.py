@@ -7,7 +7,7 @@ worker alone makes of all cores, and what else runs on them, only trying tells.
 
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
@@ -25,8 +25,9 @@ WORTH = 0.6
 """Twice the threads have to leave less of the time, or more workers with fewer each do more."""
 FELT = 8
 """Steps that are slower on more threads than on few, and then it is few again."""
-REST, LONGEST = 64, 1024
-"""Steps until more are tried again: at first, and after many trials in vain."""
+REST, LONGEST = 8, 1024
+"""Steps until more are tried again: at first, and after many trials in vain. The first is so short
+because what it was compared with may be from a quieter time."""
 
 
 def threads(path: Path, most: int) -> int:
@@ -76,16 +77,22 @@ class Gear:
         self._now = self.few = few
         self._took: dict[tuple[int, Hashable], deque[float]] = {}
         """Seconds of the last steps on so many threads, of one kind each."""
-        self._rest, self._next_rest = 0, REST
+        self._rests: Counter[Hashable] = Counter()
+        """How many steps of a kind there are to come on few threads."""
+        self._next: dict[Hashable, int] = {}
+        self._judged: Hashable = None
+        """The kind that was judged last."""
 
     @contextmanager
     def step(self, kind: Hashable) -> Iterator[None]:
-        """Around a step. Those of one kind take equally long; None: nobody knows how long."""
-        self._shift(self.few if self._rest or not self._known(self.few, kind) else self.share)
+        """Around a step. Those of one kind take equally long; None: nobody knows how long, and it
+        is as for the kind that was judged last."""
+        resting = self._rests[self._judged if kind is None else kind]
+        self._shift(self.share if self._known(self.few, kind) and not resting else self.few)
         began = self._clock()
         yield
-        self._rest = max(0, self._rest - 1)
         if kind is not None:
+            self._rests[kind] = max(0, self._rests[kind] - 1)
             took = self._took.setdefault((self._now, kind), deque(maxlen=FELT))
             took.append(self._clock() - began)
             self._judge(kind)
@@ -103,9 +110,13 @@ class Gear:
         here, few = (self._now, kind), (self.few, kind)
         if here == few or not self._known(self._now, kind):
             return
-        if min(self._took[here]) > min(self._took[few]):
-            del self._took[here]
-            self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, LONGEST)
+        self._judged = kind
+        if min(self._took[here]) <= min(self._took[few]):
+            self._next[kind] = REST
+            return
+        del self._took[here]
+        self._rests[kind] = self._next.get(kind, REST)
+        self._next[kind] = min(2 * self._rests[kind], LONGEST)
 
 
 def cores() -> int:
