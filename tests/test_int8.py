@@ -58,6 +58,8 @@ def test_eight_bits_say_nearly_the_same_and_take_a_byte_a_weight_more(any_oracle
     expected = [any_oracle.answer(question, voice, 8) for question, voice in asked]
     same = sum(ids[:1] == right[:1] for ids, right in zip(said, expected, strict=True))
     assert same >= 0.8 * len(asked)
+    wears = engine._batch._path._wardrobe.nbytes
+    assert engine.stats()["memory"]["adapters"] == engine._batch.adapters.bytes + wears > wears > 0
     engine.close()
 
 

@@ -149,7 +149,7 @@ class Batch:
         """Bytes held, by what holds them."""
         return {
             "weights": self._weights + self._path.extra_bytes,
-            "adapters": self.adapters.bytes,
+            "adapters": self._path.adapter_bytes,
             "cache": self._cache.bytes,
             "prefixes": self._prefixes.bytes,
         }

@@ -64,6 +64,11 @@ class Forward:
         """Memory beside the model's weights."""
         return 0
 
+    @property
+    def adapter_bytes(self) -> int:
+        """Memory of all adapters, in every layout they are held in."""
+        return self.rows.bytes
+
     def apart(self, slots: int, length: int) -> Self:
         """The same path over an empty cache of its own."""
         twin = copy.copy(self)

@@ -9,7 +9,7 @@ each row whose logits are wanted; `keys`, `values`, `past`, `begins`, `blocks`, 
 `own.1` to `own.3` [tokens, linears * adapters * rank], 1 where the adapter is the token's own.
 Output: logits [1, rows, vocabulary].
 
-What belongs to a layer each comes as one input for all of them: an input costs 3 us a step.
+What each layer has of its own comes as one input for all layers: an input costs 3 us a step.
 """
 
 from collections.abc import Sequence

@@ -60,13 +60,13 @@ class Int8:
         }
         self._compiled = ov.Core().compile_model(graph.whole, "CPU", settings)
         self._threads = threads
-        self._weights = graph.nbytes
+        self.extra_bytes = graph.nbytes
         self._start(*self._room)
 
     @property
-    def extra_bytes(self) -> int:
-        """Memory beside the model's weights."""
-        return self._weights + self._wardrobe.nbytes
+    def adapter_bytes(self) -> int:
+        """Memory of all adapters, what the graph wears included."""
+        return self._plain.adapter_bytes + self._wardrobe.nbytes
 
     def apart(self, slots: int, length: int) -> Self:
         """The same path over an empty cache of its own."""

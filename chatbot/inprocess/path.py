@@ -83,6 +83,11 @@ class Path(Protocol):
         """Memory beside the model's weights."""
         ...
 
+    @property
+    def adapter_bytes(self) -> int:
+        """Memory of all adapters, in every layout they are held in."""
+        ...
+
     def read(self, parts: Sequence[Part]) -> torch.Tensor:
         """Read the parts, one at most of each row and in the rows' order; the logits [told,
         vocabulary] after the last tokens of each. They hold until the next step.

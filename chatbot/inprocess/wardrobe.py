@@ -38,8 +38,8 @@ class Wardrobe:
 
     @property
     def nbytes(self) -> int:
-        """Memory of all sets."""
-        return sum(each.nbytes for inputs in self._sets.values() for each in inputs.values())
+        """Memory of all sets; any thread may ask."""
+        return sum(each.nbytes for inputs in [*self._sets.values()] for each in inputs.values())
 
     def wear(self, wanted: Iterable[str]) -> Inputs:
         """The matrices to give the graph for a step in which these adapters speak. Those worn last
@@ -60,7 +60,7 @@ class Wardrobe:
         return self._sets[names]
 
     def _forget(self) -> None:
-        """Adapters that are gone take no memory here either."""
+        """With the first step after it an adapter that is gone takes no memory here either."""
         known = next(iter(self._linears.values())).pairs.keys()
         for names in [names for names in self._sets if not known >= set(names)]:
             del self._sets[names]
