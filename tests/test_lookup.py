@@ -49,6 +49,16 @@ def test_without_room_nothing_is_guessed(most: int) -> None:
     assert guess([1, 2, 3, 1, 2], most) == []
 
 
+def test_after_a_guess_the_next_has_twice_as_many_tokens_as_were_right() -> None:
+    lookup = Lookup()
+    lookup.extend([*range(20), 0, 1])
+    lengths = [len(lookup.guess(8))]
+    for right in (8, 3, 0, 1, 2, 4):
+        lookup.judge(right)
+        lengths.append(len(lookup.guess(8)))
+    assert lengths == [8, 8, 6, 1, 2, 4, 8]
+
+
 def said(oracle: Oracle, requests: Sequence[Request], **settings: int) -> list[Stream]:
     """What a new engine answers, up to `FEW` requests at a time."""
     engine = start(oracle, **settings)

@@ -270,7 +270,7 @@ class Batch:
 
     def _follow(self, index: int, told: Told, first: int, guess: Sequence[int]) -> None:
         """A row's next token by the logits `first`, and those after it while guesses are right."""
-        row = self._rows[index]
+        row, before = self._rows[index], self._rows[index].position
         for at, guessed in enumerate([*guess, None], first):
             if not told.sound[at]:
                 self._spoilt(index)
@@ -286,6 +286,8 @@ class Batch:
                 break
             row.position += 1
             self.counts["guessed"] += 1
+        if guess:
+            row.lookup.judge(row.position - before)
 
     def _say(self, row: Row, token: int) -> Finish | None:
         """Send a token's text; why the answer ends with it, if it does."""

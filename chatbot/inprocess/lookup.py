@@ -22,6 +22,8 @@ class Lookup:
         self._ids: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}
         """What stood together -> where the token after it is."""
+        self._reach: int | None = None
+        """How many tokens a guess has at most, once one was tried."""
 
     def extend(self, ids: Iterable[int]) -> None:
         """More tokens."""
@@ -32,7 +34,13 @@ class Lookup:
     def guess(self, most: int) -> Sequence[int]:
         """At most so many tokens that may come next; none if the last ones are new together."""
         found = self._after.get(tuple(self._ids[-NGRAM:]))
+        most = most if self._reach is None else min(most, self._reach)
         return [] if found is None else self._ids[found : found + max(most, 0)]
+
+    def judge(self, right: int) -> None:
+        """So many tokens of a guess were right. The next may have twice as many, for what is read
+        in vain takes time: an answer of the model's own soon guesses one at a time."""
+        self._reach = max(1, 2 * right)
 
     def __len__(self) -> int:
         return len(self._ids)
