@@ -1,5 +1,6 @@
 """The path in eight bits: nearly the same answers, and the exact weights where they are not."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -177,6 +178,24 @@ def test_an_adapter_that_is_gone_is_worn_no_more_and_takes_no_memory(
     alone = wardrobe.wear([second])
     assert wardrobe.worn == (second,)
     assert wardrobe.nbytes == sum(each.nbytes for each in alone.values())
+
+
+def test_an_unloaded_adapter_leaves_the_graph_without_another_step(
+    oracle: Oracle, engine: TorchEngine
+) -> None:
+    first = next(iter(oracle.adapters))
+    wardrobe = engine._batch._path._wardrobe
+    for last, worn in ((first, (first,)), (BASE, ())):  # in the graph, and kept beside it
+        ask(engine, oracle.request(QUESTIONS[0], first))
+        ask(engine, oracle.request(QUESTIONS[0], last))
+        assert wardrobe.worn == worn and wardrobe.nbytes > 0
+        engine.unload(first)
+        deadline = time.monotonic() + 10
+        while wardrobe.nbytes:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert engine.stats()["memory"]["adapters"] == engine._batch.adapters.bytes
+        engine.load(first, oracle.adapters[first])
 
 
 def test_all_blocks_come_back(oracle: Oracle) -> None:

@@ -171,7 +171,7 @@ class Batch:
 
     def drop(self, adapter: str) -> None:
         """Forget an adapter that no row speaks with."""
-        self.adapters.drop(adapter)
+        self._path.drop(adapter)
         self._prefixes.drop(adapter)
 
     def detach(self) -> None:

@@ -69,6 +69,10 @@ class Forward:
         """Memory of all adapters, in every layout they are held in."""
         return self.rows.bytes
 
+    def drop(self, adapter: str) -> None:
+        """Forget an adapter that no row speaks with; between two steps only."""
+        self.rows.drop(adapter)
+
     def apart(self, slots: int, length: int) -> Self:
         """The same path over an empty cache of its own."""
         twin = copy.copy(self)

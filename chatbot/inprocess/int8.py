@@ -68,6 +68,12 @@ class Int8:
         """Memory of all adapters, what the graph wears included."""
         return self._plain.adapter_bytes + self._wardrobe.nbytes
 
+    def drop(self, adapter: str) -> None:
+        """Forget an adapter that no row speaks with; between two steps only."""
+        self._plain.drop(adapter)
+        worn = set(self._wardrobe.worn)
+        self._wear(set() if adapter in worn else worn)
+
     def apart(self, slots: int, length: int) -> Self:
         """The same path over an empty cache of its own."""
         twin = copy.copy(self)
@@ -100,10 +106,7 @@ class Int8:
 
     def _give(self, adapters: list[str | None], lengths: list[int]) -> None:
         """Tell whose adapter each token has, as wide as each kind of product wants it."""
-        matrices = self._wardrobe.wear({name for name in adapters if name is not None})
-        for name, matrix in matrices.items():
-            if self._inputs.get(name) is not matrix:
-                self._hand(name, matrix)
+        self._wear({name for name in adapters if name is not None})
         owners = (self._wardrobe.worn, adapters, lengths)
         if owners == self._owners:
             return
@@ -113,6 +116,12 @@ class Int8:
         widths = {len(names) for names in self._layers[0].values()}
         self._feed(**{f"own.{n}": own.repeat(1, n) for n in widths})
         self._owners = owners
+
+    def _wear(self, adapters: set[str]) -> None:
+        """Have the graph wear these adapters."""
+        for name, matrix in self._wardrobe.wear(adapters).items():
+            if self._inputs.get(name) is not matrix:
+                self._hand(name, matrix)
 
     def _start(self, slots: int, length: int, spare_bytes: int = 0) -> None:
         """Rows and adapters as they are at first: none."""

@@ -94,6 +94,10 @@ class Path(Protocol):
         """
         ...
 
+    def drop(self, adapter: str) -> None:
+        """Forget an adapter that no row speaks with; between two steps only."""
+        ...
+
     def apart(self, slots: int, length: int) -> Self:
         """The same path over an empty cache of its own."""
         ...

@@ -60,7 +60,7 @@ class Wardrobe:
         return self._sets[names]
 
     def _forget(self) -> None:
-        """With the first step after it an adapter that is gone takes no memory here either."""
+        """Adapters that are gone take no memory here either."""
         known = next(iter(self._linears.values())).pairs.keys()
         for names in [names for names in self._sets if not known >= set(names)]:
             del self._sets[names]
