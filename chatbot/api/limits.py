@@ -140,9 +140,9 @@ def address(request: HTTPConnection) -> str:
 
 def _again(body: bytes | None, receive: Any) -> Any:
     """A ``receive`` that gives what has been read, then what comes after it."""
-    messages = [{"type": "http.disconnect"}]
+    messages: list[dict[str, Any]] = [{"type": "http.disconnect"}]
     if body is not None:
-        messages = [{"type": "http.request", "body": body, "more_body": False}]  # type: ignore[dict-item]
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def give() -> Any:
         return messages.pop() if messages else await receive()

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from chatbot.inprocess.angles import Angles
 from chatbot.inprocess.forward import Forward
-from chatbot.inprocess.fused import Fused, joints
+from chatbot.inprocess.fused import Fused, head_weights, joints
 from chatbot.inprocess.groups import Group, grouped
 from chatbot.inprocess.path import Part
 from chatbot.inprocess.product import Product
@@ -79,8 +79,7 @@ class HeadNorms:
     """Norms of queries and keys, head by head, where the model has them."""
 
     def __init__(self, queries: Any, keys: Any, heads: int, kv: int) -> None:
-        weights = (queries.weight.detach().expand(heads, -1), keys.weight.detach().expand(kv, -1))
-        self._weight = torch.cat(weights)
+        self._weight = head_weights(queries, keys, heads, kv)
         self._eps = float(queries.variance_epsilon)
 
     def __call__(self, heads: torch.Tensor) -> torch.Tensor:
@@ -218,10 +217,11 @@ class Fast(Forward):
         ]
         self._plan(groups, size - count)
         used = [self._used(group) for group in groups]
-        self.cache.place(rows[:count], positions[:count], max(used))
+        reach = max(used)
+        self.cache.place(rows[:count], positions[:count], reach)
         blocks = [self._block(*each, positions) for each in zip(groups, firsts, used, strict=False)]
         x = self.model.model.embed_tokens(ids)
-        step = Step(*self._angles(positions, max(group.end for group in groups)), blocks)
+        step = Step(*self._angles(positions, reach), blocks)
         for layer in self._layers:
             x = layer(x, step, self.cache)
         return self._head(self._norm(x[self._tensor(told)]))

@@ -29,8 +29,8 @@ class Fused(Joint):
     def __init__(self, rows: Rows, names: Sequence[str]) -> None:
         super().__init__(rows.plan, names)
         self._linears = [rows.linears[name] for name in names]
-        self._sizes = [len(linear.module.weight) for linear in self._linears]  # type: ignore[arg-type]
         modules: list[Any] = [linear.module for linear in self._linears]
+        self._sizes = [len(module.weight) for module in modules]
         weight = torch.cat([module.weight.detach() for module in modules])
         self._product = Product(weight, bias(modules, weight))
         for linear, start, end in self._spans():
@@ -67,3 +67,10 @@ def bias(modules: Sequence[Any], weight: torch.Tensor) -> torch.Tensor | None:
     if all(own is None for own, _ in found):
         return None
     return torch.cat([weight.new_zeros(n) if b is None else b.detach() for b, n in found])
+
+
+def head_weights(queries: Any, keys: Any, heads: int, kv: int) -> torch.Tensor:
+    """The weights [heads + kv, head_dim] of the norms of queries and keys, head by head."""
+    return torch.cat(
+        (queries.weight.detach().expand(heads, -1), keys.weight.detach().expand(kv, -1))
+    )

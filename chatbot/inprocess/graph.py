@@ -23,7 +23,7 @@ from openvino import opset13 as op
 from openvino.op import _PagedAttentionExtension as PagedAttention
 from transformers import PreTrainedModel
 
-from chatbot.inprocess.fused import bias, joints
+from chatbot.inprocess.fused import bias, head_weights, joints
 
 WIDEST = 127
 """The largest weight of each output becomes this."""
@@ -101,9 +101,8 @@ class Graph:
         size = int(attention.head_dim)
         x = op.reshape(x, np.array([-1, heads + kv, 1, size]), False)
         if hasattr(attention, "q_norm"):
-            norms = [attention.q_norm] * heads + [attention.k_norm] * kv
-            weights = torch.stack([norm.weight.detach().float() for norm in norms])
-            x = _rms(x, norms[0].variance_epsilon, torch.ones(size))
+            weights = head_weights(attention.q_norm, attention.k_norm, heads, kv).float()
+            x = _rms(x, attention.q_norm.variance_epsilon, torch.ones(size))
             x = op.multiply(x, op.constant(weights[:, None].numpy()))
         # In four dimensions and split along the last by its number, OpenVINO knows the pattern and
         # makes it one operator.

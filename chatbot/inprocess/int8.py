@@ -7,7 +7,7 @@ same: `probe` decides whether it is near enough. Imported only where OpenVINO is
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -71,8 +71,8 @@ class Int8:
     def drop(self, adapter: str) -> None:
         """Forget an adapter that no row speaks with; between two steps only."""
         self._plain.drop(adapter)
-        worn = set(self._wardrobe.worn)
-        self._wear(set() if adapter in worn else worn)
+        self._wardrobe.drop(adapter)
+        self._wear(self._wardrobe.worn)
 
     def apart(self, slots: int, length: int) -> Self:
         """The same path over an empty cache of its own."""
@@ -92,11 +92,11 @@ class Int8:
         lengths = [len(part.ids) for part in parts]
         ids = torch.tensor([one for part in parts for one in part.ids])
         places = torch.tensor([place for part in parts for place in range(part.start, part.end)])
-        cos, sin = self._angles(places, max(part.end for part in parts))
+        placed = self.cache.place(parts)
+        cos, sin = self._angles(places, placed["longest"])
         embedded = torch.embedding(self._plain.model.model.embed_tokens.weight, ids).float()
         self._feed(x=embedded[None], cos=cos[:, None, None], sin=sin[:, None, None])
         self._give([part.adapter for part in parts], lengths)
-        placed = self.cache.place(parts)
         ends = zip(parts, placed["begins"][1:], strict=True)
         last = [token for part, end in ends for token in range(end - part.told, end)]
         self._feed(**{name: np.array(value, np.int32) for name, value in placed.items()})
@@ -117,7 +117,7 @@ class Int8:
         self._feed(**{f"own.{n}": own.repeat(1, n) for n in widths})
         self._owners = owners
 
-    def _wear(self, adapters: set[str]) -> None:
+    def _wear(self, adapters: Iterable[str]) -> None:
         """Have the graph wear these adapters."""
         for name, matrix in self._wardrobe.wear(adapters).items():
             if self._inputs.get(name) is not matrix:

@@ -44,11 +44,10 @@ class Wardrobe:
     def wear(self, wanted: Iterable[str]) -> Inputs:
         """The matrices to give the graph for a step in which these adapters speak. Those worn last
         may stay on: who speaks now and then would have new ones made at every turn."""
-        self._forget()
         names = tuple(sorted(wanted))
         self._unused = 0 if names == self.worn else self._unused + 1
         ready = not names or names in self._sets
-        if not ready and self._unused <= PATIENCE and self.worn in self._sets:
+        if not ready and self._unused <= PATIENCE:
             names = tuple(sorted({*names, *self.worn}))
         if names not in self._sets:
             self._sets[names] = self._made(names)
@@ -59,11 +58,12 @@ class Wardrobe:
             self.worn, self._unused = names, 0
         return self._sets[names]
 
-    def _forget(self) -> None:
-        """Adapters that are gone take no memory here either."""
-        known = next(iter(self._linears.values())).pairs.keys()
-        for names in [names for names in self._sets if not known >= set(names)]:
+    def drop(self, adapter: str) -> None:
+        """Forget all sets with an adapter; where it was worn, nothing is."""
+        for names in [names for names in self._sets if adapter in names]:
             del self._sets[names]
+        if adapter in self.worn:
+            self.worn = ()
 
     def _made(self, names: tuple[str, ...]) -> Inputs:
         found: dict[str, Any] = {}
@@ -89,13 +89,5 @@ class Wardrobe:
 
 def _diagonal(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
     """[layers, rows, columns] each -> [layers, all rows, all columns], zero beside the blocks."""
-    if len(blocks) == 1:
-        return blocks[0]
-    layers = len(blocks[0])
-    whole = torch.zeros(layers, *(sum(block.shape[side] for block in blocks) for side in (1, 2)))
-    top = left = 0
-    for block in blocks:
-        bottom, right = top + block.shape[1], left + block.shape[2]
-        whole[:, top:bottom, left:right] = block
-        top, left = bottom, right
-    return whole
+    layers = zip(*blocks, strict=True)
+    return torch.stack([torch.block_diag(*layer) for layer in layers])  # type: ignore[no-untyped-call]
