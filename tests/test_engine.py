@@ -21,7 +21,7 @@ from chatbot.engine import (
     TooLong,
     UnknownAdapter,
 )
-from chatbot.inprocess.batching import EngineSettings, TorchEngine
+from chatbot.inprocess.batching import EngineSettings, TorchEngine, device
 from chatbot.inprocess.prefixes import Prefixes
 from chatbot.lora import AdapterError
 from tests import models
@@ -90,7 +90,8 @@ def test_a_cache_that_grows_keeps_what_it_holds(oracle: Oracle, engine: TorchEng
 
 
 def test_an_engine_leaves_the_model_as_it_found_it(oracle: Oracle) -> None:
-    ids = torch.tensor([oracle.prompt("Hello")])
+    oracle.base.model.to(device("auto"))
+    ids = torch.tensor([oracle.prompt("Hello")], device=oracle.base.model.device)
     with torch.no_grad():
         before = oracle.base.model(ids).logits
         start(oracle).close()

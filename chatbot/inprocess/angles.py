@@ -15,16 +15,20 @@ class Angles:
     def __init__(self, model: PreTrainedModel, like: torch.Tensor) -> None:
         self._rotary = model.model.rotary_emb
         self._like = like
-        self._cos = self._sin = like.new_empty(0)
+        self.moving = self._rotary.rope_type in MOVING
+        """Whether they are computed at every step."""
+        self.tables = (like.new_empty(0), like.new_empty(0))
+        """cos and sin [positions, head_dim]."""
 
     def __call__(self, places: torch.Tensor, end: int) -> tuple[torch.Tensor, torch.Tensor]:
         """places [tokens], all below `end` -> [tokens, head_dim] each."""
-        if self._rotary.rope_type in MOVING:
+        if self.moving:
             return self._computed(places)
-        if end > len(self._cos):
+        if end > len(self.tables[0]):
             length = max(FIRST, 1 << (end - 1).bit_length())
-            self._cos, self._sin = self._computed(torch.arange(length, device=places.device))
-        return self._cos[places], self._sin[places]
+            self.tables = self._computed(torch.arange(length, device=places.device))
+        cos, sin = self.tables
+        return cos[places], sin[places]
 
     def _computed(self, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         cos, sin = self._rotary(self._like, places[None])

@@ -54,7 +54,7 @@ class TorchEngine:
         """`tried` is the number of threads that suits the model, where that is known."""
         self.base = base
         self.settings = settings or EngineSettings()
-        model = base.model.to(_device(self.settings.device))
+        model = base.model.to(device(self.settings.device))
         self.max_length = room(model, self.settings.max_length)
         self.threads, self._tried = 0, tried
         """CPU threads of a step; 0 until it has `begun`."""
@@ -71,6 +71,7 @@ class TorchEngine:
         self._requests = 0
         self._patience = Patience()
         self._closed = False
+        self._begun: Future[None] = Future()
         self._loading = threading.Lock()
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
         self._worker.start()
@@ -80,8 +81,8 @@ class TorchEngine:
     # -- What any thread may call
 
     def begun(self) -> None:
-        """Block until the worker takes requests."""
-        self._order(lambda: None)
+        """Block until the worker takes requests; raises what has kept it from that."""
+        self._begun.result()
 
     def load(self, adapter_id: str, folder: Path) -> None:
         """Verify and load an adapter; blocks until it can be asked. Raises `AdapterError`."""
@@ -190,13 +191,16 @@ class TorchEngine:
     # -- The worker: everything below runs on its thread
 
     def _work(self) -> None:
-        self.threads = self._batch.settle(self._tried)
+        _carry_out(self._settle, self._begun)
         with torch.inference_mode():
-            while self._wait():
+            while self._begun.exception() is None and self._wait():
                 with self._surviving():
                     self._tidy()
                     self._batch.step(self.settings.chunk, self._next)
         self._stop()
+
+    def _settle(self) -> None:
+        self.threads = self._batch.settle(self._tried)
 
     def _wait(self) -> bool:
         """Sleep until there is something to do; False once closed."""
@@ -262,6 +266,7 @@ class TorchEngine:
     def _stop(self) -> None:
         """Closed: whoever still waits is told, and the model is as it was."""
         with self._lock:
+            self._closed = True
             rows = [*self._batch.rows(), *self._waiting]
             orders = list(self._orders)
         for row in rows:
@@ -280,7 +285,8 @@ def _carry_out(work: Callable[[], None], done: "Future[None]") -> None:
         done.set_result(None)
 
 
-def _device(name: str) -> torch.device:
+def device(name: str) -> torch.device:
+    """What a setting names; auto is a GPU where there is one."""
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -4,21 +4,22 @@ It takes `Forward`'s place with the same methods, the same cache and the same ad
 in `chatbot.inprocess.probe` decides whether it may.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from chatbot.inprocess import replay
 from chatbot.inprocess.angles import Angles
 from chatbot.inprocess.forward import Forward
 from chatbot.inprocess.fused import Fused, head_weights, joints
 from chatbot.inprocess.groups import Group, grouped
 from chatbot.inprocess.path import Part
 from chatbot.inprocess.product import Product
+from chatbot.inprocess.replay import Layout, Replays, Span
 from chatbot.inprocess.rows import Rows
 from chatbot.inprocess.slots import SlotCache
 
@@ -182,6 +183,8 @@ class Fast(Forward):
         self._angles = Angles(self.model, self.like)
         head = self.model.lm_head
         self._head = Product(head.weight.detach(), head.bias)
+        recorded = replay.records(self.like) and not self._angles.moving
+        self._replays = Replays(self.rows.plan) if recorded else None
 
     @property
     def extra_bytes(self) -> int:
@@ -194,6 +197,18 @@ class Fast(Forward):
             for layer in self._layers
             for fused in (layer.qkv, layer.out, layer.gate_up, layer.down)
         ]
+
+    def drop(self, adapter: str) -> None:
+        """Forget an adapter that no row speaks with; between two steps only."""
+        super().drop(adapter)
+        if self._replays is not None:
+            self._replays.drop(adapter)
+
+    def apart(self, slots: int, length: int) -> Self:
+        """The same path over an empty cache of its own, for a few steps."""
+        twin = super().apart(slots, length)
+        twin._replays = None
+        return twin
 
     def plain(self) -> Forward:
         """The plain path over the same cache; its linears ask the fused ones while these live."""
@@ -209,28 +224,56 @@ class Fast(Forward):
         """As `Forward` has it, in one step: products are of all tokens at once, and only attention
         is block by block."""
         groups = grouped(parts, self.cache.max_length, PADDING)
-        firsts = [*itertools.accumulate((group.size for group in groups), initial=0)]
-        count, size = firsts[-1], filled(firsts[-1])
-        ids, positions, rows = self._numbers(groups, size - count)
-        told = [
-            first + at for first, group in zip(firsts, groups, strict=False) for at in group.told()
-        ]
-        self._plan(groups, size - count)
-        used = [self._used(group) for group in groups]
-        reach = max(used)
+        count = sum(group.size for group in groups)
+        filling = filled(count) - count
+        numbers = self._numbers(groups, filling)
+        self._plan(groups, filling)
+        layout = self._layout(groups)
+        told = self._tensor(layout.told)
+        if self._replays is None:
+            return self._logits(layout, told, numbers)
+        return self._replays.step(
+            layout, numbers, lambda numbers: self._logits(layout, told, numbers), self._read_by
+        )
+
+    def _layout(self, groups: list[Group]) -> Layout:
+        """Of a step that is planned."""
+        spans: list[Span] = []
+        told: list[int] = []
+        first = 0
+        for group in groups:
+            spans.append(Span(group.first, len(group.parts), group.tokens, self._used(group)))
+            told += [first + at for at in group.told()]
+            first += group.size
+        plan = self.rows.plan
+        return Layout(tuple(spans), tuple(told), plan.adapters, plan.mixed, self.cache.capacity)
+
+    def _logits(self, layout: Layout, told: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """What a step says; all its launches, and nothing that depends on its numbers but these."""
+        ids, positions, rows = numbers
+        blocks: list[Block] = []
+        count = 0
+        for span in layout.spans:
+            blocks.append(self._block(span, count, positions))
+            count = blocks[-1].tokens.stop
+        reach = max(span.used for span in layout.spans)
         self.cache.place(rows[:count], positions[:count], reach)
-        blocks = [self._block(*each, positions) for each in zip(groups, firsts, used, strict=False)]
         x = self.model.model.embed_tokens(ids)
         step = Step(*self._angles(positions, reach), blocks)
         for layer in self._layers:
             x = layer(x, step, self.cache)
-        return self._head(self._norm(x[self._tensor(told)]))
+        return self._head(self._norm(x[told]))
 
-    def _block(self, group: Group, first: int, used: int, positions: torch.Tensor) -> Block:
-        here = slice(first, first + group.size)
-        mask = self._mask(positions[here].view(-1, group.tokens), used)
-        rows = slice(group.first, group.first + len(group.parts))
-        return Block(here, rows, group.tokens, used, mask.repeat(1, 1, self._group, 1))
+    def _block(self, span: Span, first: int, positions: torch.Tensor) -> Block:
+        here = slice(first, first + span.rows * span.tokens)
+        mask = self._mask(positions[here].view(-1, span.tokens), span.used)
+        rows = slice(span.row, span.row + span.rows)
+        return Block(here, rows, span.tokens, span.used, mask.repeat(1, 1, self._group, 1))
+
+    def _read_by(self) -> list[object]:
+        """What the launches of this step read and others replace: an adapter's matrices, tables."""
+        names = self.rows.plan.adapters
+        return [*(fused.sides.get(names) for fused in self._fused()), *self._angles.tables]
 
 
 def filled(count: int) -> int:

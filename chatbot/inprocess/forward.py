@@ -22,6 +22,9 @@ PADDING = 32
 STRIDE = 16
 """Steps read the cache up to a multiple of it: kernels are made anew for every number of positions,
 which takes milliseconds and, kept, megabytes."""
+FAR = 128
+"""The same on a GPU, or a quarter of the positions if that is more: what is read for nothing costs
+less than a `Recording`."""
 
 
 def room(model: PreTrainedModel, wanted: int) -> int:
@@ -131,7 +134,8 @@ class Forward:
 
     def _used(self, group: Group) -> int:
         """Positions that a group's rows have in the cache, in strides."""
-        return min(group.end + -group.end % STRIDE, self.cache.max_length)
+        stride = STRIDE if self.cpu else max(FAR, 1 << group.end.bit_length() >> 3)
+        return min(group.end + -group.end % stride, self.cache.max_length)
 
     def _mask(self, positions: torch.Tensor, used: int) -> torch.Tensor:
         """[rows, 1, tokens, used]: a token sees its own position and those before."""

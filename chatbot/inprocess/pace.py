@@ -31,7 +31,9 @@ because what it was compared with may be from a quieter time."""
 
 
 def threads(path: Path, most: int) -> int:
-    """1, 2, 4 ... or as many as there may be."""
+    """1, 2, 4 ... or as many as there may be; on a GPU they compute nothing."""
+    if not path.cpu:
+        return 1
     if path.parameters >= LARGE or path.name == "int8":
         return min(untried(path.parameters), most)
     best, fastest = most, _seconds(path, most)

@@ -26,7 +26,8 @@ class Plan:
         self.adapters: tuple[str, ...] = ()
         self.mixed = False
         """Whether they differ in that."""
-        self._owner = torch.empty(0)
+        self.owner = torch.empty(0)
+        """[tokens, adapters]: whose each token is, if they differ in that."""
         self._masks: dict[tuple[int, torch.dtype], torch.Tensor] = {}
 
     def set(self, rows: Sequence[str | None], tokens: Sequence[int], like: torch.Tensor) -> None:
@@ -34,11 +35,16 @@ class Plan:
         the other; `like` gives the device."""
         self.adapters = tuple(sorted({name for name in rows if name is not None}))
         self.mixed = len({*rows}) > 1
-        self._masks.clear()
+        own = torch.empty(0)
         if self.mixed:
             own = torch.tensor([[row == name for name in self.adapters] for row in rows])
             own = own.repeat_interleave(torch.tensor(tokens), dim=0)
-            self._owner = own.to(like.device)
+        self.belong(own.to(like.device))
+
+    def belong(self, owner: torch.Tensor) -> None:
+        """Whose the tokens are is read there from now on."""
+        self.owner = owner
+        self._masks.clear()
 
     def own(self, low: torch.Tensor) -> torch.Tensor:
         """Zero, in place, in low [.., adapters * rank] what a token got from others' adapters."""
@@ -48,7 +54,7 @@ class Plan:
         mask = self._masks.get((width, low.dtype))
         if mask is None:
             rank = width // len(self.adapters)
-            mask = self._owner.to(low.dtype).repeat_interleave(rank, dim=-1)
+            mask = self.owner.to(low.dtype).repeat_interleave(rank, dim=-1)
             self._masks[width, low.dtype] = mask
         return low.view(-1, width).mul_(mask).view_as(low)
 

@@ -27,7 +27,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         super().__init__(layers=[])
         self.slots = slots
         self.max_length = max_length
-        self._capacity = 0
+        self.capacity = 0
+        """Positions that a row has memory for."""
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
         self._shown = slice(0)
@@ -108,12 +109,12 @@ class SlotCache(Cache):  # type: ignore[misc]
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
         """Zeros for as many heads as `like` [.., kv_heads, dim] has."""
         heads, size = like.shape[-2:]
-        return like.new_zeros(self.slots, heads, self._capacity, size)
+        return like.new_zeros(self.slots, heads, self.capacity, size)
 
     def _reserve(self, length: int) -> None:
-        if length <= self._capacity:
+        if length <= self.capacity:
             return
-        self._capacity = min(self.max_length, max(length, BLOCK, 2 * self._capacity))
+        self.capacity = min(self.max_length, max(length, BLOCK, 2 * self.capacity))
         for stores in (self._keys, self._values):
             for layer, old in enumerate(stores):
                 stores[layer] = self._empty(old.transpose(1, 2))

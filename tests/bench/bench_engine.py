@@ -31,6 +31,7 @@ from chatbot.base import STARTER, Base, load_base
 from chatbot.engine import BASE, Engine, Request, Sampling
 from chatbot.engine_settings import EngineSettings
 from chatbot.inprocess import batch
+from chatbot.inprocess.batching import device
 from chatbot.server import ENVIRONMENT
 from chatbot.workers import child, worker
 from chatbot.workers.engine import WorkersEngine
@@ -68,7 +69,7 @@ def prompt(seed: int) -> list[int]:
 
 def generated(base: Base, prompt_ids: list[int], most: int, **until: Any) -> tuple[int, float]:
     """How many tokens one `generate` says, at most so many, and the seconds that it takes."""
-    ids = torch.tensor([prompt_ids])
+    ids = torch.tensor([prompt_ids], device=base.model.device)
     begin = clock()
     out = base.model.generate(
         input_ids=ids,
@@ -219,6 +220,7 @@ def main() -> None:
         base = load_base(name)
         made = [models.write_adapter(Path(temp), base, seed=n, strength=0.01) for n in range(4)]
         adapters = {folder.name: folder for folder in made}
+        base.model.to(device(EngineSettings().device))  # where the engine computes
         found = measure(name, base, adapters, args)
     print(json.dumps(found) if args.json else report(found))
 
