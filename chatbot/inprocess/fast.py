@@ -12,14 +12,14 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from chatbot.inprocess import replay
+from chatbot.inprocess import recordings
 from chatbot.inprocess.angles import Angles
 from chatbot.inprocess.forward import Forward
 from chatbot.inprocess.fused import Fused, head_weights, joints
 from chatbot.inprocess.groups import Group, grouped
 from chatbot.inprocess.path import Part
 from chatbot.inprocess.product import Product
-from chatbot.inprocess.replay import Layout, Replays, Span
+from chatbot.inprocess.recordings import Layout, Recordings, Span
 from chatbot.inprocess.rows import Rows
 from chatbot.inprocess.slots import SlotCache
 
@@ -183,8 +183,8 @@ class Fast(Forward):
         self._angles = Angles(self.model, self.like)
         head = self.model.lm_head
         self._head = Product(head.weight.detach(), head.bias)
-        recorded = replay.records(self.like) and not self._angles.moving
-        self._replays = Replays(self.rows.plan) if recorded else None
+        recorded = recordings.records(self.like) and not self._angles.moving
+        self._recordings = Recordings(self.rows.plan) if recorded else None
 
     @property
     def extra_bytes(self) -> int:
@@ -201,13 +201,13 @@ class Fast(Forward):
     def drop(self, adapter: str) -> None:
         """Forget an adapter that no row speaks with; between two steps only."""
         super().drop(adapter)
-        if self._replays is not None:
-            self._replays.drop(adapter)
+        if self._recordings is not None:
+            self._recordings.drop(adapter)
 
     def apart(self, slots: int, length: int) -> Self:
         """The same path over an empty cache of its own, for a few steps."""
         twin = super().apart(slots, length)
-        twin._replays = None
+        twin._recordings = None
         return twin
 
     def plain(self) -> Forward:
@@ -230,9 +230,9 @@ class Fast(Forward):
         self._plan(groups, filling)
         layout = self._layout(groups)
         told = self._tensor(layout.told)
-        if self._replays is None:
+        if self._recordings is None:
             return self._logits(layout, told, numbers)
-        return self._replays.step(
+        return self._recordings.step(
             layout, numbers, lambda numbers: self._logits(layout, told, numbers), self._read_by
         )
 

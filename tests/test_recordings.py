@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from chatbot.inprocess import replay
-from chatbot.inprocess.replay import MOST, OFTEN, Layout, Replays, Span
+from chatbot.inprocess import recordings
+from chatbot.inprocess.recordings import MOST, OFTEN, Layout, Recordings, Span
 from chatbot.inprocess.rows import Plan
 from tests.oracle import QUESTIONS, Oracle, start
 from tests.streams import finish
@@ -35,7 +35,7 @@ class Again:
 def played(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Steps are recorded from now on; the numbers of those that have been played."""
     numbers: list[torch.Tensor] = []
-    kind: Any = replay.Recording if torch.cuda.is_available() else Again
+    kind: Any = recordings.Recording if torch.cuda.is_available() else Again
 
     class Counted(kind):  # type: ignore[misc]
         def play(self, these: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
@@ -43,8 +43,8 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
             logits: torch.Tensor = super().play(these, owner)
             return logits
 
-    monkeypatch.setattr(replay, "Recording", Counted)
-    monkeypatch.setattr(replay, "records", lambda _: True)
+    monkeypatch.setattr(recordings, "Recording", Counted)
+    monkeypatch.setattr(recordings, "records", lambda _: True)
     return numbers
 
 
@@ -72,7 +72,7 @@ def layout(*adapters: str, row: int = 0) -> Layout:
     return Layout((Span(row, 1, 1, 128),), (0,), adapters, len(adapters) > 1, 256)
 
 
-def steps(replays: Replays, which: Layout, count: int) -> int:
+def steps(kept: Recordings, which: Layout, count: int) -> int:
     """So many steps of a layout; how many of them were computed, not played."""
     computed = 0
 
@@ -83,7 +83,7 @@ def steps(replays: Replays, which: Layout, count: int) -> int:
 
     for number in range(count):
         numbers = torch.tensor([number])
-        assert replays.step(which, numbers, compute, lambda: None) == number + 1
+        assert kept.step(which, numbers, compute, lambda: None) == number + 1
     return computed
 
 
@@ -98,48 +98,48 @@ class Kept:
 
 
 @pytest.fixture
-def replays(monkeypatch: pytest.MonkeyPatch) -> Replays:
-    monkeypatch.setattr(replay, "Recording", Kept)
-    return Replays(Plan())
+def kept(monkeypatch: pytest.MonkeyPatch) -> Recordings:
+    monkeypatch.setattr(recordings, "Recording", Kept)
+    return Recordings(Plan())
 
 
-def test_a_layout_is_recorded_when_it_has_come_often(replays: Replays) -> None:
-    assert steps(replays, layout(), OFTEN + 5) == OFTEN
-    assert steps(replays, layout("a"), OFTEN - 1) == OFTEN - 1
-    assert steps(replays, layout(), 2) == 0
+def test_a_layout_is_recorded_when_it_has_come_often(kept: Recordings) -> None:
+    assert steps(kept, layout(), OFTEN + 5) == OFTEN
+    assert steps(kept, layout("a"), OFTEN - 1) == OFTEN - 1
+    assert steps(kept, layout(), 2) == 0
 
 
-def test_a_dropped_adapters_steps_are_forgotten(replays: Replays) -> None:
+def test_a_dropped_adapters_steps_are_forgotten(kept: Recordings) -> None:
     for each in (layout("a"), layout("b")):
-        steps(replays, each, OFTEN)
-    replays.drop("a")
-    assert steps(replays, layout("a"), 1) == 1
-    assert steps(replays, layout("b"), 1) == 0
+        steps(kept, each, OFTEN)
+    kept.drop("a")
+    assert steps(kept, layout("a"), 1) == 1
+    assert steps(kept, layout("b"), 1) == 0
 
 
-def test_of_mixtures_the_last_ones_steps_are_kept(replays: Replays) -> None:
+def test_of_mixtures_the_last_ones_steps_are_kept(kept: Recordings) -> None:
     for each in (layout("a"), layout("a", "b"), layout("a", "b", row=1), layout("b", "c")):
-        steps(replays, each, OFTEN)
-    assert steps(replays, layout("a"), 1) == steps(replays, layout("b", "c"), 1) == 0
-    assert steps(replays, layout("a", "b"), 1) == steps(replays, layout("a", "b", row=1), 1) == 1
+        steps(kept, each, OFTEN)
+    assert steps(kept, layout("a"), 1) == steps(kept, layout("b", "c"), 1) == 0
+    assert steps(kept, layout("a", "b"), 1) == steps(kept, layout("a", "b", row=1), 1) == 1
 
 
-def test_the_layouts_that_came_least_lately_go_first(replays: Replays) -> None:
+def test_the_layouts_that_came_least_lately_go_first(kept: Recordings) -> None:
     for row in range(MOST):
-        steps(replays, layout(row=row), OFTEN)
-    assert steps(replays, layout(row=0), 1) == 0
-    steps(replays, layout(row=MOST), OFTEN)
-    assert steps(replays, layout(row=0), 1) == 0
-    assert steps(replays, layout(row=1), 1) == 1
+        steps(kept, layout(row=row), OFTEN)
+    assert steps(kept, layout(row=0), 1) == 0
+    steps(kept, layout(row=MOST), OFTEN)
+    assert steps(kept, layout(row=0), 1) == 0
+    assert steps(kept, layout(row=1), 1) == 1
 
 
 def test_what_cannot_be_recorded_is_computed(
-    replays: Replays, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kept: Recordings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refused(*_: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(replay, "Recording", refused)
-    assert steps(replays, layout(), 2 * OFTEN) == 2 * OFTEN
-    assert steps(replays, layout(row=1), 2 * OFTEN) == 2 * OFTEN
+    monkeypatch.setattr(recordings, "Recording", refused)
+    assert steps(kept, layout(), 2 * OFTEN) == 2 * OFTEN
+    assert steps(kept, layout(row=1), 2 * OFTEN) == 2 * OFTEN
     assert caplog.text.count("not permitted") == 1

@@ -75,7 +75,7 @@ class Recording:
         return self._logits
 
 
-class Replays:
+class Recordings:
     """The recorded steps of one path over one cache."""
 
     def __init__(self, plan: Plan) -> None:
