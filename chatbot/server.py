@@ -112,10 +112,11 @@ def create_api(service: "Service", settings: ServerSettings | None = None) -> "F
     problems.install(app)
     guard(app, service.access, settings or ServerSettings())
     app.add_middleware(watch.Counted, meters=service.meters)  # the outermost sees refusals too
+    app.include_router(routes.router(service))  # the first is found soonest
     app.include_router(login.router(service))
     app.include_router(oversight.router(service))
     app.include_router(watch.router(service, hooks))
-    app.include_router(routes.router(service))  # the last of /v1: what is not there ends here
+    app.include_router(routes.nowhere())
     return app
 
 

@@ -8,7 +8,7 @@ asked = store.add_message(talk, None, "user", "When do you open?")
 import json
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from feedback import says
@@ -120,7 +120,7 @@ class Store(Database):
             }
             db.insert("message", row)
             if speaker is not None:
-                db.insert("speaker", asdict(speaker) | {"message_id": id})
+                db.insert("speaker", vars(speaker) | {"message_id": id})
         return id
 
     def _check_place(self, conversation_id: str, parent_id: str | None, role: str, id: str) -> None:

@@ -130,6 +130,13 @@ def router(service: "Service") -> APIRouter:
             "warning": service.warning,
         }
 
+    return routes
+
+
+def nowhere() -> APIRouter:
+    """What ends all paths of the API that are not there; it comes after every other router."""
+    routes = APIRouter()
+
     @routes.api_route("/v1/{rest:path}", methods=METHODS, include_in_schema=False)
     @routes.api_route("/feedback", methods=METHODS, include_in_schema=False)
     def nothing(request: Request) -> None:
