@@ -10,6 +10,10 @@ import os
 import time
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse
 
 log = logging.getLogger("talkback")
 
@@ -30,3 +34,20 @@ def visitor_of(scope: Mapping[str, Any]) -> str | None:
     if not info or info.get("expires_at", 0) <= time.time():
         return None
     return str(info["userinfo"]["preferred_username"])
+
+
+def handlers() -> dict[Any, Any]:
+    """What becomes of logins that fail, by their exception: Gradio's callback has nothing for it
+    when somebody says no at the Hub."""
+    if not logins():
+        return {}
+    from authlib.integrations.base_client.errors import OAuthError  # type: ignore[import-untyped]
+
+    return {OAuthError: _back}
+
+
+async def _back(request: Request, error: Exception) -> RedirectResponse:
+    """To the page they came from, never to another site's."""
+    log.warning("a login with Hugging Face ended without one: %s", error)
+    path = urlsplit(request.query_params.get("_target_url", "")).path
+    return RedirectResponse("/" + path.lstrip("/\\"), status_code=303)

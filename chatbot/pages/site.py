@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import gradio as gr
 from fastapi import FastAPI
 
+from chatbot import hub
 from chatbot.pages import theme
 from chatbot.pages.adapters import AdaptersPage
 from chatbot.pages.chat import ChatPage
@@ -54,5 +55,6 @@ def mount(app: FastAPI, service: "Service", path: str = "/") -> FastAPI:
             enable_monitoring=False,
             pwa=False,
             mcp_server=False,
+            app_kwargs={"exception_handlers": hub.handlers()},
         )
     return mounted
