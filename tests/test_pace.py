@@ -127,7 +127,7 @@ def test_a_stream_alone_has_all_cores_while_it_is_faster_for_it() -> None:
 
 
 def test_beside_other_work_it_is_few_threads_again_and_all_are_tried_more_and_more_rarely() -> None:
-    clock = Clock(on_1=3.0, on_2=7.0)
+    clock = Clock(on_1=3.0, on_2=5.0)
     gear = pace.Gear(clock, 1, 2, clock)  # type: ignore[arg-type]
     assert clock.steps(gear, pace.FELT) == [1] * pace.FELT, "to compare with"
     first = [2] * pace.FELT + [1] * pace.REST
@@ -169,10 +169,26 @@ def test_only_the_kind_that_is_slower_has_a_rest_and_a_prompt_is_as_the_last_one
 
 
 def test_after_a_good_trial_the_next_bad_one_costs_no_long_rest() -> None:
-    clock = Clock(on_1=3.0, on_2=7.0)
+    clock = Clock(on_1=3.0, on_2=5.0)
     gear = pace.Gear(clock, 1, 2, clock)  # type: ignore[arg-type]
     clock.steps(gear, 20_000)
     clock.seconds["on_2"] = 2.0
     clock.steps(gear, 2 * pace.LONGEST)
-    clock.seconds["on_2"] = 7.0
+    clock.seconds["on_2"] = 5.0
     assert clock.steps(gear, 2 * pace.FELT + pace.REST)[-pace.FELT :] == [2] * pace.FELT
+
+
+def test_threads_that_something_beside_keeps_waiting_are_left_at_once() -> None:
+    clock = Clock(on_1=0.01, on_2=0.2)
+    gear = pace.Gear(clock, 1, 2, clock)  # type: ignore[arg-type]
+    clock.steps(gear, pace.FELT)
+    assert clock.steps(gear, 20) == [2] + [1] * 19
+    assert clock.steps(gear, 20, "adapter") == [1] * 20, "nor is it tried with others"
+    minute = round(60 / clock.seconds["on_1"])
+    assert clock.steps(gear, minute).count(2) < 10
+    clock.seconds["on_2"] = 0.006
+    assert clock.steps(gear, 2 * minute)[-1] == 2, "the other work has ended"
+    clock.seconds["on_2"] = 0.2
+    assert clock.steps(gear, round(2 * pace.PAUSE / 0.01)).count(2) == 2, (
+        "and it is soon tried again"
+    )

@@ -28,6 +28,11 @@ FELT = 8
 REST, LONGEST = 8, 1024
 """Steps until more are tried again: at first, and after many trials in vain. The first is so short
 because what it was compared with may be from a quieter time."""
+FAR = 2
+"""So many times slower, and it is something beside that computes: threads that it keeps waiting are
+10 times slower and more."""
+PAUSE, LONG = 4.0, 64.0
+"""Seconds until more threads are tried again then: at first, and where it goes on."""
 
 
 def threads(path: Path, most: int) -> int:
@@ -84,14 +89,17 @@ class Gear:
         self._next: dict[Hashable, int] = {}
         self._judged: Hashable = None
         """The kind that was judged last."""
+        self._until = 0.0
+        """When more threads are tried again, whatever the kind."""
+        self._pause = PAUSE
 
     @contextmanager
     def step(self, kind: Hashable) -> Iterator[None]:
         """Around a step. Those of one kind take equally long; None: nobody knows how long, and it
         is as for the kind that was judged last."""
-        resting = self._rests[self._judged if kind is None else kind]
-        self._shift(self.share if self._known(self.few, kind) and not resting else self.few)
         began = self._clock()
+        resting = self._rests[self._judged if kind is None else kind] or began < self._until
+        self._shift(self.share if self._known(self.few, kind) and not resting else self.few)
         yield
         if kind is not None:
             self._rests[kind] = max(0, self._rests[kind] - 1)
@@ -108,17 +116,26 @@ class Gear:
             self._now = threads
 
     def _judge(self, kind: Hashable) -> None:
-        """Have a rest from more threads that are no faster."""
+        """Have a rest from more threads that are no faster, or a pause if they are far slower."""
         here, few = (self._now, kind), (self.few, kind)
-        if here == few or not self._known(self._now, kind):
+        if here == few:
+            return
+        took, usual = self._took[here], self._took[few]
+        far = sum(took) > FAR * sum(usual)
+        if not (far or self._known(self._now, kind)):
             return
         self._judged = kind
-        if min(self._took[here]) <= min(self._took[few]):
+        if far:
+            self._until = self._clock() + self._pause
+            self._pause = min(2 * self._pause, LONG)
+        elif min(took) <= min(usual):
             self._next[kind] = REST
+            self._pause = PAUSE
             return
+        else:
+            self._rests[kind] = self._next.get(kind, REST)
+            self._next[kind] = min(2 * self._rests[kind], LONGEST)
         del self._took[here]
-        self._rests[kind] = self._next.get(kind, REST)
-        self._next[kind] = min(2 * self._rests[kind], LONGEST)
 
 
 def cores() -> int:
