@@ -41,7 +41,7 @@ class EngineSettings(RemoteSettings):
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of each; 0: as many as suit the model, and all cores for one that speaks alone
     while it is faster on them."""
-    slots: Annotated[int, Field(ge=1)] = 16
+    slots: Annotated[int, Field(ge=1)] = 32
     """Streams that run at the same time, in each."""
     max_length: Annotated[int, Field(ge=2)] = 4096
     """Most tokens of one stream, prompt and answer together; the model's own limit holds too."""

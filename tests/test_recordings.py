@@ -69,7 +69,7 @@ def test_recorded_steps_say_what_transformers_and_peft_say(
 
 
 def layout(*adapters: str, row: int = 0) -> Layout:
-    return Layout((Span(row, 1, 1, 128),), (0,), adapters, len(adapters) > 1, 256)
+    return Layout((Span(row, 1, 1, 128),), (0,), adapters, len(adapters) > 1, (4, 256))
 
 
 def steps(kept: Recordings, which: Layout, count: int) -> int:

@@ -287,7 +287,7 @@ GIB = 2**30
         (135_000_000, GIB // 4, 1, "cpu", 2, 8 * GIB, 2),
         (135_000_000, GIB // 4, 2, "cpu", 2, 8 * GIB, 1),
         (135_000_000, GIB // 4, 1, "cpu", 64, 64 * GIB, MOST),
-        (135_000_000, 4 * GIB, 1, "cpu", 4, 10 * GIB, 2),
+        (135_000_000, 4 * GIB, 1, "cpu", 8, 10 * GIB, 2),
         (5_000_000, 2**20, 1, "cpu", 2, 8 * GIB, 1),
         (135_000_000, GIB // 4, 1, "cuda:0", 8, 8 * GIB, 1),
         (8_000_000_000, 16 * GIB, 16, "cpu", 16, GIB, 1),
@@ -298,6 +298,12 @@ def test_as_many_workers_as_cores_and_memory_bear(
 ) -> None:
     ready = Ready(16, 4096, threads, device, parameters, weights)
     assert how_many(ready, cores, free) == count
+
+
+@pytest.mark.parametrize("cores, count", [(1, 1), (2, 1), (4, 2), (6, 3), (64, MOST)])
+def test_workers_that_grow_have_two_cores_each(cores: int, count: int) -> None:
+    ready = Ready(16, 4096, 1, "cpu", 135_000_000, GIB // 4, grows=True)
+    assert how_many(ready, cores, 64 * GIB) == count
 
 
 def fake(live: int = 0, grows: bool = False) -> Any:

@@ -246,7 +246,7 @@ class Fast(Forward):
             told += [first + at for at in group.told()]
             first += group.size
         plan = self.rows.plan
-        return Layout(tuple(spans), tuple(told), plan.adapters, plan.mixed, self.cache.capacity)
+        return Layout(tuple(spans), tuple(told), plan.adapters, plan.mixed, self.cache.room)
 
     def _logits(self, layout: Layout, told: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """What a step says; all its launches, and nothing that depends on its numbers but these."""
@@ -257,7 +257,7 @@ class Fast(Forward):
             blocks.append(self._block(span, count, positions))
             count = blocks[-1].tokens.stop
         reach = max(span.used for span in layout.spans)
-        self.cache.place(rows[:count], positions[:count], reach)
+        self.cache.place(rows[:count], positions[:count], blocks[-1].rows.stop, reach)
         x = self.model.model.embed_tokens(ids)
         step = Step(*self._angles(positions, reach), blocks)
         for layer in self._layers:

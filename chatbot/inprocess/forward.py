@@ -103,7 +103,7 @@ class Forward:
         ids, positions, places = self._numbers([group])
         used = self._used(group)
         self._plan([group])
-        self.cache.place(places, positions, used)
+        self.cache.place(places, positions, group.first + rows, used)
         self.cache.show(group.first, rows, tokens)
         told = self._tensor([*group.told()])
         kept, which = torch.unique(told % tokens, return_inverse=True)

@@ -50,8 +50,8 @@ class Layout:
     adapters: tuple[str, ...]
     mixed: bool
     """Whether tokens differ in their adapter."""
-    capacity: int
-    """Positions of a row in the cache: where they are many times as many, it lies elsewhere."""
+    room: tuple[int, int]
+    """The cache's: one with room for more lies elsewhere."""
 
 
 class Recording:

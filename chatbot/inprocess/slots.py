@@ -8,39 +8,39 @@ from typing import Any
 import torch
 from transformers import Cache
 
-BLOCK = 256
-"""Positions that storage grows by at least; it doubles, so that growing stays rare."""
+ROWS, BLOCK = 4, 256
+"""Rows and positions that storage has at least. Both double, so that growing stays rare."""
 
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class SlotCache(Cache):  # type: ignore[misc]
-    """A transformers cache of shape [slots, kv_heads, length, head_dim] a layer.
+    """A transformers cache of shape [rows, kv_heads, positions, head_dim] a layer.
 
     Before each forward, `place` says what it writes, and `put` writes it. Transformers' own asks
-    `update`, which returns the used prefix of the rows that `show` named. Memory follows the
-    longest stream so far.
+    `update`, which returns the used prefix of the rows that `show` named. Memory is that of as many
+    streams as there have been at once, each as long as the longest so far.
     """
 
     def __init__(self, slots: int, max_length: int) -> None:
         super().__init__(layers=[])
         self.slots = slots
         self.max_length = max_length
-        self.capacity = 0
-        """Positions that a row has memory for."""
+        self.room = (0, 0)
+        """Rows that there is memory for, and positions of each."""
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
         self._shown = slice(0)
         self._used, self._tokens = 0, 0
         self._index: tuple[torch.Tensor | slice, ...] = ()
 
-    def place(self, rows: torch.Tensor, positions: torch.Tensor, used: int) -> None:
-        """The next forward writes its tokens in these rows and positions, [tokens] each; nobody
-        looks further than `used`."""
+    def place(self, rows: torch.Tensor, positions: torch.Tensor, end: int, used: int) -> None:
+        """The next forward writes its tokens in these rows, below `end`, and positions, [tokens]
+        each; nobody looks further than `used`."""
         self._index = (rows, slice(None), positions)
         self._used = used
-        self._reserve(used)
+        self._reserve(end, used)
 
     def show(self, first: int, rows: int, tokens: int) -> None:
         """The next forward is of so many rows from `first` on, so many tokens each."""
@@ -84,7 +84,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def write(self, row: int, states: list[torch.Tensor], length: int) -> None:
         """Put the first `length` positions of what `read` gave into a row."""
-        self._reserve(length)
+        self._reserve(row + 1, length)
         for store, state in zip(self._stores(), states, strict=True):
             store[row, :, :length] = state[:, :length]
 
@@ -96,7 +96,7 @@ class SlotCache(Cache):  # type: ignore[misc]
     def clear(self, row: int) -> None:
         """Zero a row that may hold NaN: even masked it would spoil whoever comes after."""
         for store in self._stores():
-            store[row].zero_()
+            store[row : row + 1].zero_()  # none, where no step has come to it yet
 
     def wipe(self) -> None:
         """Zero all rows."""
@@ -108,14 +108,24 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
         """Zeros for as many heads as `like` [.., kv_heads, dim] has."""
+        rows, positions = self.room
         heads, size = like.shape[-2:]
-        return like.new_zeros(self.slots, heads, self.capacity, size)
+        return like.new_zeros(rows, heads, positions, size)
 
-    def _reserve(self, length: int) -> None:
-        if length <= self.capacity:
+    def _reserve(self, rows: int, positions: int) -> None:
+        """Have memory for the rows below `rows` and so many positions of each."""
+        before = self.room
+        self.room = (
+            _grown(before[0], rows, ROWS, self.slots),
+            _grown(before[1], positions, BLOCK, self.max_length),
+        )
+        if self.room == before:
             return
-        self.capacity = min(self.max_length, max(length, BLOCK, 2 * self.capacity))
         for stores in (self._keys, self._values):
             for layer, old in enumerate(stores):
                 stores[layer] = self._empty(old.transpose(1, 2))
-                stores[layer][:, :, : old.shape[2]] = old
+                stores[layer][: before[0], :, : before[1]] = old
+
+
+def _grown(there: int, wanted: int, least: int, most: int) -> int:
+    return there if wanted <= there else min(most, max(wanted, least, 2 * there))

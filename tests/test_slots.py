@@ -1,0 +1,60 @@
+"""The cache of the exact paths: memory for as many streams as there are, as long as the longest."""
+
+import torch
+
+from chatbot.inprocess.slots import BLOCK, ROWS, SlotCache
+
+HEADS, SIZE, LAYERS = 2, 8, 3
+EACH = 2 * LAYERS * HEADS * SIZE * 4
+"""Bytes of a position of a row in float32."""
+
+
+def put(cache: SlotCache, row: int, position: int, value: float) -> None:
+    """One token of a row, in all layers."""
+    cache.place(torch.tensor([row]), torch.tensor([position]), row + 1, position + 1)
+    for layer in range(LAYERS):
+        cache.put(layer, *torch.full((2, 1, HEADS, SIZE), value + layer))
+
+
+def values(cache: SlotCache, row: int, position: int) -> list[float]:
+    """What the layers have there."""
+    states = cache.read(row, position + 1)
+    assert all(torch.equal(one, other) for one, other in zip(states[:3], states[3:], strict=True))
+    return [float(state[0, position, 0]) for state in states[:LAYERS]]
+
+
+def test_memory_follows_the_streams_and_what_they_have_read_stays() -> None:
+    cache = SlotCache(32, 4096)
+    assert cache.bytes == 0
+    put(cache, 0, 7, 1.0)
+    assert cache.bytes == ROWS * BLOCK * EACH
+    put(cache, ROWS, 3, 10.0)
+    assert cache.bytes == 2 * ROWS * BLOCK * EACH
+    put(cache, ROWS - 1, BLOCK, 100.0)
+    assert cache.bytes == 2 * ROWS * 2 * BLOCK * EACH
+    assert values(cache, 0, 7) == [1.0, 2.0, 3.0]
+    assert values(cache, ROWS, 3) == [10.0, 11.0, 12.0]
+    assert values(cache, ROWS - 1, BLOCK) == [100.0, 101.0, 102.0]
+
+
+def test_there_is_never_more_room_than_asked_for() -> None:
+    cache = SlotCache(2, 100)
+    put(cache, 1, 99, 1.0)
+    assert cache.room == (2, 100)
+    cache = SlotCache(5, 300)
+    for row in range(5):
+        put(cache, row, 60 * row + 59, float(row))
+    assert cache.room == (5, 300)
+    assert [values(cache, row, 60 * row + 59)[0] for row in range(5)] == [0, 1, 2, 3, 4]
+
+
+def test_what_an_ended_stream_has_read_comes_into_a_row_that_no_step_has_been_in() -> None:
+    cache = SlotCache(16, 1000)
+    put(cache, 0, 5, 1.0)
+    cache.write(9, cache.read(0, 6), 6)
+    assert values(cache, 9, 5) == values(cache, 0, 5)
+    cache.move(9, 2, 6)
+    assert values(cache, 2, 5) == [1.0, 2.0, 3.0]
+    cache.clear(2)
+    cache.clear(15)
+    assert values(cache, 2, 5) == [0.0, 0.0, 0.0]
