@@ -3,14 +3,15 @@
     python -m tests.bench.bench_engine                     # 135M shape, random weights
     python -m tests.bench.bench_engine --base starter      # the model that comes along
     python -m tests.bench.bench_engine --kind int8         # in eight bits
-    python -m tests.bench.bench_engine --rounds 5 --json
+    python -m tests.bench.bench_engine --rounds 9 --json
     python -m tests.bench.bench_engine --busy              # beside other work: see below
 
 The engine is the one that `talkback serve` would start, one worker or more, but that it guesses
 nothing: random weights repeat themselves, and what guesses bring is `bench_lookup`'s to tell.
-`--busy` measures one in this process on one thread, per CPU-second of it. The rounds interleave
-all measurements and the median of each round's ratio counts, so that a noisy machine is noisy for
-all alike.
+`--busy` measures one in this process on one thread, per CPU-second of it. A round measures all
+rows, and the median of the rounds' ratios counts, so that a noisy machine is noisy for all alike.
+Each round loads the weights anew, on both sides: where in memory they come to lie makes a process
+faster or slower by a fifth, for as long as it lives.
 """
 
 import argparse
@@ -147,23 +148,28 @@ def first_tokens(engine: Engine, voice: str) -> tuple[float, float]:
 
 
 def measure(
-    name: str, base: Base, adapters: dict[str, Path], args: argparse.Namespace
+    name: str, adapters: dict[str, Path], args: argparse.Namespace
 ) -> dict[str, list[float]]:
     """Each row's tokens/s, and the seconds of `FIRST`, round by round."""
     found: dict[str, list[float]] = {}
     alone = {"threads": 1, "workers": 0} if args.busy else {}
-    engine = start(name, args.kind, **alone)
-    for folder in adapters.values():
-        engine.load(folder.name, folder)
     for number in range(args.rounds):
+        base = load_base(name)
+        base.model.to(device(EngineSettings().device))  # where the engine computes
+        engine = start(name, args.kind, **alone)
+        for folder in adapters.values():
+            engine.load(folder.name, folder)
+        table = rows(engine, list(adapters))
+        voices = [list(adapters)[(number + n) % len(adapters)] for n in range(2)]
+        first_tokens(engine, voices[0])
+        for run in table.values():
+            run()  # kernels are made, threads are tried and memory is there before it counts
         found.setdefault("generate", []).append(generate_rate(base))
-        for row, run in rows(engine, list(adapters)).items():
+        for row, run in table.items():
             found.setdefault(row, []).append(run())
-        # Another first prompt every round, or it would have been read before.
-        both = first_tokens(engine, list(adapters)[number % len(adapters)])
-        for row, seconds in zip(FIRST, both, strict=True):
+        for row, seconds in zip(FIRST, first_tokens(engine, voices[1]), strict=True):
             found.setdefault(row, []).append(seconds)
-    engine.close()
+        engine.close()
     return found
 
 
@@ -206,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--base", default="135m", help="135m, starter, or any model")
     parser.add_argument("--kind", default="torch", choices=["torch", "int8"])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--busy", action="store_true", help="one thread, per CPU-second")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -219,9 +225,8 @@ def main() -> None:
         name = known.get(args.base, lambda: args.base)()
         base = load_base(name)
         made = [models.write_adapter(Path(temp), base, seed=n, strength=0.01) for n in range(4)]
-        adapters = {folder.name: folder for folder in made}
-        base.model.to(device(EngineSettings().device))  # where the engine computes
-        found = measure(name, base, adapters, args)
+        del base
+        found = measure(name, {folder.name: folder for folder in made}, args)
     print(json.dumps(found) if args.json else report(found))
 
 
