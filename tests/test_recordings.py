@@ -19,7 +19,11 @@ from tests.streams import finish
 class Again:
     """A recording without a GPU."""
 
-    def __init__(self, compute: Any, numbers: torch.Tensor, plan: Plan, held: object) -> None:
+    pool = None
+
+    def __init__(
+        self, compute: Any, numbers: torch.Tensor, plan: Plan, held: object, pool: object
+    ) -> None:
         self._compute, self._plan = compute, plan
         self._numbers, self._owner = numbers.clone(), plan.owner.clone()
 
@@ -68,8 +72,8 @@ def test_recorded_steps_say_what_transformers_and_peft_say(
 # -- What is kept
 
 
-def layout(*adapters: str, row: int = 0) -> Layout:
-    return Layout((Span(row, 1, 1, 128),), (0,), adapters, len(adapters) > 1, (4, 256))
+def layout(*adapters: str, row: int = 0, rows: int = 4) -> Layout:
+    return Layout((Span(row, 1, 1, 128),), (0,), adapters, len(adapters) > 1, (rows, 256))
 
 
 def steps(kept: Recordings, which: Layout, count: int) -> int:
@@ -89,6 +93,8 @@ def steps(kept: Recordings, which: Layout, count: int) -> int:
 
 class Kept:
     """A recording that computes nothing."""
+
+    pool = None
 
     def __init__(self, *_: object) -> None:
         pass
@@ -122,6 +128,13 @@ def test_of_mixtures_the_last_ones_steps_are_kept(kept: Recordings) -> None:
         steps(kept, each, OFTEN)
     assert steps(kept, layout("a"), 1) == steps(kept, layout("b", "c"), 1) == 0
     assert steps(kept, layout("a", "b"), 1) == steps(kept, layout("a", "b", row=1), 1) == 1
+
+
+def test_steps_over_a_cache_that_lies_elsewhere_now_are_forgotten(kept: Recordings) -> None:
+    steps(kept, layout(), OFTEN)
+    steps(kept, layout(row=1, rows=8), OFTEN)
+    assert steps(kept, layout(), 1) == 1
+    assert steps(kept, layout(row=1, rows=8), 1) == 0
 
 
 def test_the_layouts_that_came_least_lately_go_first(kept: Recordings) -> None:

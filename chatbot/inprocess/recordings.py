@@ -4,7 +4,6 @@ A small step takes longer to launch, kernel by kernel, than to compute. A layout
 and again is therefore recorded once, as a CUDA graph, and then launched whole.
 """
 
-import functools
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -57,15 +56,22 @@ class Layout:
 class Recording:
     """The launches of one step. They read and write where they did when they were recorded."""
 
-    def __init__(self, compute: Compute, numbers: torch.Tensor, plan: Plan, held: object) -> None:
+    def __init__(
+        self, compute: Compute, numbers: torch.Tensor, plan: Plan, held: object, pool: Any
+    ) -> None:
         self._numbers = numbers.clone()
         self._owner = plan.owner.clone()
         self._held = held, compute
         self._graph = torch.cuda.CUDAGraph()
         plan.belong(self._owner)
         # Other threads may load an adapter meanwhile.
-        with torch.cuda.graph(self._graph, pool=_pool(), capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._logits = compute(self._numbers)
+
+    @property
+    def pool(self) -> Any:
+        """The memory of what it computes, for others that never play at the same time."""
+        return self._graph.pool()
 
     def play(self, numbers: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         """The logits of other numbers; they hold until the next step."""
@@ -107,10 +113,13 @@ class Recordings:
     def _record(
         self, layout: Layout, numbers: torch.Tensor, compute: Compute, held: object
     ) -> None:
+        self._forget(lambda each: each.room != layout.room)
         if len(layout.adapters) > 1:  # a mixture has matrices of its own: the last one's are kept
             self._forget(lambda each: len(each.adapters) > 1 and each.adapters != layout.adapters)
+        other = next(iter(self._known.values()), None)
+        pool = other.pool if other else None
         try:
-            self._known[layout] = Recording(compute, numbers, self._plan, held)
+            self._known[layout] = Recording(compute, numbers, self._plan, held, pool)
         except RuntimeError as error:
             log.warning("Steps are launched kernel by kernel, which is slower: %s", error)
             self._refused = True
@@ -126,9 +135,3 @@ class Recordings:
 def records(like: torch.Tensor) -> bool:
     """Whether steps can be recorded where `like` is."""
     return like.device.type == "cuda"
-
-
-@functools.cache
-def _pool() -> Any:
-    """Memory that all recordings share: one plays at a time."""
-    return torch.cuda.graph_pool_handle()
