@@ -1,13 +1,12 @@
 """What our HTTP costs over the bare engine, and the page over our HTTP.
 
-    python -m tests.bench.bench_api                # 16 streams of the starter model
+    python -m tests.bench.bench_api                # 16 clients of the starter model, then the page
     python -m tests.bench.bench_api --no-page      # without a browser
     python -m tests.bench.bench_api --rounds 5
-    python -m tests.bench.bench_api --tokens 256   # of each answer: the stream, not its start
-    python -m tests.bench.bench_api --each 8       # questions of each client, one after the other
+    python -m tests.bench.bench_api --tokens 0     # answers as long as the starter's own, some 15
+    python -m tests.bench.bench_api --each 1       # all first words are asked for at once
 
-All clients ask at the same moment. With `--each` they go on to ask as their own answers end, as
-people do; without it every first token is one of sixteen that are asked for at once.
+All clients ask at the same moment, and go on to ask as their own answers end, as people do.
 The server runs in a process of its own, and so does the bare engine; its CPU-seconds count, not
 its clients'. Beside other work only the figures per CPU-second mean something.
 """
@@ -361,8 +360,8 @@ def main() -> None:
     parser.add_argument("--tabs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="of the engine; 0: all cores")
-    parser.add_argument("--tokens", type=int, default=0, help="of each answer; 0: as it ends")
-    parser.add_argument("--each", type=int, default=1, help="questions of a client in a round")
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer; 0: as it ends")
+    parser.add_argument("--each", type=int, default=4, help="questions of a client in a round")
     parser.add_argument("--no-page", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temp:
