@@ -1,13 +1,14 @@
 """How many threads the engine takes where nobody says it."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from chatbot.base import load_base
-from chatbot.engine import BASE, Request, Sampling
+from chatbot.engine import BASE, Closed, Request, Sampling
 from chatbot.inprocess import pace
 from chatbot.inprocess.batch import kind_of
 from chatbot.inprocess.batching import EngineSettings, TorchEngine
@@ -76,6 +77,28 @@ def test_an_engine_that_has_begun_is_warm(tmp_path: Path, monkeypatch: pytest.Mo
     engine.begun()
     engine.close()
     assert warmed == [3]
+
+
+def test_an_engine_that_cannot_begin_says_why_and_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = threading.Event()
+
+    def failing(*_: object) -> None:
+        asked.wait(30)
+        raise MemoryError("no room for the first step")
+
+    monkeypatch.setattr(pace, "warm", failing)
+    base = load_base(str(models.write_model(tmp_path)))
+    engine = TorchEngine(base, EngineSettings(threads=1))
+    early = engine.submit(Request([5, 6, 7], BASE, Sampling(max_tokens=8)))
+    asked.set()
+    with pytest.raises(MemoryError, match="no room"):
+        engine.begun()
+    assert early.wait(30) and early.finish == "cancelled"
+    with pytest.raises(Closed):
+        engine.submit(Request([5, 6, 7], BASE, Sampling(max_tokens=8)))
+    engine.close()
 
 
 def test_the_worker_answers_after_the_trial_as_without_it(tmp_path: Path) -> None:
