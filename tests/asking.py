@@ -22,6 +22,7 @@ def api_of(service: Service) -> Iterator[str]:
     app = FastAPI()
     problems.install(app)
     app.include_router(api.router(service))
+    app.include_router(api.nowhere())
     with serving(app) as address:
         yield address
 

@@ -409,6 +409,7 @@ class TestWithoutAKey:
         problems.install(app)
         app.include_router(oversight.router(service))
         app.include_router(api.router(service))
+        app.include_router(api.nowhere())
         service.access = usual
         with serving(app) as url:
             return httpx.request(request.pop("method", "GET"), f"{url}{path}", **request)

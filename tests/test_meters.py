@@ -30,6 +30,7 @@ def http(service: Service) -> Iterator[httpx.Client]:
     app.add_middleware(watch.Counted, meters=service.meters)
     app.include_router(api.router(service))
     app.include_router(watch.router(service, backlog(service)))
+    app.include_router(api.nowhere())
     with serving(app) as address, httpx.Client(base_url=address, timeout=60) as client:
         yield client
 
