@@ -147,6 +147,12 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> "Oracle":
     return write_oracle(tmp_path_factory.mktemp("llama"), "llama")
 
 
+@pytest.fixture
+def torch_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are computed by torch, as on a machine that has no kernels."""
+    monkeypatch.setattr("chatbot.inprocess.kernels.library", lambda: None)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> "World":
     """A tiny base, two adapters of it, and what the in-process engine says."""

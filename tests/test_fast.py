@@ -1,4 +1,4 @@
-"""The fast path: taken where it computes what transformers computes, left where it does not."""
+"""The fast path in torch: taken where it computes what transformers does, left where not."""
 
 from pathlib import Path
 
@@ -14,10 +14,19 @@ from tests import models
 from tests.oracle import QUESTIONS, Oracle, start
 from tests.streams import finish
 
+pytestmark = pytest.mark.usefixtures("torch_only")
 
-def test_the_llama_family_takes_the_fast_path_and_others_the_plain_one(any_oracle: Oracle) -> None:
+
+def test_the_llama_family_takes_it_and_others_the_plain_one(any_oracle: Oracle) -> None:
     engine = start(any_oracle)
-    assert engine.stats()["fast"] == (any_oracle.base.model.config.model_type != "gpt2")
+    family = any_oracle.base.model.config.model_type != "gpt2"
+    assert engine._batch._path.name == ("fast" if family else "plain")
+    assert engine.stats()["fast"] == family
+    asked = [(question, voice) for question in QUESTIONS for voice in any_oracle.voices]
+    streams = [engine.submit(any_oracle.request(*each)) for each in asked]
+    for stream, each in zip(streams, asked, strict=True):
+        finish(stream)
+        assert stream.ids == any_oracle.answer(*each)
     engine.close()
 
 
@@ -43,7 +52,7 @@ def test_an_adapter_the_fast_path_gets_wrong_puts_all_streams_on_the_plain_one(
     running = engine.submit(oracle.request(QUESTIONS[0], BASE, 200))
     name, folder = next(iter(oracle.adapters.items()))
     with monkeypatch.context() as broken:
-        broken.setattr(fused.Fused, "__call__", lambda self, x: self._product(x))
+        broken.setattr(fused.Fused, "__call__", lambda self, x: self._lent.product(x))
         engine.load(name, folder)
     assert not engine.stats()["fast"]
     stream = engine.submit(oracle.request(QUESTIONS[0], name))

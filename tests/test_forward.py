@@ -13,11 +13,14 @@ from chatbot.inprocess.path import Part
 from tests.oracle import Oracle, start
 
 
-@pytest.fixture(params=[0, rows.LITTLE], ids=["adapters as for many", "adapters as for few"])
+@pytest.fixture(params=["kernels", "torch, as for many", "torch, as for few"])
 def path(
     any_oracle: Oracle, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Forward]:
-    monkeypatch.setattr(rows, "LITTLE", request.param)
+    if request.param != "kernels":
+        request.getfixturevalue("torch_only")
+    if request.param == "torch, as for many":
+        monkeypatch.setattr(rows, "LITTLE", 0)
     engine = start(any_oracle)
     found = engine._batch._path
     assert isinstance(found, Forward)
@@ -44,8 +47,8 @@ def test_prompts_of_all_adapters_read_together_are_as_read_apart(
         for row, (place, part) in enumerate(zip([9, 12, 3], parts, strict=True))
     ]
     path.read([begun])
-    apart = torch.cat([path.read([part]) for part in parts])
-    said_apart = torch.cat([path.read([part]) for part in then])
+    apart = torch.cat([path.read([part]).clone() for part in parts])
+    said_apart = torch.cat([path.read([part]).clone() for part in then])
     twin = path.apart(4, 64)
     twin.read([begun])
     torch.testing.assert_close(twin.read(parts), apart, rtol=1e-4, atol=1e-4)
@@ -62,7 +65,7 @@ def test_a_prompt_is_read_in_the_step_of_those_who_speak(any_oracle: Oracle, pat
         Part(3, ids(6), 0, one),
     ]
     path.read(begun)
-    apart = torch.cat([path.read([part]) for part in parts])
+    apart = torch.cat([path.read([part]).clone() for part in parts])
     twin = path.apart(4, 64)
     twin.read(begun)
     torch.testing.assert_close(twin.read(parts), apart, rtol=1e-4, atol=1e-4)
@@ -88,10 +91,12 @@ def test_steps_have_few_sizes() -> None:
     assert all(count <= filled(count) <= count * 9 / 8 for count in range(1, 513))
 
 
+@pytest.mark.usefixtures("torch_only")
 def test_the_cache_is_read_in_strides_up_to_its_end(
-    path: Forward, monkeypatch: pytest.MonkeyPatch
+    any_oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = path.apart(1, 2 * STRIDE + 3)
+    engine = start(any_oracle)
+    path = engine._batch._path.apart(1, 2 * STRIDE + 3)
     read: list[int] = []
     used = Forward._used
     monkeypatch.setattr(
@@ -101,3 +106,4 @@ def test_the_cache_is_read_in_strides_up_to_its_end(
     for place in (STRIDE, STRIDE + 1, 2 * STRIDE - 1, 2 * STRIDE, 2 * STRIDE + 2):
         path.read([Part(0, [7], place, None)])
     assert read == [STRIDE, *[2 * STRIDE] * 3, *[2 * STRIDE + 3] * 2]
+    engine.close()

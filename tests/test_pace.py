@@ -43,16 +43,6 @@ def test_a_large_model_takes_all_cores_untried(
     assert pace.threads(path, CORES) == CORES
 
 
-def test_in_eight_bits_nothing_is_tried(path: Forward, monkeypatch: pytest.MonkeyPatch) -> None:
-    path.name = "int8"
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.delattr(pace, "_seconds")
-    taken = []
-    for path.parameters in (8 * 10**6, 135 * 10**6, 10**9):
-        taken.append(pace.threads(path, 8))
-    assert taken == [1, 2, 8]
-
-
 def test_each_number_of_rows_has_its_step_before_anyone_waits_for_it(
     path: Forward, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     return numbers
 
 
+@pytest.mark.usefixtures("torch_only")
 @pytest.mark.parametrize("lookup", [0, 8])
 def test_recorded_steps_say_what_transformers_and_peft_say(
     any_oracle: Oracle, played: list[torch.Tensor], lookup: int

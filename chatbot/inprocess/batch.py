@@ -18,7 +18,7 @@ from chatbot.inprocess import pace, probe
 from chatbot.inprocess.detokenizer import Detokenizer
 from chatbot.inprocess.forward import Forward
 from chatbot.inprocess.lookup import FEW, Lookup
-from chatbot.inprocess.path import Cache, Part, Path
+from chatbot.inprocess.path import Cache, Part
 from chatbot.inprocess.prefixes import Prefixes
 from chatbot.inprocess.rows import Prepared, Rows
 from chatbot.inprocess.sampler import Sampler, best, chance
@@ -95,14 +95,8 @@ class Batch:
         cache = SlotCache(self.slots, max_length)
         self._weights = sum(parameter.nbytes for parameter in base.model.parameters())
         self._greeting = encode(base.tokenizer, GREETING)
-        self._path = self._chosen(Forward(base.model, self.adapters, cache), settings.kind)
-
-    def _chosen(self, plain: Forward, kind: str) -> Path:
-        if kind == "int8" and (
-            path := probe.eight_bits(plain, self._settings.threads, self._prefixes.limit)
-        ):
-            return probe.checked(path, self._greeting, None)
-        return probe.exact(plain, self._greeting, None)
+        plain = Forward(base.model, self.adapters, cache)
+        self._path = probe.chosen(plain, self._greeting, settings.kind == "int8")
 
     @property
     def _cache(self) -> Cache:
@@ -126,8 +120,8 @@ class Batch:
     @property
     def grows(self) -> bool:
         """Whether it takes more cores while they are there for it. What a small model leaves free
-        is there for others, and in eight bits the number of threads is compiled in."""
-        fixed = self._settings.threads or self.int8 or self._path.parameters <= SMALL
+        is there for others."""
+        fixed = self._settings.threads or self._path.parameters <= SMALL
         return self._path.cpu and not fixed
 
     def share(self, cores: int) -> None:
@@ -157,17 +151,7 @@ class Batch:
     def install(self, adapter: str, prepared: Prepared) -> None:
         """Make an adapter known that `adapters` prepared."""
         self.adapters.install(adapter, prepared)
-        before = self._cache
         self._path = probe.checked(self._path, self._greeting, adapter)
-        if self._cache is not before:
-            self._read_again()
-
-    def _read_again(self) -> None:
-        """Another cache serves from now on: what the old one held is computed anew."""
-        self._prefixes = Prefixes(self._prefixes.limit)
-        for index, row in enumerate(self.rows()):
-            if ids := row.read:
-                self._path.read([Part(index, ids, 0, row.adapter)])
 
     def drop(self, adapter: str) -> None:
         """Forget an adapter that no row speaks with."""

@@ -1,7 +1,8 @@
-"""The fast path of the Llama family: one step of the model without the framework around it.
+"""The fast path of the Llama family in torch: one step without the framework around it.
 
-It takes `Forward`'s place with the same methods, the same cache and the same adapters; `chosen`
-in `chatbot.inprocess.probe` decides whether it may.
+It serves on GPUs, and on CPUs that `native` has no kernels for. It takes `Forward`'s place with the
+same methods, the same cache and the same adapters; `chosen` in `chatbot.inprocess.probe` decides
+whether it may.
 """
 
 from collections.abc import Sequence
@@ -22,9 +23,6 @@ from chatbot.inprocess.product import Product
 from chatbot.inprocess.recordings import Layout, Recordings, Span
 from chatbot.inprocess.rows import Rows
 from chatbot.inprocess.slots import SlotCache
-
-FAMILY = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Model types (SmolLM is a Llama) whose layers are computed here."""
 
 MUCH = 20_000
 """Work of an attention, as `attention` counts it, that is worth products of its own; torch's own
@@ -168,7 +166,7 @@ def attention(
 
 
 class Fast(Forward):
-    """`Forward` for the models of `FAMILY`; the model lends its weights until `give_back`."""
+    """`Forward` for the Llama family; the model lends its weights until `give_back`."""
 
     name = "fast"
 

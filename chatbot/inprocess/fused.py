@@ -8,6 +8,9 @@ import torch
 from chatbot.inprocess.product import Product
 from chatbot.inprocess.rows import Joint, RowLinear, Rows
 
+FAMILY = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Model types (SmolLM is a Llama) that are made of these linears."""
+
 
 def joints(index: int) -> dict[str, list[str]]:
     """The linears of a layer of the Llama family by what they read: their names in the model."""
@@ -20,32 +23,31 @@ def joints(index: int) -> dict[str, list[str]]:
     }
 
 
-class Fused(Joint):
-    """The linears `names` of `rows` as one product, adapters included.
+class Lent:
+    """The weights of some linears as one product.
 
-    While it lives they hold no weights: asked one by one, each takes its part of the product.
+    While it lives they hold none: asked one by one, each takes its part of the product.
     """
 
-    def __init__(self, rows: Rows, names: Sequence[str]) -> None:
-        super().__init__(rows.plan, names)
-        self._linears = [rows.linears[name] for name in names]
-        modules: list[Any] = [linear.module for linear in self._linears]
+    def __init__(
+        self,
+        linears: Sequence[RowLinear],
+        made: Callable[[torch.Tensor, torch.Tensor | None], Any] = Product,
+    ) -> None:
+        """`made` makes the product of weight and bias: a `Product`, or what has its methods."""
+        self._linears = linears
+        modules: list[Any] = [linear.module for linear in linears]
         self._sizes = [len(module.weight) for module in modules]
         weight = torch.cat([module.weight.detach() for module in modules])
-        self._product = Product(weight, bias(modules, weight))
+        self.product = made(weight, bias(modules, weight))
         for linear, start, end in self._spans():
             linear.module.weight.data = weight.new_empty(0)
             linear.inner = self._part(start, end)
-        rows.lead(self)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[rows, in] -> [rows, out of all linears side by side]."""
-        return self.add(self._product(x), x)
 
     def give_back(self) -> None:
         """Every linear has its own weight again, one that can be trained."""
         with torch.inference_mode(False), torch.no_grad():
-            weight = self._product.dense()
+            weight = self.product.dense()
             for linear, start, end in self._spans():
                 linear.module.weight.data = weight[start:end].clone()
                 linear.inner = linear.own
@@ -58,7 +60,24 @@ class Fused(Joint):
             start += size
 
     def _part(self, start: int, end: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda x: self._product(x)[..., start:end].contiguous()
+        return lambda x: self.product(x)[..., start:end].contiguous()
+
+
+class Fused(Joint):
+    """The linears `names` of `rows` as one product, adapters included."""
+
+    def __init__(self, rows: Rows, names: Sequence[str]) -> None:
+        super().__init__(rows.plan, names)
+        self._lent = Lent([rows.linears[name] for name in names])
+        rows.lead(self)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[rows, in] -> [rows, out of all linears side by side]."""
+        return self.add(self._lent.product(x), x)
+
+    def give_back(self) -> None:
+        """Every linear has its own weight again."""
+        self._lent.give_back()
 
 
 def bias(modules: Sequence[Any], weight: torch.Tensor) -> torch.Tensor | None:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 
 import torch
 
-from chatbot.base import SMALL
 from chatbot.inprocess.path import Part, Path
 
 PROMPT, STEPS, ROUNDS = 32, 8, 3
@@ -39,21 +38,13 @@ def threads(path: Path, most: int) -> int:
     """1, 2, 4 ... or as many as there may be; on a GPU they compute nothing."""
     if not path.cpu:
         return 1
-    if path.parameters >= LARGE or path.name == "int8":
-        return min(untried(path.parameters), most)
+    if path.parameters >= LARGE:
+        return most
     best, fastest = most, _seconds(path, most)
     for fewer in reversed([count for count in (1, 2, 4, 8, 16, 32) if count < most]):
         if (seconds := _seconds(path, fewer)) * WORTH < fastest:
             best, fastest = fewer, min(seconds, fastest)
     return best
-
-
-def untried(parameters: int) -> int:
-    """In eight bits, where trying would take compiling: two bring a stream of 100 million
-    parameters on 1.4 times as fast as one, a small model's no faster."""
-    if parameters >= LARGE:
-        return cores()
-    return 1 if parameters <= SMALL else min(2, cores())
 
 
 @torch.inference_mode()

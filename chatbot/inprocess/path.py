@@ -1,7 +1,7 @@
 """What a batch asks of a model: one step for many streams, and a cache of what they have read.
 
-Three paths do it: transformers' own forward (`forward`), the fast one of the Llama family
-(`fast`), and that in eight bits (`int8`).
+Three paths do it: transformers' own forward (`forward`), and for the Llama family a fast one in
+torch (`fast`) and one over our own kernels, also in eight bits (`native`).
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ class Path(Protocol):
     """One step of a model over the rows of its cache."""
 
     name: str
-    """plain, fast or int8."""
+    """plain, fast, native or int8."""
     parameters: int
 
     @property

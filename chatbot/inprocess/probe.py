@@ -6,13 +6,14 @@ the exact weights serve.
 """
 
 import logging
-from importlib.util import find_spec
 
 import torch
 
-from chatbot.inprocess import pace
-from chatbot.inprocess.fast import FAMILY, Fast
+from chatbot.inprocess import native
+from chatbot.inprocess.fast import Fast
 from chatbot.inprocess.forward import Forward
+from chatbot.inprocess.fused import FAMILY
+from chatbot.inprocess.native import Int8, Native
 from chatbot.inprocess.path import Part, Path
 
 log = logging.getLogger(__name__)
@@ -25,23 +26,24 @@ COARSE = 0.05
 INT8 = 0.1
 
 
-def eight_bits(plain: Forward, threads: int, spare_bytes: int) -> Path | None:
-    """The path in eight bits; None and a warning where model, machine or installation have none.
-
-    Its cache has room for `spare_bytes` beside the rows.
-    """
-    if (reason := _no_eight_bits(plain)) is not None:
-        log.warning("int8 is off: %s", reason)
-        return None
-    from chatbot.inprocess.int8 import Int8
-
-    return Int8(plain, threads or pace.untried(plain.parameters), spare_bytes)
+def chosen(plain: Forward, prompt: list[int], int8: bool) -> Path:
+    """The path for the base: in eight bits if that is wanted and near enough, else exact."""
+    reason = native.unfit(plain)
+    if int8 and reason is None:
+        return checked(Int8(plain), prompt, None)
+    if int8:
+        log.warning("int8 is off: %s Answers come from the exact weights, more slowly.", reason)
+    return exact(plain, prompt, None)
 
 
 def exact(plain: Forward, prompt: list[int], adapter: str | None) -> Path:
-    """The fast path where it fits the model and agrees; else the plain one."""
+    """The fastest path that fits the model and agrees."""
     if plain.model.config.model_type not in FAMILY:
         return plain
+    if (reason := native.unfit(plain)) is None:
+        return checked(Native(plain), prompt, adapter)
+    if plain.cpu:
+        log.info("Steps are computed by torch, more slowly: %s", reason)
     return checked(Fast(plain), prompt, adapter)
 
 
@@ -68,26 +70,13 @@ def checked(path: Path, prompt: list[int], adapter: str | None) -> Path:
         )
         return exact(plain, prompt, adapter)
     log.warning(
-        "The fast path is off: with %s its logits lie %.3f from those of transformers. Answers "
+        "The %s path is off: with %s its logits lie %.3f from those of transformers. Answers "
         "are right but slower; please report this model.",
+        path.name,
         what,
         apart,
     )
-    return plain
-
-
-def _no_eight_bits(plain: Forward) -> str | None:
-    """Why this model, machine or installation has no path in eight bits; None if it has."""
-    kind = plain.model.config.model_type
-    if kind not in FAMILY:
-        return f"it has no path for {kind} models, only for {', '.join(sorted(FAMILY))}."
-    if (act := plain.model.config.hidden_act) != "silu":
-        return f"its path computes silu, and this model wants {act}."
-    if plain.like.device.type != "cpu":
-        return f"it is for CPUs, and the model is on {plain.like.device}."
-    if find_spec("openvino") is None:
-        return "OpenVINO is not there; pip install 'talkback[int8]' brings it."
-    return None
+    return checked(Fast(plain), prompt, adapter) if path.name == "native" else plain
 
 
 @torch.inference_mode()

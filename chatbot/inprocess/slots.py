@@ -46,6 +46,21 @@ class SlotCache(Cache):  # type: ignore[misc]
         """The next forward is of so many rows from `first` on, so many tokens each."""
         self._shown, self._tokens = slice(first, first + rows), tokens
 
+    def hold(self, layers: int, like: torch.Tensor, rows: int, positions: int) -> None:
+        """Have memory for so many layers of so many rows and positions; for heads and sizes of
+        `like` [kv_heads, dim]."""
+        self._reserve(rows, positions)
+        while len(self._keys) < layers:
+            self._keys.append(self._empty(like))
+            self._values.append(self._empty(like))
+
+    @property
+    def addresses(self) -> tuple[list[int], list[int]]:
+        """Where the keys and the values of each layer lie, until there is more `room`."""
+        both = (self._keys, self._values)
+        keys, values = ([store.data_ptr() for store in stores] for stores in both)
+        return keys, values
+
     def put(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> Pair:
         """Write new keys and values [tokens, kv_heads, dim]; all there are."""
         if layer == len(self._keys):

@@ -1,0 +1,357 @@
+"""Our own kernels: what torch computes, and the same bits in any company; in eight bits nearly."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from chatbot.base import load_base
+from chatbot.engine import BASE, Request, Sampling
+from chatbot.inprocess import kernels
+from chatbot.inprocess.batching import EngineSettings, TorchEngine
+from chatbot.inprocess.forward import Forward
+from chatbot.inprocess.kernels import Arena, Panels
+from chatbot.inprocess.native import Int8, Native
+from chatbot.inprocess.path import Part
+from chatbot.inprocess.rows import Rows
+from chatbot.inprocess.slots import SlotCache
+from chatbot.lora import targets, tensors
+from tests import models
+from tests.oracle import QUESTIONS, Oracle
+from tests.streams import finish, until
+
+LIBRARY = kernels.library()
+pytestmark = pytest.mark.skipif(
+    LIBRARY is None, reason="no kernels: they take AVX-512 with VNNI and a C compiler"
+)
+
+
+@pytest.fixture(params=["as on this CPU", "without AVX512-BF16"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The kernels for this CPU, and those for an older one."""
+    if request.param == "without AVX512-BF16":
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    kernels.library.cache_clear()
+    yield
+    kernels.library.cache_clear()
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+KINDS = [(torch.float32, None, 1e-6), (torch.bfloat16, None, 5e-3), (torch.float32, 12, 2e-2)]
+
+
+@pytest.mark.usefixtures("library", "threads")
+@pytest.mark.parametrize("dtype, group, near", KINDS, ids=["float32", "bfloat16", "bytes"])
+@pytest.mark.parametrize("outputs, inputs", [(32, 12), (70, 96), (7, 240)])
+@pytest.mark.parametrize("count", [1, 3, 8, 19])
+def test_a_product_is_that_of_torch(
+    dtype: torch.dtype, group: int | None, near: float, outputs: int, inputs: int, count: int
+) -> None:
+    weight, bias = torch.randn(outputs, inputs, dtype=dtype), torch.randn(outputs, dtype=dtype)
+    x = torch.randn(count, inputs, dtype=dtype)
+    for arena in (None, Arena()):
+        panels = Panels(weight, bias, arena, group)
+        expected = functional.linear(x.double(), weight.double(), bias.double())
+        assert (panels(x) - expected).norm() < near * expected.norm()
+        assert group or torch.equal(panels.dense(), weight)
+
+
+class World:
+    """A tiny model in a type, two adapters, and paths over it."""
+
+    def __init__(self, folder: Path, family: models.Family, dtype: str) -> None:
+        changes = {"initializer_range": 0.1} if dtype == "bfloat16" else {}
+        base = load_base(str(models.write_model(folder / "base", family, **changes)), dtype=dtype)
+        adapters = Rows(base.model, list(targets(base.model)))
+        self.plain = Forward(base.model, adapters, SlotCache(4, 400))
+        self.adapters = []
+        for seed in (1, 2):
+            made = models.write_adapter(folder, base, seed=seed)
+            adapters.install(made.name, adapters.prepare(tensors(made), self.plain.like))
+            self.adapters.append(made.name)
+
+    def steps(self) -> list[list[Part]]:
+        """Prompts of several lengths beside tokens of those who speak, on all voices."""
+        one, two = self.adapters
+        chance = torch.Generator().manual_seed(1)
+        ids = [torch.randint(10, 300, (1000,), generator=chance).tolist() for _ in range(4)]
+        return [
+            [Part(0, ids[0][:5], 0, one), Part(1, ids[1][:170], 0, None)],
+            [
+                Part(0, ids[0][5:6], 5, one),
+                Part(1, ids[1][170:173], 170, None, told=2),
+                Part(2, ids[2][:40], 0, two),
+            ],
+            [
+                Part(0, ids[0][6:7], 6, one),
+                Part(1, ids[1][173:174], 173, None),
+                Part(2, ids[2][40:140], 40, two, told=60),
+                Part(3, ids[3][:300], 0, one),
+            ],
+        ]
+
+
+Kind = type[Native]
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+    return World(tmp_path, "llama", request.param)
+
+
+@torch.inference_mode()
+def read(path: Forward, steps: list[list[Part]]) -> list[torch.Tensor]:
+    """The logits of steps over a cache of their own, in float32."""
+    path = path.apart(4, 400)
+    return [path.read(parts).float().clone() for parts in steps]
+
+
+@pytest.mark.usefixtures("library", "threads")
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "dtype, kind, near",
+    [("float32", Native, 1e-5), ("bfloat16", Native, 0.05), ("float32", Int8, 0.1)],
+)
+def test_a_step_says_what_the_plain_one_says(
+    tmp_path: Path, family: models.Family, dtype: str, kind: Kind, near: float
+) -> None:
+    world = World(tmp_path, family, dtype)
+    expected = read(world.plain, world.steps())
+    path = kind(world.plain)
+    for found, right in zip(read(path, world.steps()), expected, strict=True):
+        assert (found - right).norm() < near * right.norm()
+    lent = read(path.plain(), world.steps())  # the plain one goes on over lent weights
+    for found, right in zip(lent, expected, strict=True):
+        assert (found - right).norm() < 0.05 * right.norm()
+    path.give_back()
+    assert all(
+        torch.equal(*each) for each in zip(read(world.plain, world.steps()), expected, strict=True)
+    )
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("kind", [Native, Int8])
+def test_the_same_bits_alone_and_in_company_at_once_and_in_pieces(world: World, kind: Kind) -> None:
+    path = kind(world.plain)
+    together = read(path, world.steps())
+    alone: list[list[torch.Tensor]] = [[], [], []]
+    for row in range(4):
+        own = [[part for part in parts if part.row == row] for parts in world.steps()]
+        for at, logits in zip(
+            [at for at, parts in enumerate(own) if parts],
+            read(path, [parts for parts in own if parts]),
+            strict=True,
+        ):
+            alone[at].append(logits)
+    for found, right in zip(alone, together, strict=True):
+        assert torch.equal(torch.cat(found), right)
+    pieces = [
+        [Part(part.row, part.ids[at : at + 1], part.start + at, part.adapter)]
+        for parts in world.steps()
+        for part in parts
+        if part.row == 1
+        for at in range(len(part.ids))
+    ]
+    whole = together[2][1]
+    assert torch.equal(read(path, pieces)[-1][0], whole)
+
+
+def start_int8(oracle: Oracle, **settings: int) -> TorchEngine:
+    engine = TorchEngine(oracle.base, EngineSettings(threads=1, kind="int8", **settings))
+    for name, folder in oracle.adapters.items():
+        engine.load(name, folder)
+    return engine
+
+
+@pytest.fixture
+def engine(oracle: Oracle) -> Iterator[TorchEngine]:
+    engine = start_int8(oracle)
+    assert engine.stats()["int8"]
+    yield engine
+    engine.close()
+
+
+def ask(engine: TorchEngine, *requests: Request) -> list[list[int]]:
+    """What they are answered, all at the same time."""
+    streams = [engine.submit(request) for request in requests]
+    for stream in streams:
+        finish(stream)
+        assert stream.error is None
+    return [stream.ids for stream in streams]
+
+
+def test_a_family_takes_its_kernels_and_others_the_plain_path(any_oracle: Oracle) -> None:
+    engine = TorchEngine(any_oracle.base, EngineSettings(threads=1))
+    family = any_oracle.base.model.config.model_type != "gpt2"
+    assert engine._batch._path.name == ("native" if family else "plain")
+    engine.close()
+
+
+def test_adapters_packed_for_the_kernels_count_as_memory_and_are_let_go(oracle: Oracle) -> None:
+    engine = TorchEngine(oracle.base, EngineSettings(threads=1))
+    name, folder = next(iter(oracle.adapters.items()))
+    before = engine.stats()["memory"]["adapters"]
+    engine.load(name, folder)
+    a, b = zip(
+        *(linear.pairs[name] for linear in engine._batch.adapters.linears.values()), strict=True
+    )
+    assert engine.stats()["memory"]["adapters"] - before >= 2 * sum(each.nbytes for each in a + b)
+    engine.unload(name)
+    until(lambda: engine.stats()["memory"]["adapters"] == before)
+    engine.close()
+
+
+def test_kernels_that_compute_something_else_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = load_base(str(models.write_model(tmp_path, "llama")))
+    base.model.model.layers[0].register_forward_hook(lambda *_: 2 * _[2])
+    before = {name: value.clone() for name, value in base.model.state_dict().items()}
+    with caplog.at_level("WARNING"):
+        engine = TorchEngine(base, EngineSettings(threads=1))
+    assert not engine.stats()["fast"]
+    assert "The native path is off" in caplog.text and "The fast path is off" in caplog.text
+    engine.close()
+    after = base.model.state_dict()
+    assert all(torch.equal(before[name], after[name].cpu()) for name in before)
+
+
+def test_without_kernels_torch_serves_and_the_log_says_why(
+    oracle: Oracle,
+    torch_only: None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO"):
+        engine = start_int8(oracle)
+    assert "int8 is off: its kernels are not there" in caplog.text
+    assert "compiled by pip where there is a C compiler" in caplog.text
+    assert "computed by torch" in caplog.text
+    assert engine._batch._path.name == "fast" and not engine.stats()["int8"]
+    same_as_oracle(engine, oracle)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [({"hidden_act": "gelu"}, "silu"), ({"head_dim": 260}, "heads of 260")],
+)
+def test_what_the_kernels_cannot_compute_torch_does(
+    tmp_path: Path, changes: dict[str, object], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = load_base(str(models.write_model(tmp_path, "llama", **changes)))
+    with caplog.at_level("INFO"):
+        engine = TorchEngine(base, EngineSettings(threads=1))
+    assert engine._batch._path.name == "fast" and words in caplog.text
+    engine.close()
+
+
+def test_eight_bits_say_nearly_the_same_and_take_a_byte_a_weight_more(any_oracle: Oracle) -> None:
+    engine = start_int8(any_oracle)
+    if any_oracle.base.model.config.model_type == "gpt2":
+        assert not engine.stats()["int8"] and engine.close() is None
+        return
+    model = any_oracle.base.model
+    linears = [each.weight for each in model.modules() if isinstance(each, torch.nn.Linear)]
+    own, more = sum(p.nbytes for p in model.parameters()), sum(p.numel() for p in linears)
+    assert engine.stats()["int8"] and engine.stats()["fast"]
+    assert (
+        0 <= engine.stats()["memory"]["weights"] - own - more < 0.3 * more
+    )  # panels are filled up
+    asked = [(question, voice) for question in QUESTIONS for voice in any_oracle.voices]
+    said = ask(engine, *(any_oracle.request(question, voice, 8) for question, voice in asked))
+    expected = [any_oracle.answer(question, voice, 8) for question, voice in asked]
+    same = sum(ids[:1] == right[:1] for ids, right in zip(said, expected, strict=True))
+    assert same >= 0.8 * len(asked)
+    engine.close()
+
+
+def test_an_adapter_speaks_as_merged_weights_would(oracle: Oracle, engine: TorchEngine) -> None:
+    answers = {
+        voice: ask(engine, oracle.request(QUESTIONS[1], voice))[0] for voice in oracle.voices
+    }
+    assert len({tuple(ids) for ids in answers.values()}) == len(oracle.voices)
+
+
+def test_a_later_turn_reads_only_what_is_new_and_says_the_same(
+    oracle: Oracle, engine: TorchEngine
+) -> None:
+    voice = oracle.voices[1]
+    first = oracle.prompt(QUESTIONS[1]) * 3
+    said = ask(engine, Request(first, voice, Sampling(max_tokens=32)))[0]
+    second = Request([*first, *said, *oracle.prompt(QUESTIONS[2])], voice, Sampling(max_tokens=24))
+    before = engine.stats()["recalled"]
+    recalled = ask(engine, second)[0]
+    assert engine.stats()["recalled"] - before == len(first) + len(said) - 1
+    fresh = start_int8(load_again(oracle), prefix_mb=0, chunk=16)
+    assert ask(fresh, second)[0] == recalled
+    fresh.close()
+
+
+def load_again(oracle: Oracle) -> Oracle:
+    return Oracle(oracle.path, load_base(str(oracle.path)), oracle.adapters)
+
+
+def test_eight_bits_that_lie_too_far_off_are_refused(
+    oracle: Oracle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatbot.inprocess.kernels.WIDEST", 3)  # two bits and a sign
+    with caplog.at_level("WARNING"):
+        engine = start_int8(oracle)
+    assert "int8 is off: with the base" in caplog.text
+    assert engine.stats()["fast"] and not engine.stats()["int8"]
+    same_as_oracle(engine, oracle)
+
+
+def test_an_adapter_that_eight_bits_get_wrong_brings_the_exact_weights_back(
+    oracle: Oracle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TorchEngine(oracle.base, EngineSettings(threads=1, kind="int8"))
+    running = [engine.submit(oracle.request(question, BASE, 200)) for question in QUESTIONS]
+    name, folder = next(iter(oracle.adapters.items()))
+    with monkeypatch.context() as strict, caplog.at_level("WARNING"):
+        strict.setattr("chatbot.inprocess.probe.INT8", 1e-6)
+        engine.load(name, folder)
+    assert f"int8 is off: with {name}" in caplog.text
+    assert engine._batch._path.name == "native"
+    for stream in running:
+        finish(stream)
+        assert stream.error is None and len(stream.ids) == 200
+    for other, folder in oracle.adapters.items():
+        engine.load(other, folder)
+    same_as_oracle(engine, oracle)
+
+
+def same_as_oracle(engine: TorchEngine, oracle: Oracle) -> None:
+    for voice in oracle.voices:
+        assert ask(engine, oracle.request(QUESTIONS[3], voice)) == [
+            oracle.answer(QUESTIONS[3], voice)
+        ]
+    engine.close()
+
+
+@pytest.mark.parametrize("kind", ["torch", "int8"])
+def test_a_row_that_computes_no_number_spoils_no_other(oracle: Oracle, kind: str) -> None:
+    engine = TorchEngine(oracle.base, EngineSettings(threads=1, kind=kind))
+    name, folder = next(iter(oracle.adapters.items()))
+    expected = ask(engine, oracle.request(QUESTIONS[0], BASE))[0]
+    engine.load(name, folder)
+    linear = next(iter(engine._batch.adapters.linears.values()), strict=True)
+    a, b = linear.pairs[name]
+    linear.pairs[name] = a * 1e30, b * 1e30  # each is a number, their product none
+    engine._batch._path._adapters.clear()
+    spoilt = engine.submit(oracle.request(QUESTIONS[0], name))
+    sound = engine.submit(oracle.request(QUESTIONS[0], BASE))
+    finish(spoilt)
+    finish(sound)
+    assert spoilt.finish == "error" and "NaN" in str(spoilt.error)
+    assert sound.ids == expected
+    assert ask(engine, oracle.request(QUESTIONS[0], BASE))[0] == expected
+    engine.close()
