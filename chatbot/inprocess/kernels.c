@@ -197,25 +197,23 @@ static int64_t packed(const Matrix *m) { /* dwords of a token */
 
 /* -- Products */
 
+/* Assembler, since gcc copies these sums to other registers and back. */
 static inline __attribute__((always_inline)) __m512i
 dot(const int kind, __m512i sum, __m512i a, __m512i b) {
     if (kind == F32)
-        return (__m512i)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
-    /* Assembler, since gcc copies the sum of these to another register and back. */
-    if (kind == I8) {
+        __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    else if (kind == I8)
         __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-        return sum;
-    }
+    else {
 #ifdef __AVX512BF16__
-    __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-    return sum;
+        __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 #else
-    __m512i high = _mm512_set1_epi32(0xffff0000);
-    __m512 low = _mm512_fmadd_ps(
-        (__m512)_mm512_slli_epi32(a, 16), (__m512)_mm512_slli_epi32(b, 16), (__m512)sum);
-    return (__m512i)_mm512_fmadd_ps(
-        (__m512)_mm512_and_si512(a, high), (__m512)_mm512_and_si512(b, high), low);
+        __m512i high = _mm512_set1_epi32(0xffff0000);
+        sum = dot(F32, sum, _mm512_slli_epi32(a, 16), _mm512_slli_epi32(b, 16));
+        sum = dot(F32, sum, _mm512_and_si512(a, high), _mm512_and_si512(b, high));
 #endif
+    }
+    return sum;
 }
 
 typedef struct { /* a column of a matrix */
@@ -399,21 +397,23 @@ static void value_columns(uint8_t *to, const void *values, int64_t n, int64_t si
  * for the next product. `most` and `total` are those of all positions so far; returned is by how much what was read shrinks. */
 static inline float weigh(float *scores, int32_t *weights, int64_t seen, int64_t n, float scale,
                           int64_t kind, float *most, float *total) {
-    __m512 high = _mm512_set1_ps(-FLT_MAX), sum = _mm512_setzero_ps();
+    float before = *most, shrink = 1;
+    __m512 high = _mm512_set1_ps(before), sum = _mm512_setzero_ps();
     for (int64_t p = 0; p < seen; p += LANES)
         high = _mm512_mask_max_ps(high, first(seen - p), high, _mm512_loadu_ps(scores + p));
-    float before = *most, shrink = 1;
-    *most = fmaxf(before, _mm512_reduce_max_ps(high) * scale);
+    if (_mm512_cmp_ps_mask(high, _mm512_set1_ps(before), _CMP_NLE_UQ)) {
+        *most = _mm512_reduce_max_ps(high);
+        shrink = _mm512_cvtss_f32(power_of_two(_mm512_set1_ps((before - *most) * scale)));
+    }
+    __m512 least = _mm512_set1_ps(*most * scale);
     for (int64_t p = 0; p < n; p += LANES) {
         __m512 x = _mm512_fmsub_ps(
-            _mm512_loadu_ps(scores + p), _mm512_set1_ps(scale), _mm512_set1_ps(*most));
+            _mm512_loadu_ps(scores + p), _mm512_set1_ps(scale), least);
         x = _mm512_maskz_mov_ps(first(seen - p), power_of_two(x));
         sum = _mm512_add_ps(sum, x);
         _mm512_storeu_ps(scores + p, x);
     }
     pack(weights, scores, up_to(n, LANES) * LANES, kind, 1);
-    if (*most != before)
-        shrink = _mm512_cvtss_f32(power_of_two(_mm512_set1_ps(before - *most)));
     *total = *total * shrink + _mm512_reduce_add_ps(sum);
     return shrink;
 }
@@ -430,7 +430,7 @@ static void attend(const Model *m, const Step *s, int64_t layer, Part part, int6
     for (int64_t q = 0; q < n; q++) {
         const float *from = row(y, part.first + begin + q / group);
         pack(queries + q * dwords, from + (head * group + q % group) * size, size, m->kind, 1);
-        most[q] = -FLT_MAX;
+        most[q] = -FLT_MAX / 2;
         total[q] = 0;
     }
     for (int64_t k = 0; k < reach; k += KEYS) {
@@ -440,8 +440,8 @@ static void attend(const Model *m, const Step *s, int64_t layer, Part part, int6
         Matrix to_keys = {keys, NULL, NULL, size, here, m->kind, 1};
         Matrix to_values = {
             values, NULL, NULL, up_to(here, m->kind) * m->kind, size, m->kind, 1};
-        for (int64_t q = 0, tall; q < n; q += tall) {
-            tall = smaller(TALL, n - q);
+        for (int64_t t = 0, tiles = up_to(n, TALL); t < tiles; t++) {
+            int64_t q = n * t / tiles, tall = n * (t + 1) / tiles - q;
             product(&to_keys, 0, up_to(here, COLUMN), (Rows){scores, KEYS},
                     (Rows){(float *)(queries + q * dwords), dwords}, NULL, tall, 0);
             for (int64_t i = q; i < q + tall; i++) {
