@@ -46,7 +46,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-KINDS = [(torch.float32, None, 1e-6), (torch.bfloat16, None, 5e-3), (torch.float32, 12, 2e-2)]
+KINDS = [(torch.float32, None, 1e-6), (torch.bfloat16, None, 5e-3), (torch.float32, 12, 5e-2)]
 
 
 @pytest.mark.usefixtures("library", "threads")
@@ -56,6 +56,7 @@ KINDS = [(torch.float32, None, 1e-6), (torch.bfloat16, None, 5e-3), (torch.float
 def test_a_product_is_that_of_torch(
     dtype: torch.dtype, group: int | None, near: float, outputs: int, inputs: int, count: int
 ) -> None:
+    torch.manual_seed(count)
     weight, bias = torch.randn(outputs, inputs, dtype=dtype), torch.randn(outputs, dtype=dtype)
     x = torch.randn(count, inputs, dtype=dtype)
     for arena in (None, Arena()):
@@ -313,19 +314,31 @@ def test_eight_bits_that_lie_too_far_off_are_refused(
 def test_an_adapter_that_eight_bits_get_wrong_brings_the_exact_weights_back(
     oracle: Oracle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = TorchEngine(oracle.base, EngineSettings(threads=1, kind="int8"))
-    running = [engine.submit(oracle.request(question, BASE, 200)) for question in QUESTIONS]
-    name, folder = next(iter(oracle.adapters.items()))
+    engine = TorchEngine(oracle.base, EngineSettings(threads=1, kind="int8", chunk=16))
+    (early, place), (name, folder), *_ = oracle.adapters.items()
+    engine.load(early, place)
+    asked = [oracle.request(q, v, 200) for q in QUESTIONS for v in (early, BASE)]
+    running = [engine.submit(request) for request in asked]
+    until(lambda: len(running[0].ids) >= 5)
     with monkeypatch.context() as strict, caplog.at_level("WARNING"):
         strict.setattr("chatbot.inprocess.probe.INT8", 1e-6)
         engine.load(name, folder)
+    before = [len(stream.ids) for stream in running]
     assert f"int8 is off: with {name}" in caplog.text
     assert engine._batch._path.name == "native"
     for stream in running:
         finish(stream)
-        assert stream.error is None and len(stream.ids) == 200
+        assert stream.error is None
     for other, folder in oracle.adapters.items():
         engine.load(other, folder)
+    # What they had read was read anew: they went on as the exact weights do from there.
+    for request, stream, point in zip(asked, running, before, strict=True):
+        rest = stream.ids[point:]
+        ids = [*request.prompt_ids, *stream.ids[:point]]
+        if rest:
+            onward = Request(ids, request.adapter, Sampling(max_tokens=len(rest)))
+            assert ask(engine, onward)[0] == rest
+    assert any(len(stream.ids) > point + 20 for stream, point in zip(running, before, strict=True))
     same_as_oracle(engine, oracle)
 
 

@@ -151,7 +151,17 @@ class Batch:
     def install(self, adapter: str, prepared: Prepared) -> None:
         """Make an adapter known that `adapters` prepared."""
         self.adapters.install(adapter, prepared)
+        coarse = self.int8
         self._path = probe.checked(self._path, self._greeting, adapter)
+        if coarse and not self.int8:
+            self._read_again()
+
+    def _read_again(self) -> None:
+        """Exact weights serve from now on: what eight bits have read is computed anew."""
+        self._prefixes = Prefixes(self._prefixes.limit)
+        for index, row in enumerate(self.rows()):
+            if ids := row.read:
+                self._path.read([Part(index, ids, 0, row.adapter)])
 
     def drop(self, adapter: str) -> None:
         """Forget an adapter that no row speaks with."""

@@ -107,10 +107,11 @@ class Native(Forward):
         """As `Forward` has it, in one step and without padding."""
         begins = [0, *accumulate(len(part.ids) for part in parts)]
         ids = torch.tensor([one for part in parts for one in part.ids])
+        if not 0 <= int(ids.min()) <= int(ids.max()) < len(self._table):
+            raise ValueError(f"The model has {len(self._table)} tokens, none of them {ids.max()}.")
         places = torch.tensor([place for part in parts for place in range(part.start, part.end)])
-        last = torch.tensor(
-            [end - n for part, end in zip(parts, begins[1:], strict=True) for n in _down(part.told)]
-        )
+        ends = zip(parts, begins[1:], strict=True)
+        last = torch.tensor([at for part, end in ends for at in range(end - part.told, end)])
         reach = max(part.end for part in parts)
         cos, sin = self._angles(places, reach)
         keys, values = self._stores(parts[-1].row + 1, reach)
@@ -186,11 +187,10 @@ class Native(Forward):
         layers = [self._read_layer(*each) for each in zip(core.layers, self._layers, strict=True)]
         heads, kv, size = _heads(core.layers[0].self_attn)
         head = self.model.lm_head
-        table = core.embed_tokens.weight.detach()
-        self._kept.append(table)
+        self._table = core.embed_tokens.weight.detach()
         return kernels.Model(
             layers=len(layers),
-            hidden=table.shape[1],
+            hidden=self._table.shape[1],
             inner=core.layers[0].mlp.gate_proj.out_features,
             heads=heads,
             kv=kv,
@@ -200,7 +200,7 @@ class Native(Forward):
             scale=core.layers[0].self_attn.scaling,
             layer=(kernels.Layer * len(layers))(*layers),
             norm=self._floats(core.norm),
-            embedding=table.data_ptr(),
+            embedding=self._table.data_ptr(),
             head=self._held(head.weight.detach(), head.bias).matrix,
         )
 
@@ -285,10 +285,6 @@ def _heads(attention: Any) -> tuple[int, int, int]:
     linears = (attention.q_proj, attention.k_proj)
     heads, kv = (linear.out_features // size for linear in linears)
     return heads, kv, size
-
-
-def _down(count: int) -> range:
-    return range(count, 0, -1)
 
 
 def _group(model: Any) -> int:

@@ -49,6 +49,9 @@ class SlotCache(Cache):  # type: ignore[misc]
     def hold(self, layers: int, like: torch.Tensor, rows: int, positions: int) -> None:
         """Have memory for so many layers of so many rows and positions; for heads and sizes of
         `like` [kv_heads, dim]."""
+        if rows > self.slots or positions > self.max_length:
+            most = (self.slots, self.max_length)
+            raise ValueError(f"{rows} rows of {positions} positions are more than {most}.")
         self._reserve(rows, positions)
         while len(self._keys) < layers:
             self._keys.append(self._empty(like))

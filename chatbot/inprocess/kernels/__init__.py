@@ -1,7 +1,7 @@
-"""`kernels.c` from Python: the library that fits this CPU, and the structs that it reads.
+"""Our own kernels from Python: the library that fits this CPU, and the structs that it reads.
 
-pip compiles it where there is a C compiler. Structs and their fields are as in `kernels.c`, which
-says more of them.
+pip compiles it from the C beside, where there is a compiler. `structs.h` has the same structs,
+field by field, and says more of them.
 """
 
 import mmap
@@ -97,7 +97,7 @@ def library() -> CDLL | None:
     if not (torch.cpu._is_avx512_supported() and torch.cpu._is_vnni_supported()):
         return None
     name = "avx512bf16" if torch.cpu._is_avx512_bf16_supported() else "avx512"
-    spec = find_spec(f"{__package__}._{name}")
+    spec = find_spec(f"{__name__}._{name}")
     if spec is None or spec.origin is None:
         return None
     found = CDLL(spec.origin)

@@ -1,0 +1,222 @@
+/* One step of a Llama-like model on a CPU with AVX-512. `native.py` calls it. */
+#include <math.h>
+
+#include "attention.h"
+
+/* -- What is between the products, for one token */
+
+static void norm(float *to, const float *x, const float *weight, int64_t n, float eps) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t i = 0; i < n; i += LANES) {
+        __m512 here = _mm512_maskz_loadu_ps(first(n - i), x + i);
+        sum = _mm512_fmadd_ps(here, here, sum);
+    }
+    float scale = 1 / sqrtf(_mm512_reduce_add_ps(sum) / (float)n + eps);
+    for (int64_t i = 0; i < n; i++)
+        to[i] = x[i] * scale * weight[i];
+}
+
+static void turn(float *x, const float *cos, const float *sin, int64_t size) {
+    for (int64_t i = 0, j = size / 2; i < size / 2; i++, j++) {
+        float a = x[i], b = x[j];
+        x[i] = a * cos[i] - b * sin[i];
+        x[j] = b * cos[j] + a * sin[j];
+    }
+}
+
+static void activate(float *gate, const float *up, int64_t n) { /* silu(gate) * up */
+    for (int64_t i = 0; i < n; i += LANES) {
+        __mmask16 here = first(n - i);
+        __m512 x = _mm512_maskz_loadu_ps(here, gate + i), y = _mm512_maskz_loadu_ps(here, up + i);
+        __m512 down = power_of_two(_mm512_mul_ps(x, _mm512_set1_ps(-LOG2_E)));
+        x = _mm512_div_ps(_mm512_mul_ps(x, y), _mm512_add_ps(down, _mm512_set1_ps(1)));
+        _mm512_mask_storeu_ps(gate + i, here, x);
+    }
+}
+
+static void embed(float *to, const uint8_t *table, int64_t id, int64_t n, int64_t kind) {
+    if (kind == F32) {
+        memcpy(to, (const float *)table + id * n, n * sizeof(float));
+        return;
+    }
+    const uint16_t *from = (const uint16_t *)table + id * n;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits = (uint32_t)from[i] << 16;
+        memcpy(to + i, &bits, sizeof(float));
+    }
+}
+
+/* Turn a head of the new tokens' queries, keys or values, and keep keys and values. */
+static void place(const Model *m, const Step *s, const Layer *l, int64_t layer, Part part,
+                  int64_t token, int64_t head, Rows y) {
+    float *x = row(y, token) + head * m->size;
+    const float *weight = head < m->heads ? l->queries : l->keys;
+    if (head < m->heads + m->kv) {
+        if (weight)
+            norm(x, x, weight, m->size, m->eps);
+        turn(x, s->cos + token * m->size, s->sin + token * m->size, m->size);
+    }
+    if (head < m->heads)
+        return;
+    int64_t which = (head - m->heads) % m->kv, position = part.start + token - part.first;
+    void *store = (head < m->heads + m->kv ? s->keys : s->values)[layer];
+    int64_t at = ((part.row * m->kv + which) * s->positions + position) * m->size / m->kind;
+    pack((int32_t *)store + at, x, m->size, m->kind, 1);
+}
+
+/* -- A step */
+
+typedef struct { /* what all threads work on */
+    const Model *m;
+    const Step *s;
+    Rows x, y, read;   /* residuals, outputs of products, what attention read */
+    Rows in, plain;    /* inputs of products, packed, and packed for adapters */
+    Rows low, low_in;  /* what adapters make of them, and that packed */
+} Work;
+
+static int64_t width(const Model *m, const Step *s, Work *w) { /* lays the rows out */
+    int64_t in = packed(&m->head), plain = m->hidden, y = m->hidden, low = 0;
+    for (int64_t l = 0; l < m->layers; l++)
+        for (int j = 0; j < 4; j++) {
+            in = larger(in, packed(&m->layer[l].joint[j]));
+            plain = larger(plain, m->layer[l].joint[j].in);
+            y = larger(y, m->layer[l].joint[j].out);
+        }
+    for (int64_t o = 0; o < s->owners; o++)
+        low = larger(low, 3 * s->owner[o].rank);
+    int64_t sizes[] = {m->hidden, y, m->heads * m->size, in, plain, low, low}, total = 0;
+    Rows *rows[] = {&w->x, &w->y, &w->read, &w->in, &w->plain, &w->low, &w->low_in};
+    for (int i = 0; i < 7; i++) {
+        int64_t pitch = up_to(sizes[i], LANES) * LANES;
+        *rows[i] = (Rows){s->scratch + total * s->tokens, pitch};
+        total += pitch;
+    }
+    return total;
+}
+
+/* Pack n floats of a token as the input of a joint, and of what adapters add to it. */
+static void hand(const Work *w, const Matrix *m, int64_t token, const float *from) {
+    pack((int32_t *)row(w->in, token), from, m->in, m->kind, m->groups);
+    if (w->s->owners)
+        pack((int32_t *)row(w->plain, token), from, m->in, w->m->kind, 1);
+}
+
+/* y = (or +=) what a joint and the tokens' adapters make of their inputs. */
+static void multiply(Thread me, const Work *w, int64_t layer, int joint, Rows y, int add) {
+    const Step *s = w->s;
+    int64_t kind = w->m->kind;
+    shared_product(me, &w->m->layer[layer].joint[joint], y, w->in, NULL, s->tokens, add);
+    for (int64_t o = 0; o < s->owners; o++) {
+        const Owner *own = s->owner + o;
+        const Low *low = own->low + layer * 4 + joint;
+        shared_product(me, &low->down, w->low, w->plain, own->tokens, own->count, 0);
+    }
+    meet(me);
+    if (!s->owners)
+        return;
+    for (int64_t o = 0; o < s->owners; o++) {
+        const Owner *own = s->owner + o;
+        int64_t n = own->rank * own->low[layer * 4 + joint].linears;
+        for MINE(i, own->count)
+            pack((int32_t *)row(w->low_in, own->tokens[i]), row(w->low, own->tokens[i]), n, kind, 1);
+    }
+    meet(me);
+    for (int64_t o = 0; o < s->owners; o++) {
+        const Owner *own = s->owner + o;
+        const Low *low = own->low + layer * 4 + joint;
+        Rows to = y, from = w->low_in;
+        for (int64_t i = 0; i < low->linears; i++) {
+            shared_product(me, &low->up[i], to, from, own->tokens, own->count, ADDED);
+            to.data += low->up[i].out;
+            from.data += own->rank / kind;
+        }
+    }
+    meet(me);
+}
+
+static void run_layer(Thread me, const Work *w, int64_t layer) {
+    const Model *m = w->m;
+    const Step *s = w->s;
+    const Layer *l = m->layer + layer;
+    for MINE(t, s->tokens) {
+        norm(row(w->y, t), row(w->x, t), l->before, m->hidden, m->eps);
+        hand(w, &l->joint[QKV], t, row(w->y, t));
+    }
+    meet(me);
+    multiply(me, w, layer, QKV, w->y, 0);
+    int64_t heads = m->heads + 2 * m->kv;
+    for (int64_t p = 0; p < s->parts; p++)
+        for MINE(i, s->part[p].count * heads)
+            place(m, s, l, layer, s->part[p], s->part[p].first + i / heads, i % heads, w->y);
+    meet(me);
+    attend_all(me, m, s, layer, w->y, w->read);
+    meet(me);
+    for MINE(t, s->tokens)
+        hand(w, &l->joint[OUT], t, row(w->read, t));
+    meet(me);
+    multiply(me, w, layer, OUT, w->x, ADDED);
+    for MINE(t, s->tokens) {
+        norm(row(w->y, t), row(w->x, t), l->after, m->hidden, m->eps);
+        hand(w, &l->joint[GATE_UP], t, row(w->y, t));
+    }
+    meet(me);
+    multiply(me, w, layer, GATE_UP, w->y, 0);
+    for MINE(t, s->tokens) {
+        activate(row(w->y, t), row(w->y, t) + m->inner, m->inner);
+        hand(w, &l->joint[DOWN], t, row(w->y, t));
+    }
+    meet(me);
+    multiply(me, w, layer, DOWN, w->x, ADDED);
+}
+
+static void run_step(void *data) {
+    const Work *w = data;
+    const Model *m = w->m;
+    const Step *s = w->s;
+    Thread me = self();
+    for MINE(t, s->tokens)
+        embed(row(w->x, t), m->embedding, s->ids[t], m->hidden, m->kind);
+    meet(me);
+    for (int64_t layer = 0; layer < m->layers; layer++)
+        run_layer(me, w, layer);
+    for MINE(i, s->told) {
+        norm(row(w->y, i), row(w->x, s->last[i]), m->norm, m->hidden, m->eps);
+        pack((int32_t *)row(w->in, i), row(w->y, i), m->hidden, m->head.kind, m->head.groups);
+    }
+    meet(me);
+    shared_product(me, &m->head, (Rows){s->logits, m->head.out}, w->in, NULL, s->told, 0);
+}
+
+/* Floats of scratch that a step takes. */
+int64_t talkback_scratch(const Model *m, const Step *s) {
+    Work w;
+    return width(m, s, &w) * s->tokens;
+}
+
+/* Read the tokens: their keys and values go to the cache, the logits to `logits`. */
+void talkback_step(const Model *m, const Step *s) {
+    Work w = {.m = m, .s = s};
+    width(m, s, &w);
+    together(run_step, &w, s->threads);
+}
+
+typedef struct {
+    const Matrix *m;
+    Rows y, x;
+    int64_t n;
+} Single;
+
+static void run_product(void *data) {
+    const Single *p = data;
+    Thread me = self();
+    shared_product(me, p->m, p->y, p->x, NULL, p->n, 0);
+}
+
+/* x [n][in], packed in `room` of as many dwords as talkback_packed says -> y [n][out]. */
+void talkback_product(const Matrix *m, float *y, const float *x, int32_t *room, int64_t n,
+                      int64_t threads) {
+    Single p = {m, {y, m->out}, {(float *)room, packed(m)}, n};
+    for (int64_t i = 0; i < n; i++)
+        pack((int32_t *)row(p.x, i), x + i * m->in, m->in, m->kind, m->groups);
+    together(run_product, &p, threads);
+}
