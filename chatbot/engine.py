@@ -66,9 +66,10 @@ class Closed(EngineError):
 class Sampling:
     """How to choose the next token; temperature 0 is greedy, top_k 0, top_p 1, min_p 0 cut nothing.
 
-    The same seed and prompt give the same text whatever else is in the batch, as far as the logits
-    are the same: in float32 they are but for rounding, in bfloat16 two tokens that lie within a
-    rounding of each other may change places with the size of the batch.
+    The same seed and prompt give the same text whatever else is in the batch: bit for bit on our
+    own kernels. Where torch computes, as far as the logits are the same: in float32 they are but
+    for rounding, in bfloat16 two tokens that lie within a rounding of each other may change places
+    with the size of the batch.
     """
 
     max_tokens: int = 256

@@ -34,6 +34,8 @@ def test_a_space_has_its_packages_and_what_they_need(tmp_path: Path) -> None:
     assert (space / str(re.search(r"app_file: (\S+)", front)[1])).is_file()  # type: ignore[index]
     assert (space / "chatbot" / "starter" / "model.safetensors").is_file()
     assert not [*space.rglob("__pycache__")]
+    for kernels in (ROOT / "chatbot").rglob("*.so"):
+        assert (space / kernels.relative_to(ROOT)).is_file()
     gradio = next(line for line in project["dependencies"] if line.startswith("gradio"))
     pinned = re.search(r"sdk_version: (\d+\.\d+)", front)
     assert pinned and f">={pinned[1]}" in gradio

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 
 import pytest
 
@@ -11,6 +10,7 @@ from chatbot.base import STARTER, ends, load_base
 from chatbot.engine import BASE, Request, Sampling, Stream
 from chatbot.inprocess.batch import Row
 from chatbot.inprocess.batching import EngineSettings, TorchEngine
+from chatbot.inprocess.kernels import library
 from chatbot.inprocess.lookup import FEW, Lookup
 from chatbot.prompt import fit
 from tests.corrections import facts
@@ -18,9 +18,7 @@ from tests.oracle import QUESTIONS, Oracle, start
 
 KINDS = [
     "torch",
-    pytest.param(
-        "int8", marks=pytest.mark.skipif(not find_spec("openvino"), reason="NO INT8: no OpenVINO")
-    ),
+    pytest.param("int8", marks=pytest.mark.skipif(library() is None, reason="NO INT8: no kernels")),
 ]
 
 

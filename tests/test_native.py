@@ -242,7 +242,11 @@ def test_without_kernels_torch_serves_and_the_log_says_why(
 
 @pytest.mark.parametrize(
     "changes, words",
-    [({"hidden_act": "gelu"}, "silu"), ({"head_dim": 260}, "heads of 260")],
+    [
+        ({"hidden_act": "gelu"}, "silu"),
+        ({"head_dim": 260}, "heads of 260"),
+        ({"intermediate_size": 98}, "98 is none"),
+    ],
 )
 def test_what_the_kernels_cannot_compute_torch_does(
     tmp_path: Path, changes: dict[str, object], words: str, caplog: pytest.LogCaptureFixture

@@ -1,1 +1,1 @@
-"""The in-process engine: torch on this machine's CPU or GPU."""
+"""The in-process engine: this machine's CPU, by kernels of our own or by torch, or its GPU."""

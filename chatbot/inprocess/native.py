@@ -38,8 +38,10 @@ def unfit(plain: Forward) -> str | None:
         return f"its kernels compute in float32 and bfloat16, and the model is in {plain.dtype}."
     attention = plain.model.model.layers[0].self_attn
     heads, kv, size = _heads(attention)
-    if size > SIZE or size % 4 or heads > SHARED * kv or config.hidden_size % 4:
+    if size > SIZE or heads > SHARED * kv:
         return f"its kernels are not for {heads} heads of {size} over {kv} of keys and values."
+    if odd := [n for n in (size, config.hidden_size, config.intermediate_size) if n % 4]:
+        return f"its kernels take sizes that four divides, and {odd[0]} is none."
     if kernels.library() is None:
         return (
             "its kernels are not there: they take a CPU with AVX-512 and VNNI, and are compiled "

@@ -3,7 +3,8 @@
     python deploy/space/assemble.py /tmp/space && cd /tmp/space && git init && git push ...
 
 A Space installs requirements.txt alone, before the repository is there, so the packages travel
-as source beside app.py and only their dependencies are listed.
+as source beside app.py and only their dependencies are listed. The engine's kernels travel as pip
+compiled them here, which a Space can use if this is Linux on x86-64 with Python 3.11.
 """
 
 import shutil

@@ -5,6 +5,7 @@ field by field, and says more of them.
 """
 
 import mmap
+from contextlib import suppress
 from ctypes import CDLL, POINTER, Structure, byref, c_float, c_int64, c_void_p
 from functools import cache
 from importlib.util import find_spec
@@ -121,7 +122,8 @@ class Arena:
         if values.nbytes > len(self._left):
             chunk: Any = mmap.mmap(-1, max(values.nbytes, CHUNK))
             if hasattr(mmap, "MADV_HUGEPAGE"):
-                chunk.madvise(mmap.MADV_HUGEPAGE)
+                with suppress(OSError):  # some kernels have none
+                    chunk.madvise(mmap.MADV_HUGEPAGE)
             self._left = torch.frombuffer(chunk, dtype=torch.uint8)
         taken = self._left[: values.nbytes]
         self._left = self._left[-(-values.nbytes // ALIGNED) * ALIGNED :]

@@ -71,8 +71,9 @@ static void value_columns(uint8_t *to, const void *values, int64_t n, int64_t si
         }
 }
 
-/* Scores of the first `seen` positions -> their weights, powers of two of so many times them, packed
- * for the next product. `most` and `total` are those of all positions so far; returned is by how much what was read shrinks. */
+/* Scores of the first `seen` positions -> their weights, 2 to the power of `scale` times each,
+ * packed for the next product. `most` and `total` are the highest score so far and the sum of
+ * weights; a higher one shrinks what came before: by how much is returned. */
 static inline float weigh(float *scores, int32_t *weights, int64_t seen, int64_t n, float scale,
                           int64_t kind, float *most, float *total) {
     float before = *most, shrink = 1;
@@ -85,8 +86,7 @@ static inline float weigh(float *scores, int32_t *weights, int64_t seen, int64_t
     }
     __m512 least = _mm512_set1_ps(*most * scale);
     for (int64_t p = 0; p < n; p += LANES) {
-        __m512 x = _mm512_fmsub_ps(
-            _mm512_loadu_ps(scores + p), _mm512_set1_ps(scale), least);
+        __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores + p), _mm512_set1_ps(scale), least);
         x = _mm512_maskz_mov_ps(first(seen - p), power_of_two(x));
         sum = _mm512_add_ps(sum, x);
         _mm512_storeu_ps(scores + p, x);
@@ -116,8 +116,8 @@ static void attend(const Model *m, const Step *s, int64_t layer, Part part, int6
         key_columns(keys, (const int32_t *)s->keys[layer] + at, here, dwords);
         value_columns(values, (const int32_t *)s->values[layer] + at, here, size, m->kind);
         Matrix to_keys = {keys, NULL, NULL, size, here, m->kind, 1};
-        Matrix to_values = {
-            values, NULL, NULL, up_to(here, m->kind) * m->kind, size, m->kind, 1};
+        int64_t in = up_to(here, m->kind) * m->kind;
+        Matrix to_values = {values, NULL, NULL, in, size, m->kind, 1};
         for (int64_t t = 0, tiles = up_to(n, TALL); t < tiles; t++) {
             int64_t q = n * t / tiles, tall = n * (t + 1) / tiles - q;
             product(&to_keys, 0, up_to(here, COLUMN), (Rows){scores, KEYS},

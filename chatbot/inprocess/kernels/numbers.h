@@ -38,7 +38,8 @@ static inline __m256i narrowed(__m512 x) { /* to bfloat16, the nearest; NaN stay
 #endif
 }
 
-static inline __m512 power_of_two(__m512 x) { /* to 3e-7 of it: a fit of degree 5 from -1/2 to 1/2 */
+/* 2 to the power of x, to 3e-7 of it: a fit of degree 5 from -1/2 to 1/2. */
+static inline __m512 power_of_two(__m512 x) {
     x = _mm512_max_ps(_mm512_set1_ps(-126), _mm512_min_ps(_mm512_set1_ps(127), x));
     __m512 n = _mm512_roundscale_ps(x, 0), r = _mm512_sub_ps(x, n);
     __m512 y = _mm512_set1_ps(0.00132669704f);

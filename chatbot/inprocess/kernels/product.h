@@ -8,20 +8,23 @@
 
 enum { ADDED = 1, BIASED = 2 }; /* to what is there already, and with a bias */
 
-/* Assembler, since gcc copies these sums to other registers and back. */
+/* sum + a b, dword by dword. Assembler, since gcc copies these sums to other registers and back. */
+#define DOT(instruction, sum, a, b) \
+    __asm__(instruction " %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
+
 static inline __attribute__((always_inline)) __m512i
 dot(const int kind, __m512i sum, __m512i a, __m512i b) {
     if (kind == F32)
-        __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+        DOT("vfmadd231ps", sum, a, b);
     else if (kind == I8)
-        __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+        DOT("vpdpbusd", sum, a, b);
     else {
 #ifdef __AVX512BF16__
-        __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+        DOT("vdpbf16ps", sum, a, b);
 #else
         __m512i high = _mm512_set1_epi32(0xffff0000);
-        sum = dot(F32, sum, _mm512_slli_epi32(a, 16), _mm512_slli_epi32(b, 16));
-        sum = dot(F32, sum, _mm512_and_si512(a, high), _mm512_and_si512(b, high));
+        DOT("vfmadd231ps", sum, _mm512_slli_epi32(a, 16), _mm512_slli_epi32(b, 16));
+        DOT("vfmadd231ps", sum, _mm512_and_si512(a, high), _mm512_and_si512(b, high));
 #endif
     }
     return sum;

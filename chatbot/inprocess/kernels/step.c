@@ -69,9 +69,9 @@ static void place(const Model *m, const Step *s, const Layer *l, int64_t layer, 
 typedef struct { /* what all threads work on */
     const Model *m;
     const Step *s;
-    Rows x, y, read;   /* residuals, outputs of products, what attention read */
-    Rows in, plain;    /* inputs of products, packed, and packed for adapters */
-    Rows low, low_in;  /* what adapters make of them, and that packed */
+    Rows x, y, read;  /* residuals, outputs of products, what attention read */
+    Rows in, plain;   /* inputs of products, packed, and packed for adapters of another kind */
+    Rows low, low_in; /* what adapters make of them, and that packed */
 } Work;
 
 static int64_t width(const Model *m, const Step *s, Work *w) { /* lays the rows out */
@@ -97,19 +97,21 @@ static int64_t width(const Model *m, const Step *s, Work *w) { /* lays the rows 
 /* Pack n floats of a token as the input of a joint, and of what adapters add to it. */
 static void hand(const Work *w, const Matrix *m, int64_t token, const float *from) {
     pack((int32_t *)row(w->in, token), from, m->in, m->kind, m->groups);
-    if (w->s->owners)
+    if (w->s->owners && m->kind != w->m->kind)
         pack((int32_t *)row(w->plain, token), from, m->in, w->m->kind, 1);
 }
 
 /* y = (or +=) what a joint and the tokens' adapters make of their inputs. */
 static void multiply(Thread me, const Work *w, int64_t layer, int joint, Rows y, int add) {
     const Step *s = w->s;
+    const Matrix *m = &w->m->layer[layer].joint[joint];
     int64_t kind = w->m->kind;
-    shared_product(me, &w->m->layer[layer].joint[joint], y, w->in, NULL, s->tokens, add);
+    Rows plain = m->kind == kind ? w->in : w->plain;
+    shared_product(me, m, y, w->in, NULL, s->tokens, add);
     for (int64_t o = 0; o < s->owners; o++) {
         const Owner *own = s->owner + o;
         const Low *low = own->low + layer * 4 + joint;
-        shared_product(me, &low->down, w->low, w->plain, own->tokens, own->count, 0);
+        shared_product(me, &low->down, w->low, plain, own->tokens, own->count, 0);
     }
     meet(me);
     if (!s->owners)
@@ -118,7 +120,8 @@ static void multiply(Thread me, const Work *w, int64_t layer, int joint, Rows y,
         const Owner *own = s->owner + o;
         int64_t n = own->rank * own->low[layer * 4 + joint].linears;
         for MINE(i, own->count)
-            pack((int32_t *)row(w->low_in, own->tokens[i]), row(w->low, own->tokens[i]), n, kind, 1);
+            pack((int32_t *)row(w->low_in, own->tokens[i]), row(w->low, own->tokens[i]), n, kind,
+                 1);
     }
     meet(me);
     for (int64_t o = 0; o < s->owners; o++) {
