@@ -74,7 +74,7 @@ static void value_columns(uint8_t *to, const void *values, int64_t n, int64_t si
 /* Scores of the first `seen` positions -> their weights, 2 to the power of `scale` times each,
  * packed for the next product. `most` and `total` are the highest score so far and the sum of
  * weights; a higher one shrinks what came before: by how much is returned. */
-static inline float weigh(float *scores, int32_t *weights, int64_t seen, int64_t n, float scale,
+static inline float weigh(const float *scores, int32_t *weights, int64_t seen, int64_t n, float scale,
                           int64_t kind, float *most, float *total) {
     float before = *most, shrink = 1;
     __m512 high = _mm512_set1_ps(before), sum = _mm512_setzero_ps();
@@ -89,11 +89,19 @@ static inline float weigh(float *scores, int32_t *weights, int64_t seen, int64_t
         __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores + p), _mm512_set1_ps(scale), least);
         x = _mm512_maskz_mov_ps(first(seen - p), power_of_two(x));
         sum = _mm512_add_ps(sum, x);
-        _mm512_storeu_ps(scores + p, x);
+        if (kind == F32)
+            _mm512_storeu_ps((float *)weights + p, x);
+        else
+            _mm256_storeu_si256((__m256i *)((uint16_t *)weights + p), narrowed(x));
     }
-    pack(weights, scores, up_to(n, LANES) * LANES, kind, 1);
     *total = *total * shrink + _mm512_reduce_add_ps(sum);
     return shrink;
+}
+
+/* Have so many dwords come from memory meanwhile. */
+static inline void fetch(const int32_t *from, int64_t dwords) {
+    for (int64_t i = 0; i < dwords; i += LANES)
+        _mm_prefetch(from + i, _MM_HINT_T1);
 }
 
 /* What some tokens of a part read with the heads that share the keys and values of one. */
@@ -113,8 +121,13 @@ static void attend(const Model *m, const Step *s, int64_t layer, Part part, int6
     }
     for (int64_t k = 0; k < reach; k += KEYS) {
         int64_t here = smaller(KEYS, reach - k), at = place + k * dwords;
-        key_columns(keys, (const int32_t *)s->keys[layer] + at, here, dwords);
-        value_columns(values, (const int32_t *)s->values[layer] + at, here, size, m->kind);
+        const int32_t *from_keys = (const int32_t *)s->keys[layer] + at;
+        const int32_t *from_values = (const int32_t *)s->values[layer] + at;
+        int64_t more = smaller(KEYS, reach - k - here) * dwords;
+        fetch(from_keys + here * dwords, more);
+        key_columns(keys, from_keys, here, dwords);
+        fetch(from_values + here * dwords, more);
+        value_columns(values, from_values, here, size, m->kind);
         Matrix to_keys = {keys, NULL, NULL, size, here, m->kind, 1};
         int64_t in = up_to(here, m->kind) * m->kind;
         Matrix to_values = {values, NULL, NULL, in, size, m->kind, 1};
