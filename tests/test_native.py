@@ -372,3 +372,20 @@ def test_a_row_that_computes_no_number_spoils_no_other(oracle: Oracle, kind: str
     assert sound.ids == expected
     assert ask(engine, oracle.request(QUESTIONS[0], BASE))[0] == expected
     engine.close()
+
+
+@pytest.mark.parametrize(
+    "part, words",
+    [
+        (Part(0, [5, 384], 0, None), "has 384 tokens, none of them 384"),
+        (Part(0, [-1], 0, None), "has 384 tokens"),
+        (Part(0, [5] * 9, 0, None), "1 rows of 9 positions are more than"),
+        (Part(2, [5], 0, None), "3 rows of 1 positions are more than"),
+    ],
+)
+def test_what_lies_outside_of_the_model_or_the_cache_is_refused(
+    tmp_path: Path, part: Part, words: str
+) -> None:
+    path = Native(World(tmp_path, "llama", "float32").plain).apart(2, 8)
+    with pytest.raises(ValueError, match=words):
+        path.read([part])

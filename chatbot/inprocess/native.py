@@ -109,8 +109,8 @@ class Native(Forward):
         """As `Forward` has it, in one step and without padding."""
         begins = [0, *accumulate(len(part.ids) for part in parts)]
         ids = torch.tensor([one for part in parts for one in part.ids])
-        if not 0 <= int(ids.min()) <= int(ids.max()) < len(self._table):
-            raise ValueError(f"The model has {len(self._table)} tokens, none of them {ids.max()}.")
+        if wrong := [int(each) for each in (ids.min(), ids.max()) if not 0 <= each < self._tokens]:
+            raise ValueError(f"The model has {self._tokens} tokens, none of them {wrong[0]}.")
         places = torch.tensor([place for part in parts for place in range(part.start, part.end)])
         ends = zip(parts, begins[1:], strict=True)
         last = torch.tensor([at for part, end in ends for at in range(end - part.told, end)])
@@ -190,6 +190,7 @@ class Native(Forward):
         heads, kv, size = _heads(core.layers[0].self_attn)
         head = self.model.lm_head
         self._table = core.embed_tokens.weight.detach()
+        self._tokens = len(self._table)
         return kernels.Model(
             layers=len(layers),
             hidden=self._table.shape[1],
