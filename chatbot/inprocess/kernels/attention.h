@@ -32,13 +32,16 @@ static inline __attribute__((always_inline)) void transpose(__m512i *x) {
     }
 }
 
-/* Keys [n][dwords] -> columns of a matrix whose outputs are the positions. */
-static void key_columns(uint8_t *to, const int32_t *keys, int64_t n, int64_t dwords) {
+/* Keys [n][dwords] -> columns of a matrix whose outputs are the positions. Line by line, others
+ * `ahead` come from memory meanwhile: all at once they would take twice as long. */
+static void key_columns(uint8_t *to, const int32_t *keys, int64_t n, int64_t dwords,
+                        const int32_t *ahead) {
     for (int64_t p = 0; p < n; p += LANES)
         for (int64_t u = 0; u < dwords; u += LANES) {
             __m512i x[LANES];
             for (int64_t i = 0; i < LANES; i++) {
                 __mmask16 here = p + i < n ? first(dwords - u) : 0;
+                _mm_prefetch(ahead + (p + i) * dwords + u, _MM_HINT_T1);
                 x[i] = _mm512_maskz_loadu_epi32(here, keys + smaller(p + i, n - 1) * dwords + u);
             }
             transpose(x);
@@ -49,12 +52,14 @@ static void key_columns(uint8_t *to, const int32_t *keys, int64_t n, int64_t dwo
 }
 
 /* Values [n][size] -> columns of a matrix whose inputs are the positions. */
-static void value_columns(uint8_t *to, const void *values, int64_t n, int64_t size, int64_t kind) {
+static void value_columns(uint8_t *to, const int32_t *values, int64_t n, int64_t size,
+                          int64_t kind, const int32_t *ahead) {
     int64_t units = up_to(n, kind);
     for (int64_t u = 0; u < units; u++)
         for (int64_t d = 0; d < size; d += LANES) {
             __mmask16 here = first(size - d);
             __m512i x;
+            _mm_prefetch(ahead + u * size + d, _MM_HINT_T1);
             if (kind == F32)
                 x = _mm512_maskz_loadu_epi32(here, (const float *)values + u * size + d);
             else {
@@ -98,47 +103,70 @@ static inline float weigh(const float *scores, int32_t *weights, int64_t seen, i
     return shrink;
 }
 
-/* Have so many dwords come from memory meanwhile. */
-static inline void fetch(const int32_t *from, int64_t dwords) {
-    for (int64_t i = 0; i < dwords; i += LANES)
-        _mm_prefetch(from + i, _MM_HINT_T1);
+typedef struct { /* tokens of a part, with the heads that share the keys and values of one */
+    Part part;
+    int64_t head, begin, end;
+} Item;
+
+/* The item of this number, or none: `part.count` is 0 then. */
+static Item item(const Model *m, const Step *s, int64_t number) {
+    for (int64_t p = 0; p < s->parts; p++) {
+        Part part = s->part[p];
+        int64_t blocks = up_to(part.count, QUERIES * m->kv / m->heads), block = number / m->kv;
+        if (block < blocks)
+            return (Item){part, number % m->kv, part.count * block / blocks,
+                          part.count * (block + 1) / blocks};
+        number -= blocks * m->kv;
+    }
+    return (Item){0};
 }
 
-/* What some tokens of a part read with the heads that share the keys and values of one. */
-static void attend(const Model *m, const Step *s, int64_t layer, Part part, int64_t head,
-                   int64_t begin, int64_t end, Rows y, Rows out) {
+typedef struct { /* of the positions from some on, up to KEYS of them */
+    const int32_t *keys, *values;
+    int64_t count;
+} Block;
+
+static inline Block block(const Model *m, const Step *s, int64_t layer, const Item *i, int64_t k) {
+    int64_t reach = i->part.start + i->end, row = i->part.row * m->kv + i->head;
+    int64_t at = (row * s->positions + k) * m->size / m->kind;
+    return (Block){(const int32_t *)s->keys[layer] + at, (const int32_t *)s->values[layer] + at,
+                   larger(0, smaller(KEYS, reach - k))};
+}
+
+/* What an item's tokens read; `next` is what the same thread comes to afterwards. */
+static void attend(const Model *m, const Step *s, int64_t layer, const Item *it, const Item *next,
+                   Rows y, Rows out) {
     uint8_t keys[KEYS * MOST_SIZE * 4], values[KEYS * MOST_SIZE * 4];
     float scores[TALL * KEYS], read[QUERIES * MOST_SIZE], most[QUERIES], total[QUERIES];
     int32_t queries[QUERIES * MOST_SIZE], weights[TALL * KEYS];
-    int64_t group = m->heads / m->kv, n = (end - begin) * group, size = m->size;
-    int64_t dwords = size / m->kind, reach = part.start + end;
-    int64_t place = (part.row * m->kv + head) * s->positions * dwords;
+    int64_t group = m->heads / m->kv, n = (it->end - it->begin) * group, size = m->size;
+    int64_t dwords = size / m->kind, token = it->part.first + it->begin;
+    int64_t position = it->part.start + it->begin, reach = it->part.start + it->end;
     for (int64_t q = 0; q < n; q++) {
-        const float *from = row(y, part.first + begin + q / group);
-        pack(queries + q * dwords, from + (head * group + q % group) * size, size, m->kind, 1);
+        const float *from = row(y, token + q / group) + (it->head * group + q % group) * size;
+        pack(queries + q * dwords, from, size, m->kind, 1);
         most[q] = -FLT_MAX / 2;
         total[q] = 0;
     }
     for (int64_t k = 0; k < reach; k += KEYS) {
-        int64_t here = smaller(KEYS, reach - k), at = place + k * dwords;
-        const int32_t *from_keys = (const int32_t *)s->keys[layer] + at;
-        const int32_t *from_values = (const int32_t *)s->values[layer] + at;
-        int64_t more = smaller(KEYS, reach - k - here) * dwords;
-        fetch(from_keys + here * dwords, more);
-        key_columns(keys, from_keys, here, dwords);
-        fetch(from_values + here * dwords, more);
-        value_columns(values, from_values, here, size, m->kind);
-        Matrix to_keys = {keys, NULL, NULL, size, here, m->kind, 1};
-        int64_t in = up_to(here, m->kind) * m->kind;
+        Block b = block(m, s, layer, it, k), ahead = b;
+        if (k + KEYS < reach)
+            ahead = block(m, s, layer, it, k + KEYS);
+        else if (next->part.count)
+            ahead = block(m, s, layer, next, 0);
+        key_columns(keys, b.keys, b.count, dwords, ahead.keys);
+        value_columns(values, b.values, b.count, size, m->kind, ahead.values);
+        int64_t in = up_to(b.count, m->kind) * m->kind;
+        Matrix to_keys = {keys, NULL, NULL, size, b.count, m->kind, 1};
         Matrix to_values = {values, NULL, NULL, in, size, m->kind, 1};
         for (int64_t t = 0, tiles = up_to(n, TALL); t < tiles; t++) {
             int64_t q = n * t / tiles, tall = n * (t + 1) / tiles - q;
-            product(&to_keys, 0, up_to(here, COLUMN), (Rows){scores, KEYS},
+            product(&to_keys, 0, up_to(b.count, COLUMN), (Rows){scores, KEYS},
                     (Rows){(float *)(queries + q * dwords), dwords}, NULL, tall, 0);
             for (int64_t i = q; i < q + tall; i++) {
-                int64_t seen = smaller(part.start + begin + i / group + 1 - k, here);
-                float shrink = weigh(scores + (i - q) * KEYS, weights + (i - q) * KEYS, seen, here,
-                                     m->scale * LOG2_E, m->kind, most + i, total + i);
+                int64_t seen = smaller(position + i / group + 1 - k, b.count);
+                float shrink = weigh(scores + (i - q) * KEYS, weights + (i - q) * KEYS, seen,
+                                     b.count, m->scale * LOG2_E, m->kind, most + i, total + i);
                 for (int64_t d = 0; k && shrink != 1 && d < size; d++)
                     read[i * size + d] *= shrink;
             }
@@ -147,22 +175,17 @@ static void attend(const Model *m, const Step *s, int64_t layer, Part part, int6
         }
     }
     for (int64_t q = 0; q < n; q++) {
-        float *to = row(out, part.first + begin + q / group) + (head * group + q % group) * size;
+        float *to = row(out, token + q / group) + (it->head * group + q % group) * size;
         for (int64_t d = 0; d < size; d++)
             to[d] = read[q * size + d] / total[q];
     }
 }
 
 static void attend_all(Thread me, const Model *m, const Step *s, int64_t layer, Rows y, Rows out) {
-    int64_t item = 0;
-    for (int64_t p = 0; p < s->parts; p++) {
-        Part part = s->part[p];
-        int64_t blocks = up_to(part.count, QUERIES * m->kv / m->heads);
-        for (int64_t i = 0; i < blocks * m->kv; i++) {
-            int64_t begin = part.count * (i / m->kv) / blocks;
-            int64_t end = part.count * (i / m->kv + 1) / blocks;
-            if (item++ % me.of == me.number)
-                attend(m, s, layer, part, i % m->kv, begin, end, y, out);
-        }
+    Item now = item(m, s, me.number);
+    for (int64_t number = me.number + me.of; now.part.count; number += me.of) {
+        Item next = item(m, s, number);
+        attend(m, s, layer, &now, &next, y, out);
+        now = next;
     }
 }

@@ -4,7 +4,7 @@
 #include "threads.h"
 
 #define TALL 8     /* tokens of a tile: their sums stay in 16 registers, two a token */
-#define AHEAD 2048 /* bytes that are fetched early where few tokens wait for memory */
+#define AHEAD 2048 /* bytes that come from memory early */
 
 enum { ADDED = 1, BIASED = 2 }; /* to what is there already, and with a bias */
 
@@ -86,10 +86,8 @@ tile(const int kind, const int tall, float **y, const int32_t **x, Column w, int
         EACH(AGAIN)
         for (int64_t u = g * size; u < (g + 1) * size; u++) {
             const uint8_t *both = w.panels + u * 128;
-            if (tall <= 2) {
-                _mm_prefetch(both + AHEAD, _MM_HINT_T0);
-                _mm_prefetch(both + AHEAD + 64, _MM_HINT_T0);
-            }
+            _mm_prefetch(both + AHEAD, _MM_HINT_T0);
+            _mm_prefetch(both + AHEAD + 64, _MM_HINT_T0);
             __m512i left = _mm512_loadu_si512(both), right = _mm512_loadu_si512(both + 64);
             EACH(GO_ON)
         }
