@@ -79,8 +79,8 @@ static void value_columns(uint8_t *to, const int32_t *values, int64_t n, int64_t
 /* Scores of the first `seen` positions -> their weights, 2 to the power of `scale` times each,
  * packed for the next product. `most` and `total` are the highest score so far and the sum of
  * weights; a higher one shrinks what came before: by how much is returned. */
-static inline float weigh(const float *scores, int32_t *weights, int64_t seen, int64_t n, float scale,
-                          int64_t kind, float *most, float *total) {
+static inline float weigh(const float *scores, int32_t *weights, int64_t seen, int64_t n,
+                          float scale, int64_t kind, float *most, float *total) {
     float before = *most, shrink = 1;
     __m512 high = _mm512_set1_ps(before), sum = _mm512_setzero_ps();
     for (int64_t p = 0; p < seen; p += LANES)

@@ -72,6 +72,7 @@ typedef struct { /* what all threads work on */
     Rows x, y, read;  /* residuals, outputs of products, what attention read */
     Rows in, plain;   /* inputs of products, packed, and packed for adapters of another kind */
     Rows low, low_in; /* what adapters make of them, and that packed */
+    Gate gate;
 } Work;
 
 static int64_t width(const Model *m, const Step *s, Work *w) { /* lays the rows out */
@@ -173,10 +174,10 @@ static void run_layer(Thread me, const Work *w, int64_t layer) {
 }
 
 static void run_step(void *data) {
-    const Work *w = data;
+    Work *w = data;
     const Model *m = w->m;
     const Step *s = w->s;
-    Thread me = self();
+    Thread me = self(&w->gate);
     for MINE(t, s->tokens)
         embed(row(w->x, t), m->embedding, s->ids[t], m->hidden, m->kind);
     meet(me);
@@ -211,11 +212,10 @@ typedef struct {
 
 static void run_product(void *data) {
     const Single *p = data;
-    Thread me = self();
-    shared_product(me, p->m, p->y, p->x, NULL, p->n, 0);
+    shared_product(self(NULL), p->m, p->y, p->x, NULL, p->n, 0);
 }
 
-/* x [n][in], packed in `room` of as many dwords as talkback_packed says -> y [n][out]. */
+/* x [n][in], packed in `room`, which has as many dwords a token as `packed` says -> y [n][out]. */
 void talkback_product(const Matrix *m, float *y, const float *x, int32_t *room, int64_t n,
                       int64_t threads) {
     Single p = {m, {y, m->out}, {(float *)room, packed(m)}, n};

@@ -32,7 +32,7 @@ typedef struct {
     int64_t kind; /* of the cache, the embedding and the adapters: F32 or BF16 */
     float eps, scale;
     const Layer *layer;
-    const float *norm; /* [hidden] */
+    const float *norm;        /* [hidden] */
     const uint8_t *embedding; /* [vocabulary][hidden] */
     Matrix head;
 } Model;
@@ -58,8 +58,8 @@ typedef struct {
     const float *cos, *sin; /* [tokens][size] */
     const Part *part;
     const Owner *owner;
-    const int64_t *last;             /* [told]: tokens whose logits are wanted */
+    const int64_t *last;    /* [told]: tokens whose logits are wanted */
     void *const *keys, *const *values; /* [layers] -> [rows][kv][positions][size] */
-    float *scratch;                  /* as much as `talkback_scratch` says */
-    float *logits;                   /* [told][vocabulary] */
+    float *scratch;         /* as much as `talkback_scratch` says */
+    float *logits;          /* [told][vocabulary] */
 } Step;
