@@ -31,8 +31,16 @@ def path(tmp_path: Path) -> Forward:
 def test_as_few_threads_as_are_needed(
     path: Forward, monkeypatch: pytest.MonkeyPatch, fewer: float, taken: int
 ) -> None:
+    path.parameters = 10**8
     monkeypatch.setattr(pace, "_seconds", lambda _, count: fewer if count == 1 else 1.0)
     assert pace.threads(path, 2) == taken
+
+
+def test_a_small_model_leaves_the_other_cores_to_others(
+    path: Forward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(pace, "_seconds")
+    assert pace.threads(path, 8) == 1
 
 
 def test_a_large_model_takes_all_cores_untried(

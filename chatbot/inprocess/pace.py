@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
+from chatbot.base import SMALL
 from chatbot.inprocess.path import Part, Path
 
 PROMPT, STEPS, ROUNDS = 32, 8, 3
@@ -35,8 +36,9 @@ PAUSE, LONG = 4.0, 64.0
 
 
 def threads(path: Path, most: int) -> int:
-    """1, 2, 4 ... or as many as there may be; on a GPU they compute nothing."""
-    if not path.cpu:
+    """1, 2, 4 ... or as many as there may be; on a GPU they compute nothing. A small model has one:
+    the other cores are there for HTTP, and for a cycle."""
+    if not path.cpu or path.parameters <= SMALL:
         return 1
     if path.parameters >= LARGE:
         return most
