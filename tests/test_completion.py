@@ -42,7 +42,7 @@ class TestSeveralAnswers:
         assert answer.usage.prompt_tokens == speakers[0].prompt_tokens
 
     def test_a_stream_tells_them_apart(self, http: httpx.Client, service: Service) -> None:
-        chunks = events(ask(http, n=2, stream=True, temperature=1, seed=2, max_tokens=24))
+        chunks = events(ask(http, n=2, stream=True, temperature=1, seed=2, max_tokens=400))
         words, ids = {0: "", 1: ""}, {}
         for choice in (choice for chunk in chunks for choice in chunk["choices"]):
             words[choice["index"]] += choice["delta"].get("content", "")
