@@ -215,15 +215,12 @@ def test_kernels_that_compute_something_else_are_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     base = load_base(str(models.write_model(tmp_path, "llama")))
-    base.model.model.layers[0].register_forward_hook(lambda *_: 2 * _[2])
-    before = {name: value.clone() for name, value in base.model.state_dict().items()}
+    base.model.model.layers[1].register_forward_hook(lambda *_: 3 * _[2])
     with caplog.at_level("WARNING"):
         engine = TorchEngine(base, EngineSettings(threads=1))
-    assert not engine.stats()["fast"]
+    assert engine._batch._path.name == "plain"  # torch's own is another one too
     assert "The native path is off" in caplog.text and "The fast path is off" in caplog.text
     engine.close()
-    after = base.model.state_dict()
-    assert all(torch.equal(before[name], after[name].cpu()) for name in before)
 
 
 def test_without_kernels_torch_serves_and_the_log_says_why(
