@@ -215,7 +215,7 @@ def test_kernels_that_compute_something_else_are_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     base = load_base(str(models.write_model(tmp_path, "llama")))
-    base.model.model.layers[1].register_forward_hook(lambda *_: 3 * _[2])
+    base.model.model.layers[0].register_forward_hook(lambda *_: 3 * _[2])
     with caplog.at_level("WARNING"):
         engine = TorchEngine(base, EngineSettings(threads=1))
     assert engine._batch._path.name == "plain"  # torch's own is another one too
