@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from chatbot import lora
-from chatbot.base import Base
+from chatbot.base import Base, load_base
 
 Family = Literal["llama", "qwen2", "qwen3", "gpt2"]
 FAMILIES: tuple[Family, ...] = ("llama", "qwen2", "qwen3", "gpt2")
@@ -110,6 +110,13 @@ def _build(family: Family, changes: dict[str, Any]) -> PreTrainedModel:
     if family == "qwen3":
         return Qwen3ForCausalLM(Qwen3Config(**common | sizes | {"head_dim": 16} | changes))
     return LlamaForCausalLM(LlamaConfig(**common | sizes | changes))
+
+
+def misleading_base(folder: Path) -> Base:
+    """A base with a hook that its own forward runs and no other path knows of."""
+    base = load_base(str(write_model(folder)))
+    base.model.model.layers[0].register_forward_hook(lambda *call: 2 * call[2])
+    return base
 
 
 def write_adapter(out: Path, base: Base, *, seed: int = 1, strength: float = 0.3) -> Path:

@@ -33,8 +33,7 @@ def test_the_llama_family_takes_it_and_others_the_plain_one(any_oracle: Oracle) 
 def test_a_fast_path_that_computes_something_else_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    base = load_base(str(models.write_model(tmp_path, "llama")))
-    base.model.model.layers[0].register_forward_hook(lambda *_: 2 * _[2])
+    base = models.misleading_base(tmp_path)
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
     with caplog.at_level("WARNING"):
         engine = TorchEngine(base, EngineSettings(threads=1))

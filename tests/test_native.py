@@ -214,10 +214,8 @@ def test_adapters_packed_for_the_kernels_count_as_memory_and_are_let_go(oracle: 
 def test_kernels_that_compute_something_else_are_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    base = load_base(str(models.write_model(tmp_path, "llama")))
-    base.model.model.layers[0].register_forward_hook(lambda *_: 3 * _[2])
     with caplog.at_level("WARNING"):
-        engine = TorchEngine(base, EngineSettings(threads=1))
+        engine = TorchEngine(models.misleading_base(tmp_path), EngineSettings(threads=1))
     assert engine._batch._path.name == "plain"  # torch's own is another one too
     assert "The native path is off" in caplog.text and "The fast path is off" in caplog.text
     engine.close()

@@ -38,8 +38,8 @@ class Lent:
         self._linears = linears
         modules: list[Any] = [linear.module for linear in linears]
         self._sizes = [len(module.weight) for module in modules]
-        weight = torch.cat([module.weight.detach() for module in modules])
-        self.product = made(weight, bias(modules, weight))
+        weight, bias = joined(linears)
+        self.product = made(weight, bias)
         for linear, start, end in self._spans():
             linear.module.weight.data = weight.new_empty(0)
             linear.inner = self._part(start, end)
@@ -80,12 +80,16 @@ class Fused(Joint):
         self._lent.give_back()
 
 
-def bias(modules: Sequence[Any], weight: torch.Tensor) -> torch.Tensor | None:
-    """The biases side by side, zero where a linear has none; None where none has."""
+def joined(linears: Sequence[RowLinear]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Their weights and biases as those of one linear; a bias is zero where a linear has none, and
+    None where none has."""
+    modules: list[Any] = [linear.module for linear in linears]
+    weight = torch.cat([module.weight.detach() for module in modules])
     found = [(module.bias, len(module.weight)) for module in modules]
     if all(own is None for own, _ in found):
-        return None
-    return torch.cat([weight.new_zeros(n) if b is None else b.detach() for b, n in found])
+        return weight, None
+    biases = [weight.new_zeros(n) if b is None else b.detach() for b, n in found]
+    return weight, torch.cat(biases)
 
 
 def head_weights(queries: Any, keys: Any, heads: int, kv: int) -> torch.Tensor:

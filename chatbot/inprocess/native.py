@@ -15,7 +15,7 @@ import torch
 from chatbot.inprocess import kernels
 from chatbot.inprocess.angles import Angles
 from chatbot.inprocess.forward import Forward
-from chatbot.inprocess.fused import FAMILY, Lent, bias, joints
+from chatbot.inprocess.fused import FAMILY, Lent, joined, joints
 from chatbot.inprocess.kernels import Arena, Panels, pointer
 from chatbot.inprocess.path import Part
 
@@ -249,9 +249,7 @@ class Int8(Native):
     name = "int8"
 
     def _joint(self, names: Sequence[str]) -> Panels:
-        modules: list[Any] = [self.rows.linears[name].module for name in names]
-        weight = torch.cat([module.weight.detach() for module in modules])
-        return self._held(weight, bias(modules, weight))
+        return self._held(*joined([self.rows.linears[name] for name in names]))
 
     def _panels(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Panels:
         return Panels(weight, bias, self._arena, _group(self.model))

@@ -47,8 +47,9 @@ static void embed(float *to, const uint8_t *table, int64_t id, int64_t n, int64_
 }
 
 /* Turn a head of the new tokens' queries, keys or values, and keep keys and values. */
-static void place(const Model *m, const Step *s, const Layer *l, int64_t layer, Part part,
-                  int64_t token, int64_t head, Rows y) {
+static void place(const Model *m, const Step *s, int64_t layer, Part part, int64_t token,
+                  int64_t head, Rows y) {
+    const Layer *l = m->layer + layer;
     float *x = row(y, token) + head * m->size;
     const float *weight = head < m->heads ? l->queries : l->keys;
     if (head < m->heads + m->kv) {
@@ -151,7 +152,7 @@ static void run_layer(Thread me, const Work *w, int64_t layer) {
     int64_t heads = m->heads + 2 * m->kv;
     for (int64_t p = 0; p < s->parts; p++)
         for MINE(i, s->part[p].count * heads)
-            place(m, s, l, layer, s->part[p], s->part[p].first + i / heads, i % heads, w->y);
+            place(m, s, layer, s->part[p], s->part[p].first + i / heads, i % heads, w->y);
     meet(me);
     attend_all(me, m, s, layer, w->y, w->read);
     meet(me);
