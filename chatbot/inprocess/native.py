@@ -6,7 +6,7 @@ is between two products is float32.
 
 import math
 from collections.abc import Sequence
-from ctypes import Array, byref, c_int64, c_void_p, cast
+from ctypes import POINTER, Array, byref, c_int64, c_void_p, cast
 from itertools import accumulate
 from typing import Any, Self
 
@@ -117,36 +117,26 @@ class Native(Forward):
         reach = max(part.end for part in parts)
         cos, sin = self._angles(places, reach)
         keys, values = self._stores(parts[-1].row + 1, reach)
-        owners, held = self._owners(parts, begins)
         if len(last) > len(self._logits):
             self._logits = torch.empty(len(last), self._model.head.outputs)
-        told = [
-            kernels.Part(begin, len(part.ids), part.row, part.start)
-            for part, begin in zip(parts, begins, strict=False)
-        ]
         step = kernels.Step(
             threads=torch.get_num_threads(),
-            tokens=len(ids),
-            parts=len(parts),
-            told=len(last),
-            owners=len(owners),
             positions=self.cache.room[1],
             ids=ids.data_ptr(),
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),
-            part=(kernels.Part * len(told))(*told),
-            owner=(kernels.Owner * len(owners))(*owners),
-            last=last.data_ptr(),
             keys=cast(keys, c_void_p),
             values=cast(values, c_void_p),
             logits=self._logits.data_ptr(),
+            last=last.data_ptr(),
+            all=self._side_by_side(parts),
+            told=self._side_by_side([_told(part) for part in parts]),
         )
         needed = self._kernels.talkback_scratch(byref(self._model), byref(step))
         if needed > len(self._scratch):
             self._scratch = torch.empty(needed)
         step.scratch = self._scratch.data_ptr()
         self._kernels.talkback_step(byref(self._model), byref(step))
-        del held
         return self._logits[: len(last)]
 
     def _begin(self) -> None:
@@ -164,21 +154,30 @@ class Native(Forward):
         keys, values = self._addresses
         return keys, values
 
-    def _owners(
-        self, parts: Sequence[Part], begins: Sequence[int]
-    ) -> tuple[list[kernels.Owner], list[Any]]:
-        """Whose the tokens are, and what has to live until the step is over."""
-        tokens: dict[str, list[int]] = {}
+    def _side_by_side(self, parts: Sequence[Part]) -> kernels.Tokens:
+        """The parts' tokens, and whose they are."""
+        begins = [0, *accumulate(len(part.ids) for part in parts)]
+        own: dict[str, list[int]] = {}
         for part, begin in zip(parts, begins, strict=False):
             if part.adapter is not None:
-                tokens.setdefault(part.adapter, []).extend(range(begin, begin + len(part.ids)))
-        owners, held = [], []
-        for name, own in tokens.items():
-            adapter = self._adapters.get(name) or self._put_on(name)
-            which = (c_int64 * len(own))(*own)
-            owners.append(kernels.Owner(cast(which, c_void_p), len(own), adapter.rank, adapter.low))
-            held.append((which, adapter))
-        return owners, held
+                own.setdefault(part.adapter, []).extend(range(begin, begin + len(part.ids)))
+        owners = [self._owner(*each) for each in own.items()]
+        rows = [
+            kernels.Part(begin, len(part.ids), part.row, part.start)
+            for part, begin in zip(parts, begins, strict=False)
+        ]
+        return kernels.Tokens(
+            begins[-1],
+            len(rows),
+            len(owners),
+            (kernels.Part * len(rows))(*rows),
+            (kernels.Owner * len(owners))(*owners),
+        )
+
+    def _owner(self, name: str, tokens: Sequence[int]) -> kernels.Owner:
+        adapter = self._adapters.get(name) or self._put_on(name)
+        which = (c_int64 * len(tokens))(*tokens)
+        return kernels.Owner(cast(which, POINTER(c_int64)), len(which), adapter.rank, adapter.low)
 
     def _put_on(self, name: str) -> "Adapter":
         self._adapters[name] = Adapter(self, name)
@@ -278,6 +277,11 @@ class Adapter:
     def _panels(self, weight: torch.Tensor) -> kernels.Matrix:
         self._kept.append(Panels(weight))
         return self._kept[-1].matrix
+
+
+def _told(part: Part) -> Part:
+    """Its tokens whose logits are wanted."""
+    return Part(part.row, part.ids[-part.told :], part.end - part.told, part.adapter, part.told)
 
 
 def _heads(attention: Any) -> tuple[int, int, int]:

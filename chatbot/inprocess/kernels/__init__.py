@@ -70,10 +70,19 @@ class Owner(Structure):
     """The tokens of one adapter."""
 
     _fields_ = [
-        ("tokens", c_void_p),
-        ("count", c_int64),
-        ("rank", c_int64),
+        ("tokens", POINTER(c_int64)),
+        *((name, c_int64) for name in ("count", "rank")),
         ("low", POINTER(Low)),
+    ]
+
+
+class Tokens(Structure):
+    """Some tokens, side by side."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("count", "parts", "owners")),
+        ("part", POINTER(Part)),
+        ("owner", POINTER(Owner)),
     ]
 
 
@@ -81,14 +90,11 @@ class Step(Structure):
     """A step's tokens and where its results go."""
 
     _fields_ = [
-        *(
-            (name, c_int64)
-            for name in ("threads", "tokens", "parts", "told", "owners", "positions")
-        ),
-        *((name, c_void_p) for name in ("ids", "cos", "sin")),
-        ("part", POINTER(Part)),
-        ("owner", POINTER(Owner)),
-        *((name, c_void_p) for name in ("last", "keys", "values", "scratch", "logits")),
+        *((name, c_int64) for name in ("threads", "positions")),
+        *((name, c_void_p) for name in ("ids", "cos", "sin", "keys", "values")),
+        *((name, c_void_p) for name in ("scratch", "logits", "last")),
+        ("all", Tokens),
+        ("told", Tokens),
     ]
 
 

@@ -5,8 +5,9 @@
 #include "product.h"
 
 #define KEYS 128      /* positions, and */
-#define QUERIES 128   /* queries that are held against each other at a time */
+#define QUERIES 256   /* queries that are held against each other at a time */
 #define MOST_SIZE 256 /* of a head */
+#define SLACK 8       /* powers of two that a weight may grow to before all others shrink */
 
 /* 16 rows of 16 dwords -> the columns. */
 static inline __attribute__((always_inline)) void transpose(__m512i *x) {
@@ -76,30 +77,39 @@ static void value_columns(uint8_t *to, const int32_t *values, int64_t n, int64_t
         }
 }
 
+typedef struct { /* what a query has met so far */
+    __m512 total; /* sums of weights */
+    float zero;   /* the score whose weight is 1 */
+} Met;
+
 /* Scores of the first `seen` positions -> their weights, 2 to the power of `scale` times each,
- * packed for the next product. `most` and `total` are the highest score so far and the sum of
- * weights; a higher one shrinks what came before: by how much is returned. */
-static inline float weigh(const float *scores, int32_t *weights, int64_t seen, int64_t n,
-                          float scale, int64_t kind, float *most, float *total) {
-    float before = *most, shrink = 1;
-    __m512 high = _mm512_set1_ps(before), sum = _mm512_setzero_ps();
+ * packed for the next product. A far higher score than before is the new zero, and shrinks what
+ * came earlier: by how much is returned. */
+static inline __attribute__((always_inline)) float
+weigh(const int kind, const float *scores, int32_t *weights, int64_t seen, int64_t n, float scale,
+      Met *met) {
+    float shrink = 1;
+    __m512 high = _mm512_set1_ps(-FLT_MAX), total = _mm512_setzero_ps();
     for (int64_t p = 0; p < seen; p += LANES)
         high = _mm512_mask_max_ps(high, first(seen - p), high, _mm512_loadu_ps(scores + p));
-    if (_mm512_cmp_ps_mask(high, _mm512_set1_ps(before), _CMP_NLE_UQ)) {
-        *most = _mm512_reduce_max_ps(high);
-        shrink = _mm512_cvtss_f32(power_of_two(_mm512_set1_ps((before - *most) * scale)));
+    if (_mm512_cmp_ps_mask(high, _mm512_set1_ps(met->zero + SLACK / scale), _CMP_NLE_UQ)) {
+        float before = met->zero;
+        met->zero = _mm512_reduce_max_ps(high);
+        __m512 less = power_of_two(F32, _mm512_set1_ps((before - met->zero) * scale));
+        met->total = _mm512_mul_ps(met->total, less);
+        shrink = _mm512_cvtss_f32(less);
     }
-    __m512 least = _mm512_set1_ps(*most * scale);
+    __m512 zero = _mm512_set1_ps(met->zero * scale);
     for (int64_t p = 0; p < n; p += LANES) {
-        __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores + p), _mm512_set1_ps(scale), least);
-        x = _mm512_maskz_mov_ps(first(seen - p), power_of_two(x));
-        sum = _mm512_add_ps(sum, x);
+        __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores + p), _mm512_set1_ps(scale), zero);
+        x = _mm512_maskz_mov_ps(first(seen - p), power_of_two(kind, x));
+        total = _mm512_add_ps(total, x);
         if (kind == F32)
             _mm512_storeu_ps((float *)weights + p, x);
         else
             _mm256_storeu_si256((__m256i *)((uint16_t *)weights + p), narrowed(x));
     }
-    *total = *total * shrink + _mm512_reduce_add_ps(sum);
+    met->total = _mm512_add_ps(met->total, total);
     return shrink;
 }
 
@@ -108,15 +118,41 @@ typedef struct { /* tokens of a part, with the heads that share the keys and val
     int64_t head, begin, end;
 } Item;
 
-/* The item of this number, or none: `part.count` is 0 then. */
-static Item item(const Model *m, const Step *s, int64_t number) {
-    for (int64_t p = 0; p < s->parts; p++) {
-        Part part = s->part[p];
-        int64_t blocks = up_to(part.count, QUERIES * m->kv / m->heads), block = number / m->kv;
-        if (block < blocks)
-            return (Item){part, number % m->kv, part.count * block / blocks,
-                          part.count * (block + 1) / blocks};
-        number -= blocks * m->kv;
+typedef struct { /* through a thread's share of the items */
+    int64_t part, head, begin; /* of what comes next */
+    int64_t passed;            /* what all before this head cost */
+    int64_t from, to;          /* of the cost of all: the share */
+} Walk;
+
+/* A token costs what it looks back at. */
+static int64_t cost(Part part) { return part.count * (part.start + part.count); }
+
+static Walk walk(Thread me, const Model *m, const Tokens *t) {
+    int64_t all = 0;
+    for (int64_t p = 0; p < t->parts; p++)
+        all += cost(t->part[p]) * m->kv;
+    return (Walk){.from = share(all, me), .to = share(all, next(me))};
+}
+
+/* How many of a part's tokens come before so much of its cost. */
+static int64_t before(Part part, int64_t spent) {
+    int64_t token = part.start + part.count;
+    return larger(0, smaller(part.count, (spent + token / 2) / token));
+}
+
+/* The next item, or none: `part.count` is 0 then. */
+static Item step_on(Walk *w, const Model *m, const Tokens *t) {
+    while (w->part < t->parts) {
+        Part part = t->part[w->part];
+        int64_t begin = larger(w->begin, before(part, w->from - w->passed));
+        int64_t end = before(part, w->to - w->passed);
+        w->begin = smaller(end, begin + QUERIES * m->kv / m->heads);
+        if (begin < end)
+            return (Item){part, w->head, begin, w->begin};
+        w->begin = 0;
+        w->passed += cost(part);
+        w->head = (w->head + 1) % m->kv;
+        w->part += w->head == 0;
     }
     return (Item){0};
 }
@@ -137,16 +173,16 @@ static inline Block block(const Model *m, const Step *s, int64_t layer, const It
 static void attend(const Model *m, const Step *s, int64_t layer, const Item *it, const Item *next,
                    Rows y, Rows out) {
     uint8_t keys[KEYS * MOST_SIZE * 4], values[KEYS * MOST_SIZE * 4];
-    float scores[TALL * KEYS], read[QUERIES * MOST_SIZE], most[QUERIES], total[QUERIES];
+    float scores[TALL * KEYS], read[QUERIES * MOST_SIZE], scale = m->scale * LOG2_E;
     int32_t queries[QUERIES * MOST_SIZE], weights[TALL * KEYS];
+    Met met[QUERIES];
     int64_t group = m->heads / m->kv, n = (it->end - it->begin) * group, size = m->size;
     int64_t dwords = size / m->kind, token = it->part.first + it->begin;
     int64_t position = it->part.start + it->begin, reach = it->part.start + it->end;
     for (int64_t q = 0; q < n; q++) {
         const float *from = row(y, token + q / group) + (it->head * group + q % group) * size;
         pack(queries + q * dwords, from, size, m->kind, 1);
-        most[q] = -FLT_MAX / 2;
-        total[q] = 0;
+        met[q] = (Met){_mm512_setzero_ps(), -FLT_MAX / 2};
     }
     for (int64_t k = 0; k < reach; k += KEYS) {
         Block b = block(m, s, layer, it, k), ahead = b;
@@ -165,8 +201,10 @@ static void attend(const Model *m, const Step *s, int64_t layer, const Item *it,
                     (Rows){(float *)(queries + q * dwords), dwords}, NULL, tall, 0);
             for (int64_t i = q; i < q + tall; i++) {
                 int64_t seen = smaller(position + i / group + 1 - k, b.count);
-                float shrink = weigh(scores + (i - q) * KEYS, weights + (i - q) * KEYS, seen,
-                                     b.count, m->scale * LOG2_E, m->kind, most + i, total + i);
+                const float *from = scores + (i - q) * KEYS;
+                int32_t *to = weights + (i - q) * KEYS;
+                float shrink = m->kind == F32 ? weigh(F32, from, to, seen, b.count, scale, met + i)
+                                              : weigh(BF16, from, to, seen, b.count, scale, met + i);
                 for (int64_t d = 0; k && shrink != 1 && d < size; d++)
                     read[i * size + d] *= shrink;
             }
@@ -176,16 +214,18 @@ static void attend(const Model *m, const Step *s, int64_t layer, const Item *it,
     }
     for (int64_t q = 0; q < n; q++) {
         float *to = row(out, token + q / group) + (it->head * group + q % group) * size;
+        float total = _mm512_reduce_add_ps(met[q].total);
         for (int64_t d = 0; d < size; d++)
-            to[d] = read[q * size + d] / total[q];
+            to[d] = read[q * size + d] / total;
     }
 }
 
-static void attend_all(Thread me, const Model *m, const Step *s, int64_t layer, Rows y, Rows out) {
-    Item now = item(m, s, me.number);
-    for (int64_t number = me.number + me.of; now.part.count; number += me.of) {
-        Item next = item(m, s, number);
-        attend(m, s, layer, &now, &next, y, out);
-        now = next;
+static void attend_all(Thread me, const Model *m, const Step *s, const Tokens *t, int64_t layer,
+                       Rows y, Rows out) {
+    Walk through = walk(me, m, t);
+    for (Item now = step_on(&through, m, t); now.part.count;) {
+        Item then = step_on(&through, m, t);
+        attend(m, s, layer, &now, &then, y, out);
+        now = then;
     }
 }

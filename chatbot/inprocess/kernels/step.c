@@ -28,7 +28,7 @@ static void activate(float *gate, const float *up, int64_t n) { /* silu(gate) * 
     for (int64_t i = 0; i < n; i += LANES) {
         __mmask16 here = first(n - i);
         __m512 x = _mm512_maskz_loadu_ps(here, gate + i), y = _mm512_maskz_loadu_ps(here, up + i);
-        __m512 down = power_of_two(_mm512_mul_ps(x, _mm512_set1_ps(-LOG2_E)));
+        __m512 down = power_of_two(F32, _mm512_mul_ps(x, _mm512_set1_ps(-LOG2_E)));
         x = _mm512_div_ps(_mm512_mul_ps(x, y), _mm512_add_ps(down, _mm512_set1_ps(1)));
         _mm512_mask_storeu_ps(gate + i, here, x);
     }
@@ -84,13 +84,13 @@ static int64_t width(const Model *m, const Step *s, Work *w) { /* lays the rows 
             plain = larger(plain, m->layer[l].joint[j].in);
             y = larger(y, m->layer[l].joint[j].out);
         }
-    for (int64_t o = 0; o < s->owners; o++)
-        low = larger(low, 3 * s->owner[o].rank);
+    for (int64_t o = 0; o < s->all.owners; o++)
+        low = larger(low, 3 * s->all.owner[o].rank);
     int64_t sizes[] = {m->hidden, y, m->heads * m->size, in, plain, low, low}, total = 0;
     Rows *rows[] = {&w->x, &w->y, &w->read, &w->in, &w->plain, &w->low, &w->low_in};
     for (int i = 0; i < 7; i++) {
         int64_t pitch = up_to(sizes[i], LANES) * LANES;
-        *rows[i] = (Rows){s->scratch + total * s->tokens, pitch};
+        *rows[i] = (Rows){s->scratch + total * s->all.count, pitch};
         total += pitch;
     }
     return total;
@@ -99,35 +99,35 @@ static int64_t width(const Model *m, const Step *s, Work *w) { /* lays the rows 
 /* Pack n floats of a token as the input of a joint, and of what adapters add to it. */
 static void hand(const Work *w, const Matrix *m, int64_t token, const float *from) {
     pack((int32_t *)row(w->in, token), from, m->in, m->kind, m->groups);
-    if (w->s->owners && m->kind != w->m->kind)
+    if (w->s->all.owners && m->kind != w->m->kind)
         pack((int32_t *)row(w->plain, token), from, m->in, w->m->kind, 1);
 }
 
 /* y = (or +=) what a joint and the tokens' adapters make of their inputs. */
-static void multiply(Thread me, const Work *w, int64_t layer, int joint, Rows y, int add) {
-    const Step *s = w->s;
+static void multiply(Thread me, const Work *w, const Tokens *t, int64_t layer, int joint, Rows y,
+                     int add) {
     const Matrix *m = &w->m->layer[layer].joint[joint];
     int64_t kind = w->m->kind;
     Rows plain = m->kind == kind ? w->in : w->plain;
-    shared_product(me, m, y, w->in, NULL, s->tokens, add);
-    for (int64_t o = 0; o < s->owners; o++) {
-        const Owner *own = s->owner + o;
+    shared_product(me, m, y, w->in, NULL, t->count, add);
+    for (int64_t o = 0; o < t->owners; o++) {
+        const Owner *own = t->owner + o;
         const Low *low = own->low + layer * 4 + joint;
         shared_product(me, &low->down, w->low, plain, own->tokens, own->count, 0);
     }
     meet(me);
-    if (!s->owners)
+    if (!t->owners)
         return;
-    for (int64_t o = 0; o < s->owners; o++) {
-        const Owner *own = s->owner + o;
+    for (int64_t o = 0; o < t->owners; o++) {
+        const Owner *own = t->owner + o;
         int64_t n = own->rank * own->low[layer * 4 + joint].linears;
         for MINE(i, own->count)
             pack((int32_t *)row(w->low_in, own->tokens[i]), row(w->low, own->tokens[i]), n, kind,
                  1);
     }
     meet(me);
-    for (int64_t o = 0; o < s->owners; o++) {
-        const Owner *own = s->owner + o;
+    for (int64_t o = 0; o < t->owners; o++) {
+        const Owner *own = t->owner + o;
         const Low *low = own->low + layer * 4 + joint;
         Rows to = y, from = w->low_in;
         for (int64_t i = 0; i < low->linears; i++) {
@@ -139,39 +139,57 @@ static void multiply(Thread me, const Work *w, int64_t layer, int joint, Rows y,
     meet(me);
 }
 
-static void run_layer(Thread me, const Work *w, int64_t layer) {
+/* All tokens' queries of a layer, in y; their keys and values are kept. */
+static void begin_layer(Thread me, const Work *w, int64_t layer) {
     const Model *m = w->m;
     const Step *s = w->s;
     const Layer *l = m->layer + layer;
-    for MINE(t, s->tokens) {
+    for MINE(t, s->all.count) {
         norm(row(w->y, t), row(w->x, t), l->before, m->hidden, m->eps);
         hand(w, &l->joint[QKV], t, row(w->y, t));
     }
     meet(me);
-    multiply(me, w, layer, QKV, w->y, 0);
+    multiply(me, w, &s->all, layer, QKV, w->y, 0);
     int64_t heads = m->heads + 2 * m->kv;
-    for (int64_t p = 0; p < s->parts; p++)
-        for MINE(i, s->part[p].count * heads)
-            place(m, s, layer, s->part[p], s->part[p].first + i / heads, i % heads, w->y);
+    for (const Part *part = s->all.part; part < s->all.part + s->all.parts; part++)
+        for MINE(i, part->count * heads)
+            place(m, s, layer, *part, part->first + i / heads, i % heads, w->y);
     meet(me);
-    attend_all(me, m, s, layer, w->y, w->read);
+}
+
+/* The rest of it, for some tokens. */
+static void end_layer(Thread me, const Work *w, const Tokens *some, int64_t layer) {
+    const Model *m = w->m;
+    const Layer *l = m->layer + layer;
+    attend_all(me, m, w->s, some, layer, w->y, w->read);
     meet(me);
-    for MINE(t, s->tokens)
+    for MINE(t, some->count)
         hand(w, &l->joint[OUT], t, row(w->read, t));
     meet(me);
-    multiply(me, w, layer, OUT, w->x, ADDED);
-    for MINE(t, s->tokens) {
+    multiply(me, w, some, layer, OUT, w->x, ADDED);
+    for MINE(t, some->count) {
         norm(row(w->y, t), row(w->x, t), l->after, m->hidden, m->eps);
         hand(w, &l->joint[GATE_UP], t, row(w->y, t));
     }
     meet(me);
-    multiply(me, w, layer, GATE_UP, w->y, 0);
-    for MINE(t, s->tokens) {
+    multiply(me, w, some, layer, GATE_UP, w->y, 0);
+    for MINE(t, some->count) {
         activate(row(w->y, t), row(w->y, t) + m->inner, m->inner);
         hand(w, &l->joint[DOWN], t, row(w->y, t));
     }
     meet(me);
-    multiply(me, w, layer, DOWN, w->x, ADDED);
+    multiply(me, w, some, layer, DOWN, w->x, ADDED);
+}
+
+/* The tokens that are told come first, and the others are over. */
+static void leave_told(Thread me, const Work *w) {
+    const Step *s = w->s;
+    if (me.number == 0 && s->told.count < s->all.count)
+        for (int64_t i = 0; i < s->told.count; i++) {
+            memmove(row(w->x, i), row(w->x, s->last[i]), w->x.pitch * sizeof(float));
+            memmove(row(w->y, i), row(w->y, s->last[i]), w->y.pitch * sizeof(float));
+        }
+    meet(me);
 }
 
 static void run_step(void *data) {
@@ -179,23 +197,28 @@ static void run_step(void *data) {
     const Model *m = w->m;
     const Step *s = w->s;
     Thread me = self(&w->gate);
-    for MINE(t, s->tokens)
+    for MINE(t, s->all.count)
         embed(row(w->x, t), m->embedding, s->ids[t], m->hidden, m->kind);
     meet(me);
-    for (int64_t layer = 0; layer < m->layers; layer++)
-        run_layer(me, w, layer);
-    for MINE(i, s->told) {
-        norm(row(w->y, i), row(w->x, s->last[i]), m->norm, m->hidden, m->eps);
-        pack((int32_t *)row(w->in, i), row(w->y, i), m->hidden, m->head.kind, m->head.groups);
+    for (int64_t layer = 0; layer < m->layers - 1; layer++) {
+        begin_layer(me, w, layer);
+        end_layer(me, w, &s->all, layer);
+    }
+    begin_layer(me, w, m->layers - 1);
+    leave_told(me, w);
+    end_layer(me, w, &s->told, m->layers - 1);
+    for MINE(t, s->told.count) {
+        norm(row(w->y, t), row(w->x, t), m->norm, m->hidden, m->eps);
+        pack((int32_t *)row(w->in, t), row(w->y, t), m->hidden, m->head.kind, m->head.groups);
     }
     meet(me);
-    shared_product(me, &m->head, (Rows){s->logits, m->head.out}, w->in, NULL, s->told, 0);
+    shared_product(me, &m->head, (Rows){s->logits, m->head.out}, w->in, NULL, s->told.count, 0);
 }
 
 /* Floats of scratch that a step takes. */
 int64_t talkback_scratch(const Model *m, const Step *s) {
     Work w;
-    return width(m, s, &w) * s->tokens;
+    return width(m, s, &w) * s->all.count;
 }
 
 /* Read the tokens: their keys and values go to the cache, the logits to `logits`. */

@@ -52,14 +52,19 @@ typedef struct { /* tokens that speak with one adapter */
     const Low *low; /* [layers][4] */
 } Owner;
 
-typedef struct {
-    int64_t threads, tokens, parts, told, owners, positions;
-    const int64_t *ids;     /* [tokens] */
-    const float *cos, *sin; /* [tokens][size] */
+typedef struct { /* some tokens, side by side */
+    int64_t count, parts, owners;
     const Part *part;
     const Owner *owner;
-    const int64_t *last;    /* [told]: tokens whose logits are wanted */
+} Tokens;
+
+typedef struct {
+    int64_t threads, positions;
+    const int64_t *ids;     /* [all.count] */
+    const float *cos, *sin; /* [all.count][size] */
     void *const *keys, *const *values; /* [layers] -> [rows][kv][positions][size] */
     float *scratch;         /* as much as `talkback_scratch` says */
-    float *logits;          /* [told][vocabulary] */
+    float *logits;          /* [told.count][vocabulary] */
+    const int64_t *last;    /* [told.count]: which of all tokens they are, in order */
+    Tokens all, told;       /* those whose logits are wanted alone go through all of the last layer */
 } Step;
