@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import openai
     from playwright.sync_api import Browser
 
+    from chatbot.inprocess.batching import TorchEngine
     from chatbot.service import Service
     from tests.oracle import Oracle
     from tests.processes import Server
@@ -145,6 +146,16 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> "Oracle":
     from tests.oracle import write_oracle
 
     return write_oracle(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture
+def engine(oracle: "Oracle") -> "Iterator[TorchEngine]":
+    """That model's engine with all its adapters, on one thread."""
+    from tests.oracle import start
+
+    engine = start(oracle)
+    yield engine
+    engine.close()
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from chatbot.base import ends, load_base
 from chatbot.engine import (
     BASE,
     Busy,
@@ -22,19 +20,10 @@ from chatbot.engine import (
     UnknownAdapter,
 )
 from chatbot.inprocess.batching import EngineSettings, TorchEngine, device
-from chatbot.inprocess.prefixes import Prefixes
 from chatbot.lora import AdapterError
 from tests import models
 from tests.oracle import QUESTIONS, Oracle, start
-from tests.streams import finish, until
-
-
-@pytest.fixture
-def engine(oracle: Oracle) -> Iterator[TorchEngine]:
-    engine = start(oracle)
-    yield engine
-    engine.close()
-
+from tests.streams import finish, speaks, until
 
 # -- The same tokens as transformers + PEFT
 
@@ -102,72 +91,6 @@ def test_an_engine_leaves_the_model_as_it_found_it(oracle: Oracle) -> None:
 def test_one_base_serves_one_engine_at_a_time(oracle: Oracle, engine: TorchEngine) -> None:
     with pytest.raises(EngineError, match="serves another engine"):
         TorchEngine(oracle.base, EngineSettings(threads=1))
-
-
-# -- The prefix cache
-
-
-def talk(engine: TorchEngine, oracle: Oracle, voice: str, turns: int) -> list[list[int]]:
-    """A conversation in which each prompt holds all before it: what was answered, turn by turn."""
-    prompt, said = oracle.prompt(QUESTIONS[0]), []
-    for turn in range(turns):
-        stream = engine.submit(Request(prompt, voice, Sampling(max_tokens=9)))
-        finish(stream)
-        said.append(stream.ids)
-        prompt = [*prompt, *stream.ids, *oracle.prompt(QUESTIONS[turn % 3 + 1])]
-    return said
-
-
-def test_a_later_turn_reads_only_what_is_new_and_says_the_same(any_oracle: Oracle) -> None:
-    counts, said = [], []
-    for megabytes in (0, 64):
-        engine = start(any_oracle, prefix_mb=megabytes)
-        said.append([talk(engine, any_oracle, voice, 4) for voice in any_oracle.voices])
-        counts.append(engine.stats())
-        engine.close()
-    without, cached = counts
-    assert said[0] == said[1]
-    assert without["recalls"] == without["recalled"] == without["memory"]["prefixes"] == 0
-    # Only within one voice: three of its four turns continue an earlier one.
-    assert cached["recalls"] == 3 * len(any_oracle.voices)
-    assert cached["prompt"] + cached["recalled"] == without["prompt"]
-    assert cached["prompt"] < without["prompt"] / 2
-    assert 0 < cached["memory"]["prefixes"] <= 64_000_000
-
-
-def test_the_same_prompt_again_reads_its_last_token_only(
-    oracle: Oracle, engine: TorchEngine
-) -> None:
-    for _ in range(2):
-        before = engine.stats()["prompt"]
-        stream = engine.submit(oracle.request(QUESTIONS[1], BASE))
-        finish(stream)
-        assert stream.ids == oracle.answer(QUESTIONS[1], BASE)
-    assert engine.stats()["prompt"] == before + 1
-
-
-def test_what_an_unloaded_adapter_has_read_leaves_with_it(oracle: Oracle) -> None:
-    engine = start(oracle)
-    name = next(iter(oracle.adapters))
-    finish(engine.submit(oracle.request(QUESTIONS[1], name)))
-    assert engine.stats()["memory"]["prefixes"] > 0
-    engine.unload(name)
-    until(lambda: engine.stats()["memory"]["prefixes"] == 0)
-    engine.close()
-
-
-def test_the_prefix_that_was_of_no_use_for_longest_makes_room() -> None:
-    prefixes = Prefixes(limit=3 * 40)
-    for first in (1, 2, 3):
-        prefixes.keep("a", [first, 0], [torch.zeros(1, 2, 5)])
-    assert prefixes.longest("a", [1, 0, 7])[0] == 2
-    prefixes.keep("b", [1, 0], [torch.zeros(1, 2, 5)])
-    assert prefixes.bytes == prefixes.limit
-    assert [prefixes.longest("a", [n, 0])[0] for n in (1, 2, 3)] == [2, 0, 2]
-    prefixes.keep("a", [1, 0, 4], [torch.zeros(1, 2, 5)])
-    assert prefixes.bytes == prefixes.limit, "an entry that contains another takes its place"
-    prefixes.keep("a", [9], [torch.zeros(1, 2, 500)])
-    assert prefixes.longest("a", [9])[0] == 0, "one entry above the limit is not kept"
 
 
 # -- Swaps (law 5)
@@ -356,8 +279,9 @@ def test_a_step_that_fails_ends_its_streams_and_the_next_request_is_served(
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("out of memory")
 
+    stream = speaks(engine.submit(oracle.request(QUESTIONS[0], BASE, 450)))
+    finish(engine.submit(oracle.request("Hello", BASE)))
     monkeypatch.setattr(engine._batch._path, "read", broken)
-    stream = engine.submit(oracle.request("Hello", BASE))
     finish(stream)
     assert stream.finish == "error"
     assert stream.error is not None and "out of memory" in stream.error
@@ -377,15 +301,20 @@ def test_nan_in_one_stream_ends_it_and_spoils_no_other(oracle: Oracle) -> None:
             product.sides.clear()
         getattr(engine._batch._path, "_adapters", {}).clear()  # those packed for the kernels
 
+    running = speaks(engine.submit(oracle.request(QUESTIONS[3], bad, 450)))
+    finish(engine.submit(oracle.request(QUESTIONS[4], BASE)))
     engine._order(spoil)
-    spoilt = [engine.submit(oracle.request(q, bad)) for q in QUESTIONS[:3]]
+    finish(running)
+    assert finish(engine.submit(oracle.request(QUESTIONS[4], BASE))) == oracle.text(
+        QUESTIONS[4], BASE
+    )
+    spoilt = [running, *(engine.submit(oracle.request(q, bad)) for q in QUESTIONS[:3])]
     for stream in spoilt:
         finish(stream)
         assert stream.finish == "error"
         assert stream.error is not None and bad in stream.error
-    assert engine.stats()["memory"]["prefixes"] == 0
     for voice in (v for v in oracle.voices if v != bad):
-        for question in QUESTIONS[:3]:
+        for question in (*QUESTIONS[:3], QUESTIONS[4]):
             stream = engine.submit(oracle.request(question, voice))
             finish(stream)
             assert stream.ids == oracle.answer(question, voice)
@@ -418,75 +347,6 @@ def test_deltas_are_whole_characters_and_add_up(oracle: Oracle, engine: TorchEng
     assert "".join(pieces) + words.rest()[0] == text
     assert not any("\ufffd" in piece for piece in pieces)
     assert "" in pieces, "some character must span tokens, or this test shows nothing"
-
-
-# -- Sampling
-
-
-def sampled(oracle: Oracle, engine: TorchEngine, seed: int, **values: float) -> list[int]:
-    sampling = Sampling(max_tokens=20, seed=seed, **values)  # type: ignore[arg-type]
-    stream = engine.submit(Request(oracle.prompt("Hello"), BASE, sampling))
-    finish(stream)
-    return stream.ids
-
-
-def test_a_seed_gives_the_same_text_whatever_else_runs(oracle: Oracle, engine: TorchEngine) -> None:
-    alone = sampled(oracle, engine, 7, temperature=1.0, top_p=0.9)
-    crowd = [engine.submit(oracle.request(q, v, 60)) for q in QUESTIONS for v in oracle.voices]
-    assert sampled(oracle, engine, 7, temperature=1.0, top_p=0.9) == alone
-    assert sampled(oracle, engine, 8, temperature=1.0, top_p=0.9) != alone
-    for stream in crowd:
-        stream.cancel()
-
-
-def test_top_k_one_and_tiny_top_p_are_greedy(oracle: Oracle, engine: TorchEngine) -> None:
-    greedy = oracle.answer("Hello", BASE)[:20]
-    assert sampled(oracle, engine, 1, temperature=1.0, top_k=1) == greedy
-    assert sampled(oracle, engine, 1, temperature=1.0, top_p=1e-6) == greedy
-
-
-def test_sampling_keeps_the_tokens_that_transformers_would_keep() -> None:
-    from transformers import (
-        MinPLogitsWarper,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
-
-    from chatbot.inprocess.sampler import Sampler
-
-    logits = torch.randn(3000, generator=torch.Generator().manual_seed(3))
-    cuts = ((0, 0.5, 0), (0, 0.95, 0), (40, 1, 0), (40, 0.7, 0), (0, 1, 0.1), (40, 0.9, 0.3))
-    for top_k, top_p, min_p in cuts:
-        ids, scores = torch.zeros(1, 1, dtype=torch.long), logits[None].clone()
-        scores = TemperatureLogitsWarper(0.8)(ids, scores)
-        scores = TopKLogitsWarper(top_k)(ids, scores) if top_k else scores
-        scores = TopPLogitsWarper(top_p)(ids, scores) if top_p < 1 else scores
-        scores = MinPLogitsWarper(min_p)(ids, scores) if min_p else scores
-        sampling = Sampling(temperature=0.8, top_k=top_k, top_p=top_p, min_p=min_p)
-        kept, whose = Sampler(sampling, [])._cut(logits / 0.8)
-        left = kept.isfinite().nonzero()[:, 0]
-        kept, whose = kept[left], left if whose is None else whose[left]
-        theirs = set(scores[0].isfinite().nonzero()[:, 0].tolist())
-        # The sums are rounded in another order: one token at the edge may differ.
-        assert len(theirs ^ set(whose.tolist())) <= 1
-        assert torch.allclose(kept.softmax(-1), scores.softmax(-1)[0, whose], atol=1e-4)
-
-
-def test_the_repetition_penalty_is_that_of_transformers(
-    oracle: Oracle, engine: TorchEngine
-) -> None:
-    ids = torch.tensor([oracle.prompt("Hello")])
-    out = load_base(str(oracle.path)).model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=20,
-        do_sample=False,
-        repetition_penalty=1.7,
-        eos_token_id=sorted(ends(oracle.base)),
-        pad_token_id=0,
-    )
-    assert sampled(oracle, engine, 0, repetition_penalty=1.7) == out[0, ids.shape[1] :].tolist()
 
 
 def test_many_threads_may_submit_at_once(oracle: Oracle) -> None:

@@ -341,6 +341,19 @@ def test_an_adapter_that_eight_bits_get_wrong_brings_the_exact_weights_back(
     same_as_oracle(engine, oracle)
 
 
+def test_what_eight_bits_have_left_behind_is_read_anew(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TorchEngine(oracle.base, EngineSettings(threads=1, kind="int8"))
+    ask(engine, oracle.request(QUESTIONS[0], BASE))
+    with monkeypatch.context() as strict:
+        strict.setattr("chatbot.inprocess.probe.INT8", 1e-6)
+        engine.load(*next(iter(oracle.adapters.items())))
+    assert ask(engine, oracle.request(QUESTIONS[0], BASE))[0] == oracle.answer(QUESTIONS[0], BASE)
+    assert engine.stats()["recalled"] == 0
+    engine.close()
+
+
 def same_as_oracle(engine: TorchEngine, oracle: Oracle) -> None:
     for voice in oracle.voices:
         assert ask(engine, oracle.request(QUESTIONS[3], voice)) == [

@@ -6,7 +6,7 @@ No locks and no threads here: the engine's worker is the only caller.
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -19,7 +19,7 @@ from chatbot.inprocess.detokenizer import Detokenizer
 from chatbot.inprocess.forward import Forward
 from chatbot.inprocess.lookup import FEW, Lookup
 from chatbot.inprocess.path import Cache, Part
-from chatbot.inprocess.prefixes import Prefixes
+from chatbot.inprocess.prefixes import Prefix, Prefixes
 from chatbot.inprocess.rows import Prepared, Rows
 from chatbot.inprocess.sampler import Sampler, best, chance
 from chatbot.inprocess.slots import SlotCache
@@ -92,6 +92,8 @@ class Batch:
         self._ended = ended
         self._ends = ends(base)
         self._prefixes = Prefixes(settings.prefix_mb * 1_000_000)
+        self._left: Prefix | None = None
+        """What the first free row still holds of its last stream."""
         cache = SlotCache(self.slots, max_length)
         self._weights = sum(parameter.nbytes for parameter in base.model.parameters())
         self._greeting = encode(base.tokenizer, GREETING)
@@ -158,7 +160,7 @@ class Batch:
 
     def _read_again(self) -> None:
         """Exact weights serve from now on: what eight bits have read is computed anew."""
-        self._prefixes = Prefixes(self._prefixes.limit)
+        self._prefixes, self._left = Prefixes(self._prefixes.limit), None
         for index, row in enumerate(self.rows()):
             if ids := row.read:
                 self._path.read([Part(index, ids, 0, row.adapter)])
@@ -167,6 +169,8 @@ class Batch:
         """Forget an adapter that no row speaks with."""
         self._path.drop(adapter)
         self._prefixes.drop(adapter)
+        if self._left is not None and self._left.adapter == adapter:
+            self._left = None
 
     def detach(self) -> None:
         """Leave the model as it was."""
@@ -176,7 +180,7 @@ class Batch:
     def fail(self, error: Exception) -> None:
         """A step broke off: its streams end, the batch is empty and clean again."""
         rows = self.rows()
-        self._rows, self._filling = [], None
+        self._rows, self._filling, self._left = [], None, None
         self._cache.wipe()
         for row in rows:
             self._ended(row, "error", f"The engine failed: {error}")
@@ -190,6 +194,16 @@ class Batch:
             row, self._filling = self._filling, None
             self._cache.clear(len(self._rows))
             self._ended(row, "cancelled", None)
+
+    @property
+    def restless(self) -> bool:
+        """Whether there is something to do for which the next who comes would have to wait."""
+        return self._left is not None and not self._left.states
+
+    def rest(self) -> None:
+        """Do it: what the last stream has left in its row is kept elsewhere as well."""
+        if self._left is not None and not self._left.states:
+            self._left = self._keep(len(self._rows), self._left)
 
     def step(self, budget: int, waiting: Callable[[], Row | None]) -> None:
         """One more token for every stream that has read its prompt, and in the same step up to
@@ -233,20 +247,39 @@ class Batch:
 
     def _recall(self, row: Row) -> None:
         """Spare the row what its adapter has read before; the last token gives the logits."""
-        prompt = row.request.prompt_ids
-        length, states = self._prefixes.longest(row.request.adapter, prompt[:-1])
-        if length:
+        adapter, ids = row.request.adapter, torch.tensor(row.request.prompt_ids[:-1])
+        row.position = self._still_there(adapter, ids)
+        length, states = self._prefixes.longest(adapter, ids)
+        if length > row.position:
             self._cache.write(len(self._rows), states, length)
             row.position = length
-            self.counts["recalled"] += length
-            self.counts["recalls"] += 1
+        self.counts["recalled"] += row.position
+        self.counts["recalls"] += row.position > 0
+
+    def _still_there(self, adapter: str, ids: torch.Tensor) -> int:
+        """How many of the tokens the next row holds already. What it loses is kept elsewhere."""
+        if self._left is None:
+            return 0
+        there = self._left.common(ids) if self._left.adapter == adapter else 0
+        if there < len(self._left.ids) - 1:
+            self.rest()
+        self._left = None
+        return there
 
     def _remember(self, index: int) -> None:
-        """Keep what a stream that ends has read and said for the next turn."""
+        """Keep what a stream that ends has read and said for the next turn: in its row, if that
+        will be the first free one."""
         row = self._rows[index]
-        if self._prefixes.limit:
-            states = self._cache.read(index, row.position)
-            self._prefixes.keep(row.request.adapter, row.read, states)
+        prefix = Prefix(row.request.adapter, torch.tensor(row.read), [])
+        if index == len(self._rows) - 1 and self._filling is None:
+            self._left = prefix
+        else:
+            self._keep(index, prefix)
+
+    def _keep(self, index: int, prefix: Prefix) -> Prefix:
+        kept = replace(prefix, states=self._cache.read(index, len(prefix.ids)))
+        self._prefixes.keep(kept)
+        return kept
 
     def _guesses(self) -> list[Sequence[int]]:
         """What each stream may say next; with many of them there is no room for guesses."""
@@ -305,7 +338,9 @@ class Batch:
 
     def _leave(self, index: int, finish: Finish, error: str | None = None) -> None:
         """End a running stream; the last row takes its place, the prompt being read moves up."""
-        if error is None:
+        self.rest()
+        self._left = None  # another row will be the first free one
+        if error is None and self._prefixes.limit:
             self._remember(index)
         row, last = self._rows[index], len(self._rows) - 1
         if index != last:

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 COUNTS = ("prompt", "recalled", "recalls", "decoded", "guessed", "steps")
 """Prompt tokens read, those spared and in how many prompts, tokens said, those of them that were
 guessed and took no step of their own, decode steps."""
+PAUSE_SECONDS = 0.1
+"""With nothing to do: until then somebody may go on with what was said last."""
 CLOSED = "The engine has been closed. Start the server again."
 
 
@@ -204,10 +206,16 @@ class TorchEngine:
 
     def _wait(self) -> bool:
         """Sleep until there is something to do; False once closed."""
-        with self._lock:
-            while not (self._closed or self._taken() or self._orders or self._idle()):
-                self._lock.wait()
-            return not self._closed
+        while True:
+            with self._lock:
+                pause = PAUSE_SECONDS if self._batch.restless else None
+                if self._lock.wait_for(self._wanted, pause):
+                    return not self._closed
+            with self._surviving():
+                self._batch.rest()
+
+    def _wanted(self) -> bool:
+        return bool(self._closed or self._taken() or self._orders or self._idle())
 
     @contextmanager
     def _surviving(self) -> Iterator[None]:

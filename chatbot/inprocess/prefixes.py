@@ -3,7 +3,6 @@
 Keys and values depend on every weight, so an entry serves only the adapter that computed it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,22 +40,20 @@ class Prefixes:
         self._kept: list[Prefix] = []
         """The most recently used last."""
 
-    def longest(self, adapter: str, ids: Sequence[int]) -> tuple[int, States]:
+    def longest(self, adapter: str, ids: torch.Tensor) -> tuple[int, States]:
         """How many tokens of `ids` this adapter has read before, and their states."""
-        wanted = torch.tensor(ids)
-        best = max(self._of(adapter), key=lambda kept: kept.common(wanted), default=None)
-        if best is None or (length := best.common(wanted)) == 0:
+        best = max(self._of(adapter), key=lambda kept: kept.common(ids), default=None)
+        if best is None or (length := best.common(ids)) == 0:
             return 0, []
         self._kept.remove(best)
         self._kept.append(best)
         return length, best.states
 
-    def keep(self, adapter: str, ids: Sequence[int], states: States) -> None:
-        """Remember the states of `ids`; shorter entries that they contain leave."""
-        new = Prefix(adapter, torch.tensor(ids), states)
+    def keep(self, new: Prefix) -> None:
+        """Remember it; shorter ones that it contains leave."""
         if new.bytes > self.limit:
             return
-        self._forget([old for old in self._of(adapter) if old.common(new.ids) == len(old.ids)])
+        self._forget([old for old in self._of(new.adapter) if old.common(new.ids) == len(old.ids)])
         self._kept.append(new)
         self.bytes += new.bytes
         while self.bytes > self.limit:

@@ -137,9 +137,7 @@ def first_tokens(engine: Engine, voice: str) -> tuple[float, float]:
     for turn in range(TURNS):
         said += prompt(1000 + turn)[:size]
         begin = clock()
-        first = engine.submit(Request([*said], voice, Sampling(max_tokens=1)))
-        while not first.ids:
-            time.sleep(0.001)
+        engine.submit(Request([*said], voice, Sampling(max_tokens=1))).wait()
         took.append(clock() - begin)
         answer = engine.submit(Request([*said], voice, Sampling(max_tokens=size // 4)))
         answer.wait()
