@@ -161,6 +161,7 @@ class Batch:
     def _read_again(self) -> None:
         """Exact weights serve from now on: what eight bits have read is computed anew."""
         self._prefixes, self._left = Prefixes(self._prefixes.limit), None
+        self._cache.release()
         for index, row in enumerate(self.rows()):
             if ids := row.read:
                 self._path.read([Part(index, ids, 0, row.adapter)])

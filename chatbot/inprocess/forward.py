@@ -54,7 +54,7 @@ class Forward:
         self.cache = cache
         self.like = next(model.parameters())
         self._additive = model.config._attn_implementation == "eager"
-        self.dtype = self.like.dtype
+        self.dtype: torch.dtype = self.like.dtype
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
 
     @property

@@ -1,7 +1,7 @@
 """The path of the Llama family over our own kernels: a step of all layers in one call.
 
-Weights and keys and values stay in the model's type, or weights are rounded to eight bits; all that
-is between two products is float32.
+Weights and keys and values stay in the model's type, or weights are rounded to eight bits and all
+else that is kept to bfloat16; what is between two products is float32.
 """
 
 import math
@@ -67,8 +67,8 @@ class Native(Forward):
         self._angles = Angles(self.model, torch.empty(0))
         self._adapters: dict[str, Adapter] = {}
         self._arena = Arena()
-        self._kept: list[torch.Tensor] = []
-        """What the structs point to, beside matrices."""
+        self._norms: list[torch.Tensor] = []
+        """Their weights, in float32."""
         self._lent: list[Lent] = []
         self._more: list[Panels] = []
         """Matrices whose weights the model holds as well."""
@@ -78,7 +78,13 @@ class Native(Forward):
     @property
     def extra_bytes(self) -> int:
         """Memory beside the model's weights."""
-        return sum(panels.nbytes for panels in self._more)
+        copied = 0 if self.kept == self.dtype else self._table.nbytes
+        return copied + sum(panels.nbytes for panels in self._more)
+
+    @property
+    def kept(self) -> torch.dtype:
+        """The type of keys and values, of the embedding and of adapters."""
+        return self.dtype
 
     @property
     def adapter_bytes(self) -> int:
@@ -117,6 +123,8 @@ class Native(Forward):
         reach = max(part.end for part in parts)
         cos, sin = self._angles(places, reach)
         keys, values = self._stores(parts[-1].row + 1, reach)
+        every = self._side_by_side(parts)
+        told = every if len(last) == len(ids) else self._side_by_side([_told(p) for p in parts])
         if len(last) > len(self._logits):
             self._logits = torch.empty(len(last), self._model.head.outputs)
         step = kernels.Step(
@@ -129,8 +137,8 @@ class Native(Forward):
             values=cast(values, c_void_p),
             logits=self._logits.data_ptr(),
             last=last.data_ptr(),
-            all=self._side_by_side(parts),
-            told=self._side_by_side([_told(part) for part in parts]),
+            all=every,
+            told=told,
         )
         needed = self._kernels.talkback_scratch(byref(self._model), byref(step))
         if needed > len(self._scratch):
@@ -146,7 +154,7 @@ class Native(Forward):
 
     def _stores(self, rows: int, positions: int) -> tuple[Array[Any], Array[Any]]:
         """Where keys and values lie, with memory for so many rows and positions."""
-        like = self.like.new_empty(self._model.kv, self._model.size)
+        like = torch.empty(self._model.kv, self._model.size, dtype=self.kept)
         self.cache.hold(len(self._layers), like, rows, positions)
         if self._room != self.cache.room:
             self._room = self.cache.room
@@ -188,7 +196,7 @@ class Native(Forward):
         layers = [self._read_layer(*each) for each in zip(core.layers, self._layers, strict=True)]
         heads, kv, size = _heads(core.layers[0].self_attn)
         head = self.model.lm_head
-        self._table = core.embed_tokens.weight.detach()
+        self._table = core.embed_tokens.weight.detach().to(self.kept)
         self._tokens = len(self._table)
         return kernels.Model(
             layers=len(layers),
@@ -197,7 +205,7 @@ class Native(Forward):
             heads=heads,
             kv=kv,
             size=size,
-            kind=kernels.KINDS[self.dtype],
+            kind=kernels.KINDS[self.kept],
             eps=core.norm.variance_epsilon,
             scale=core.layers[0].self_attn.scaling,
             layer=(kernels.Layer * len(layers))(*layers),
@@ -235,8 +243,8 @@ class Native(Forward):
         """Where the weight of a norm lies, in float32."""
         if norm is None:
             return None
-        self._kept.append(norm.weight.detach().float().contiguous())
-        return pointer(self._kept[-1])
+        self._norms.append(norm.weight.detach().float().contiguous())
+        return pointer(self._norms[-1])
 
 
 class Int8(Native):
@@ -246,6 +254,11 @@ class Int8(Native):
     """
 
     name = "int8"
+
+    @property
+    def kept(self) -> torch.dtype:
+        """Half as much to read as float32; what eight bits round is coarser."""
+        return torch.bfloat16
 
     def _joint(self, names: Sequence[str]) -> Panels:
         return self._held(*joined([self.rows.linears[name] for name in names]))
@@ -259,6 +272,7 @@ class Adapter:
 
     def __init__(self, path: Native, name: str) -> None:
         self._kept: list[Panels] = []
+        self._type = path.kept
         self.rank = 0
         low = [
             self._low([path.rows.linears[linear].pairs[name] for linear in linears])
@@ -275,7 +289,7 @@ class Adapter:
         return kernels.Low(down, (kernels.Matrix * 3)(*up), len(up))
 
     def _panels(self, weight: torch.Tensor) -> kernels.Matrix:
-        self._kept.append(Panels(weight))
+        self._kept.append(Panels(weight.to(self._type)))
         return self._kept[-1].matrix
 
 

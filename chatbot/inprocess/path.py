@@ -60,6 +60,10 @@ class Cache(Protocol):
         """Empty all rows."""
         ...
 
+    def release(self) -> None:
+        """Let go of all memory: another path may keep another type."""
+        ...
+
 
 class Path(Protocol):
     """One step of a model over the rows of its cache."""

@@ -121,6 +121,12 @@ class SlotCache(Cache):  # type: ignore[misc]
         for store in self._stores():
             store.zero_()
 
+    def release(self) -> None:
+        """Let go of all memory."""
+        self.room = (0, 0)
+        self._keys.clear()
+        self._values.clear()
+
     def _stores(self) -> list[torch.Tensor]:
         return [*self._keys, *self._values]
 
