@@ -39,11 +39,12 @@ static void key_columns(uint8_t *to, const int32_t *keys, int64_t n, int64_t dwo
                         const int32_t *ahead) {
     for (int64_t p = 0; p < n; p += LANES)
         for (int64_t u = 0; u < dwords; u += LANES) {
+            const int32_t *from = keys + p * dwords + u, *later = ahead + p * dwords + u;
+            __mmask16 here = first(dwords - u), rows = first(n - p);
             __m512i x[LANES];
-            for (int64_t i = 0; i < LANES; i++) {
-                __mmask16 here = p + i < n ? first(dwords - u) : 0;
-                _mm_prefetch(ahead + (p + i) * dwords + u, _MM_HINT_T1);
-                x[i] = _mm512_maskz_loadu_epi32(here, keys + smaller(p + i, n - 1) * dwords + u);
+            for (int64_t i = 0; i < LANES; i++, from += dwords, later += dwords) {
+                _mm_prefetch(later, _MM_HINT_T1);
+                x[i] = _mm512_maskz_loadu_epi32(rows >> i & 1 ? here : 0, from);
             }
             transpose(x);
             uint8_t *at = to + ((p / COLUMN * dwords + u) * 2 + p / LANES % 2) * 64;
@@ -82,16 +83,18 @@ typedef struct { /* what a query has met so far */
     float zero;   /* the score whose weight is 1 */
 } Met;
 
-/* Scores of the first `seen` positions -> their weights, 2 to the power of `scale` times each,
- * packed for the next product. A far higher score than before is the new zero, and shrinks what
- * came earlier: by how much is returned. */
+/* Scores of n positions, of which `seen` count -> their weights, 2 to the power of `scale` times
+ * each, packed for the next product. A far higher score than before is the new zero, and shrinks
+ * what came earlier: by how much is returned. */
 static inline __attribute__((always_inline)) float
-weigh(const int kind, const float *scores, int32_t *weights, int64_t seen, int64_t n, float scale,
+weigh(const int kind, float *scores, int32_t *weights, int64_t seen, int64_t n, float scale,
       Met *met) {
     float shrink = 1;
     __m512 high = _mm512_set1_ps(-FLT_MAX), total = _mm512_setzero_ps();
-    for (int64_t p = 0; p < seen; p += LANES)
-        high = _mm512_mask_max_ps(high, first(seen - p), high, _mm512_loadu_ps(scores + p));
+    for (int64_t p = larger(0, seen); p < up_to(n, LANES) * LANES; p++)
+        scores[p] = -FLT_MAX;
+    for (int64_t p = 0; p < n; p += LANES)
+        high = _mm512_max_ps(high, _mm512_loadu_ps(scores + p));
     if (_mm512_cmp_ps_mask(high, _mm512_set1_ps(met->zero + SLACK / scale), _CMP_NLE_UQ)) {
         float before = met->zero;
         met->zero = _mm512_reduce_max_ps(high);
@@ -102,7 +105,7 @@ weigh(const int kind, const float *scores, int32_t *weights, int64_t seen, int64
     __m512 zero = _mm512_set1_ps(met->zero * scale);
     for (int64_t p = 0; p < n; p += LANES) {
         __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores + p), _mm512_set1_ps(scale), zero);
-        x = _mm512_maskz_mov_ps(first(seen - p), power_of_two(kind, x));
+        x = power_of_two(kind, x);
         total = _mm512_add_ps(total, x);
         if (kind == F32)
             _mm512_storeu_ps((float *)weights + p, x);
@@ -201,7 +204,7 @@ static void attend(const Model *m, const Step *s, int64_t layer, const Item *it,
                     (Rows){(float *)(queries + q * dwords), dwords}, NULL, tall, 0);
             for (int64_t i = q; i < q + tall; i++) {
                 int64_t seen = smaller(position + i / group + 1 - k, b.count);
-                const float *from = scores + (i - q) * KEYS;
+                float *from = scores + (i - q) * KEYS;
                 int32_t *to = weights + (i - q) * KEYS;
                 float shrink = m->kind == F32 ? weigh(F32, from, to, seen, b.count, scale, met + i)
                                               : weigh(BF16, from, to, seen, b.count, scale, met + i);
