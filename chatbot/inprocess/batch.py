@@ -198,11 +198,11 @@ class Batch:
 
     @property
     def restless(self) -> bool:
-        """Whether there is something to do for which the next who comes would have to wait."""
+        """Whether there is a copy to make that the next who comes would have to wait for."""
         return self._left is not None and not self._left.states
 
     def rest(self) -> None:
-        """Do it: what the last stream has left in its row is kept elsewhere as well."""
+        """Make it: what the last stream has left in its row is kept elsewhere as well."""
         if self._left is not None and not self._left.states:
             self._left = self._keep(len(self._rows), self._left)
 
