@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 from importlib.util import find_spec
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +35,7 @@ class Ours:
 
     def __init__(self, folder: Path, threads: int, kind: str) -> None:
         self._engine = start(str(folder), kind, threads=threads, workers=1)
+        Finalize(None, self._engine.close, exitpriority=2)  # children call nothing of `atexit`
         assert kind != "int8" or self._engine.stats()["int8"], "this machine has no eight bits"
 
     def rate(self, streams: int) -> float:
