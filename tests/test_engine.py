@@ -313,6 +313,8 @@ def test_nan_in_one_stream_ends_it_and_spoils_no_other(oracle: Oracle) -> None:
         finish(stream)
         assert stream.finish == "error"
         assert stream.error is not None and bad in stream.error
+    read = torch.tensor(oracle.prompt(QUESTIONS[0]))
+    assert engine._batch._prefixes.longest(bad, read)[0] == 0
     for voice in (v for v in oracle.voices if v != bad):
         for question in (*QUESTIONS[:3], QUESTIONS[4]):
             stream = engine.submit(oracle.request(question, voice))

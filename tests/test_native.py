@@ -120,7 +120,7 @@ def read(path: Forward, steps: list[list[Part]]) -> list[torch.Tensor]:
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize(
     "dtype, kind, near",
-    [("float32", Native, 1e-5), ("bfloat16", Native, 0.05), ("float32", Int8, 0.1)],
+    [("float32", Native, 1e-5), ("bfloat16", Native, 0.05), ("float32", Int8, 0.05)],
 )
 def test_a_step_says_what_the_plain_one_says(
     tmp_path: Path, family: models.Family, dtype: str, kind: Kind, near: float
@@ -261,15 +261,14 @@ def test_eight_bits_say_nearly_the_same_and_take_a_byte_a_weight_more(any_oracle
     model = any_oracle.base.model
     linears = [each.weight for each in model.modules() if isinstance(each, torch.nn.Linear)]
     own, more = sum(p.nbytes for p in model.parameters()), sum(p.numel() for p in linears)
-    table = 2 * model.get_input_embeddings().weight.numel()  # in bfloat16
     assert engine.stats()["int8"] and engine.stats()["fast"]
-    panels = engine.stats()["memory"]["weights"] - own - table
+    panels = engine.stats()["memory"]["weights"] - own
     assert more <= panels < 1.3 * more, "they are filled up"
     asked = [(question, voice) for question in QUESTIONS for voice in any_oracle.voices]
     said = ask(engine, *(any_oracle.request(question, voice, 8) for question, voice in asked))
     expected = [any_oracle.answer(question, voice, 8) for question, voice in asked]
     same = sum(ids[:1] == right[:1] for ids, right in zip(said, expected, strict=True))
-    assert same >= 0.7 * len(asked)  # random weights: many tokens are about as likely
+    assert same >= 0.8 * len(asked)
     engine.close()
 
 

@@ -1,12 +1,13 @@
 """The path of the Llama family over our own kernels: a step of all layers in one call.
 
-Weights and keys and values stay in the model's type, or weights are rounded to eight bits and all
-else that is kept to bfloat16; what is between two products is float32.
+Weights and keys and values stay in the model's type, or weights are rounded to eight bits, and
+keys, values and adapters to bfloat16; what is between two products is float32.
 """
 
 import math
 from collections.abc import Sequence
 from ctypes import POINTER, Array, byref, c_int64, c_void_p, cast
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any, Self
 
@@ -78,12 +79,11 @@ class Native(Forward):
     @property
     def extra_bytes(self) -> int:
         """Memory beside the model's weights."""
-        copied = 0 if self.kept == self.dtype else self._table.nbytes
-        return copied + sum(panels.nbytes for panels in self._more)
+        return sum(panels.nbytes for panels in self._more)
 
     @property
     def kept(self) -> torch.dtype:
-        """The type of keys and values, of the embedding and of adapters."""
+        """The type of keys and values and of adapters."""
         return self.dtype
 
     @property
@@ -113,12 +113,11 @@ class Native(Forward):
 
     def read(self, parts: Sequence[Part]) -> torch.Tensor:
         """As `Forward` has it, in one step and without padding."""
-        begins = [0, *accumulate(len(part.ids) for part in parts)]
         ids = torch.tensor([one for part in parts for one in part.ids])
         if wrong := [int(each) for each in (ids.min(), ids.max()) if not 0 <= each < self._tokens]:
             raise ValueError(f"The model has {self._tokens} tokens, none of them {wrong[0]}.")
         places = torch.tensor([place for part in parts for place in range(part.start, part.end)])
-        ends = zip(parts, begins[1:], strict=True)
+        ends = zip(parts, accumulate(len(part.ids) for part in parts), strict=True)
         last = torch.tensor([at for part, end in ends for at in range(end - part.told, end)])
         reach = max(part.end for part in parts)
         cos, sin = self._angles(places, reach)
@@ -196,7 +195,7 @@ class Native(Forward):
         layers = [self._read_layer(*each) for each in zip(core.layers, self._layers, strict=True)]
         heads, kv, size = _heads(core.layers[0].self_attn)
         head = self.model.lm_head
-        self._table = core.embed_tokens.weight.detach().to(self.kept)
+        self._table = core.embed_tokens.weight.detach()
         self._tokens = len(self._table)
         return kernels.Model(
             layers=len(layers),
@@ -206,6 +205,7 @@ class Native(Forward):
             kv=kv,
             size=size,
             kind=kernels.KINDS[self.kept],
+            words=kernels.KINDS[self.dtype],
             eps=core.norm.variance_epsilon,
             scale=core.layers[0].self_attn.scaling,
             layer=(kernels.Layer * len(layers))(*layers),
@@ -295,7 +295,7 @@ class Adapter:
 
 def _told(part: Part) -> Part:
     """Its tokens whose logits are wanted."""
-    return Part(part.row, part.ids[-part.told :], part.end - part.told, part.adapter, part.told)
+    return replace(part, ids=part.ids[-part.told :], start=part.end - part.told)
 
 
 def _heads(attention: Any) -> tuple[int, int, int]:

@@ -46,7 +46,8 @@ class Model(Structure):
     """All that is the same for every step."""
 
     _fields_ = [
-        *((name, c_int64) for name in ("layers", "hidden", "inner", "heads", "kv", "size", "kind")),
+        *((name, c_int64) for name in ("layers", "hidden", "inner", "heads", "kv", "size")),
+        *((name, c_int64) for name in ("kind", "words")),
         *((name, c_float) for name in ("eps", "scale")),
         ("layer", POINTER(Layer)),
         *((name, c_void_p) for name in ("norm", "embedding")),

@@ -198,7 +198,7 @@ static void run_step(void *data) {
     const Step *s = w->s;
     Thread me = self(&w->gate);
     for MINE(t, s->all.count)
-        embed(row(w->x, t), m->embedding, s->ids[t], m->hidden, m->kind);
+        embed(row(w->x, t), m->embedding, s->ids[t], m->hidden, m->words);
     meet(me);
     for (int64_t layer = 0; layer < m->layers - 1; layer++) {
         begin_layer(me, w, layer);

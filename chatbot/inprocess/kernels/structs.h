@@ -29,7 +29,8 @@ typedef struct {
 
 typedef struct {
     int64_t layers, hidden, inner, heads, kv, size;
-    int64_t kind; /* of the cache, the embedding and the adapters: F32 or BF16 */
+    int64_t kind;  /* of the cache and the adapters: F32 or BF16 */
+    int64_t words; /* the embedding's */
     float eps, scale;
     const Layer *layer;
     const float *norm;        /* [hidden] */
