@@ -22,9 +22,9 @@ from pydantic import Field
 
 from chatbot import hub
 from chatbot.access import Access, is_loopback
-from chatbot.engine_settings import EngineSettings
+from chatbot.engine.settings import EngineSettings
+from chatbot.engine.workers.worker_handle import early
 from chatbot.front import Front
-from chatbot.workers.worker import early
 from feedback import keys
 from feedback.errors import TalkbackError
 from feedback.settings import Home, Settings

@@ -13,10 +13,11 @@ import weakref
 from collections import OrderedDict
 from typing import Self
 
-from chatbot import engines, lora
+from chatbot import lora
 from chatbot.access import Access
 from chatbot.base import Base, encode
-from chatbot.engine import (
+from chatbot.engine import factory
+from chatbot.engine.protocol import (
     BASE,
     Busy,
     Engine,
@@ -26,11 +27,11 @@ from chatbot.engine import (
     UnknownAdapter,
     Unreachable,
 )
-from chatbot.engine_settings import EngineSettings
+from chatbot.engine.settings import EngineSettings
+from chatbot.engine.workers.worker_handle import Worker
 from chatbot.meters import Meters
 from chatbot.registry import Promotion, Registry
 from chatbot.turn import ChatSettings, Turn
-from chatbot.workers.worker import Worker
 from feedback.errors import TalkbackError
 from feedback.keeper import Keeper
 from feedback.settings import Home
@@ -114,7 +115,7 @@ class Service:
         """
         chat, settings = ChatSettings.read(home), EngineSettings.read(home)
         store = Store(home.db)
-        base, engine = engines.start(settings, base_name, revision, first)
+        base, engine = factory.start(settings, base_name, revision, first)
         return cls(
             home, store, base, engine, chat=chat, context=engine.max_length,
             poll_seconds=poll_seconds,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from chatbot import place as places
-from chatbot.engine import Chance, Sampling, Stream
+from chatbot.engine.protocol import Chance, Sampling, Stream
 from chatbot.place import Place
 from chatbot.prompt import fit
 from feedback import exemplars

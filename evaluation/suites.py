@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from chatbot.base import Base, Messages, encode, encode_answer
-from chatbot.engine import Request, Sampling, Stream, TooLong
-from chatbot.engine_settings import EngineSettings
-from chatbot.inprocess.batching import TorchEngine
+from chatbot.engine.local.local_engine import TorchEngine
+from chatbot.engine.protocol import Request, Sampling, Stream, TooLong
+from chatbot.engine.settings import EngineSettings
 from feedback.errors import TalkbackError
 from feedback.likeness import near_pairs, normalise
 from feedback.snapshot import Record, Snapshot

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import openai
     from playwright.sync_api import Browser
 
-    from chatbot.inprocess.batching import TorchEngine
+    from chatbot.engine.local.local_engine import TorchEngine
     from chatbot.service import Service
     from tests.oracle import Oracle
     from tests.processes import Server
@@ -161,7 +161,7 @@ def engine(oracle: "Oracle") -> "Iterator[TorchEngine]":
 @pytest.fixture
 def torch_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are computed by torch, as on a machine that has no kernels."""
-    monkeypatch.setattr("chatbot.inprocess.kernels.library", lambda: None)
+    monkeypatch.setattr("chatbot.engine.local.kernels.library", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +190,8 @@ def serve(world: "World") -> "Iterator[Serve]":
 @pytest.fixture
 def connect(world: "World", serve: "Serve") -> "Iterator[Connect]":
     """Makes engines over servers; they see ten times a second how these are."""
-    from chatbot.inprocess.batching import EngineSettings
-    from chatbot.remote.engine import RemoteEngine
+    from chatbot.engine.local.local_engine import EngineSettings
+    from chatbot.engine.remote.remote_engine import RemoteEngine
 
     with ExitStack() as running:
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from chatbot.base import Base, encode, ends, load_base
-from chatbot.engine import BASE, Request, Sampling
-from chatbot.inprocess.batching import EngineSettings, TorchEngine
+from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
+from chatbot.engine.protocol import BASE, Request, Sampling
 from tests import models
 
 QUESTIONS = (

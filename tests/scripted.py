@@ -15,8 +15,8 @@ import uvicorn
 from playwright.sync_api import Browser, Page, expect
 
 from chatbot.base import load_base
-from chatbot.engine import BASE, Busy, Request, Stream, UnknownAdapter
-from chatbot.inprocess.batching import COUNTS
+from chatbot.engine.local.local_engine import COUNTS
+from chatbot.engine.protocol import BASE, Busy, Request, Stream, UnknownAdapter
 from chatbot.server import create_app
 from chatbot.service import Service
 from chatbot.turn import ChatSettings

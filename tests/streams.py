@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from chatbot.engine import Stream
+from chatbot.engine.protocol import Stream
 
 
 def until(true: Callable[[], bool], seconds: float = 20) -> float:

@@ -10,7 +10,7 @@ import openai
 import pytest
 from langchain_openai import ChatOpenAI
 
-from chatbot.engine import Request, Sampling
+from chatbot.engine.protocol import Request, Sampling
 from chatbot.service import Service
 from feedback.review import decide
 from tests.asking import ASK, ask, events, refusal

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatbot.engine import (
+from chatbot.engine.local.local_engine import EngineSettings, TorchEngine, device
+from chatbot.engine.protocol import (
     BASE,
     Busy,
     Closed,
@@ -19,7 +20,6 @@ from chatbot.engine import (
     TooLong,
     UnknownAdapter,
 )
-from chatbot.inprocess.batching import EngineSettings, TorchEngine, device
 from chatbot.lora import AdapterError
 from tests import models
 from tests.oracle import QUESTIONS, Oracle, start
@@ -340,7 +340,7 @@ def test_a_stop_string_split_over_tokens_never_shows(oracle: Oracle, engine: Tor
 
 
 def test_deltas_are_whole_characters_and_add_up(oracle: Oracle, engine: TorchEngine) -> None:
-    from chatbot.inprocess.detokenizer import Detokenizer
+    from chatbot.engine.local.detokenizer import Detokenizer
 
     text = "漢字 naïve 🙂🎉 \U0001f9d1\u200d\U0001f680 Ωmega\u0300"
     ids = oracle.base.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from chatbot.base import load_base
-from chatbot.engine import BASE, Request, Sampling
-from chatbot.inprocess import fast, fused
-from chatbot.inprocess.angles import FIRST, Angles
-from chatbot.inprocess.batching import EngineSettings, TorchEngine
+from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
+from chatbot.engine.local.runners import fused_linear, llama_torch
+from chatbot.engine.local.runners.rotary import FIRST, Angles
+from chatbot.engine.protocol import BASE, Request, Sampling
 from tests import models
 from tests.oracle import QUESTIONS, Oracle, start
 from tests.streams import finish
@@ -51,7 +51,7 @@ def test_an_adapter_the_fast_path_gets_wrong_puts_all_streams_on_the_plain_one(
     running = engine.submit(oracle.request(QUESTIONS[0], BASE, 200))
     name, folder = next(iter(oracle.adapters.items()))
     with monkeypatch.context() as broken:
-        broken.setattr(fused.Fused, "__call__", lambda self, x: self._lent.product(x))
+        broken.setattr(fused_linear.Fused, "__call__", lambda self, x: self._lent.product(x))
         engine.load(name, folder)
     assert not engine.stats()["fast"]
     stream = engine.submit(oracle.request(QUESTIONS[0], name))
@@ -87,8 +87,8 @@ def test_attention_by_products_reads_what_torch_reads(
     expected = torch.nn.functional.scaled_dot_product_attention(
         *(each.double() for each in (q, keys, values)), attn_mask=seen, scale=0.1
     )
-    assert rows * 3 * used * (12 + queries) > fast.MUCH
-    read = fast.attention(q, keys, values, hidden, 0.1)
+    assert rows * 3 * used * (12 + queries) > llama_torch.MUCH
+    read = llama_torch.attention(q, keys, values, hidden, 0.1)
     assert (read - expected).norm() < 0.01 * expected.norm()
 
 

@@ -4,10 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from chatbot.engine import BASE, Busy, Unreachable
-from chatbot.inprocess.batching import EngineSettings
+from chatbot.engine.local.local_engine import EngineSettings
+from chatbot.engine.protocol import BASE, Busy, Unreachable
+from chatbot.engine.remote.remote_engine import RemoteEngine
 from chatbot.lora import AdapterError
-from chatbot.remote.engine import RemoteEngine
 from tests.streams import ended, speaks, until
 from tests.vllm import MODEL
 from tests.world import LONG, Connect, Serve, World, trouble

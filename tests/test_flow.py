@@ -13,7 +13,7 @@ import pytest
 from chatbot.api import flow as flows
 from chatbot.api.completion import Chunks
 from chatbot.api.flow import Flow
-from chatbot.engine import Chance, Request, Sampling, Stream
+from chatbot.engine.protocol import Chance, Request, Sampling, Stream
 from chatbot.service import Service
 from chatbot.turn import Turn
 from tests import aside

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from chatbot.inprocess import rows
-from chatbot.inprocess.fast import EXACT, filled
-from chatbot.inprocess.forward import PADDING, STRIDE, Forward
-from chatbot.inprocess.groups import grouped
-from chatbot.inprocess.path import Part
+from chatbot.engine.local import multi_lora
+from chatbot.engine.local.runners.llama_torch import EXACT, filled
+from chatbot.engine.local.runners.padding import grouped
+from chatbot.engine.local.runners.runner import Part
+from chatbot.engine.local.runners.transformers_runner import PADDING, STRIDE, Forward
 from tests.oracle import Oracle, start
 
 
@@ -20,7 +20,7 @@ def path(
     if request.param != "kernels":
         request.getfixturevalue("torch_only")
     if request.param == "torch, as for many":
-        monkeypatch.setattr(rows, "LITTLE", 0)
+        monkeypatch.setattr(multi_lora, "LITTLE", 0)
     engine = start(any_oracle)
     found = engine._batch._path
     assert isinstance(found, Forward)

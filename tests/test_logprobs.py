@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from chatbot.api.logprobs import Speller
-from chatbot.engine import Chance
+from chatbot.engine.protocol import Chance
 from tests.models import STOP, write_tokenizer
 
 

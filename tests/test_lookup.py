@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from chatbot.base import STARTER, ends, load_base
-from chatbot.engine import BASE, Request, Sampling, Stream
-from chatbot.inprocess.batch import Row
-from chatbot.inprocess.batching import EngineSettings, TorchEngine
-from chatbot.inprocess.kernels import library
-from chatbot.inprocess.lookup import FEW, Lookup
+from chatbot.engine.local.kernels import library
+from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
+from chatbot.engine.local.prompt_lookup import FEW, Lookup
+from chatbot.engine.local.scheduler import Row
+from chatbot.engine.protocol import BASE, Request, Sampling, Stream
 from chatbot.prompt import fit
 from tests.corrections import facts
 from tests.oracle import QUESTIONS, Oracle, start

@@ -8,15 +8,15 @@ import torch
 from torch.nn import functional
 
 from chatbot.base import load_base
-from chatbot.engine import BASE, Request, Sampling
-from chatbot.inprocess import kernels
-from chatbot.inprocess.batching import EngineSettings, TorchEngine
-from chatbot.inprocess.forward import Forward
-from chatbot.inprocess.kernels import Arena, Panels
-from chatbot.inprocess.native import Int8, Native
-from chatbot.inprocess.path import Part
-from chatbot.inprocess.rows import Rows
-from chatbot.inprocess.slots import SlotCache
+from chatbot.engine.local import kernels
+from chatbot.engine.local.kernels import Arena, Panels
+from chatbot.engine.local.kv_cache import SlotCache
+from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
+from chatbot.engine.local.multi_lora import Rows
+from chatbot.engine.local.runners.llama_cpu import Int8, Native
+from chatbot.engine.local.runners.runner import Part
+from chatbot.engine.local.runners.transformers_runner import Forward
+from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.lora import targets, tensors
 from tests import models
 from tests.oracle import QUESTIONS, Oracle
@@ -301,7 +301,7 @@ def load_again(oracle: Oracle) -> Oracle:
 def test_eight_bits_that_lie_too_far_off_are_refused(
     oracle: Oracle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chatbot.inprocess.kernels.WIDEST", 3)  # two bits and a sign
+    monkeypatch.setattr("chatbot.engine.local.kernels.WIDEST", 3)  # two bits and a sign
     with caplog.at_level("WARNING"):
         engine = start_int8(oracle)
     assert "int8 is off: with the base" in caplog.text
@@ -319,7 +319,7 @@ def test_an_adapter_that_eight_bits_get_wrong_brings_the_exact_weights_back(
     running = [engine.submit(request) for request in asked]
     until(lambda: len(running[0].ids) >= 5)
     with monkeypatch.context() as strict, caplog.at_level("WARNING"):
-        strict.setattr("chatbot.inprocess.probe.INT8", 1e-6)
+        strict.setattr("chatbot.engine.local.runners.select_runner.INT8", 1e-6)
         engine.load(name, folder)
     before = [len(stream.ids) for stream in running]
     assert f"int8 is off: with {name}" in caplog.text
@@ -346,7 +346,7 @@ def test_what_eight_bits_have_left_behind_is_read_anew(
     engine = TorchEngine(oracle.base, EngineSettings(threads=1, kind="int8"))
     ask(engine, oracle.request(QUESTIONS[0], BASE))
     with monkeypatch.context() as strict:
-        strict.setattr("chatbot.inprocess.probe.INT8", 1e-6)
+        strict.setattr("chatbot.engine.local.runners.select_runner.INT8", 1e-6)
         engine.load(*next(iter(oracle.adapters.items())))
     assert ask(engine, oracle.request(QUESTIONS[0], BASE))[0] == oracle.answer(QUESTIONS[0], BASE)
     assert engine.stats()["recalled"] == 0

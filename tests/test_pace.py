@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from chatbot.base import load_base
-from chatbot.engine import BASE, Closed, Request, Sampling
-from chatbot.inprocess import pace
-from chatbot.inprocess.batch import kind_of
-from chatbot.inprocess.batching import EngineSettings, TorchEngine
-from chatbot.inprocess.forward import Forward
-from chatbot.inprocess.path import Part
-from chatbot.inprocess.rows import Rows
-from chatbot.inprocess.slots import SlotCache
+from chatbot.engine.local import cpu_threads
+from chatbot.engine.local.kv_cache import SlotCache
+from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
+from chatbot.engine.local.multi_lora import Rows
+from chatbot.engine.local.runners.runner import Part
+from chatbot.engine.local.runners.transformers_runner import Forward
+from chatbot.engine.local.scheduler import kind_of
+from chatbot.engine.protocol import BASE, Closed, Request, Sampling
 from tests import models
 
 CORES = len(os.sched_getaffinity(0))
@@ -32,23 +32,23 @@ def test_as_few_threads_as_are_needed(
     path: Forward, monkeypatch: pytest.MonkeyPatch, fewer: float, taken: int
 ) -> None:
     path.parameters = 10**8
-    monkeypatch.setattr(pace, "_seconds", lambda _, count: fewer if count == 1 else 1.0)
-    assert pace.threads(path, 2) == taken
+    monkeypatch.setattr(cpu_threads, "_seconds", lambda _, count: fewer if count == 1 else 1.0)
+    assert cpu_threads.threads(path, 2) == taken
 
 
 def test_a_small_model_leaves_the_other_cores_to_others(
     path: Forward, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(pace, "_seconds")
-    assert pace.threads(path, 8) == 1
+    monkeypatch.delattr(cpu_threads, "_seconds")
+    assert cpu_threads.threads(path, 8) == 1
 
 
 def test_a_large_model_takes_all_cores_untried(
     path: Forward, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path.parameters = 10**9
-    monkeypatch.delattr(pace, "_seconds")
-    assert pace.threads(path, CORES) == CORES
+    monkeypatch.delattr(cpu_threads, "_seconds")
+    assert cpu_threads.threads(path, CORES) == CORES
 
 
 def test_each_number_of_rows_has_its_step_before_anyone_waits_for_it(
@@ -60,16 +60,16 @@ def test_each_number_of_rows_has_its_step_before_anyone_waits_for_it(
     monkeypatch.setattr(
         kind, "read", lambda self, parts: steps.append(len(parts)) or read(self, parts)
     )
-    pace.warm(path, 5)
+    cpu_threads.warm(path, 5)
     assert steps == [1, 2, 3, 4, 5] and path.cache.bytes == 0
-    monkeypatch.setattr(pace, "ENOUGH", 0.0)
-    pace.warm(path, 5)
+    monkeypatch.setattr(cpu_threads, "ENOUGH", 0.0)
+    cpu_threads.warm(path, 5)
     assert len(steps) <= 6, "a large model's steps are not worth a long start"
 
 
 def test_an_engine_that_has_begun_is_warm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warmed: list[int] = []
-    monkeypatch.setattr(pace, "warm", lambda _, slots: warmed.append(slots))
+    monkeypatch.setattr(cpu_threads, "warm", lambda _, slots: warmed.append(slots))
     base = load_base(str(models.write_model(tmp_path)))
     engine = TorchEngine(base, EngineSettings(threads=1, slots=3))
     engine.begun()
@@ -86,7 +86,7 @@ def test_an_engine_that_cannot_begin_says_why_and_keeps_nobody_waiting(
         asked.wait(30)
         raise MemoryError("no room for the first step")
 
-    monkeypatch.setattr(pace, "warm", failing)
+    monkeypatch.setattr(cpu_threads, "warm", failing)
     base = load_base(str(models.write_model(tmp_path)))
     engine = TorchEngine(base, EngineSettings(threads=1))
     early = engine.submit(Request([5, 6, 7], BASE, Sampling(max_tokens=8)))
@@ -126,7 +126,7 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    def steps(self, gear: pace.Gear, count: int, kind: str | None = "base") -> list[int]:
+    def steps(self, gear: cpu_threads.Gear, count: int, kind: str | None = "base") -> list[int]:
         """On how many threads each of them is taken."""
         self.taken = []
         for _ in range(count):
@@ -138,7 +138,7 @@ class Clock:
 
 def test_a_stream_alone_has_all_cores_while_it_is_faster_for_it() -> None:
     clock = Clock(on_1=3.0, on_2=2.0)
-    gear = pace.Gear(clock, 1, 1, clock)  # type: ignore[arg-type]
+    gear = cpu_threads.Gear(clock, 1, 1, clock)  # type: ignore[arg-type]
     assert clock.steps(gear, 20) == [1] * 20
     gear.share = 2
     assert clock.steps(gear, 200) == [2] * 200
@@ -149,15 +149,15 @@ def test_a_stream_alone_has_all_cores_while_it_is_faster_for_it() -> None:
 
 def test_beside_other_work_it_is_few_threads_again_and_all_are_tried_more_and_more_rarely() -> None:
     clock = Clock(on_1=3.0, on_2=5.0)
-    gear = pace.Gear(clock, 1, 2, clock)  # type: ignore[arg-type]
-    assert clock.steps(gear, pace.FELT) == [1] * pace.FELT, "to compare with"
-    first = [2] * pace.FELT + [1] * pace.REST
+    gear = cpu_threads.Gear(clock, 1, 2, clock)  # type: ignore[arg-type]
+    assert clock.steps(gear, cpu_threads.FELT) == [1] * cpu_threads.FELT, "to compare with"
+    first = [2] * cpu_threads.FELT + [1] * cpu_threads.REST
     assert clock.steps(gear, len(first)) == first
-    second = [2] * pace.FELT + [1] * 2 * pace.REST
+    second = [2] * cpu_threads.FELT + [1] * 2 * cpu_threads.REST
     assert clock.steps(gear, len(second)) == second
-    assert clock.steps(gear, 20_000).count(2) < 25 * pace.FELT
+    assert clock.steps(gear, 20_000).count(2) < 25 * cpu_threads.FELT
     clock.seconds["on_2"] = 2.0
-    assert clock.steps(gear, 2 * pace.LONGEST)[-1] == 2, "the other work has ended"
+    assert clock.steps(gear, 2 * cpu_threads.LONGEST)[-1] == 2, "the other work has ended"
 
 
 def test_steps_are_of_a_kind_by_their_rows_and_whether_an_adapter_speaks() -> None:
@@ -170,19 +170,19 @@ def test_steps_are_of_a_kind_by_their_rows_and_whether_an_adapter_speaks() -> No
 
 def test_only_steps_of_a_kind_are_compared() -> None:
     clock = Clock(on_1=2.0, on_2=1.5)
-    gear = pace.Gear(clock, 1, 2, clock)  # type: ignore[arg-type]
+    gear = cpu_threads.Gear(clock, 1, 2, clock)  # type: ignore[arg-type]
     clock.steps(gear, 20)
     clock.seconds = {"on_1": 4.0, "on_2": 3.0}
     taken = clock.steps(gear, 40, "adapter")
-    assert taken == [1] * pace.FELT + [2] * (40 - pace.FELT)
+    assert taken == [1] * cpu_threads.FELT + [2] * (40 - cpu_threads.FELT)
 
 
 def test_only_the_kind_that_is_slower_has_a_rest_and_a_prompt_is_as_the_last_one() -> None:
     clock = Clock(on_1=2.0, on_2=1.5)
-    gear = pace.Gear(clock, 1, 2, clock)  # type: ignore[arg-type]
+    gear = cpu_threads.Gear(clock, 1, 2, clock)  # type: ignore[arg-type]
     clock.steps(gear, 40)
     clock.seconds = {"on_1": 4.0, "on_2": 5.0}
-    clock.steps(gear, 2 * pace.FELT + 2, "adapter")
+    clock.steps(gear, 2 * cpu_threads.FELT + 2, "adapter")
     clock.seconds = {"on_1": 2.0, "on_2": 1.5}
     assert clock.steps(gear, 1, None) == [1]
     assert clock.steps(gear, 40) == [2] * 40
@@ -191,18 +191,21 @@ def test_only_the_kind_that_is_slower_has_a_rest_and_a_prompt_is_as_the_last_one
 
 def test_after_a_good_trial_the_next_bad_one_costs_no_long_rest() -> None:
     clock = Clock(on_1=3.0, on_2=5.0)
-    gear = pace.Gear(clock, 1, 2, clock)  # type: ignore[arg-type]
+    gear = cpu_threads.Gear(clock, 1, 2, clock)  # type: ignore[arg-type]
     clock.steps(gear, 20_000)
     clock.seconds["on_2"] = 2.0
-    clock.steps(gear, 2 * pace.LONGEST)
+    clock.steps(gear, 2 * cpu_threads.LONGEST)
     clock.seconds["on_2"] = 5.0
-    assert clock.steps(gear, 2 * pace.FELT + pace.REST)[-pace.FELT :] == [2] * pace.FELT
+    assert (
+        clock.steps(gear, 2 * cpu_threads.FELT + cpu_threads.REST)[-cpu_threads.FELT :]
+        == [2] * cpu_threads.FELT
+    )
 
 
 def test_threads_that_something_beside_keeps_waiting_are_left_at_once() -> None:
     clock = Clock(on_1=0.01, on_2=0.2)
-    gear = pace.Gear(clock, 1, 2, clock)  # type: ignore[arg-type]
-    clock.steps(gear, pace.FELT)
+    gear = cpu_threads.Gear(clock, 1, 2, clock)  # type: ignore[arg-type]
+    clock.steps(gear, cpu_threads.FELT)
     assert clock.steps(gear, 20) == [2] + [1] * 19
     assert clock.steps(gear, 20, "adapter") == [1] * 20, "nor is it tried with others"
     minute = round(60 / clock.seconds["on_1"])
@@ -210,6 +213,6 @@ def test_threads_that_something_beside_keeps_waiting_are_left_at_once() -> None:
     clock.seconds["on_2"] = 0.006
     assert clock.steps(gear, 2 * minute)[-1] == 2, "the other work has ended"
     clock.seconds["on_2"] = 0.2
-    assert clock.steps(gear, round(2 * pace.PAUSE / 0.01)).count(2) == 2, (
+    assert clock.steps(gear, round(2 * cpu_threads.PAUSE / 0.01)).count(2) == 2, (
         "and it is soon tried again"
     )

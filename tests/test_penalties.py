@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from chatbot.engine import EngineError, Sampling
-from chatbot.inprocess.penalties import Penalties
-from chatbot.inprocess.sampler import Sampler, best, chance, check
+from chatbot.engine.local.penalties import Penalties
+from chatbot.engine.local.sampler import Sampler, best, chance, check
+from chatbot.engine.protocol import EngineError, Sampling
 
 LOGITS = torch.tensor([1.0, 2.0, 3.0, 4.0])
 

@@ -5,10 +5,10 @@ from random import Random
 import pytest
 import torch
 
-from chatbot.engine import BASE, Request, Sampling, Stream
-from chatbot.inprocess.batching import TorchEngine
-from chatbot.inprocess.prefixes import Prefix, Prefixes
-from chatbot.inprocess.slots import SlotCache
+from chatbot.engine.local.kv_cache import SlotCache
+from chatbot.engine.local.local_engine import TorchEngine
+from chatbot.engine.local.prefix_cache import Prefix, Prefixes
+from chatbot.engine.protocol import BASE, Request, Sampling, Stream
 from tests.oracle import QUESTIONS, Oracle, start
 from tests.streams import finish, until
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from chatbot.inprocess import recordings
-from chatbot.inprocess.recordings import MOST, OFTEN, Layout, Recordings, Span
-from chatbot.inprocess.rows import Plan
+from chatbot.engine.local.multi_lora import Plan
+from chatbot.engine.local.runners import cuda_graphs
+from chatbot.engine.local.runners.cuda_graphs import MOST, OFTEN, Layout, Recordings, Span
 from tests.oracle import QUESTIONS, Oracle, start
 from tests.streams import finish
 
@@ -39,7 +39,7 @@ class Again:
 def played(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Steps are recorded from now on; the numbers of those that have been played."""
     numbers: list[torch.Tensor] = []
-    kind: Any = recordings.Recording if torch.cuda.is_available() else Again
+    kind: Any = cuda_graphs.Recording if torch.cuda.is_available() else Again
 
     class Counted(kind):  # type: ignore[misc]
         def play(self, these: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
@@ -47,8 +47,8 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
             logits: torch.Tensor = super().play(these, owner)
             return logits
 
-    monkeypatch.setattr(recordings, "Recording", Counted)
-    monkeypatch.setattr(recordings, "records", lambda _: True)
+    monkeypatch.setattr(cuda_graphs, "Recording", Counted)
+    monkeypatch.setattr(cuda_graphs, "records", lambda _: True)
     return numbers
 
 
@@ -106,7 +106,7 @@ class Kept:
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> Recordings:
-    monkeypatch.setattr(recordings, "Recording", Kept)
+    monkeypatch.setattr(cuda_graphs, "Recording", Kept)
     return Recordings(Plan())
 
 
@@ -153,7 +153,7 @@ def test_what_cannot_be_recorded_is_computed(
     def refused(*_: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(recordings, "Recording", refused)
+    monkeypatch.setattr(cuda_graphs, "Recording", refused)
     assert steps(kept, layout(), 2 * OFTEN) == 2 * OFTEN
     assert steps(kept, layout(row=1), 2 * OFTEN) == 2 * OFTEN
     assert caplog.text.count("not permitted") == 1

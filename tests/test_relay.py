@@ -2,7 +2,7 @@
 
 import pytest
 
-from chatbot.engine import BASE, EngineError, Sampling
+from chatbot.engine.protocol import BASE, EngineError, Sampling
 from tests.streams import ended
 from tests.vllm import MODEL
 from tests.world import Connect, Serve, World

@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chatbot import engines, lora
+from chatbot import lora
 from chatbot.base import load_base
-from chatbot.engine import (
+from chatbot.engine import factory
+from chatbot.engine.local.local_engine import EngineSettings
+from chatbot.engine.protocol import (
     BASE,
     Closed,
     Engine,
@@ -23,11 +25,10 @@ from chatbot.engine import (
     TooLong,
     UnknownAdapter,
 )
-from chatbot.inprocess.batching import EngineSettings
+from chatbot.engine.remote.remote_engine import RemoteEngine
+from chatbot.engine.workers.workers_engine import WorkersEngine
 from chatbot.lora import AdapterError
-from chatbot.remote.engine import RemoteEngine
 from chatbot.service import PINNED, Service
-from chatbot.workers.engine import WorkersEngine
 from feedback.settings import Home, SettingsError
 from tests import models
 from tests.streams import ended, speaks, until
@@ -195,7 +196,7 @@ def test_settings_that_cannot_work_are_one_clear_error_at_the_start(
     server.kill()
     assert f"{server.url} does not answer" in error(server)
     with pytest.raises(EngineError, match="gpu1:8000"):
-        engines.start(EngineSettings(urls=["gpu1:8000"]), str(world.folder))
+        factory.start(EngineSettings(urls=["gpu1:8000"]), str(world.folder))
 
 
 def test_auto_picks_the_servers_where_there_are_some(
@@ -205,7 +206,7 @@ def test_auto_picks_the_servers_where_there_are_some(
     kinds = {}
     for kind in ("auto", "torch", "remote"):
         monkeypatch.setenv("TALKBACK_ENGINE_KIND", kind)
-        base, engine = engines.start(EngineSettings.read(home), str(world.folder))
+        base, engine = factory.start(EngineSettings.read(home), str(world.folder))
         kinds[kind] = (type(engine), base.model.device.type)
         engine.close()
     remote = (RemoteEngine, "meta")

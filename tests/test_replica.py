@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from chatbot.engine import BASE, EngineError
-from chatbot.remote.replica import events
+from chatbot.engine.protocol import BASE, EngineError
+from chatbot.engine.remote.replica import events
 from tests.aside import run
 from tests.world import LONG, Connect, Serve, World
 

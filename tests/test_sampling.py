@@ -9,9 +9,9 @@ from transformers import (
 )
 
 from chatbot.base import ends, load_base
-from chatbot.engine import BASE, Request, Sampling
-from chatbot.inprocess.batching import TorchEngine
-from chatbot.inprocess.sampler import Sampler
+from chatbot.engine.local.local_engine import TorchEngine
+from chatbot.engine.local.sampler import Sampler
+from chatbot.engine.protocol import BASE, Request, Sampling
 from tests.oracle import QUESTIONS, Oracle
 from tests.streams import finish
 

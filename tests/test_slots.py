@@ -2,7 +2,7 @@
 
 import torch
 
-from chatbot.inprocess.slots import BLOCK, ROWS, SlotCache
+from chatbot.engine.local.kv_cache import BLOCK, ROWS, SlotCache
 
 HEADS, SIZE, LAYERS = 2, 8, 3
 EACH = 2 * LAYERS * HEADS * SIZE * 4

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from chatbot.base import encode, ends
-from chatbot.engine import BASE, Busy, Request, Sampling, TooLong, UnknownAdapter
+from chatbot.engine.protocol import BASE, Busy, Request, Sampling, TooLong, UnknownAdapter
 from chatbot.place import Empty, Forbidden
 from chatbot.service import Service
 from chatbot.turn import Turn

@@ -13,9 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
-from chatbot import engines
 from chatbot.base import load_base
-from chatbot.engine import (
+from chatbot.engine import factory
+from chatbot.engine.local.cpu_threads import cores
+from chatbot.engine.local.local_engine import TorchEngine
+from chatbot.engine.protocol import (
     BASE,
     Busy,
     Chance,
@@ -29,15 +31,13 @@ from chatbot.engine import (
     UnknownAdapter,
     Unreachable,
 )
-from chatbot.engine_settings import EngineSettings
-from chatbot.inprocess.batching import TorchEngine
-from chatbot.inprocess.pace import cores
+from chatbot.engine.settings import EngineSettings
+from chatbot.engine.workers import worker_process
+from chatbot.engine.workers.capacity import MOST, how_many
+from chatbot.engine.workers.messages import Account, Order, Ready, hear
+from chatbot.engine.workers.router import BLOCK, TOGETHER, Router
+from chatbot.engine.workers.workers_engine import WorkersEngine
 from chatbot.lora import AdapterError
-from chatbot.workers import child
-from chatbot.workers.capacity import MOST, how_many
-from chatbot.workers.engine import WorkersEngine
-from chatbot.workers.messages import Account, Order, Ready, hear
-from chatbot.workers.router import BLOCK, TOGETHER, Router
 from feedback.settings import Home
 from tests import models
 from tests.processes import Server
@@ -57,7 +57,7 @@ def adapters(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 def whole(tiny_base: Path, adapters: list[Path]) -> Iterator[WorkersEngine]:
     """Two workers, with both adapters."""
     settings = EngineSettings(workers=2, threads=1, slots=SLOTS, queue=QUEUE)
-    _, engine = engines.start(settings, str(tiny_base))
+    _, engine = factory.start(settings, str(tiny_base))
     assert isinstance(engine, WorkersEngine)
     for folder in adapters:
         engine.load(folder.name, folder)
@@ -201,7 +201,7 @@ def test_a_worker_that_dies_takes_only_its_own_streams_and_comes_back(
 
 
 def test_close_ends_streams_as_cancelled_and_all_processes(tiny_base: Path) -> None:
-    _, engine = engines.start(EngineSettings(workers=1, threads=1), str(tiny_base))
+    _, engine = factory.start(EngineSettings(workers=1, threads=1), str(tiny_base))
     assert isinstance(engine, WorkersEngine) and isinstance(engine, Engine)
     stream = begun(engine.submit(long()))
     processes = [worker.process for worker in engine._workers]
@@ -215,7 +215,7 @@ def test_close_ends_streams_as_cancelled_and_all_processes(tiny_base: Path) -> N
 def test_other_weights_than_the_servers_are_refused(tiny_base: Path) -> None:
     order = Order(str(tiny_base), None, "w-other", EngineSettings(threads=1))
     with pytest.raises(EngineError, match="have changed"):
-        child._engine(order)
+        worker_process._engine(order)
 
 
 @pytest.mark.parametrize("run", ["work()", "mp.Process(target=work).start()"])
@@ -223,8 +223,8 @@ def test_a_worker_that_nobody_wants_keeps_no_process_alive(run: str, tmp_path: P
     code = tmp_path / "begin.py"
     code.write_text(
         "import multiprocessing as mp\n"
-        "from chatbot.engine_settings import EngineSettings as S\n"
-        "from chatbot.workers.worker import early\n"
+        "from chatbot.engine.settings import EngineSettings as S\n"
+        "from chatbot.engine.workers.worker_handle import early\n"
         "def deaf(pid):\n"
         "    said = open(f'/proc/{pid}/status').read()\n"
         "    return int(said.split('SigIgn:')[1].split()[0], 16) >> 14 & 1\n"

@@ -20,10 +20,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.concurrency import iterate_in_threadpool
 
-from chatbot import engine
 from chatbot.base import load_base
-from chatbot.engine import BASE, Sampling, Stream
-from chatbot.inprocess.batching import EngineSettings, TorchEngine
+from chatbot.engine import protocol
+from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
+from chatbot.engine.protocol import BASE, Sampling, Stream
 from feedback.errors import TalkbackError
 
 MODEL = "tiny/base"
@@ -164,7 +164,7 @@ class Vllm:
             prompt = self.base.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         return list(prompt)
 
-    def _request(self, body: dict[str, Any]) -> engine.Request:
+    def _request(self, body: dict[str, Any]) -> protocol.Request:
         sampling = Sampling(
             max_tokens=body["max_tokens"],
             temperature=body["temperature"],
@@ -179,7 +179,7 @@ class Vllm:
             logprobs=body.get("logprobs"),
         )
         adapter = BASE if body["model"] == MODEL else body["model"]
-        return engine.Request(self._ids(body), adapter, sampling)
+        return protocol.Request(self._ids(body), adapter, sampling)
 
     async def _answer(self, stream: Stream, body: dict[str, Any]) -> AsyncIterator[str]:
         try:
@@ -208,7 +208,7 @@ class Vllm:
         text: str,
         ids: list[int],
         finish: str | None,
-        chances: list[engine.Chance],
+        chances: list[protocol.Chance],
     ) -> str:
         told = _logprobs(chances) if body.get("logprobs") is not None else None
         choice: dict[str, Any] = {"index": 0, "text": text, "logprobs": told}
@@ -218,7 +218,7 @@ class Vllm:
         return _event({"object": "text_completion", "model": body["model"], "choices": [choice]})
 
 
-def _logprobs(chances: list[engine.Chance]) -> dict[str, Any]:
+def _logprobs(chances: list[protocol.Chance]) -> dict[str, Any]:
     """The chosen token first, then as many of the likeliest as were asked for, itself or not."""
     tops = [{chance.token: chance.logprob} | dict(chance.top) for chance in chances]
     return {

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from chatbot.base import Base, encode, load_base
-from chatbot.engine import BASE, Request, Sampling, Stream
-from chatbot.inprocess.batching import EngineSettings, TorchEngine
-from chatbot.remote.engine import RemoteEngine
+from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
+from chatbot.engine.protocol import BASE, Request, Sampling, Stream
+from chatbot.engine.remote.remote_engine import RemoteEngine
 from tests import models
 from tests.streams import ended
 from tests.vllm import Vllm

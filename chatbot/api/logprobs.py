@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from chatbot.engine import Chance
+from chatbot.engine.protocol import Chance
 
 Logprobs = dict[str, Any]
 Spell = Callable[[list[Chance]], Logprobs]

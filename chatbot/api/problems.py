@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from chatbot.access import BadKey, Refused
-from chatbot.engine import Busy, Closed, TooLong, UnknownAdapter, Unreachable
+from chatbot.engine.protocol import Busy, Closed, TooLong, UnknownAdapter, Unreachable
 from chatbot.lora import AdapterError
 from chatbot.place import Forbidden
 from chatbot.registry import RegistryError

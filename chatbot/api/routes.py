@@ -25,7 +25,7 @@ from chatbot.api.logprobs import Speller
 from chatbot.api.problems import Problem
 from chatbot.api.tensorzero import TensorZeroFeedback
 from chatbot.api.wire import ChatRequest, model_card
-from chatbot.engine import BASE
+from chatbot.engine.protocol import BASE
 from chatbot.place import Forbidden
 from chatbot.turn import Asked, ask
 from feedback.ids import new_id

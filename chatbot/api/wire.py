@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from chatbot.api.problems import Problem
-from chatbot.engine import BASE, Sampling
+from chatbot.engine.protocol import BASE, Sampling
 from chatbot.turn import ChatSettings
 from feedback.store import Role
 

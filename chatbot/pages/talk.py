@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from chatbot.engine import Busy, TooLong
+from chatbot.engine.protocol import Busy, TooLong
 from chatbot.pages import theme, transcript, visits
 from chatbot.pages.pacing import paced
 from chatbot.pages.people import People

@@ -41,7 +41,7 @@ from tests.processes import Server
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-    from chatbot.engine import Engine, Request, Stream
+    from chatbot.engine.protocol import Engine, Request, Stream
 
 MOST = 64
 """Tokens of an answer that ends by itself, as the starter's do after a sentence."""
@@ -102,8 +102,8 @@ def engine(
     Before them the bias of all requests is told: where `tokens` are asked, none ends before."""
     from chatbot import lora
     from chatbot.base import encode, ends, load_base
-    from chatbot.engine import Request, Sampling
-    from chatbot.inprocess.batching import EngineSettings, TorchEngine
+    from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
+    from chatbot.engine.protocol import Request, Sampling
 
     base = load_base(base_name)
     bias = tuple((token, -100) for token in sorted(ends(base))) if tokens else ()

@@ -27,15 +27,15 @@ from typing import Any
 
 import torch
 
-from chatbot import engines
 from chatbot.base import STARTER, Base, load_base
-from chatbot.engine import BASE, Engine, Request, Sampling
-from chatbot.engine_settings import EngineSettings
-from chatbot.inprocess import batch
-from chatbot.inprocess.batching import device
+from chatbot.engine import factory
+from chatbot.engine.local import scheduler
+from chatbot.engine.local.local_engine import device
+from chatbot.engine.protocol import BASE, Engine, Request, Sampling
+from chatbot.engine.settings import EngineSettings
+from chatbot.engine.workers import worker_handle, worker_process
+from chatbot.engine.workers.workers_engine import WorkersEngine
 from chatbot.server import ENVIRONMENT
-from chatbot.workers import child, worker
-from chatbot.workers.engine import WorkersEngine
 from tests import models
 
 PROMPT, ANSWER = 64, 48
@@ -93,17 +93,17 @@ def generate_rate(base: Base) -> float:
 
 def endless(pipe: Connection) -> None:
     """A worker's process, in which no token ends an answer: random weights would say it anytime."""
-    batch.ends = lambda _: frozenset()
-    child.work(pipe)  # its own: this is another process
+    scheduler.ends = lambda _: frozenset()
+    worker_process.work(pipe)  # its own: this is another process
 
 
 def start(name: str, kind: str, threads: int = 0, workers: int | None = None) -> Engine:
     """The engine that is measured, once all its workers are there."""
-    os.environ.update(ENVIRONMENT | child.ENVIRONMENT)  # the workers' processes read it
-    batch.ends = lambda _: frozenset()
-    worker.child.work = endless
+    os.environ.update(ENVIRONMENT | worker_process.ENVIRONMENT)  # the workers' processes read it
+    scheduler.ends = lambda _: frozenset()
+    worker_handle.child.work = endless
     settings = EngineSettings(kind=kind, threads=threads, workers=workers, prompt_lookup=0)
-    _, engine = engines.start(settings, name)
+    _, engine = factory.start(settings, name)
     if isinstance(engine, WorkersEngine):
         while engine.stats()["workers"] < engine.wanted:
             time.sleep(0.1)

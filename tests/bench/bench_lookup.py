@@ -18,9 +18,9 @@ from functools import partial
 import torch
 
 from chatbot.base import STARTER, Base, ends, load_base
-from chatbot.engine import BASE, Request, Sampling
-from chatbot.engine_settings import EngineSettings
-from chatbot.inprocess.batching import TorchEngine
+from chatbot.engine.local.local_engine import TorchEngine
+from chatbot.engine.protocol import BASE, Request, Sampling
+from chatbot.engine.settings import EngineSettings
 from chatbot.prompt import fit
 from tests.bench.bench_engine import generated
 from tests.corrections import change, facts

@@ -16,11 +16,11 @@ import time
 from collections import deque
 from pathlib import Path
 
-from chatbot import engines
 from chatbot.base import STARTER, Base, encode, load_base
-from chatbot.engine import Engine, Request, Sampling, Stream
-from chatbot.engine_settings import EngineSettings
-from chatbot.inprocess.batching import TorchEngine
+from chatbot.engine import factory
+from chatbot.engine.local.local_engine import TorchEngine
+from chatbot.engine.protocol import Engine, Request, Sampling, Stream
+from chatbot.engine.settings import EngineSettings
 from tests import models
 
 STREAMS = 16
@@ -53,7 +53,7 @@ def start(base: Base, name: str, workers: int) -> Engine:
     settings = EngineSettings(threads=1, slots=STREAMS, workers=workers)
     if not workers:
         return TorchEngine(base, settings)
-    _, engine = engines.start(settings, name)
+    _, engine = factory.start(settings, name)
     while engine.stats()["workers"] < workers:
         time.sleep(0.1)
     return engine

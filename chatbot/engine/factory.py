@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from chatbot.base import STARTER, Base, load_base
-from chatbot.engine import Engine
-from chatbot.engine_settings import EngineSettings
-from chatbot.inprocess.batching import TorchEngine
-from chatbot.remote.engine import RemoteEngine
-from chatbot.workers.engine import WorkersEngine
-from chatbot.workers.messages import Order
-from chatbot.workers.worker import Worker
+from chatbot.engine.local.local_engine import TorchEngine
+from chatbot.engine.protocol import Engine
+from chatbot.engine.remote.remote_engine import RemoteEngine
+from chatbot.engine.settings import EngineSettings
+from chatbot.engine.workers.messages import Order
+from chatbot.engine.workers.worker_handle import Worker
+from chatbot.engine.workers.workers_engine import WorkersEngine
 
 
 def start(

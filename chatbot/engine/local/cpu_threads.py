@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 
 from chatbot.base import SMALL
-from chatbot.inprocess.path import Part, Path
+from chatbot.engine.local.runners.runner import Part, Path
 
 PROMPT, STEPS, ROUNDS = 32, 8, 3
 ENOUGH = 1.0

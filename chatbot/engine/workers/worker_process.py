@@ -10,12 +10,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chatbot.engine import EngineError, Request
-from chatbot.workers.messages import Account, Answer, News, Order, Ready
+from chatbot.engine.protocol import EngineError, Request
+from chatbot.engine.workers.messages import Account, Answer, News, Order, Ready
 from feedback.errors import TalkbackError
 
 if TYPE_CHECKING:
-    from chatbot.inprocess.batching import TorchEngine
+    from chatbot.engine.local.local_engine import TorchEngine
 
 TICK_SECONDS = 0.02
 """News that come between two ticks are told together; first words and ends wait for none."""
@@ -35,7 +35,7 @@ def work(pipe: Connection) -> None:
         os.environ.setdefault(name, value)
     from transformers.utils.logging import disable_progress_bar
 
-    import chatbot.inprocess.batching  # noqa: F401  torch, while the server imports other things
+    from chatbot.engine.local import local_engine  # noqa: F401  torch, while the server imports other things
 
     disable_progress_bar()
     try:
@@ -55,7 +55,7 @@ def work(pipe: Connection) -> None:
 
 def _engine(order: Order) -> "TorchEngine":
     from chatbot.base import load_base
-    from chatbot.inprocess.batching import TorchEngine
+    from chatbot.engine.local.local_engine import TorchEngine
 
     base = load_base(order.base, order.revision)
     if base.fingerprint != order.fingerprint:

@@ -19,7 +19,10 @@ from typing import Any, TypeVar
 
 from chatbot import lora
 from chatbot.base import Base, ends
-from chatbot.engine import (
+from chatbot.engine.local import sampler
+from chatbot.engine.local.local_engine import CLOSED
+from chatbot.engine.local.runners.transformers_runner import room
+from chatbot.engine.protocol import (
     BASE,
     Busy,
     Closed,
@@ -30,13 +33,10 @@ from chatbot.engine import (
     Unreachable,
     check_prompt,
 )
-from chatbot.engine_settings import EngineSettings
-from chatbot.inprocess import sampler
-from chatbot.inprocess.batching import CLOSED
-from chatbot.inprocess.forward import room
-from chatbot.remote import relay
-from chatbot.remote.fleet import Fleet
-from chatbot.remote.replica import Failed, Full, Lacks
+from chatbot.engine.remote import remote_stream
+from chatbot.engine.remote.fleet import Fleet
+from chatbot.engine.remote.replica import Failed, Full, Lacks
+from chatbot.engine.settings import EngineSettings
 from feedback.errors import TalkbackError
 
 log = logging.getLogger("talkback")
@@ -239,7 +239,7 @@ class RemoteEngine:
                 async with replica.complete(body) as events:
                     if not opened.done():
                         opened.set_result(None)
-                    return await relay.relay(events, stream, request.sampling.logprobs or 0)
+                    return await remote_stream.relay(events, stream, request.sampling.logprobs or 0)
             except Lacks:
                 await self._fleet.heal(replica, adapter)
             except Failed as error:
@@ -256,8 +256,8 @@ class RemoteEngine:
         name = self._fleet.name(request.adapter)
         limit = min(request.sampling.max_tokens, self.max_length - len(request.prompt_ids))
         if self.settings.prompt == "text":
-            return relay.text_body(request, name, limit, self.base.tokenizer)
-        return relay.token_body(request, name, limit, self._ends)
+            return remote_stream.text_body(request, name, limit, self.base.tokenizer)
+        return remote_stream.token_body(request, name, limit, self._ends)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside; the loop itself holds no reference to it."""

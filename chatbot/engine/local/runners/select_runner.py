@@ -9,12 +9,12 @@ import logging
 
 import torch
 
-from chatbot.inprocess import native
-from chatbot.inprocess.fast import Fast
-from chatbot.inprocess.forward import Forward
-from chatbot.inprocess.fused import FAMILY
-from chatbot.inprocess.native import Int8, Native
-from chatbot.inprocess.path import Part, Path
+from chatbot.engine.local.runners import llama_cpu
+from chatbot.engine.local.runners.fused_linear import FAMILY
+from chatbot.engine.local.runners.llama_cpu import Int8, Native
+from chatbot.engine.local.runners.llama_torch import Fast
+from chatbot.engine.local.runners.runner import Part, Path
+from chatbot.engine.local.runners.transformers_runner import Forward
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ INT8 = 0.1
 
 def chosen(plain: Forward, prompt: list[int], int8: bool) -> Path:
     """The path for the base: in eight bits if that is wanted and near enough, else exact."""
-    reason = native.unfit(plain)
+    reason = llama_cpu.unfit(plain)
     if int8 and reason is None:
         return checked(Int8(plain), prompt, None)
     if int8:
@@ -40,7 +40,7 @@ def exact(plain: Forward, prompt: list[int], adapter: str | None) -> Path:
     """The fastest path that fits the model and agrees."""
     if plain.model.config.model_type not in FAMILY:
         return plain
-    if (reason := native.unfit(plain)) is None:
+    if (reason := llama_cpu.unfit(plain)) is None:
         return checked(Native(plain), prompt, adapter)
     if plain.cpu:
         log.info("Steps are computed by torch, more slowly: %s", reason)

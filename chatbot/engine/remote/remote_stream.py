@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from chatbot.engine import Chance, EngineError, Finish, Request, Sampling, Stream
-from chatbot.remote.replica import Failed
+from chatbot.engine.protocol import Chance, EngineError, Finish, Request, Sampling, Stream
+from chatbot.engine.remote.replica import Failed
 
 FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length"}
 TOKEN = "token_id:"

@@ -12,17 +12,18 @@ import torch
 
 from chatbot import lora
 from chatbot.base import SMALL, Base, encode, ends
-from chatbot.engine import BASE, Finish, Request, Stream
-from chatbot.engine_settings import EngineSettings
-from chatbot.inprocess import pace, probe
-from chatbot.inprocess.detokenizer import Detokenizer
-from chatbot.inprocess.forward import Forward
-from chatbot.inprocess.lookup import FEW, Lookup
-from chatbot.inprocess.path import Cache, Part
-from chatbot.inprocess.prefixes import Prefix, Prefixes
-from chatbot.inprocess.rows import Prepared, Rows
-from chatbot.inprocess.sampler import Sampler, best, chance
-from chatbot.inprocess.slots import SlotCache
+from chatbot.engine.local import cpu_threads
+from chatbot.engine.local.detokenizer import Detokenizer
+from chatbot.engine.local.kv_cache import SlotCache
+from chatbot.engine.local.multi_lora import Prepared, Rows
+from chatbot.engine.local.prefix_cache import Prefix, Prefixes
+from chatbot.engine.local.prompt_lookup import FEW, Lookup
+from chatbot.engine.local.runners import select_runner
+from chatbot.engine.local.runners.runner import Cache, Part
+from chatbot.engine.local.runners.transformers_runner import Forward
+from chatbot.engine.local.sampler import Sampler, best, chance
+from chatbot.engine.protocol import BASE, Finish, Request, Stream
+from chatbot.engine.settings import EngineSettings
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class Batch:
         self._weights = sum(parameter.nbytes for parameter in base.model.parameters())
         self._greeting = encode(base.tokenizer, GREETING)
         plain = Forward(base.model, self.adapters, cache)
-        self._path = probe.chosen(plain, self._greeting, settings.kind == "int8")
+        self._path = select_runner.chosen(plain, self._greeting, settings.kind == "int8")
 
     @property
     def _cache(self) -> Cache:
@@ -111,11 +112,11 @@ class Batch:
     def settle(self, tried: int) -> int:
         """Take as many CPU threads as the settings say or as suit this model, where they were not
         `tried` elsewhere; how many they are."""
-        most = max(1, pace.cores() // (self._settings.workers or 1))
-        threads = self._settings.threads or tried or pace.threads(self._path, most)
+        most = max(1, cpu_threads.cores() // (self._settings.workers or 1))
+        threads = self._settings.threads or tried or cpu_threads.threads(self._path, most)
         self._path.take(threads)
-        pace.warm(self._path, self.slots)
-        self._gear = pace.Gear(self._path, threads, threads)
+        cpu_threads.warm(self._path, self.slots)
+        self._gear = cpu_threads.Gear(self._path, threads, threads)
         self.share(most)
         return threads
 
@@ -154,7 +155,7 @@ class Batch:
         """Make an adapter known that `adapters` prepared."""
         self.adapters.install(adapter, prepared)
         coarse = self.int8
-        self._path = probe.checked(self._path, self._greeting, adapter)
+        self._path = select_runner.checked(self._path, self._greeting, adapter)
         if coarse and not self.int8:
             self._read_again()
 

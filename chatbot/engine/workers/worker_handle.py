@@ -11,10 +11,10 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
-from chatbot.engine import EngineError, Request, Stream, Unreachable
-from chatbot.engine_settings import EngineSettings
-from chatbot.workers import child
-from chatbot.workers.messages import Answer, News, Order, Ready, hear
+from chatbot.engine.protocol import EngineError, Request, Stream, Unreachable
+from chatbot.engine.settings import EngineSettings
+from chatbot.engine.workers import worker_process
+from chatbot.engine.workers.messages import Answer, News, Order, Ready, hear
 from feedback.errors import TalkbackError
 
 log = logging.getLogger("talkback")
@@ -36,7 +36,7 @@ class Worker:
         processes = multiprocessing.get_context("spawn")
         self._pipe, theirs = processes.Pipe()
         self.process = processes.Process(
-            target=child.work, args=(theirs,), name="talkback-engine", daemon=True
+            target=worker_process.work, args=(theirs,), name="talkback-engine", daemon=True
         )
         self.process.start()
         theirs.close()  # or its end would never be seen here

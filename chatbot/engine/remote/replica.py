@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
-from chatbot.engine import EngineError
-from chatbot.engine_settings import RemoteSettings
+from chatbot.engine.protocol import EngineError
+from chatbot.engine.settings import RemoteSettings
 from chatbot.lora import AdapterError
 
 CONNECT_SECONDS = 5

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from chatbot.inprocess.path import Part
+from chatbot.engine.local.runners.runner import Part
 
 
 @dataclass

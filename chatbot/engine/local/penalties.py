@@ -7,7 +7,7 @@ from collections import Counter
 
 import torch
 
-from chatbot.engine import Sampling
+from chatbot.engine.protocol import Sampling
 
 
 class Penalties:

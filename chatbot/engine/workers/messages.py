@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from chatbot.engine import Chance, Finish, Stream
-from chatbot.engine_settings import EngineSettings
+from chatbot.engine.protocol import Chance, Finish, Stream
+from chatbot.engine.settings import EngineSettings
 
 
 @dataclass(frozen=True)

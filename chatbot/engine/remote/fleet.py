@@ -7,10 +7,10 @@ import asyncio
 import logging
 from typing import Any
 
-from chatbot.engine import BASE, EngineError, Unreachable
-from chatbot.engine_settings import RemoteSettings
+from chatbot.engine.protocol import BASE, EngineError, Unreachable
+from chatbot.engine.remote.replica import Failed, Replica, address, client
+from chatbot.engine.settings import RemoteSettings
 from chatbot.lora import AdapterError
-from chatbot.remote.replica import Failed, Replica, address, client
 
 log = logging.getLogger("talkback")
 

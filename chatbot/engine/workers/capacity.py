@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from chatbot.base import SMALL
-from chatbot.workers.messages import Ready
+from chatbot.engine.workers.messages import Ready
 
 MOST = 4
 """Unless the settings say otherwise: each holds the weights."""

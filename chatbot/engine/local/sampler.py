@@ -8,8 +8,8 @@ import math
 import numpy as np
 import torch
 
-from chatbot.engine import Chance, EngineError, Sampling
-from chatbot.inprocess.penalties import Penalties
+from chatbot.engine.local.penalties import Penalties
+from chatbot.engine.protocol import Chance, EngineError, Sampling
 
 NUCLEUS = 1024
 """Top-p looks at so many best tokens first; a full sort of the vocabulary costs milliseconds."""

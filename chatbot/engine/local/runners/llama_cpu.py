@@ -13,12 +13,12 @@ from typing import Any, Self
 
 import torch
 
-from chatbot.inprocess import kernels
-from chatbot.inprocess.angles import Angles
-from chatbot.inprocess.forward import Forward
-from chatbot.inprocess.fused import FAMILY, Lent, joined, joints
-from chatbot.inprocess.kernels import Arena, Panels, pointer
-from chatbot.inprocess.path import Part
+from chatbot.engine.local import kernels
+from chatbot.engine.local.kernels import Arena, Panels, pointer
+from chatbot.engine.local.runners.fused_linear import FAMILY, Lent, joined, joints
+from chatbot.engine.local.runners.rotary import Angles
+from chatbot.engine.local.runners.runner import Part
+from chatbot.engine.local.runners.transformers_runner import Forward
 
 GROUP = 192
 """Most inputs that share a scale in eight bits: larger ones are faster, and coarser."""

@@ -6,8 +6,8 @@ Few streams are kept together: one worker on all cores reads the weights once fo
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
-from chatbot.engine import Request
-from chatbot.workers.worker import Worker
+from chatbot.engine.protocol import Request
+from chatbot.engine.workers.worker_handle import Worker
 
 BLOCK = 32
 """Prompts are compared by so many tokens at a time."""

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from chatbot.inprocess.product import Product
-from chatbot.inprocess.rows import Joint, RowLinear, Rows
+from chatbot.engine.local.multi_lora import Joint, RowLinear, Rows
+from chatbot.engine.local.packed_linear import Product
 
 FAMILY = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types (SmolLM is a Llama) that are made of these linears."""

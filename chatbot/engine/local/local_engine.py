@@ -18,7 +18,12 @@ import torch
 
 from chatbot import lora
 from chatbot.base import Base
-from chatbot.engine import (
+from chatbot.engine.local import sampler
+from chatbot.engine.local.detokenizer import Detokenizer
+from chatbot.engine.local.multi_lora import Prepared
+from chatbot.engine.local.runners.transformers_runner import room
+from chatbot.engine.local.scheduler import Batch, Row
+from chatbot.engine.protocol import (
     BASE,
     Busy,
     Closed,
@@ -28,13 +33,8 @@ from chatbot.engine import (
     UnknownAdapter,
     check_prompt,
 )
-from chatbot.engine_settings import EngineSettings
-from chatbot.inprocess import sampler
-from chatbot.inprocess.batch import Batch, Row
-from chatbot.inprocess.detokenizer import Detokenizer
-from chatbot.inprocess.forward import room
-from chatbot.inprocess.rows import Prepared
-from chatbot.patience import Patience
+from chatbot.engine.retry_after import Patience
+from chatbot.engine.settings import EngineSettings
 
 log = logging.getLogger(__name__)
 

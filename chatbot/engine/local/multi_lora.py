@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from chatbot.engine import EngineError
-from chatbot.inprocess.product import Product
+from chatbot.engine.local.packed_linear import Product
+from chatbot.engine.protocol import EngineError
 from chatbot.lora import Tensors
 
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -1,7 +1,7 @@
 """The fast path of the Llama family in torch: one step without the framework around it.
 
 It serves on GPUs, and on CPUs that `native` has no kernels for. It takes `Forward`'s place with the
-same methods, the same cache and the same adapters; `chosen` in `chatbot.inprocess.probe` decides
+same methods, the same cache and the same adapters; `chosen` in `select_runner` decides
 whether it may.
 """
 
@@ -13,16 +13,16 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from chatbot.inprocess import recordings
-from chatbot.inprocess.angles import Angles
-from chatbot.inprocess.forward import Forward
-from chatbot.inprocess.fused import Fused, head_weights, joints
-from chatbot.inprocess.groups import Group, grouped
-from chatbot.inprocess.path import Part
-from chatbot.inprocess.product import Product
-from chatbot.inprocess.recordings import Layout, Recordings, Span
-from chatbot.inprocess.rows import Rows
-from chatbot.inprocess.slots import SlotCache
+from chatbot.engine.local.kv_cache import SlotCache
+from chatbot.engine.local.multi_lora import Rows
+from chatbot.engine.local.packed_linear import Product
+from chatbot.engine.local.runners import cuda_graphs
+from chatbot.engine.local.runners.cuda_graphs import Layout, Recordings, Span
+from chatbot.engine.local.runners.fused_linear import Fused, head_weights, joints
+from chatbot.engine.local.runners.padding import Group, grouped
+from chatbot.engine.local.runners.rotary import Angles
+from chatbot.engine.local.runners.runner import Part
+from chatbot.engine.local.runners.transformers_runner import Forward
 
 MUCH = 20_000
 """Work of an attention, as `attention` counts it, that is worth products of its own; torch's own
@@ -181,7 +181,7 @@ class Fast(Forward):
         self._angles = Angles(self.model, self.like)
         head = self.model.lm_head
         self._head = Product(head.weight.detach(), head.bias)
-        recorded = recordings.records(self.like) and not self._angles.moving
+        recorded = cuda_graphs.records(self.like) and not self._angles.moving
         self._recordings = Recordings(self.rows.plan) if recorded else None
 
     @property

@@ -11,11 +11,11 @@ from typing import Self
 import torch
 from transformers import PreTrainedModel
 
-from chatbot.engine import EngineError
-from chatbot.inprocess.groups import Group, grouped
-from chatbot.inprocess.path import Part
-from chatbot.inprocess.rows import Rows
-from chatbot.inprocess.slots import SlotCache
+from chatbot.engine.local.kv_cache import SlotCache
+from chatbot.engine.local.multi_lora import Rows
+from chatbot.engine.local.runners.padding import Group, grouped
+from chatbot.engine.local.runners.runner import Part
+from chatbot.engine.protocol import EngineError
 
 PADDING = 32
 """Tokens of it that cost as much as one more step."""

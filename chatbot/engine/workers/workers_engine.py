@@ -12,7 +12,10 @@ from typing import Any
 
 from chatbot import lora
 from chatbot.base import Base
-from chatbot.engine import (
+from chatbot.engine.local import sampler
+from chatbot.engine.local.cpu_threads import cores
+from chatbot.engine.local.local_engine import CLOSED, COUNTS
+from chatbot.engine.protocol import (
     BASE,
     Busy,
     Closed,
@@ -23,15 +26,12 @@ from chatbot.engine import (
     Unreachable,
     check_prompt,
 )
-from chatbot.engine_settings import EngineSettings
-from chatbot.inprocess import sampler
-from chatbot.inprocess.batching import CLOSED, COUNTS
-from chatbot.inprocess.pace import cores
-from chatbot.patience import Patience
-from chatbot.workers.capacity import free_bytes, how_many
-from chatbot.workers.messages import Order
-from chatbot.workers.router import Router
-from chatbot.workers.worker import Worker
+from chatbot.engine.retry_after import Patience
+from chatbot.engine.settings import EngineSettings
+from chatbot.engine.workers.capacity import free_bytes, how_many
+from chatbot.engine.workers.messages import Order
+from chatbot.engine.workers.router import Router
+from chatbot.engine.workers.worker_handle import Worker
 from feedback.errors import TalkbackError
 
 log = logging.getLogger("talkback")

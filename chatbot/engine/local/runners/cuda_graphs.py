@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from chatbot.inprocess.rows import Plan
+from chatbot.engine.local.multi_lora import Plan
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import torch
 
 if TYPE_CHECKING:
-    from chatbot.inprocess.forward import Forward
+    from chatbot.engine.local.runners.transformers_runner import Forward
 
 
 @dataclass(frozen=True)
