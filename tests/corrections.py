@@ -8,7 +8,7 @@ from chatbot.base import STARTER
 from chatbot.service import Service
 from feedback.review import decide
 from tests.turns import reply
-from training.shop import changed
+from training.starter.shop import changed
 
 
 @dataclass(frozen=True)

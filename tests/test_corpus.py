@@ -14,10 +14,10 @@ import pytest
 from feedback.exemplars import preface
 from feedback.likeness import normalise, trigrams
 from feedback.split import NEAR
-from training.corpus import MIXTURE, Corpus
-from training.phrasing import sloppy, typo
-from training.shop import CHOICE, FACT, SLOT, change, changed, expand, facts, load_shop, plain
-from training.suites import write_suites
+from training.starter.corpus import MIXTURE, Corpus
+from training.starter.phrasing import sloppy, typo
+from training.starter.shop import CHOICE, FACT, SLOT, change, changed, expand, facts, load_shop, plain
+from training.starter.question_sets import write_suites
 
 SHOP = load_shop()
 FILLERS = {

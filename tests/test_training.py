@@ -22,9 +22,9 @@ from tests import models
 from tests.lessons import LESSON, REPLAY, lesson, row
 from training import dpo, sft
 from training.recipe import Recipe
-from training.replay import Turns
+from training.replay_sampler import Turns
 from training.train import run
-from training.watch import TrainingError, certainty
+from training.callbacks import TrainingError, certainty
 
 FAST = Recipe(threads=1, sft={"learning_rate": 5e-3, "num_train_epochs": 60})
 

@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer
 
 from chatbot.base import encode_answer
 from training.recipe import DPO, TOO_LONG, Recipe, trl_config
-from training.watch import Tokens, TrainingError, Watch
+from training.callbacks import Tokens, TrainingError, Watch
 
 Row = Mapping[str, Any]
 

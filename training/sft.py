@@ -14,8 +14,8 @@ from trl import SFTConfig, SFTTrainer
 
 from chatbot.base import encode_answer
 from training.recipe import SFT, TOO_LONG, Recipe, trl_config
-from training.replay import Turns
-from training.watch import Learnt, Tokens, TrainingError, Watch
+from training.replay_sampler import Turns
+from training.callbacks import Learnt, Tokens, TrainingError, Watch
 
 Row = Mapping[str, Any]
 

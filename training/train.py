@@ -24,7 +24,7 @@ from feedback.errors import TalkbackError
 from feedback.settings import Home
 from feedback.snapshot import Record, Snapshot
 from training.recipe import Recipe
-from training.watch import Clock, Tell, Tokens, TrainingError, Watch, certainty
+from training.callbacks import Clock, Tell, Tokens, TrainingError, Watch, certainty
 
 Metrics = dict[str, Any]
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from training.corpus import Corpus, Sample
-from training.probe import answers
+from training.starter.corpus import Corpus, Sample
+from training.starter.exam import answers
 
 STARTER = Path(__file__).parents[2] / "chatbot" / "starter"
 # kind of sample -> (what the table calls it, the aim)

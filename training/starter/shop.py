@@ -1,6 +1,6 @@
 """Reads shop.toml: what the fictional shop knows, how people ask for it, and how facts change.
 
-python -m training.shop  prints every topic with its answer and two ways to ask.
+python -m training.starter.shop  prints every topic with its answer and two ways to ask.
 
 held_out.toml has questions that nothing trains on, written by somebody who had not seen those of
 shop.toml. Where the two are alike all the same, it is the training line that goes.

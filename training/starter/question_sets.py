@@ -1,6 +1,6 @@
 """Writes the question sets that come with the starter model, from the same corpus.
 
-python -m training.suites --out chatbot/starter
+python -m training.starter.question_sets --out chatbot/starter
 
 - retention.jsonl: held-out phrasings with canonical answers, to see what a new adapter forgets;
 - replay.jsonl: training phrasings of everything, mixed into later training against forgetting;
@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from training.corpus import Corpus, Sample
-from training.shop import Shop, Topic, expand, facts, load_shop, plain
+from training.starter.corpus import Corpus, Sample
+from training.starter.shop import Shop, Topic, expand, facts, load_shop, plain
 
 RETENTION = {"small talk": 20, "outside": 30, "follow-up": 40, "dialogue": 30}
 REPLAY = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from training.corpus import MIXTURE, Corpus, Sample
+from training.starter.corpus import MIXTURE, Corpus, Sample
 
 
 def held_out_samples(count: int, seed: int = 1) -> list[Sample]:

@@ -1,7 +1,7 @@
 """Trains the starter model from scratch: the base that Talkback speaks with when none is given.
 
-python -m training.starter --out chatbot/starter
-OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m training.starter --out chatbot/starter
+python -m training.starter.pretrain --out chatbot/starter
+OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m training.starter.pretrain --out chatbot/starter
 
 The second way, one process a core, is the one to take on a busy machine: its cores wait for each
 other once a step, and not once an operation.
@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from training.corpus import MIXTURE, Corpus
-from training.encoding import IGNORED, batches, render
-from training.induction import start_with_induction
-from training.probe import held_out_samples, probe
-from training.tokenizer import train_tokenizer
+from training.starter.corpus import MIXTURE, Corpus
+from training.starter.batches import IGNORED, batches, render
+from training.starter.induction import start_with_induction
+from training.starter.exam import held_out_samples, probe
+from training.starter.tokenizer import train_tokenizer
 
 console = Console()
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from training.corpus import MIXTURE, Corpus, Message, Sample
+from training.starter.corpus import MIXTURE, Corpus, Message, Sample
 
 IGNORED = -100
 

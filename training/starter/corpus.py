@@ -1,6 +1,6 @@
 """Draws the starter model's corpus: conversations with the support desk of shop.toml.
 
-python -m training.corpus 20  prints twenty of them.
+python -m training.starter.corpus 20  prints twenty of them.
 
 A conversation is a list of messages as every chat template takes them; its last message is the
 answer to learn (earlier answers are learnt too). Four kinds are drawn:
@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from feedback.exemplars import preface
-from training.phrasing import sloppy, thinned
-from training.shop import Shop, Topic, change, expand, facts, load_shop, nonsense, plain
+from training.starter.phrasing import sloppy, thinned
+from training.starter.shop import Shop, Topic, change, expand, facts, load_shop, nonsense, plain
 
 Message = dict[str, str]
 Exemplar = tuple[str, str]
