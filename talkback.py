@@ -21,9 +21,9 @@ from rich.table import Table
 import talkback_cycle
 from chatbot.registry import Registry
 from feedback import keys
-from feedback.curate import Curation
+from feedback.curation.curate import Curation
 from feedback.errors import TalkbackError
-from feedback.review import Item, decide, queue, waiting
+from feedback.review.queue import Item, decide, queue, waiting
 from feedback.settings import Home, check_tables
 from feedback.store import Store
 

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 from chatbot.registry import AdapterRow, Registry
 from evaluation.report import Report
 from feedback import exemplars
-from feedback.curate import CurateSettings, Curation, curate
+from feedback.curation.curate import CurateSettings, Curation, curate
 from feedback.ids import new_id, now
 from feedback.settings import Home, Settings, SettingsError
 from feedback.snapshot import Snapshot, outdated, write

@@ -26,7 +26,7 @@ from rich.table import Table
 
 import talkback_cycle
 from feedback.errors import TalkbackError
-from feedback.review import decide
+from feedback.review.queue import decide
 from feedback.settings import Home
 from feedback.store import Store
 

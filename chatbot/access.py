@@ -32,7 +32,7 @@ from starlette.requests import HTTPConnection, Request
 from chatbot.hub import visitor_of
 from chatbot.sessions import COOKIE, Sessions
 from feedback import keys
-from feedback.database import Database
+from feedback.db.database import Database
 from feedback.errors import TalkbackError
 from feedback.keys import MARK, ROLES, Role
 

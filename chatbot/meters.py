@@ -19,7 +19,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from feedback import events, says
+from feedback import events
+from feedback import kinds
 from feedback.ids import now
 from feedback.store import Speaker, Store
 
@@ -157,7 +158,7 @@ class Said:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._seen = events.newest(store)
-        self._kinds: Counter[str] = Counter(dict.fromkeys(says.KINDS, 0))
+        self._kinds: Counter[str] = Counter(dict.fromkeys(kinds.KINDS, 0))
         self._lock = threading.Lock()
 
     def metric(self) -> Metric:

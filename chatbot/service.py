@@ -33,7 +33,7 @@ from chatbot.meters import Meters
 from chatbot.registry import Promotion, Registry
 from chatbot.turn import ChatSettings, Turn
 from feedback.errors import TalkbackError
-from feedback.keeper import Keeper
+from feedback.db.group_commit import Keeper
 from feedback.settings import Home
 from feedback.store import Store
 

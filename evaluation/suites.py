@@ -12,7 +12,7 @@ from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.protocol import Request, Sampling, Stream, TooLong
 from chatbot.engine.settings import EngineSettings
 from feedback.errors import TalkbackError
-from feedback.likeness import near_pairs, normalise
+from feedback.similarity import near_pairs, normalise
 from feedback.snapshot import Record, Snapshot
 
 LEAK = 0.9

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from feedback.ids import now
-from feedback.likeness import content_words, held, normalise, overlap, same_words
+from feedback.similarity import content_words, held, normalise, overlap, same_words
 from feedback.store import Message, Store
 
 FLOOR = 0.5

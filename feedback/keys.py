@@ -13,7 +13,7 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from feedback.database import Database
+from feedback.db.database import Database
 from feedback.errors import TalkbackError
 from feedback.ids import new_id, now
 

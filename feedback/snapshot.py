@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feedback.curate import Curation
+from feedback.curation.curate import Curation
 from feedback.errors import TalkbackError
 from feedback.ids import now
-from feedback.replay import outdated as outdated
-from feedback.rows import Row, Turn
+from feedback.curation.outdated import outdated as outdated
+from feedback.curation.rows import Row, Turn
 
 FORMAT = 1
 FILES = ("sft", "dpo", "replay", "repairs", "held_out", "held_out_pairs")

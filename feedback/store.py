@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from feedback import says
-from feedback.database import Connection, Database
+from feedback import kinds
+from feedback.db.database import Connection, Database
 from feedback.errors import TalkbackError
 from feedback.ids import new_id, now
-from feedback.says import BadFeedback as BadFeedback
+from feedback.kinds import BadFeedback as BadFeedback
 
 Role = Literal["user", "assistant"]
 TITLE_LENGTH = 60
@@ -76,7 +76,7 @@ class Feedback:
     id: str
     message_id: str
     person: str
-    kind: says.Kind
+    kind: kinds.Kind
     value: dict[str, Any]
     idempotency_key: str | None
     created_at: str
@@ -202,7 +202,7 @@ class Store(Database):
         The same key and content again gives the same id and keeps nothing twice. Raises NotFound,
         BadFeedback for a wrong kind or value, and KeyTaken for a key that came with other content.
         """
-        says.check(kind, value)
+        kinds.check(kind, value)
         with self.write() as db:
             self._check_target(message_id, kind, value)
             known = self._said_before(message_id, person, kind, value, idempotency_key)
@@ -210,7 +210,7 @@ class Store(Database):
 
     def check_feedback(self, message_id: str, kind: str, value: Mapping[str, Any]) -> None:
         """Raise NotFound or BadFeedback where `add_feedback` would; nothing is kept."""
-        says.check(kind, value)
+        kinds.check(kind, value)
         self._check_target(message_id, kind, value)
 
     def _check_target(self, message_id: str, kind: str, value: Mapping[str, Any]) -> None:
@@ -235,7 +235,7 @@ class Store(Database):
         if row is None:
             return None
         if (row["message_id"], row["kind"], json.loads(row["value"])) != (message_id, kind, value):
-            raise says.KeyTaken(
+            raise kinds.KeyTaken(
                 f"idempotency key {key!r} came with other feedback before; use a new key for this"
             )
         return str(row["id"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from chatbot.base import STARTER
 from chatbot.service import Service
-from feedback.review import decide
+from feedback.review.queue import decide
 from tests.turns import reply
 from training.starter.shop import changed
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from feedback.curate import Curation
-from feedback.rows import Row, Side
+from feedback.curation.curate import Curation
+from feedback.curation.rows import Row, Side
 from feedback.snapshot import Snapshot, write
 
 OLD = "I do not know."

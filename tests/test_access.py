@@ -24,7 +24,8 @@ from chatbot.pages.people import LoggedIn, People
 from chatbot.server import create_app
 from chatbot.service import Service
 from chatbot.sessions import COOKIE, Sessions
-from feedback import keys, review
+from feedback import keys
+from feedback.review import queue
 from feedback.keys import NewKey, Role
 from feedback.settings import Home
 from feedback.store import Speaker, Store
@@ -286,7 +287,7 @@ def test_a_page_as_it_is_sent_holds_nothing_of_anybody(
 def test_decisions_are_kept_with_the_name_of_the_key(house: House) -> None:
     house.ask("reviewer", ("POST", "/v1/reviews/{message_id}"))
     house.ask("operator", ("POST", "/v1/adapters/{id}/promote"))
-    decision = review.decision_on(house.service.store, house.names["ANSWER"])
+    decision = queue.decision_on(house.service.store, house.names["ANSWER"])
     assert decision is not None and decision.reviewer == "the reviewer"
     newest = house.service.registry.history()[0]
     assert (newest.by, newest.who, newest.reason) == ("person", "the operator", "better")

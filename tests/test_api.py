@@ -12,7 +12,7 @@ import pytest
 
 from chatbot.api import routes as api
 from chatbot.service import Service
-from feedback.review import decide
+from feedback.review.queue import decide
 from feedback.store import Message
 from tests.asking import ASK, ask, events, refusal
 from tests.models import write_adapter

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from feedback.exemplars import preface
-from feedback.likeness import normalise, trigrams
-from feedback.split import NEAR
+from feedback.similarity import normalise, trigrams
+from feedback.curation.split import NEAR
 from training.starter.corpus import MIXTURE, Corpus
 from training.starter.phrasing import sloppy, typo
 from training.starter.shop import CHOICE, FACT, SLOT, change, changed, expand, facts, load_shop, plain

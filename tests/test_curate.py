@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from feedback.curate import CurateSettings, Curation, Row, curate
-from feedback.review import decide
+from feedback.curation.curate import CurateSettings, Curation, Row, curate
+from feedback.review.queue import decide
 from feedback.store import Speaker, Store
 from tests import real
 from tests.talks import SPEAKER, answer, retry

@@ -16,7 +16,7 @@ import talkback_cycle
 from chatbot.service import Service
 from evaluation.report import Report
 from feedback import exemplars
-from feedback.review import decide
+from feedback.review.queue import decide
 from feedback.settings import Home
 from feedback.store import Store
 from tests.corrections import ask

@@ -11,7 +11,7 @@ import pytest
 from chatbot.api.hooks import Hooks, WebhookSettings
 from chatbot.registry import Registry
 from feedback.ids import now
-from feedback.review import decide
+from feedback.review.queue import decide
 from feedback.settings import Home, SettingsError
 from feedback.store import Store
 from tests.processes import TOML, Server

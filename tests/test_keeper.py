@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from feedback.database import Connection, StoreError
-from feedback.keeper import Keeper
+from feedback.db.database import Connection, StoreError
+from feedback.db.group_commit import Keeper
 from feedback.store import BadMessage, Store
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import talkback_cycle
 from chatbot.base import ends, load_base
 from chatbot.registry import Registry
-from feedback.review import decide
+from feedback.review.queue import decide
 from feedback.settings import Home
 from feedback.store import Store
 from tests.models import write_model

@@ -13,7 +13,7 @@ from chatbot.api import problems, watch
 from chatbot.api import routes as api
 from chatbot.api.hooks import Hooks, WebhookSettings
 from chatbot.service import Service
-from feedback.review import decide
+from feedback.review.queue import decide
 from feedback.store import Store
 from tests.models import write_adapter
 from tests.serving import serving

@@ -14,7 +14,8 @@ from chatbot.pages.people import People
 from chatbot.pages.talk import Talk
 from chatbot.pages.view import Place
 from chatbot.pages.words import shown, typed
-from feedback import keys, review
+from feedback import keys
+from feedback.review import queue
 from feedback.store import Feedback, Store
 from tests.scripted import (
     ANSWER,
@@ -174,7 +175,7 @@ def test_a_corrected_answer_waits_for_a_reviewer_and_hears_of_the_decision(
     expect(page.locator(ANSWER)).to_have_text("We close at five.")
     answer = last_answer(service.store)
     assert [one.value for one in said_of(service.store, "edit")] == [{"text": "We close at six."}]
-    review.decide(service.store, answer, "rita", "approve")
+    queue.decide(service.store, answer, "rita", "approve")
     page.reload()
     expect(page.locator(".tb-note")).to_contain_text("A reviewer approved your correction")
 
@@ -184,7 +185,7 @@ def test_an_approved_answer_is_marked_as_such(
 ) -> None:
     engine.answers = ["We have none."]
     ask(page, "Where is your shop in Leeds?")
-    review.decide(service.store, last_answer(service.store), "rita", "correct", "At 4 Mill Lane.")
+    queue.decide(service.store, last_answer(service.store), "rita", "correct", "At 4 Mill Lane.")
     ask(page, "where is your shop in leeds")
     expect(page.locator(ANSWER).last).to_have_text("At 4 Mill Lane.")
     expect(page.locator(".tb-approved")).to_contain_text("Approved answer")

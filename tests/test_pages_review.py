@@ -9,7 +9,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from chatbot.access import Access
 from chatbot.pages.words import differences
-from feedback import keys, review
+from feedback import keys
+from feedback.review import queue
 from feedback.exemplars import same
 from feedback.store import Speaker
 from tests.scripted import ScriptedEngine, open_service, serve
@@ -50,8 +51,8 @@ def page(chromium: Browser, url: str, service: "Service") -> Iterator[Page]:
 
 
 def clear(service: "Service") -> None:
-    for item in review.queue(service.store):
-        review.decide(service.store, item.message.id, "cleaner", "reject")
+    for item in queue.queue(service.store):
+        queue.decide(service.store, item.message.id, "cleaner", "reject")
 
 
 def enter(page: Page, key: str) -> None:
@@ -88,7 +89,7 @@ def test_an_edit_stands_beside_the_answer_and_works_at_once_when_approved(
     page.click("#tb-approve")
     expect(page.get_by_text("Saved. It is at work")).to_be_visible()
     expect(page.get_by_text("All caught up")).to_be_visible()
-    decision = review.decision_on(service.store, message)
+    decision = queue.decision_on(service.store, message)
     assert decision is not None
     assert (decision.action, decision.answer) == ("approve", "We open at ten.")
     assert decision.reviewer == "rita"
@@ -104,7 +105,7 @@ def test_approving_a_text_that_the_reviewer_changed_keeps_the_changed_one(
     page.fill("#tb-answer textarea", "It is 8 euros.")
     page.click("#tb-approve")
     expect(page.get_by_text("All caught up")).to_be_visible()
-    decision = review.decision_on(service.store, message)
+    decision = queue.decision_on(service.store, message)
     assert decision is not None
     assert (decision.action, decision.answer) == ("correct", "It is 8 euros.")
 
@@ -123,7 +124,7 @@ def test_decisions_lead_through_the_queue(page: Page, service: "Service") -> Non
     expect(page.locator("#tb-case")).to_contain_text("Do you repair lawn mowers?")
     page.click("#tb-reject")
     expect(page.get_by_text("All caught up")).to_be_visible()
-    decisions = [review.decision_on(service.store, message) for message in (first, second)]
+    decisions = [queue.decision_on(service.store, message) for message in (first, second)]
     assert [decision and decision.action for decision in decisions] == ["reject", "correct"]
 
 
@@ -133,7 +134,7 @@ def test_an_empty_correction_is_refused_in_words(page: Page, service: "Service")
     page.fill("#tb-answer textarea", "  ")
     page.click("#tb-correct")
     expect(page.get_by_role("alert")).to_contain_text("is empty")
-    assert review.decision_on(service.store, message) is None
+    assert queue.decision_on(service.store, message) is None
 
 
 def test_script_in_what_people_wrote_does_nothing_to_a_reviewer(
@@ -178,7 +179,7 @@ def test_a_reviewer_decides_by_the_name_of_the_key_until_logged_out_or_revoked(
     expect(page.get_by_placeholder("Your name")).to_be_hidden()
     page.click("#tb-approve")
     expect(page.get_by_text("Saved. It is at work")).to_be_visible()
-    decision = review.decision_on(service.store, message)
+    decision = queue.decision_on(service.store, message)
     assert decision is not None and decision.reviewer == "rita"
     (cookie,) = page.context.cookies()
     assert cookie.get("httpOnly") and rita.secret not in str(cookie.get("value"))
@@ -207,7 +208,7 @@ def test_no_handler_of_the_page_can_be_called_without_the_token(
         said = call(root, handler["id"], values)
         assert "secret answer" not in said
     assert len(handlers) > 20
-    assert review.decision_on(service.store, message) is None
+    assert queue.decision_on(service.store, message) is None
     assert len(service.registry.history()) == promotions
 
 

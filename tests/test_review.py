@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from feedback.exemplars import active, same
-from feedback.review import BadDecision, decide, decision_on, queue, waiting
+from feedback.review.queue import BadDecision, decide, decision_on, queue, waiting
 from feedback.store import NotFound, Speaker, Store
 from tests import real
 from tests.talks import SPEAKER, answer, retry

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from sqlite_utils import Database as Tables
 
-from feedback import database
-from feedback.database import StoreError
+from feedback.db import database
+from feedback.db.database import StoreError
 from feedback.exemplars import similar
-from feedback.schema import migrations
+from feedback.db.migrations import migrations
 from feedback.store import Store
 from tests.talks import answer
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from feedback.curate import Curation, Row
+from feedback.curation.curate import Curation, Row
 from feedback.snapshot import FILES, Snapshot, SnapshotError, outdated, write
 
 USER = [{"role": "user", "content": "Open?"}]

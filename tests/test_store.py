@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from feedback.database import StoreError
+from feedback.db.database import StoreError
 from feedback.store import BadFeedback, BadMessage, NotFound, Role, Speaker, Store
 from tests import real
 from tests.talks import SPEAKER, answer, retry
@@ -349,7 +349,7 @@ def test_a_write_goes_on_as_soon_as_the_one_before_it_has_ended(store: Store) ->
 
 
 def test_a_write_does_not_wait_for_ever(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("feedback.database.WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("feedback.db.database.WAIT_SECONDS", 0.05)
     holder = held(store, 0.5)
     with pytest.raises(StoreError, match="another has held it"):
         store.start_conversation("ann", "Hi")

@@ -11,9 +11,9 @@ from chatbot.engine.protocol import BASE, Busy, Request, Sampling, TooLong, Unkn
 from chatbot.place import Empty, Forbidden
 from chatbot.service import Service
 from chatbot.turn import Turn
-from feedback.database import StoreError
+from feedback.db.database import StoreError
 from feedback.ids import now
-from feedback.review import decide
+from feedback.review.queue import decide
 from feedback.store import BadMessage, NotFound, Speaker
 from tests.models import write_adapter
 from tests.turns import reply

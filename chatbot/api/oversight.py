@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field
 from chatbot.access import Caller
 from chatbot.api.shapes import REFUSALS
 from chatbot.registry import AdapterRow, Promotion
-from feedback import review
-from feedback.review import Action, Decision, Item
+from feedback.review import queue
+from feedback.review.queue import Action, Decision, Item
 from feedback.store import Role
 
 if TYPE_CHECKING:
@@ -97,9 +97,9 @@ def router(service: "Service") -> APIRouter:
     @routes.get("/reviews/next", dependencies=[reviewer])
     def next_review() -> NextReview:
         """The answer that most needs a reviewer."""
-        first = review.queue(service.store, limit=1)
+        first = queue.queue(service.store, limit=1)
         item = waiting(first[0]) if first else None
-        return NextReview(waiting=review.waiting(service.store), item=item)
+        return NextReview(waiting=queue.waiting(service.store), item=item)
 
     @routes.post("/reviews/{message_id}")
     def decide(
@@ -107,7 +107,7 @@ def router(service: "Service") -> APIRouter:
     ) -> Decision:
         """Approve, correct or reject an answer; at work from the next question on."""
         who = caller.name or body.reviewer or "reviewer"
-        return review.decide(service.store, message_id, who, body.action, body.answer, body.note)
+        return queue.decide(service.store, message_id, who, body.action, body.answer, body.note)
 
     @routes.get("/adapters", dependencies=[reviewer])
     def adapters() -> Adapters:

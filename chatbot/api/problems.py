@@ -18,9 +18,9 @@ from chatbot.engine.protocol import Busy, Closed, TooLong, UnknownAdapter, Unrea
 from chatbot.lora import AdapterError
 from chatbot.place import Forbidden
 from chatbot.registry import RegistryError
-from feedback.database import StoreError
+from feedback.db.database import StoreError
 from feedback.errors import TalkbackError
-from feedback.says import KeyTaken
+from feedback.kinds import KeyTaken
 from feedback.store import NotFound
 
 log = logging.getLogger("talkback")

@@ -29,7 +29,7 @@ from chatbot.engine.protocol import BASE
 from chatbot.place import Forbidden
 from chatbot.turn import Asked, ask
 from feedback.ids import new_id
-from feedback.says import Kind
+from feedback.kinds import Kind
 from feedback.store import Message
 
 if TYPE_CHECKING:

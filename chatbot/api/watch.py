@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatbot.api.shapes import REFUSALS, Ready
 from chatbot.meters import Backlog, Meters
-from feedback.database import StoreError
+from feedback.db.database import StoreError
 from feedback.store import Store
 
 if TYPE_CHECKING:

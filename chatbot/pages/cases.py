@@ -7,7 +7,7 @@ from html import escape
 
 from chatbot.pages import theme
 from chatbot.pages.words import differences, excerpt
-from feedback.review import Item, newest_edit
+from feedback.review.queue import Item, newest_edit
 from feedback.store import Message, Store
 
 APPROVE = {True: "Approve the correction", False: "Approve the answer as it is"}

@@ -11,7 +11,7 @@ from chatbot.access import Caller
 from chatbot.pages import cases, theme
 from chatbot.pages.door import Door
 from chatbot.pages.people import People
-from feedback import review
+from feedback.review import queue
 from feedback.errors import TalkbackError
 from feedback.store import Store
 
@@ -113,7 +113,7 @@ class ReviewPage:
 
     def _next(self, message_id: str | None, request: gr.Request) -> Changes:
         self.door.require(request)
-        return self._paint(cases.after(review.queue(self._store), message_id))
+        return self._paint(cases.after(queue.queue(self._store), message_id))
 
     def _decide(self, action: str) -> Any:
         def decide(
@@ -129,7 +129,7 @@ class ReviewPage:
             except TalkbackError as error:
                 return {self.said: theme.notice(str(error), "error")}
             gr.Info(said, duration=3)
-            following = cases.after(review.queue(self._store), message_id)
+            following = cases.after(queue.queue(self._store), message_id)
             return self._paint(following) | {self.reviewer: name.strip()}
 
         return decide
@@ -140,17 +140,17 @@ class ReviewPage:
         if action == "approve" and answer.strip() != proposal.strip():
             action = "correct"
         text = {"approve": proposal, "correct": answer, "reject": None}[action]
-        review.decide(self._store, message_id, reviewer, action, text, note.strip())
+        queue.decide(self._store, message_id, reviewer, action, text, note.strip())
         return cases.DONE[action]
 
     def _paint(self, message_id: str | None) -> Changes:
         """The queue as it is now, and one of its answers: the named one, else the first."""
-        items = review.queue(self._store)
+        items = queue.queue(self._store)
         item = next((i for i in items if i.message.id == message_id), items[0] if items else None)
         changes: Changes = {
             self.desk: gr.update(visible=item is not None),
             self.nothing: gr.update(visible=item is None, value=cases.NOTHING),
-            self.count: cases.count(review.waiting(self._store), len(items)),
+            self.count: cases.count(queue.waiting(self._store), len(items)),
             self.items: gr.update(
                 choices=[(cases.label(i), i.message.id) for i in items],
                 value=item.message.id if item else None,
@@ -160,7 +160,7 @@ class ReviewPage:
         }
         return changes | self._paint_case(item) if item else changes
 
-    def _paint_case(self, item: review.Item) -> Changes:
+    def _paint_case(self, item: queue.Item) -> Changes:
         left, right = cases.side_by_side(item)
         return {
             self.about: cases.about(item),

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from chatbot.pages.words import shown
-from feedback.review import decision_on
+from feedback.review.queue import decision_on
 from feedback.store import Message, Speaker, Store
 
 Bubble = dict[str, Any]

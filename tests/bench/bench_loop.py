@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the server sets it
 
 import talkback_cycle
 from chatbot.service import Service
-from feedback.curate import curate
+from feedback.curation.curate import curate
 from feedback.settings import Home
 from tests.corrections import Fact, ask, change, correct, facts
 

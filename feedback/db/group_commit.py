@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from feedback.database import Database, StoreError
+from feedback.db.database import Database, StoreError
 
 Work = tuple["Future[Any]", Callable[[], Any]]
 

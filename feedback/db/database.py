@@ -19,7 +19,7 @@ from typing import Any
 from feedback.errors import TalkbackError
 
 SCHEMA = 8
-"""How many migrations ``feedback.schema`` has. Counted here because that module imports
+"""How many migrations ``feedback.db.migrations`` has. Counted here because that module imports
 sqlite-utils, which imports pandas where it is installed: 0.7 s that only a migration pays."""
 
 
@@ -209,7 +209,7 @@ class Database:
                 f"{SCHEMA}); upgrade Talkback or restore a backup"
             )
         if version < SCHEMA:
-            from feedback.schema import migrate
+            from feedback.db.migrations import migrate
 
             _into_wal(connection)
             migrate(connection)

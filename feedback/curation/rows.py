@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from feedback.likeness import normalise
+from feedback.similarity import normalise
 from feedback.store import Message, Store
 
 Side = Literal["train", "held_out"]

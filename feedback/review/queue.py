@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from feedback.database import Connection
+from feedback.db.database import Connection
 from feedback.errors import TalkbackError
 from feedback.exemplars import asked, question_key
 from feedback.ids import new_id, now

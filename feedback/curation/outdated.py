@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from feedback.likeness import content_words, normalise, similarity
+from feedback.similarity import content_words, normalise, similarity
 
 ALIKE = 0.9
 """Trigram similarity from which an expected answer is one that a reviewer has corrected."""

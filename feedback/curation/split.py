@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from feedback.exemplars import asked
 from feedback.ids import now
-from feedback.likeness import near_pairs, normalise
-from feedback.rows import Side
+from feedback.similarity import near_pairs, normalise
+from feedback.curation.rows import Side
 from feedback.store import NotFound, Store
 
 NEAR = 0.6

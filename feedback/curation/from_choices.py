@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from feedback.exemplars import asked, question_key
-from feedback.review import decision_on
-from feedback.rows import Dropped, Row, prompt_of, same_text, whole
+from feedback.review.queue import decision_on
+from feedback.curation.rows import Dropped, Row, prompt_of, same_text, whole
 from feedback.store import Store
 
 

@@ -1,0 +1,1 @@
+"""The database: one SQLite file, its migrations, and writes that share a transaction."""

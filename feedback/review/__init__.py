@@ -1,0 +1,1 @@
+"""Review: the queue of answers that wait for a person, and what that person decides."""
