@@ -20,7 +20,7 @@ from rich.table import Table
 
 import talkback_cycle
 from chatbot.registry import Registry
-from feedback import keys
+from chatbot.auth import api_keys
 from feedback.curation.curate import Curation
 from feedback.errors import TalkbackError
 from feedback.review.queue import Item, decide, queue, waiting
@@ -222,7 +222,7 @@ def add_key(
 ) -> None:
     """Make a key and show it, this once. A reviewer decides on answers, an operator on adapters."""
     store, _ = opened(home)
-    made = keys.make(store, whose, role)
+    made = api_keys.make(store, whose, role)
     print(made.secret)
     stderr.print(f"The {made.role} key of {made.name}. It is shown only now: keep it well.")
 
@@ -231,7 +231,7 @@ def add_key(
 def list_keys(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """All keys, newest first, without their secrets."""
     store, _ = opened(home)
-    rows = [asdict(key) for key in keys.every(store)]
+    rows = [asdict(key) for key in api_keys.every(store)]
     nothing = "No key yet: make one with [bold]talkback keys add NAME[/bold]."
     show_rows(rows, as_json, nothing)
 
@@ -243,7 +243,7 @@ def revoke_key(
 ) -> None:
     """End a key at once; a running server refuses the next request with it."""
     store, _ = opened(home)
-    revoked = keys.revoke(store, which)
+    revoked = api_keys.revoke(store, which)
     console.print(f"{revoked.prefix}… of {revoked.name} is revoked.")
 
 

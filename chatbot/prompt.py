@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from chatbot.base import encode
+from chatbot.model.base import encode
 from feedback.exemplars import preface
 from feedback.store import Message
 

@@ -18,7 +18,7 @@ from feedback.settings import Home
 from feedback.store import Store
 
 if TYPE_CHECKING:
-    from chatbot.base import Base
+    from chatbot.model.base import Base
 
 By = Literal["gate", "person", "start"]
 
@@ -201,7 +201,7 @@ class Registry:
         return self.adapter(chosen)
 
     def _adapter_zero(self, base: "Base") -> str:
-        from chatbot import lora
+        from chatbot.model import lora
 
         folder = lora.untrained(base, self._home.adapters)
         return self.register(folder, base=base.name, base_revision=base.revision)

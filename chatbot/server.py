@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from chatbot import hub
-from chatbot.access import Access, is_loopback
+from chatbot.auth import hub_login
+from chatbot.auth.access import Access, is_loopback
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.workers.worker_handle import early
-from chatbot.front import Front
-from feedback import keys
+from chatbot.loading import Front
+from chatbot.auth import api_keys
 from feedback.errors import TalkbackError
 from feedback.settings import Home, Settings
 from feedback.store import Store
@@ -97,7 +97,7 @@ def create_api(service: "Service", settings: ServerSettings | None = None) -> "F
     from fastapi import FastAPI
 
     from chatbot.api import login, oversight, problems, routes, watch
-    from chatbot.api.hooks import Hooks, WebhookSettings
+    from chatbot.webhooks.delivery import Hooks, WebhookSettings
 
     hooks = Hooks(service.home, service.store, WebhookSettings.read(service.home))
 
@@ -200,9 +200,9 @@ def access_to(store: Store, home: Home, settings: ServerSettings, host: str) -> 
 
 def _reviewer(store: Store, settings: ServerSettings) -> bool:
     """Whether anybody can review: by a key, or by their name on a Space."""
-    if hub.logins() and (settings.reviewers or settings.operators):
+    if hub_login.logins() and (settings.reviewers or settings.operators):
         return True
-    return any(key.role != "user" and key.revoked_at is None for key in keys.every(store))
+    return any(key.role != "user" and key.revoked_at is None for key in api_keys.every(store))
 
 
 def serve(load: "Callable[[], FastAPI]", listener: socket.socket) -> None:

@@ -13,9 +13,9 @@ import weakref
 from collections import OrderedDict
 from typing import Self
 
-from chatbot import lora
-from chatbot.access import Access
-from chatbot.base import Base, encode
+from chatbot.model import lora
+from chatbot.auth.access import Access
+from chatbot.model.base import Base, encode
 from chatbot.engine import factory
 from chatbot.engine.protocol import (
     BASE,
@@ -29,7 +29,7 @@ from chatbot.engine.protocol import (
 )
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.workers.worker_handle import Worker
-from chatbot.meters import Meters
+from chatbot.metrics import Meters
 from chatbot.registry import Promotion, Registry
 from chatbot.turn import ChatSettings, Turn
 from feedback.errors import TalkbackError

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from chatbot import place as places
+from chatbot import conversation as places
 from chatbot.engine.protocol import Chance, Sampling, Stream
-from chatbot.place import Place
+from chatbot.conversation import Place
 from chatbot.prompt import fit
 from feedback import exemplars
 from feedback.exemplars import Approved

@@ -20,8 +20,8 @@ import torch
 import typer
 from pydantic import Field
 
-from chatbot import lora
-from chatbot.base import STARTER, Base, load_base
+from chatbot.model import lora
+from chatbot.model.base import STARTER, Base, load_base
 from evaluation import metrics, suites
 from evaluation.gate import GateSettings, judge
 from evaluation.report import Item, Pair, Report, Said

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from chatbot.base import Base, Messages, encode, encode_answer
+from chatbot.model.base import Base, Messages, encode, encode_answer
 from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.protocol import Request, Sampling, Stream, TooLong
 from chatbot.engine.settings import EngineSettings

@@ -4,7 +4,7 @@ import json
 import random
 from dataclasses import dataclass
 
-from chatbot.base import STARTER
+from chatbot.model.base import STARTER
 from chatbot.service import Service
 from feedback.review.queue import decide
 from tests.turns import reply

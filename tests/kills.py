@@ -55,7 +55,7 @@ def _serve(home: Home, tell: Connection) -> None:
     import uvicorn
     from fastapi import FastAPI
 
-    from chatbot.access import Access
+    from chatbot.auth.access import Access
     from chatbot.api import problems
     from chatbot.api import routes as api
 

@@ -24,8 +24,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from chatbot import lora
-from chatbot.base import Base, load_base
+from chatbot.model import lora
+from chatbot.model.base import Base, load_base
 
 Family = Literal["llama", "qwen2", "qwen3", "gpt2"]
 FAMILIES: tuple[Family, ...] = ("llama", "qwen2", "qwen3", "gpt2")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from chatbot.base import Base, encode, ends, load_base
+from chatbot.model.base import Base, encode, ends, load_base
 from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
 from chatbot.engine.protocol import BASE, Request, Sampling
 from tests import models

@@ -16,17 +16,17 @@ from fastapi import FastAPI
 from starlette.requests import HTTPConnection
 from starlette.routing import Mount
 
-from chatbot.access import Access, Caller
+from chatbot.auth.access import Access, Caller
 from chatbot.api import oversight, problems
 from chatbot.api import routes as api
-from chatbot.hub import visitor_of
+from chatbot.auth.hub_login import visitor_of
 from chatbot.pages.people import LoggedIn, People
 from chatbot.server import create_app
 from chatbot.service import Service
-from chatbot.sessions import COOKIE, Sessions
-from feedback import keys
+from chatbot.auth.sessions import COOKIE, Sessions
+from chatbot.auth import api_keys
 from feedback.review import queue
-from feedback.keys import NewKey, Role
+from chatbot.auth.api_keys import NewKey, Role
 from feedback.settings import Home
 from feedback.store import Speaker, Store
 from tests.scripted import ScriptedEngine, new_adapter, open_service
@@ -126,7 +126,7 @@ class House:
     service: Service
     app: FastAPI
     http: httpx.Client
-    keys: dict[str, NewKey]
+    api_keys: dict[str, NewKey]
     """By role, and one that is "revoked": it was an operator's."""
     names: dict[str, str]
     """What stands for the capitals in the tables."""
@@ -141,7 +141,7 @@ class House:
     def log_in(self, caller: str) -> None:
         """The cookie that stands for a key."""
         self.http.cookies.clear()
-        if caller in keys.ROLES:
+        if caller in api_keys.ROLES:
             assert self.http.post("/session", json={"key": self.keys[caller].secret}).is_success
         elif caller == "revoked":
             value = self.service.access.sessions.write(self.keys["revoked"].id)
@@ -188,9 +188,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     service = open_service(tmp_path_factory.mktemp("access"), ScriptedEngine(pause=0))
     store = service.store
     service.access = Access(store, service.home.root, anonymous=False)
-    made = {str(role): keys.make(store, f"the {role}", role) for role in keys.ROLES}
-    made["revoked"] = keys.make(store, "gone", "operator")
-    keys.revoke(store, made["revoked"].id)
+    made = {str(role): api_keys.make(store, f"the {role}", role) for role in api_keys.ROLES}
+    made["revoked"] = api_keys.make(store, "gone", "operator")
+    api_keys.revoke(store, made["revoked"].id)
     message, secret = answered(service, "the user"), answered(service, "the user")
     store.add_feedback(secret, "the user", "edit", {"text": "A secret edit"})
     service.registry.promote(new_adapter(service), "person", "otto", "so that one can go back")
@@ -249,7 +249,7 @@ def test_a_route_is_for_its_role(house: House, route: tuple[str, str], caller: s
         assert answer.is_success, answer.text
         return
     status, error = refusal(answer)
-    assert status == (403 if caller in keys.ROLES else 401)
+    assert status == (403 if caller in api_keys.ROLES else 401)
     assert error["type"] == ("permission_error" if status == 403 else "authentication_error")
 
 
@@ -342,7 +342,7 @@ def test_the_api_document_knows_what_is_sent(house: House) -> None:
 @pytest.fixture(scope="module")
 def other(house: House) -> dict[str, str]:
     """The key of another user, as programs send it."""
-    made = keys.make(house.service.store, "the user's friend", "user")
+    made = api_keys.make(house.service.store, "the user's friend", "user")
     return {"Authorization": f"Bearer {made.secret}"}
 
 
@@ -450,9 +450,9 @@ class TestRules:
         access = Access(store, home.root)
         assert access.caller(request()).role == "operator"
         assert access.caller(request()).person("ann") == "ann"
-        made = keys.make(store, "ann", "user")
+        made = api_keys.make(store, "ann", "user")
         assert access.caller(request()).role == "user"
-        keys.revoke(store, made.id)
+        api_keys.revoke(store, made.id)
         assert access.caller(request()).role == "user"
 
     @pytest.mark.parametrize(
@@ -487,7 +487,7 @@ class TestRules:
 
     def test_a_login_counts_for_our_own_pages_alone(self, store: Store, home: Home) -> None:
         access = Access(store, home.root)
-        made = keys.make(store, "rita", "reviewer")
+        made = api_keys.make(store, "rita", "reviewer")
         cookie = f"{COOKIE}={access.sessions.write(made.id)}"
         for site, role in (
             ("same-origin", "reviewer"), ("none", "reviewer"),
@@ -520,6 +520,6 @@ class TestRules:
         info = {"userinfo": {"preferred_username": "rita"}, "expires_at": 1e11}
         scope = {"session": {"oauth_info": info}}
         assert visitor_of(scope) is None  # no Space
-        monkeypatch.setattr("chatbot.hub.logins", lambda: True)
+        monkeypatch.setattr("chatbot.auth.hub_login.logins", lambda: True)
         assert visitor_of(scope) == "rita" and visitor_of({}) is None
         assert visitor_of({"session": {"oauth_info": {**info, "expires_at": 1}}}) is None

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from chatbot import lora
-from chatbot.base import (
+from chatbot.model import lora
+from chatbot.model.base import (
     Base,
     BaseError,
     encode,
@@ -23,7 +23,7 @@ from chatbot.base import (
     load_tokenizer,
     render,
 )
-from chatbot.plain import BadMessages, control_tokens, plain
+from chatbot.model.escape import BadMessages, control_tokens, plain
 from tests import models, real
 from tests.hub import COMMIT, hub
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from chatbot import lora
-from chatbot.base import Base, load_base
+from chatbot.model import lora
+from chatbot.model.base import Base, load_base
 from evaluation import compare, suites
 from evaluation.compare import EvaluationSettings
 from evaluation.report import Report

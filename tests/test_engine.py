@@ -20,7 +20,7 @@ from chatbot.engine.protocol import (
     TooLong,
     UnknownAdapter,
 )
-from chatbot.lora import AdapterError
+from chatbot.model.lora import AdapterError
 from tests import models
 from tests.oracle import QUESTIONS, Oracle, start
 from tests.streams import finish, speaks, until

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatbot.base import load_base
+from chatbot.model.base import load_base
 from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
 from chatbot.engine.local.runners import fused_linear, llama_torch
 from chatbot.engine.local.runners.rotary import FIRST, Angles

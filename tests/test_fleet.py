@@ -7,7 +7,7 @@ import pytest
 from chatbot.engine.local.local_engine import EngineSettings
 from chatbot.engine.protocol import BASE, Busy, Unreachable
 from chatbot.engine.remote.remote_engine import RemoteEngine
-from chatbot.lora import AdapterError
+from chatbot.model.lora import AdapterError
 from tests.streams import ended, speaks, until
 from tests.vllm import MODEL
 from tests.world import LONG, Connect, Serve, World, trouble

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from chatbot.api.hooks import Hooks, WebhookSettings
+from chatbot.webhooks.delivery import Hooks, WebhookSettings
 from chatbot.registry import Registry
 from feedback.ids import now
 from feedback.review.queue import decide

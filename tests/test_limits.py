@@ -9,11 +9,11 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.requests import HTTPConnection
 
-from chatbot.access import Access
+from chatbot.auth.access import Access
 from chatbot.api import problems
 from chatbot.api.limits import CALLERS, Bucket, address, counted
 from chatbot.server import ServerSettings, guard
-from feedback import keys
+from chatbot.auth import api_keys
 from feedback.store import Store
 from tests.serving import serving
 from tests.test_api import refusal
@@ -70,7 +70,7 @@ def test_too_many_requests_are_told_when_to_come_again(store: Store) -> None:
 
 
 def test_a_key_has_a_count_of_its_own_and_a_wrong_one_has_none(store: Store) -> None:
-    ann = keys.make(store, "ann", "user")
+    ann = api_keys.make(store, "ann", "user")
     with guarded(store, rate_per_minute=1, burst=1) as http:
 
         def ask(key: str) -> int:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from chatbot.base import STARTER, ends, load_base
+from chatbot.model.base import STARTER, ends, load_base
 from chatbot.engine.local.kernels import library
 from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
 from chatbot.engine.local.prompt_lookup import FEW, Lookup

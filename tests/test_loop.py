@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, expect
 from safetensors.torch import load_file, save_file
 
 import talkback_cycle
-from chatbot.base import ends, load_base
+from chatbot.model.base import ends, load_base
 from chatbot.registry import Registry
 from feedback.review.queue import decide
 from feedback.settings import Home

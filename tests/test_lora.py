@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chatbot import lora
-from chatbot.base import Base, load_base
+from chatbot.model import lora
+from chatbot.model.base import Base, load_base
 from tests import models
 
 

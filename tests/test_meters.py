@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from chatbot.api import problems, watch
 from chatbot.api import routes as api
-from chatbot.api.hooks import Hooks, WebhookSettings
+from chatbot.webhooks.delivery import Hooks, WebhookSettings
 from chatbot.service import Service
 from feedback.review.queue import decide
 from feedback.store import Store

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatbot.base import load_base
+from chatbot.model.base import load_base
 from chatbot.engine.local import cpu_threads
 from chatbot.engine.local.kv_cache import SlotCache
 from chatbot.engine.local.local_engine import EngineSettings, TorchEngine

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from chatbot.access import Access
+from chatbot.auth.access import Access
 from chatbot.pages.pacing import paced
 from chatbot.pages.people import People
 from chatbot.pages.talk import Talk
 from chatbot.pages.view import Place
 from chatbot.pages.words import shown, typed
-from feedback import keys
+from chatbot.auth import api_keys
 from feedback.review import queue
 from feedback.store import Feedback, Store
 from tests.scripted import (
@@ -441,7 +441,7 @@ def test_a_chat_for_people_with_keys_asks_for_one_and_knows_them_on_every_device
 ) -> None:
     service = open_service(tmp_path, ScriptedEngine(["At nine."]))
     service.access = Access(service.store, service.home.root, anonymous=False)
-    ann = keys.make(service.store, "ann", "user")
+    ann = api_keys.make(service.store, "ann", "user")
     with serve(service) as address:
         first, second = (enter(chromium, address, ann.secret) for _ in range(2))
         ask(first, "When do you open?")

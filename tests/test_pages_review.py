@@ -7,9 +7,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from chatbot.access import Access
+from chatbot.auth.access import Access
 from chatbot.pages.words import differences
-from feedback import keys
+from chatbot.auth import api_keys
 from feedback.review import queue
 from feedback.exemplars import same
 from feedback.store import Speaker
@@ -167,8 +167,8 @@ def test_a_reviewer_decides_by_the_name_of_the_key_until_logged_out_or_revoked(
 ) -> None:
     clear(service)
     message = edited(service, "Do you sell oars?", "No.", "Yes, of ash.")
-    user = keys.make(service.store, "ann", "user")
-    rita = keys.make(service.store, "rita", "reviewer")
+    user = api_keys.make(service.store, "ann", "user")
+    rita = api_keys.make(service.store, "rita", "reviewer")
     page = chromium.new_context(locale="en-US").new_page()
     page.set_default_timeout(30_000)
     page.goto(url)
@@ -188,7 +188,7 @@ def test_a_reviewer_decides_by_the_name_of_the_key_until_logged_out_or_revoked(
     assert page.context.cookies() == []
     enter(page, rita.secret)
     expect(page.locator("#tb-leave")).to_have_text("Log out (rita)")
-    keys.revoke(service.store, rita.id)
+    api_keys.revoke(service.store, rita.id)
     page.reload()
     expect(page.get_by_placeholder("Key", exact=True)).to_be_visible()
     page.context.close()

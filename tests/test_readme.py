@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from chatbot.api.hooks import WebhookSettings, key_of
+from chatbot.webhooks.delivery import WebhookSettings, key_of
 from chatbot.turn import ChatSettings
-from feedback import keys
+from chatbot.auth import api_keys
 from feedback.settings import Home, check_tables
 from feedback.store import Store
 from talkback import TABLES
@@ -70,7 +70,7 @@ def test_the_requests_are_answered(server: Server) -> None:
     run_clients(server)
     (review,) = re.findall(r"^curl .*/v1/reviews/next.*$", README, re.M)
     store = Store(server.home.db)
-    secret = keys.make(store, "rita", "reviewer").secret
+    secret = api_keys.make(store, "rita", "reviewer").secret
     store.close()
     assert curl(review.replace("tb-…", secret), server)["waiting"] == 1
 

@@ -122,8 +122,8 @@ def test_reports_are_found_by_their_adapter(registry: Registry) -> None:
 def test_the_first_start_puts_an_adapter_equal_to_the_base_in_service(
     registry: Registry, tiny_base: Path
 ) -> None:
-    from chatbot.base import load_base
-    from chatbot.lora import verify
+    from chatbot.model.base import load_base
+    from chatbot.model.lora import verify
 
     base = load_base(str(tiny_base))
     first = registry.ensure_first(base)
@@ -135,7 +135,7 @@ def test_the_first_start_puts_an_adapter_equal_to_the_base_in_service(
 def test_back_on_a_base_its_last_adapter_speaks_again(
     registry: Registry, home: Home, tiny_base: Path
 ) -> None:
-    from chatbot.base import load_base
+    from chatbot.model.base import load_base
 
     base = load_base(str(tiny_base))
     registry.ensure_first(base)

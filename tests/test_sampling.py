@@ -8,7 +8,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from chatbot.base import ends, load_base
+from chatbot.model.base import ends, load_base
 from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.local.sampler import Sampler
 from chatbot.engine.protocol import BASE, Request, Sampling

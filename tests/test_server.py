@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from chatbot.access import is_loopback
+from chatbot.auth.access import is_loopback
 from chatbot.server import ServerError, ServerSettings, listen
-from feedback import keys
+from chatbot.auth import api_keys
 from feedback.settings import Home
 from feedback.store import Store
 from tests.models import write_adapter
@@ -149,7 +149,7 @@ def test_sigterm_ends_it_well_and_keeps_what_was_said(server: Server, home: Home
 def test_a_promotion_by_another_process_is_followed_without_a_restart(
     running: Server, tiny_base: Path
 ) -> None:
-    from chatbot.base import load_base
+    from chatbot.model.base import load_base
     from chatbot.registry import Registry
 
     first = ask(running)["model"]
@@ -200,7 +200,7 @@ def test_open_to_the_world_it_makes_a_token_until_a_reviewer_has_a_key(
     assert httpx.post(f"{url}/v1/chat/completions", json={"messages": ASK}).status_code == 200
     server.kill()
     store = Store(home.db)
-    keys.make(store, "rita", "reviewer")
+    api_keys.make(store, "rita", "reviewer")
     store.close()
     assert "token" not in start_server("--host", "0.0.0.0").ready().log.read_text()
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from chatbot import lora
-from chatbot.base import Base, encode, load_base
+from chatbot.model import lora
+from chatbot.model.base import Base, encode, load_base
 from feedback.errors import TalkbackError
 from feedback.snapshot import Snapshot
 from tests import models

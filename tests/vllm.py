@@ -20,7 +20,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.concurrency import iterate_in_threadpool
 
-from chatbot.base import load_base
+from chatbot.model.base import load_base
 from chatbot.engine import protocol
 from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
 from chatbot.engine.protocol import BASE, Sampling, Stream

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
-from chatbot.base import encode_answer
+from chatbot.model.base import encode_answer
 from training.recipe import DPO, TOO_LONG, Recipe, trl_config
 from training.callbacks import Tokens, TrainingError, Watch
 

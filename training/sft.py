@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from chatbot.base import encode_answer
+from chatbot.model.base import encode_answer
 from training.recipe import SFT, TOO_LONG, Recipe, trl_config
 from training.replay_sampler import Turns
 from training.callbacks import Learnt, Tokens, TrainingError, Watch

@@ -18,8 +18,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from chatbot import lora
-from chatbot.base import STARTER, Base, load_base
+from chatbot.model import lora
+from chatbot.model.base import STARTER, Base, load_base
 from feedback.errors import TalkbackError
 from feedback.settings import Home
 from feedback.snapshot import Record, Snapshot

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
-from chatbot.access import Access, BadKey
+from chatbot.auth.access import Access, BadKey
 from chatbot.api.problems import Problem
 
 Scope = dict[str, Any]

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from chatbot.access import BadKey
-from chatbot.sessions import COOKIE, LASTS
+from chatbot.auth.access import BadKey
+from chatbot.auth.sessions import COOKIE, LASTS
 
 if TYPE_CHECKING:
     from chatbot.service import Service

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
-from chatbot.access import Caller
+from chatbot.auth.access import Caller
 from chatbot.api.shapes import REFUSALS
 from chatbot.registry import AdapterRow, Promotion
 from feedback.review import queue

@@ -13,10 +13,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from chatbot.access import BadKey, Refused
+from chatbot.auth.access import BadKey, Refused
 from chatbot.engine.protocol import Busy, Closed, TooLong, UnknownAdapter, Unreachable
-from chatbot.lora import AdapterError
-from chatbot.place import Forbidden
+from chatbot.model.lora import AdapterError
+from chatbot.conversation import Forbidden
 from chatbot.registry import RegistryError
 from feedback.db.database import StoreError
 from feedback.errors import TalkbackError

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, JsonValue
 from starlette.routing import compile_path
 
-from chatbot.access import Caller
+from chatbot.auth.access import Caller
 from chatbot.api import shapes
 from chatbot.api.completion import Chunks, completion
 from chatbot.api.events import Events, raise_if_broken
@@ -26,7 +26,7 @@ from chatbot.api.problems import Problem
 from chatbot.api.tensorzero import TensorZeroFeedback
 from chatbot.api.wire import ChatRequest, model_card
 from chatbot.engine.protocol import BASE
-from chatbot.place import Forbidden
+from chatbot.conversation import Forbidden
 from chatbot.turn import Asked, ask
 from feedback.ids import new_id
 from feedback.kinds import Kind

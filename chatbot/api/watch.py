@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatbot.api.shapes import REFUSALS, Ready
-from chatbot.meters import Backlog, Meters
+from chatbot.metrics import Backlog, Meters
 from feedback.db.database import StoreError
 from feedback.store import Store
 

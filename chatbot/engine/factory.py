@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from chatbot.base import STARTER, Base, load_base
+from chatbot.model.base import STARTER, Base, load_base
 from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.protocol import Engine
 from chatbot.engine.remote.remote_engine import RemoteEngine

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from chatbot.access import Caller
+from chatbot.auth.access import Caller
 from chatbot.pages import lineage, theme
 from chatbot.pages.door import Door
 from feedback.errors import TalkbackError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from chatbot.base import STARTER
+from chatbot.model.base import STARTER
 from chatbot.pages import standing, theme, transcript
 from chatbot.pages.door import Door
 from chatbot.pages.people import LoggedIn, People

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from chatbot import hub
-from chatbot.access import Caller, Refused
+from chatbot.auth import hub_login
+from chatbot.auth.access import Caller, Refused
 from chatbot.pages import theme
-from feedback.keys import Role
+from chatbot.auth.api_keys import Role
 
 if TYPE_CHECKING:
     from chatbot.service import Service
@@ -52,11 +52,11 @@ class Door:
             key = gr.Textbox(label="Key", type="password", container=False, placeholder="Key")
             enter = gr.Button("Open", variant="primary")
             self.refusal = gr.HTML("", padding=False)
-            if hub.logins():
+            if hub_login.logins():
                 gr.LoginButton()
         for knock in (enter.click, key.submit):
             knock(None, [key], [self.refusal], js=LOG_IN, show_progress="hidden")
-        log_out = LOG_OUT % (FROM_HUB if hub.logins() else "")
+        log_out = LOG_OUT % (FROM_HUB if hub_login.logins() else "")
         self.leave.click(None, None, None, js=log_out, show_progress="hidden")
 
     @property

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from chatbot.access import Caller
+from chatbot.auth.access import Caller
 from chatbot.pages import cases, theme
 from chatbot.pages.door import Door
 from chatbot.pages.people import People

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import gradio as gr
 from fastapi import FastAPI
 
-from chatbot import hub
+from chatbot.auth import hub_login
 from chatbot.pages import theme
 from chatbot.pages.adapters import AdaptersPage
 from chatbot.pages.chat import ChatPage
@@ -55,6 +55,6 @@ def mount(app: FastAPI, service: "Service", path: str = "/") -> FastAPI:
             enable_monitoring=False,
             pwa=False,
             mcp_server=False,
-            app_kwargs={"exception_handlers": hub.handlers()},
+            app_kwargs={"exception_handlers": hub_login.handlers()},
         )
     return mounted

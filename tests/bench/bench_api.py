@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from chatbot.base import STARTER
+from chatbot.model.base import STARTER
 from feedback.settings import Home
 from feedback.store import Store
 from tests.processes import Server
@@ -100,8 +100,8 @@ def engine(
 ) -> None:
     """In a process of its own: rounds of bare streams, told as (tokens, wall, cpu, firsts).
     Before them the bias of all requests is told: where `tokens` are asked, none ends before."""
-    from chatbot import lora
-    from chatbot.base import encode, ends, load_base
+    from chatbot.model import lora
+    from chatbot.model.base import encode, ends, load_base
     from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
     from chatbot.engine.protocol import Request, Sampling
 

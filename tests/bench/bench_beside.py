@@ -21,7 +21,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import talkback_cycle
-from chatbot.base import STARTER
+from chatbot.model.base import STARTER
 from chatbot.service import Service
 from feedback.settings import Home
 from tests.corrections import change, correct, facts

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from chatbot.base import STARTER, Base, load_base
+from chatbot.model.base import STARTER, Base, load_base
 from chatbot.engine import factory
 from chatbot.engine.local import scheduler
 from chatbot.engine.local.local_engine import device

@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 
-from chatbot.base import STARTER, Base, ends, load_base
+from chatbot.model.base import STARTER, Base, ends, load_base
 from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.engine.settings import EngineSettings

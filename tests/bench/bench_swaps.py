@@ -16,7 +16,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from chatbot.base import STARTER, Base, encode, load_base
+from chatbot.model.base import STARTER, Base, encode, load_base
 from chatbot.engine import factory
 from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.protocol import Engine, Request, Sampling, Stream

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from chatbot.base import load_base
+from chatbot.model.base import load_base
 from chatbot.engine.protocol import BASE
 from tests.bench.bench_engine import ANSWER, PROMPT, engine_rate, prompt, start
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-from chatbot.base import SMALL
+from chatbot.model.base import SMALL
 from chatbot.engine.local.runners.runner import Part, Path
 
 PROMPT, STEPS, ROUNDS = 32, 8, 3

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from chatbot import lora
-from chatbot.base import Base
+from chatbot.model import lora
+from chatbot.model.base import Base
 from chatbot.engine.local import sampler
 from chatbot.engine.local.detokenizer import Detokenizer
 from chatbot.engine.local.multi_lora import Prepared

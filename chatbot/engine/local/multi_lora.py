@@ -11,7 +11,7 @@ from torch import nn
 
 from chatbot.engine.local.packed_linear import Product
 from chatbot.engine.protocol import EngineError
-from chatbot.lora import Tensors
+from chatbot.model.lora import Tensors
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """A [rank, in] and B [out, rank] with the scale multiplied in."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from chatbot import lora
-from chatbot.base import SMALL, Base, encode, ends
+from chatbot.model import lora
+from chatbot.model.base import SMALL, Base, encode, ends
 from chatbot.engine.local import cpu_threads
 from chatbot.engine.local.detokenizer import Detokenizer
 from chatbot.engine.local.kv_cache import SlotCache

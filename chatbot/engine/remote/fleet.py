@@ -10,7 +10,7 @@ from typing import Any
 from chatbot.engine.protocol import BASE, EngineError, Unreachable
 from chatbot.engine.remote.replica import Failed, Replica, address, client
 from chatbot.engine.settings import RemoteSettings
-from chatbot.lora import AdapterError
+from chatbot.model.lora import AdapterError
 
 log = logging.getLogger("talkback")
 

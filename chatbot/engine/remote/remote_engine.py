@@ -17,8 +17,8 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
-from chatbot import lora
-from chatbot.base import Base, ends
+from chatbot.model import lora
+from chatbot.model.base import Base, ends
 from chatbot.engine.local import sampler
 from chatbot.engine.local.local_engine import CLOSED
 from chatbot.engine.local.runners.transformers_runner import room

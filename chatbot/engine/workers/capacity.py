@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from chatbot.base import SMALL
+from chatbot.model.base import SMALL
 from chatbot.engine.workers.messages import Ready
 
 MOST = 4

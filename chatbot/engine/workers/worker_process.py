@@ -54,7 +54,7 @@ def work(pipe: Connection) -> None:
 
 
 def _engine(order: Order) -> "TorchEngine":
-    from chatbot.base import load_base
+    from chatbot.model.base import load_base
     from chatbot.engine.local.local_engine import TorchEngine
 
     base = load_base(order.base, order.revision)

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chatbot import lora
-from chatbot.base import Base
+from chatbot.model import lora
+from chatbot.model.base import Base
 from chatbot.engine.local import sampler
 from chatbot.engine.local.cpu_threads import cores
 from chatbot.engine.local.local_engine import CLOSED, COUNTS

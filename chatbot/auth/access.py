@@ -29,12 +29,12 @@ from typing import Any
 
 from starlette.requests import HTTPConnection, Request
 
-from chatbot.hub import visitor_of
-from chatbot.sessions import COOKIE, Sessions
-from feedback import keys
+from chatbot.auth.hub_login import visitor_of
+from chatbot.auth.sessions import COOKIE, Sessions
+from chatbot.auth import api_keys
 from feedback.db.database import Database
 from feedback.errors import TalkbackError
-from feedback.keys import MARK, ROLES, Role
+from chatbot.auth.api_keys import MARK, ROLES, Role
 
 ANONYMOUS = "anonymous"
 """The person of a request that names none."""
@@ -131,7 +131,7 @@ class Access:
         """Whose key, or the review token, this is."""
         if self._token and hmac.compare_digest(secret.encode(), self._token.encode()):
             return self._of_token()
-        key = keys.find(self._db, secret) if secret.startswith(MARK) else None
+        key = api_keys.find(self._db, secret) if secret.startswith(MARK) else None
         return Caller(key.role, key.name, key.id) if key else None
 
     def _logged_in(self, request: HTTPConnection) -> Caller | None:
@@ -144,7 +144,7 @@ class Access:
             return self.of_hub(visitor_of(request.scope))
         if self._token and subject == self._of_token().id:
             return self._of_token()
-        key = keys.valid(self._db, subject)
+        key = api_keys.valid(self._db, subject)
         return Caller(key.role, key.name, key.id) if key else None
 
     def _of_token(self) -> Caller:
@@ -161,7 +161,7 @@ class Access:
 
     def _without_key(self, request: HTTPConnection) -> Caller:
         guarded = self._token or not self.loopback or not _is_here(request)
-        if guarded or keys.any_made(self._db):
+        if guarded or api_keys.any_made(self._db):
             return self._nameless
         return Caller("operator")
 

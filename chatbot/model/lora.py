@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from chatbot.base import Base
+from chatbot.model.base import Base
 from feedback.errors import TalkbackError
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from typing import Annotated, ClassVar, TextIO
 import httpx
 from pydantic import AfterValidator, Field
 
-from feedback import events
-from feedback.events import Event, Kind
+from chatbot.webhooks import outbox
+from chatbot.webhooks.outbox import Event, Kind
 from feedback.settings import Home, Settings, SettingsError
 from feedback.store import Store
 
@@ -58,7 +58,7 @@ class WebhookSettings(Settings):
     """Each hears all that happens from the first start with it on."""
     secret: str = ""
     """"whsec_" and at least 24 bytes in base64; receivers check the signature with it."""
-    events: list[Kind] = Field(default_factory=lambda: list(events.KINDS))
+    outbox: list[Kind] = Field(default_factory=lambda: list(outbox.KINDS))
     """A rollback is a promotion too."""
 
 
@@ -124,12 +124,12 @@ class Hook(threading.Thread):
 
     def begin(self) -> None:
         """Be known to the database, which says from now on how far this URL has got."""
-        events.begin(self._terms.store, self._url)
+        outbox.begin(self._terms.store, self._url)
 
     def waiting(self) -> int:
         """How many events this URL has not heard of."""
         terms = self._terms
-        return events.waiting(terms.store, events.told(terms.store, self._url) or 0, terms.kinds)
+        return outbox.waiting(terms.store, outbox.told(terms.store, self._url) or 0, terms.kinds)
 
     def run(self) -> None:
         """Until closed."""
@@ -145,13 +145,13 @@ class Hook(threading.Thread):
     def _tell(self, http: httpx.Client) -> None:
         """All that is new, until one is refused; what is erased is passed over."""
         store, closing = self._terms.store, self._terms.closing
-        told = events.told(store, self._url) or 0
-        for event in events.after(store, told, self._terms.kinds):
+        told = outbox.told(store, self._url) or 0
+        for event in outbox.after(store, told, self._terms.kinds):
             if closing.is_set():
                 return
             if event.data and (why := send(http, self._url, self._terms.key, event)):
                 return self._refused(why)
-            events.acknowledge(store, self._url, event.number)
+            outbox.acknowledge(store, self._url, event.number)
         self._failures, self._wait = 0, self._terms.poll
 
     def _refused(self, why: str) -> None:

@@ -23,8 +23,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from chatbot.plain import BadMessages, control_tokens, plain
-from chatbot.skeleton import Named, skeleton, stored
+from chatbot.model.escape import BadMessages, control_tokens, plain
+from chatbot.model.meta import Named, skeleton, stored
 from feedback.errors import TalkbackError
 
 STARTER = str(Path(__file__).parent / "starter")

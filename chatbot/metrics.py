@@ -19,7 +19,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from feedback import events
+from chatbot.webhooks import outbox
 from feedback import kinds
 from feedback.ids import now
 from feedback.store import Speaker, Store
@@ -157,7 +157,7 @@ class Said:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._seen = events.newest(store)
+        self._seen = outbox.newest(store)
         self._kinds: Counter[str] = Counter(dict.fromkeys(kinds.KINDS, 0))
         self._lock = threading.Lock()
 
@@ -165,8 +165,8 @@ class Said:
         """By kind."""
         metric = CounterMetricFamily("talkback_feedback", "Feedback by kind", labels=["kind"])
         with self._lock:
-            newest = events.newest(self._store)
-            self._kinds.update(events.kinds_said(self._store, self._seen, newest))
+            newest = outbox.newest(self._store)
+            self._kinds.update(outbox.kinds_said(self._store, self._seen, newest))
             self._seen = newest
             for kind, count in self._kinds.items():
                 metric.add_metric([kind], count)
