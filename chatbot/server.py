@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from chatbot.auth import hub_login
+from chatbot.auth import api_keys, hub_login
 from chatbot.auth.access import Access, is_loopback
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.workers.worker_handle import early
 from chatbot.loading import Front
-from chatbot.auth import api_keys
 from feedback.errors import TalkbackError
 from feedback.settings import Home, Settings
 from feedback.store import Store
@@ -85,7 +84,7 @@ class ServerError(TalkbackError):
 
 def create_app(service: "Service", settings: ServerSettings | None = None) -> "FastAPI":
     """The API, and the pages at "/". The service is closed with the app; SettingsError."""
-    from chatbot.pages.site import mount
+    from chatbot.pages.app import mount
 
     return mount(create_api(service, settings), service)
 
@@ -96,7 +95,9 @@ def create_api(service: "Service", settings: ServerSettings | None = None) -> "F
 
     from fastapi import FastAPI
 
-    from chatbot.api import login, oversight, problems, routes, watch
+    from chatbot.api import errors
+    from chatbot.api.openai import chat
+    from chatbot.api.operations import login, monitoring, reviews
     from chatbot.webhooks.delivery import Hooks, WebhookSettings
 
     hooks = Hooks(service.home, service.store, WebhookSettings.read(service.home))
@@ -109,14 +110,14 @@ def create_api(service: "Service", settings: ServerSettings | None = None) -> "F
         service.close()
 
     app = FastAPI(title="Talkback", docs_url=None, redoc_url=None, lifespan=lifespan)
-    problems.install(app)
+    errors.install(app)
     guard(app, service.access, settings or ServerSettings())
-    app.add_middleware(watch.Counted, meters=service.meters)  # the outermost sees refusals too
-    app.include_router(routes.router(service))  # the first is found soonest
+    app.add_middleware(monitoring.Counted, meters=service.meters)  # the outermost sees refusals too
+    app.include_router(chat.router(service))  # the first is found soonest
     app.include_router(login.router(service))
-    app.include_router(oversight.router(service))
-    app.include_router(watch.router(service, hooks))
-    app.include_router(routes.nowhere())
+    app.include_router(reviews.router(service))
+    app.include_router(monitoring.router(service, hooks))
+    app.include_router(chat.nowhere())
     return app
 
 

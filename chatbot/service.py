@@ -13,9 +13,7 @@ import weakref
 from collections import OrderedDict
 from typing import Self
 
-from chatbot.model import lora
 from chatbot.auth.access import Access
-from chatbot.model.base import Base, encode
 from chatbot.engine import factory
 from chatbot.engine.protocol import (
     BASE,
@@ -30,10 +28,12 @@ from chatbot.engine.protocol import (
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.workers.worker_handle import Worker
 from chatbot.metrics import Meters
+from chatbot.model import lora
+from chatbot.model.base import Base, encode
 from chatbot.registry import Promotion, Registry
 from chatbot.turn import ChatSettings, Turn
-from feedback.errors import TalkbackError
 from feedback.db.group_commit import Keeper
+from feedback.errors import TalkbackError
 from feedback.settings import Home
 from feedback.store import Store
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from chatbot import conversation as places
-from chatbot.engine.protocol import Chance, Sampling, Stream
 from chatbot.conversation import Place
+from chatbot.engine.protocol import Chance, Sampling, Stream
 from chatbot.prompt import fit
 from feedback import exemplars
 from feedback.exemplars import Approved

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from chatbot.model.base import Base, Messages, encode, encode_answer
 from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.protocol import Request, Sampling, Stream, TooLong
 from chatbot.engine.settings import EngineSettings
+from chatbot.model.base import Base, Messages, encode, encode_answer
 from feedback.errors import TalkbackError
 from feedback.similarity import near_pairs, normalise
 from feedback.snapshot import Record, Snapshot

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from feedback.curation.curate import Curation
-from feedback.errors import TalkbackError
-from feedback.ids import now
 from feedback.curation.outdated import outdated as outdated
 from feedback.curation.rows import Row, Turn
+from feedback.errors import TalkbackError
+from feedback.ids import now
 
 FORMAT = 1
 FILES = ("sft", "dpo", "replay", "repairs", "held_out", "held_out_pairs")

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from chatbot.api import problems
-from chatbot.api import routes as api
+from chatbot.api import errors
+from chatbot.api.openai import chat as api
 from chatbot.service import Service
 from tests.serving import serving
 
@@ -20,7 +20,7 @@ ASK = [{"role": "user", "content": "When do you open?"}]
 def api_of(service: Service) -> Iterator[str]:
     """The API without the pages, over real HTTP; gives its address."""
     app = FastAPI()
-    problems.install(app)
+    errors.install(app)
     app.include_router(api.router(service))
     app.include_router(api.nowhere())
     with serving(app) as address:

@@ -36,7 +36,7 @@ class LightServer:
 
     def __init__(self, home: Home) -> None:
         processes = multiprocessing.get_context("forkserver")
-        processes.set_forkserver_preload(["chatbot.api.routes", "tests.kills"])
+        processes.set_forkserver_preload(["chatbot.api.openai.chat", "tests.kills"])
         port, tell = processes.Pipe(duplex=False)
         self.process = processes.Process(target=_serve, args=(home, tell), daemon=True)
         self.process.start()
@@ -55,9 +55,9 @@ def _serve(home: Home, tell: Connection) -> None:
     import uvicorn
     from fastapi import FastAPI
 
+    from chatbot.api import errors
+    from chatbot.api.openai import chat as api
     from chatbot.auth.access import Access
-    from chatbot.api import problems
-    from chatbot.api import routes as api
 
     store, no_model = Store(home.db), SimpleNamespace(tokenizer=None)
     engine = SimpleNamespace(waits=False)
@@ -65,7 +65,7 @@ def _serve(home: Home, tell: Connection) -> None:
         store=store, base=no_model, engine=engine, access=Access(store, home.root)
     )
     app = FastAPI()
-    problems.install(app)
+    errors.install(app)
     app.include_router(api.router(service))
     listener = socket.create_server(("127.0.0.1", 0))
     tell.send(listener.getsockname()[1])

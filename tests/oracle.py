@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from chatbot.model.base import Base, encode, ends, load_base
 from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
 from chatbot.engine.protocol import BASE, Request, Sampling
+from chatbot.model.base import Base, encode, ends, load_base
 from tests import models
 
 QUESTIONS = (

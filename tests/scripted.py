@@ -14,9 +14,9 @@ from typing import Any
 import uvicorn
 from playwright.sync_api import Browser, Page, expect
 
-from chatbot.model.base import load_base
 from chatbot.engine.local.local_engine import COUNTS
 from chatbot.engine.protocol import BASE, Busy, Request, Stream, UnknownAdapter
+from chatbot.model.base import load_base
 from chatbot.server import create_app
 from chatbot.service import Service
 from chatbot.turn import ChatSettings

@@ -16,17 +16,18 @@ from fastapi import FastAPI
 from starlette.requests import HTTPConnection
 from starlette.routing import Mount
 
+from chatbot.api import errors
+from chatbot.api.openai import chat as api
+from chatbot.api.operations import reviews
+from chatbot.auth import api_keys
 from chatbot.auth.access import Access, Caller
-from chatbot.api import oversight, problems
-from chatbot.api import routes as api
+from chatbot.auth.api_keys import NewKey, Role
 from chatbot.auth.hub_login import visitor_of
-from chatbot.pages.people import LoggedIn, People
+from chatbot.auth.sessions import COOKIE, Sessions
+from chatbot.pages.browser_identity import LoggedIn, People
 from chatbot.server import create_app
 from chatbot.service import Service
-from chatbot.auth.sessions import COOKIE, Sessions
-from chatbot.auth import api_keys
 from feedback.review import queue
-from chatbot.auth.api_keys import NewKey, Role
 from feedback.settings import Home
 from feedback.store import Speaker, Store
 from tests.scripted import ScriptedEngine, new_adapter, open_service
@@ -126,7 +127,7 @@ class House:
     service: Service
     app: FastAPI
     http: httpx.Client
-    api_keys: dict[str, NewKey]
+    keys: dict[str, NewKey]
     """By role, and one that is "revoked": it was an operator's."""
     names: dict[str, str]
     """What stands for the capitals in the tables."""
@@ -407,8 +408,8 @@ class TestWithoutAKey:
         """One request to the API alone, under these rules."""
         usual, service.access = service.access, access
         app = FastAPI()
-        problems.install(app)
-        app.include_router(oversight.router(service))
+        errors.install(app)
+        app.include_router(reviews.router(service))
         app.include_router(api.router(service))
         app.include_router(api.nowhere())
         service.access = usual

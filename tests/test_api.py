@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from chatbot.api import routes as api
+from chatbot.api.openai import chat as api
 from chatbot.service import Service
 from feedback.review.queue import decide
 from feedback.store import Message

@@ -11,13 +11,23 @@ from typing import Any
 
 import pytest
 
+from feedback.curation.split import NEAR
 from feedback.exemplars import preface
 from feedback.similarity import normalise, trigrams
-from feedback.curation.split import NEAR
 from training.starter.corpus import MIXTURE, Corpus
 from training.starter.phrasing import sloppy, typo
-from training.starter.shop import CHOICE, FACT, SLOT, change, changed, expand, facts, load_shop, plain
 from training.starter.question_sets import write_suites
+from training.starter.shop import (
+    CHOICE,
+    FACT,
+    SLOT,
+    change,
+    changed,
+    expand,
+    facts,
+    load_shop,
+    plain,
+)
 
 SHOP = load_shop()
 FILLERS = {

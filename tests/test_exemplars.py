@@ -16,8 +16,8 @@ from feedback.exemplars import (
     stands_alone,
 )
 from feedback.ids import now
-from feedback.similarity import near_pairs, similarity
 from feedback.review.queue import decide
+from feedback.similarity import near_pairs, similarity
 from feedback.store import Store
 from tests import real
 from tests.talks import answer

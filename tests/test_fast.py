@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatbot.model.base import load_base
 from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
 from chatbot.engine.local.runners import fused_linear, llama_torch
 from chatbot.engine.local.runners.rotary import FIRST, Angles
 from chatbot.engine.protocol import BASE, Request, Sampling
+from chatbot.model.base import load_base
 from tests import models
 from tests.oracle import QUESTIONS, Oracle, start
 from tests.streams import finish

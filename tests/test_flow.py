@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from chatbot.api import flow as flows
-from chatbot.api.completion import Chunks
-from chatbot.api.flow import Flow
+from chatbot.api import streaming as flows
+from chatbot.api.openai.chat_response import Chunks
+from chatbot.api.streaming import Flow
 from chatbot.engine.protocol import Chance, Request, Sampling, Stream
 from chatbot.service import Service
 from chatbot.turn import Turn

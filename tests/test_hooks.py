@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from chatbot.webhooks.delivery import Hooks, WebhookSettings
 from chatbot.registry import Registry
+from chatbot.webhooks.delivery import Hooks, WebhookSettings
 from feedback.ids import now
 from feedback.review.queue import decide
 from feedback.settings import Home, SettingsError

@@ -9,11 +9,11 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.requests import HTTPConnection
 
-from chatbot.auth.access import Access
-from chatbot.api import problems
+from chatbot.api import errors
 from chatbot.api.limits import CALLERS, Bucket, address, counted
-from chatbot.server import ServerSettings, guard
 from chatbot.auth import api_keys
+from chatbot.auth.access import Access
+from chatbot.server import ServerSettings, guard
 from feedback.store import Store
 from tests.serving import serving
 from tests.test_api import refusal
@@ -23,7 +23,7 @@ from tests.test_api import refusal
 def guarded(store: Store, *, loopback: bool = True, **settings: object) -> Iterator[httpx.Client]:
     """An app that says how long a body is, with the guards of a server before it."""
     app = FastAPI()
-    problems.install(app)
+    errors.install(app)
     access = Access(store, store.path.parent, loopback=loopback)
     guard(app, access, ServerSettings(**settings))
 

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from chatbot.api.logprobs import Speller
+from chatbot.api.openai.logprobs import Speller
 from chatbot.engine.protocol import Chance
 from tests.models import STOP, write_tokenizer
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from chatbot.model.base import STARTER, ends, load_base
 from chatbot.engine.local.kernels import library
 from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
 from chatbot.engine.local.prompt_lookup import FEW, Lookup
 from chatbot.engine.local.scheduler import Row
 from chatbot.engine.protocol import BASE, Request, Sampling, Stream
+from chatbot.model.base import STARTER, ends, load_base
 from chatbot.prompt import fit
 from tests.corrections import facts
 from tests.oracle import QUESTIONS, Oracle, start

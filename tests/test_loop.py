@@ -8,12 +8,12 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from safetensors.torch import load_file, save_file
 
-import talkback_cycle
 from chatbot.model.base import ends, load_base
 from chatbot.registry import Registry
 from feedback.review.queue import decide
 from feedback.settings import Home
 from feedback.store import Store
+from talkback import cycle
 from tests.models import write_model
 from tests.processes import TOML, Server
 from tests.scripted import ANSWER, settled, start, visitor
@@ -90,7 +90,7 @@ def test_someone_corrects_an_answer_a_cycle_runs_and_the_next_answer_is_right(
 
         teach_the_others(server, store)
         untaught = registry.promotion()
-        outcome = talkback_cycle.run(home)
+        outcome = cycle.run(home)
         assert outcome.kind == "promoted", outcome
         expect(page.locator("#tb-status")).to_contain_text(str(outcome.adapter))
         ask_anew(page, QUESTION)

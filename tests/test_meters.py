@@ -9,10 +9,11 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from chatbot.api import problems, watch
-from chatbot.api import routes as api
-from chatbot.webhooks.delivery import Hooks, WebhookSettings
+from chatbot.api import errors
+from chatbot.api.openai import chat as api
+from chatbot.api.operations import monitoring
 from chatbot.service import Service
+from chatbot.webhooks.delivery import Hooks, WebhookSettings
 from feedback.review.queue import decide
 from feedback.store import Store
 from tests.models import write_adapter
@@ -26,10 +27,10 @@ ASK = [{"role": "user", "content": "When do you open?"}]
 @pytest.fixture
 def http(service: Service) -> Iterator[httpx.Client]:
     app = FastAPI()
-    problems.install(app)
-    app.add_middleware(watch.Counted, meters=service.meters)
+    errors.install(app)
+    app.add_middleware(monitoring.Counted, meters=service.meters)
     app.include_router(api.router(service))
-    app.include_router(watch.router(service, backlog(service)))
+    app.include_router(monitoring.router(service, backlog(service)))
     app.include_router(api.nowhere())
     with serving(app) as address, httpx.Client(base_url=address, timeout=60) as client:
         yield client
@@ -176,8 +177,8 @@ def test_requests_are_counted_by_template_and_never_by_words_from_outside(
 
 def test_a_handler_that_fails_is_counted_too(service: Service) -> None:
     app = FastAPI()
-    problems.install(app)
-    app.add_middleware(watch.Counted, meters=service.meters)
+    errors.install(app)
+    app.add_middleware(monitoring.Counted, meters=service.meters)
     app.add_api_route("/broken", lambda: 1 / 0)
     with serving(app) as address:
         assert httpx.get(f"{address}/broken").status_code == 500
@@ -196,7 +197,7 @@ def test_ready_is_who_speaks_and_can_keep_what_is_said(
 
 def test_a_database_that_cannot_be_written_is_not_ready(service: Service) -> None:
     service.store.rows("pragma busy_timeout = 20")
-    (readyz, *_) = watch.router(service, backlog(service)).routes
+    (readyz, *_) = monitoring.router(service, backlog(service)).routes
     other = sqlite3.connect(service.home.db, isolation_level=None)
     other.execute("begin immediate")
     refused = readyz.endpoint()  # type: ignore[attr-defined]  # on this thread: it waits briefly
@@ -208,13 +209,13 @@ def test_a_database_that_cannot_be_written_is_not_ready(service: Service) -> Non
 def test_looking_at_the_database_changes_nothing_and_is_tried_once_a_second(store: Store) -> None:
     answer(store, "Hello?")
     before = [store.counts(), store.row("pragma user_version")[0]]  # type: ignore[index]
-    database = watch.Writable(store)
+    database = monitoring.Writable(store)
     assert database.complaint() == ""
     store.close()
     store.path.rename(store.path.with_suffix(".away"))
     store.path.mkdir()
     assert database.complaint() == ""
-    assert "unable to open" in watch.Writable(store).complaint()
+    assert "unable to open" in monitoring.Writable(store).complaint()
     store.path.rmdir()
     store.path.with_suffix(".away").rename(store.path)
     assert [store.counts(), store.row("pragma user_version")[0]] == before  # type: ignore[index]

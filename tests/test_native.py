@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from chatbot.model.base import load_base
 from chatbot.engine.local import kernels
 from chatbot.engine.local.kernels import Arena, Panels
 from chatbot.engine.local.kv_cache import SlotCache
@@ -17,6 +16,7 @@ from chatbot.engine.local.runners.llama_cpu import Int8, Native
 from chatbot.engine.local.runners.runner import Part
 from chatbot.engine.local.runners.transformers_runner import Forward
 from chatbot.engine.protocol import BASE, Request, Sampling
+from chatbot.model.base import load_base
 from chatbot.model.lora import targets, tensors
 from tests import models
 from tests.oracle import QUESTIONS, Oracle

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatbot.model.base import load_base
 from chatbot.engine.local import cpu_threads
 from chatbot.engine.local.kv_cache import SlotCache
 from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
@@ -16,6 +15,7 @@ from chatbot.engine.local.runners.runner import Part
 from chatbot.engine.local.runners.transformers_runner import Forward
 from chatbot.engine.local.scheduler import kind_of
 from chatbot.engine.protocol import BASE, Closed, Request, Sampling
+from chatbot.model.base import load_base
 from tests import models
 
 CORES = len(os.sched_getaffinity(0))

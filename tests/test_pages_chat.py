@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from chatbot.auth.access import Access
-from chatbot.pages.pacing import paced
-from chatbot.pages.people import People
-from chatbot.pages.talk import Talk
-from chatbot.pages.view import Place
-from chatbot.pages.words import shown, typed
 from chatbot.auth import api_keys
+from chatbot.auth.access import Access
+from chatbot.pages.browser_identity import People
+from chatbot.pages.chat.actions import Talk
+from chatbot.pages.chat.update_rate import paced
+from chatbot.pages.chat.view import Place
+from chatbot.pages.text import shown, typed
 from feedback.review import queue
 from feedback.store import Feedback, Store
 from tests.scripted import (

@@ -7,11 +7,11 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from chatbot.auth.access import Access
-from chatbot.pages.words import differences
 from chatbot.auth import api_keys
-from feedback.review import queue
+from chatbot.auth.access import Access
+from chatbot.pages.text import differences
 from feedback.exemplars import same
+from feedback.review import queue
 from feedback.store import Speaker
 from tests.scripted import ScriptedEngine, open_service, serve
 

@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from chatbot.webhooks.delivery import WebhookSettings, key_of
-from chatbot.turn import ChatSettings
 from chatbot.auth import api_keys
+from chatbot.turn import ChatSettings
+from chatbot.webhooks.delivery import WebhookSettings, key_of
 from feedback.settings import Home, check_tables
 from feedback.store import Store
-from talkback import TABLES
-from talkback_cycle import CycleSettings
+from talkback.cli import TABLES
+from talkback.cycle import CycleSettings
 from tests.processes import Server
 from training.recipe import Recipe
 from training.train import check

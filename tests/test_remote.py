@@ -11,8 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chatbot.model import lora
-from chatbot.model.base import load_base
 from chatbot.engine import factory
 from chatbot.engine.local.local_engine import EngineSettings
 from chatbot.engine.protocol import (
@@ -27,6 +25,8 @@ from chatbot.engine.protocol import (
 )
 from chatbot.engine.remote.remote_engine import RemoteEngine
 from chatbot.engine.workers.workers_engine import WorkersEngine
+from chatbot.model import lora
+from chatbot.model.base import load_base
 from chatbot.model.lora import AdapterError
 from chatbot.service import PINNED, Service
 from feedback.settings import Home, SettingsError

@@ -8,10 +8,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from chatbot.model.base import ends, load_base
 from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.local.sampler import Sampler
 from chatbot.engine.protocol import BASE, Request, Sampling
+from chatbot.model.base import ends, load_base
 from tests.oracle import QUESTIONS, Oracle
 from tests.streams import finish
 

@@ -9,8 +9,8 @@ from sqlite_utils import Database as Tables
 
 from feedback.db import database
 from feedback.db.database import StoreError
-from feedback.exemplars import similar
 from feedback.db.migrations import migrations
+from feedback.exemplars import similar
 from feedback.store import Store
 from tests.talks import answer
 

@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
+from chatbot.auth import api_keys
 from chatbot.auth.access import is_loopback
 from chatbot.server import ServerError, ServerSettings, listen
-from chatbot.auth import api_keys
 from feedback.settings import Home
 from feedback.store import Store
 from tests.models import write_adapter

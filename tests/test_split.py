@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from feedback.similarity import similarity
 from feedback.curation.split import NEAR, Item, Place, _new_cluster, assign
+from feedback.similarity import similarity
 from feedback.store import Store
 from tests import real
 from tests.talks import answer

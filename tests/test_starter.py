@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from training.starter.corpus import MIXTURE, Corpus
 from training.starter.batches import IGNORED, batches, encode
+from training.starter.corpus import MIXTURE, Corpus
 from training.starter.exam import answers
-from training.starter.shop import load_shop
 from training.starter.pretrain import Settings, corpus_texts, loss_of, new_model, save, train
+from training.starter.shop import load_shop
 from training.starter.tokenizer import train_tokenizer
 
 STARTER = Path(__file__).parents[1] / "chatbot" / "starter"

@@ -21,10 +21,10 @@ from feedback.snapshot import Snapshot
 from tests import models
 from tests.lessons import LESSON, REPLAY, lesson, row
 from training import dpo, sft
+from training.callbacks import TrainingError, certainty
 from training.recipe import Recipe
 from training.replay_sampler import Turns
 from training.train import run
-from training.callbacks import TrainingError, certainty
 
 FAST = Recipe(threads=1, sft={"learning_rate": 5e-3, "num_train_epochs": 60})
 

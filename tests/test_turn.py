@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from chatbot.model.base import encode, ends
-from chatbot.engine.protocol import BASE, Busy, Request, Sampling, TooLong, UnknownAdapter
 from chatbot.conversation import Empty, Forbidden
+from chatbot.engine.protocol import BASE, Busy, Request, Sampling, TooLong, UnknownAdapter
+from chatbot.model.base import encode, ends
 from chatbot.service import Service
 from chatbot.turn import Turn
 from feedback.db.database import StoreError

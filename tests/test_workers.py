@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import pytest
 
-from chatbot.model.base import load_base
 from chatbot.engine import factory
 from chatbot.engine.local.cpu_threads import cores
 from chatbot.engine.local.local_engine import TorchEngine
@@ -37,6 +36,7 @@ from chatbot.engine.workers.capacity import MOST, how_many
 from chatbot.engine.workers.messages import Account, Order, Ready, hear
 from chatbot.engine.workers.router import BLOCK, TOGETHER, Router
 from chatbot.engine.workers.workers_engine import WorkersEngine
+from chatbot.model.base import load_base
 from chatbot.model.lora import AdapterError
 from feedback.settings import Home
 from tests import models

@@ -20,10 +20,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.concurrency import iterate_in_threadpool
 
-from chatbot.model.base import load_base
 from chatbot.engine import protocol
 from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
 from chatbot.engine.protocol import BASE, Sampling, Stream
+from chatbot.model.base import load_base
 from feedback.errors import TalkbackError
 
 MODEL = "tiny/base"

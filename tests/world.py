@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chatbot.model.base import Base, encode, load_base
 from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
 from chatbot.engine.protocol import BASE, Request, Sampling, Stream
 from chatbot.engine.remote.remote_engine import RemoteEngine
+from chatbot.model.base import Base, encode, load_base
 from tests import models
 from tests.streams import ended
 from tests.vllm import Vllm

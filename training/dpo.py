@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from chatbot.model.base import encode_answer
-from training.recipe import DPO, TOO_LONG, Recipe, trl_config
 from training.callbacks import Tokens, TrainingError, Watch
+from training.recipe import DPO, TOO_LONG, Recipe, trl_config
 
 Row = Mapping[str, Any]
 

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from chatbot.model.base import encode_answer
+from training.callbacks import Learnt, Tokens, TrainingError, Watch
 from training.recipe import SFT, TOO_LONG, Recipe, trl_config
 from training.replay_sampler import Turns
-from training.callbacks import Learnt, Tokens, TrainingError, Watch
 
 Row = Mapping[str, Any]
 

@@ -23,8 +23,8 @@ from chatbot.model.base import STARTER, Base, load_base
 from feedback.errors import TalkbackError
 from feedback.settings import Home
 from feedback.snapshot import Record, Snapshot
-from training.recipe import Recipe
 from training.callbacks import Clock, Tell, Tokens, TrainingError, Watch, certainty
+from training.recipe import Recipe
 
 Metrics = dict[str, Any]
 

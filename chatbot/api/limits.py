@@ -13,8 +13,8 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
+from chatbot.api.errors import Problem
 from chatbot.auth.access import Access, BadKey
-from chatbot.api.problems import Problem
 
 Scope = dict[str, Any]
 CALLERS = 10_000

@@ -29,12 +29,12 @@ from typing import Any
 
 from starlette.requests import HTTPConnection, Request
 
+from chatbot.auth import api_keys
+from chatbot.auth.api_keys import MARK, ROLES, Role
 from chatbot.auth.hub_login import visitor_of
 from chatbot.auth.sessions import COOKIE, Sessions
-from chatbot.auth import api_keys
 from feedback.db.database import Database
 from feedback.errors import TalkbackError
-from chatbot.auth.api_keys import MARK, ROLES, Role
 
 ANONYMOUS = "anonymous"
 """The person of a request that names none."""

@@ -9,7 +9,7 @@ import hmac
 import time
 from pathlib import Path
 
-from chatbot.pages.people import secret_of
+from chatbot.pages.browser_identity import secret_of
 
 COOKIE = "talkback_session"
 LASTS = 30 * 24 * 3600

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from chatbot.model.base import STARTER, Base, load_base
 from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.protocol import Engine
 from chatbot.engine.remote.remote_engine import RemoteEngine
@@ -10,6 +9,7 @@ from chatbot.engine.settings import EngineSettings
 from chatbot.engine.workers.messages import Order
 from chatbot.engine.workers.worker_handle import Worker
 from chatbot.engine.workers.workers_engine import WorkersEngine
+from chatbot.model.base import STARTER, Base, load_base
 
 
 def start(

@@ -27,7 +27,7 @@ from chatbot.model.escape import BadMessages, control_tokens, plain
 from chatbot.model.meta import Named, skeleton, stored
 from feedback.errors import TalkbackError
 
-STARTER = str(Path(__file__).parent / "starter")
+STARTER = str(Path(__file__).parents[1] / "starter")
 """The default base: the small model that comes with the package."""
 
 Messages = Sequence[Mapping[str, str]]

@@ -58,7 +58,7 @@ class WebhookSettings(Settings):
     """Each hears all that happens from the first start with it on."""
     secret: str = ""
     """"whsec_" and at least 24 bytes in base64; receivers check the signature with it."""
-    outbox: list[Kind] = Field(default_factory=lambda: list(outbox.KINDS))
+    events: list[Kind] = Field(default_factory=lambda: list(outbox.KINDS))
     """A rollback is a promotion too."""
 
 

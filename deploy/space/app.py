@@ -39,7 +39,7 @@ def main() -> None:
     base = os.environ.get("TALKBACK_BASE_MODEL")
     sys.argv[1:] = ["serve", "--host", "0.0.0.0", "--port", "7860"]
     sys.argv += ["--base-model", base] if base else []
-    from talkback import main as talkback  # after the environment is set: torch reads it once
+    from talkback.cli import main as talkback  # after the environment is set: torch reads it once
 
     talkback()
 

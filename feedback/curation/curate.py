@@ -10,15 +10,15 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from feedback.curation.from_reviews import corrections
-from feedback.exemplars import asked
-from feedback.similarity import normalise
 from feedback.curation.from_choices import preferences
-from feedback.review.queue import waits
+from feedback.curation.from_reviews import corrections
 from feedback.curation.rows import Dropped as Dropped
 from feedback.curation.rows import Row as Row
-from feedback.settings import Settings
 from feedback.curation.split import Item, assign
+from feedback.exemplars import asked
+from feedback.review.queue import waits
+from feedback.settings import Settings
+from feedback.similarity import normalise
 from feedback.store import Feedback, Store, feedback
 
 

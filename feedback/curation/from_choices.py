@@ -9,9 +9,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from feedback.curation.rows import Dropped, Row, prompt_of, same_text, whole
 from feedback.exemplars import asked, question_key
 from feedback.review.queue import decision_on
-from feedback.curation.rows import Dropped, Row, prompt_of, same_text, whole
 from feedback.store import Store
 
 

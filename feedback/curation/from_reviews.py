@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from feedback.review.queue import Decision
 from feedback.curation.rows import Dropped, Row, prompt_of, whole
+from feedback.review.queue import Decision
 from feedback.store import Store
 
 

@@ -9,10 +9,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from feedback.curation.rows import Side
 from feedback.exemplars import asked
 from feedback.ids import now
 from feedback.similarity import near_pairs, normalise
-from feedback.curation.rows import Side
 from feedback.store import NotFound, Store
 
 NEAR = 0.6

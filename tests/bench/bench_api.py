@@ -100,10 +100,10 @@ def engine(
 ) -> None:
     """In a process of its own: rounds of bare streams, told as (tokens, wall, cpu, firsts).
     Before them the bias of all requests is told: where `tokens` are asked, none ends before."""
-    from chatbot.model import lora
-    from chatbot.model.base import encode, ends, load_base
     from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
     from chatbot.engine.protocol import Request, Sampling
+    from chatbot.model import lora
+    from chatbot.model.base import encode, ends, load_base
 
     base = load_base(base_name)
     bias = tuple((token, -100) for token in sorted(ends(base))) if tokens else ()

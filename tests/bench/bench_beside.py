@@ -20,10 +20,10 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import talkback_cycle
 from chatbot.model.base import STARTER
 from chatbot.service import Service
 from feedback.settings import Home
+from talkback import cycle as cycles
 from tests.corrections import change, correct, facts
 from tests.processes import Server
 
@@ -74,7 +74,7 @@ def prepared(root: Path) -> Home:
 def cycle(home: Home) -> float:
     """Seconds of a cycle that gets to its verdict."""
     began = time.monotonic()
-    outcome = talkback_cycle.run(home)
+    outcome = cycles.run(home)
     print(outcome, file=sys.stderr)
     assert outcome.adapter, outcome
     return time.monotonic() - began

@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 
-from chatbot.model.base import STARTER, Base, load_base
 from chatbot.engine import factory
 from chatbot.engine.local import scheduler
 from chatbot.engine.local.local_engine import device
@@ -35,6 +34,7 @@ from chatbot.engine.protocol import BASE, Engine, Request, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.workers import worker_handle, worker_process
 from chatbot.engine.workers.workers_engine import WorkersEngine
+from chatbot.model.base import STARTER, Base, load_base
 from chatbot.server import ENVIRONMENT
 from tests import models
 

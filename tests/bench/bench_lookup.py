@@ -17,10 +17,10 @@ from functools import partial
 
 import torch
 
-from chatbot.model.base import STARTER, Base, ends, load_base
 from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.engine.settings import EngineSettings
+from chatbot.model.base import STARTER, Base, ends, load_base
 from chatbot.prompt import fit
 from tests.bench.bench_engine import generated
 from tests.corrections import change, facts

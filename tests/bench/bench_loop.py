@@ -21,10 +21,10 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the server sets it
 
-import talkback_cycle
 from chatbot.service import Service
 from feedback.curation.curate import curate
 from feedback.settings import Home
+from talkback import cycle
 from tests.corrections import Fact, ask, change, correct, facts
 
 TRAINED = 20
@@ -50,7 +50,7 @@ def row(service: Service, home: Home, seed: int, poison: str | None) -> list[str
     untouched = [fact for fact in known if fact.topic not in {new.topic for new in news}]
     before = [right(service, fact, fact.question) for fact in untouched]
     began = time.monotonic()
-    outcome = talkback_cycle.run(home)
+    outcome = cycle.run(home)
     seconds = time.monotonic() - began
     print(seed, outcome, file=sys.stderr)
     while outcome.kind == "promoted" and service.speaking != outcome.adapter:

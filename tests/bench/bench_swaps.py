@@ -16,11 +16,11 @@ import time
 from collections import deque
 from pathlib import Path
 
-from chatbot.model.base import STARTER, Base, encode, load_base
 from chatbot.engine import factory
 from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.protocol import Engine, Request, Sampling, Stream
 from chatbot.engine.settings import EngineSettings
+from chatbot.model.base import STARTER, Base, encode, load_base
 from tests import models
 
 STREAMS = 16

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from chatbot.model.base import load_base
 from chatbot.engine.protocol import BASE
+from chatbot.model.base import load_base
 from tests.bench.bench_engine import ANSWER, PROMPT, engine_rate, prompt, start
 
 MOST = 16

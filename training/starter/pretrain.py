@@ -26,10 +26,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from training.starter.corpus import MIXTURE, Corpus
 from training.starter.batches import IGNORED, batches, render
-from training.starter.induction import start_with_induction
+from training.starter.corpus import MIXTURE, Corpus
 from training.starter.exam import held_out_samples, probe
+from training.starter.induction import start_with_induction
 from training.starter.tokenizer import train_tokenizer
 
 console = Console()

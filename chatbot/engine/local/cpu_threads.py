@@ -13,8 +13,8 @@ from contextlib import contextmanager
 
 import torch
 
-from chatbot.model.base import SMALL
 from chatbot.engine.local.runners.runner import Part, Path
+from chatbot.model.base import SMALL
 
 PROMPT, STEPS, ROUNDS = 32, 8, 3
 ENOUGH = 1.0

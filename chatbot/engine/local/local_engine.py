@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 
-from chatbot.model import lora
-from chatbot.model.base import Base
 from chatbot.engine.local import sampler
 from chatbot.engine.local.detokenizer import Detokenizer
 from chatbot.engine.local.multi_lora import Prepared
@@ -35,6 +33,8 @@ from chatbot.engine.protocol import (
 )
 from chatbot.engine.retry_after import Patience
 from chatbot.engine.settings import EngineSettings
+from chatbot.model import lora
+from chatbot.model.base import Base
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from chatbot.model import lora
-from chatbot.model.base import SMALL, Base, encode, ends
 from chatbot.engine.local import cpu_threads
 from chatbot.engine.local.detokenizer import Detokenizer
 from chatbot.engine.local.kv_cache import SlotCache
@@ -24,6 +22,8 @@ from chatbot.engine.local.runners.transformers_runner import Forward
 from chatbot.engine.local.sampler import Sampler, best, chance
 from chatbot.engine.protocol import BASE, Finish, Request, Stream
 from chatbot.engine.settings import EngineSettings
+from chatbot.model import lora
+from chatbot.model.base import SMALL, Base, encode, ends
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,6 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
-from chatbot.model import lora
-from chatbot.model.base import Base, ends
 from chatbot.engine.local import sampler
 from chatbot.engine.local.local_engine import CLOSED
 from chatbot.engine.local.runners.transformers_runner import room
@@ -37,6 +35,8 @@ from chatbot.engine.remote import remote_stream
 from chatbot.engine.remote.fleet import Fleet
 from chatbot.engine.remote.replica import Failed, Full, Lacks
 from chatbot.engine.settings import EngineSettings
+from chatbot.model import lora
+from chatbot.model.base import Base, ends
 from feedback.errors import TalkbackError
 
 log = logging.getLogger("talkback")

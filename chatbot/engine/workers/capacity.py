@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from chatbot.model.base import SMALL
 from chatbot.engine.workers.messages import Ready
+from chatbot.model.base import SMALL
 
 MOST = 4
 """Unless the settings say otherwise: each holds the weights."""

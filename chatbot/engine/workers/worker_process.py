@@ -54,8 +54,8 @@ def work(pipe: Connection) -> None:
 
 
 def _engine(order: Order) -> "TorchEngine":
-    from chatbot.model.base import load_base
     from chatbot.engine.local.local_engine import TorchEngine
+    from chatbot.model.base import load_base
 
     base = load_base(order.base, order.revision)
     if base.fingerprint != order.fingerprint:

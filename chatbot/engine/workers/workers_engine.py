@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chatbot.model import lora
-from chatbot.model.base import Base
 from chatbot.engine.local import sampler
 from chatbot.engine.local.cpu_threads import cores
 from chatbot.engine.local.local_engine import CLOSED, COUNTS
@@ -32,6 +30,8 @@ from chatbot.engine.workers.capacity import free_bytes, how_many
 from chatbot.engine.workers.messages import Order
 from chatbot.engine.workers.router import Router
 from chatbot.engine.workers.worker_handle import Worker
+from chatbot.model import lora
+from chatbot.model.base import Base
 from feedback.errors import TalkbackError
 
 log = logging.getLogger("talkback")

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Self, TypedDict
 
-from chatbot.pages.transcript import Bubble
+from chatbot.pages.chat.transcript import Bubble
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chatbot.api.shapes import REFUSALS, Ready
+from chatbot.api.schemas import REFUSALS, Ready
 from chatbot.metrics import Backlog, Meters
 from feedback.db.database import StoreError
 from feedback.store import Store

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from chatbot.engine.protocol import Busy, TooLong
-from chatbot.pages import theme, transcript, visits
-from chatbot.pages.pacing import paced
-from chatbot.pages.people import People
-from chatbot.pages.transcript import Bubble
-from chatbot.pages.view import Place, View
-from chatbot.pages.words import typed
+from chatbot.pages import theme
+from chatbot.pages.browser_identity import People
+from chatbot.pages.chat import ownership, transcript
+from chatbot.pages.chat.transcript import Bubble
+from chatbot.pages.chat.update_rate import paced
+from chatbot.pages.chat.view import Place, View
+from chatbot.pages.text import typed
 from chatbot.turn import Turn, ask
 from feedback.errors import TalkbackError
 from feedback.store import Message
@@ -35,25 +36,25 @@ class Talk:
     def arrive(self, token: object, kept: object) -> View:
         """Somebody opens the page: who they are, and the conversation they were in."""
         good, person = self._people.known(token)
-        place = visits.own(self._store, person, Place.read(kept))
-        return {"token": good, **visits.at(self._store, person, place)}
+        place = ownership.own(self._store, person, Place.read(kept))
+        return {"token": good, **ownership.at(self._store, person, place)}
 
     def open(self, token: object, conversation: str) -> View:
         """Another conversation from the list."""
         good, person = self._people.known(token)
         last = self._store.latest(conversation)
-        place = visits.own(self._store, person, Place(conversation, last.id if last else None))
-        return {"token": good, **visits.at(self._store, person, place)}
+        place = ownership.own(self._store, person, Place(conversation, last.id if last else None))
+        return {"token": good, **ownership.at(self._store, person, place)}
 
     def fresh(self, token: object) -> View:
         """A new conversation; it is stored with its first message."""
         good, person = self._people.known(token)
-        return {"token": good, **visits.at(self._store, person, Place())}
+        return {"token": good, **ownership.at(self._store, person, Place())}
 
     def send(self, token: object, kept: object, text: str, session: str) -> Iterator[View]:
         """Say something at the end of the thread."""
         good, person = self._people.known(token)
-        place = visits.own(self._store, person, Place.read(kept))
+        place = ownership.own(self._store, person, Place.read(kept))
         if text.strip():
             views = self._answer(person, place, text.strip(), session)
             yield {"token": good, **next(views)}
@@ -64,11 +65,11 @@ class Talk:
     ) -> Iterator[View]:
         """Say one's own message differently: a new branch from the turn before it."""
         _, person = self._people.known(token)
-        before = visits.mine(self._store, person, message_id)
-        here = visits.own(self._store, person, Place.read(kept))
+        before = ownership.mine(self._store, person, message_id)
+        here = ownership.own(self._store, person, Place.read(kept))
         text = typed(text).strip()
         if before is None or not text or text == before.content:
-            yield visits.at(self._store, person, here)
+            yield ownership.at(self._store, person, here)
             return
         place = Place(before.conversation_id, before.parent_id)
         yield from self._answer(person, place, text, session, instead=here)
@@ -76,11 +77,11 @@ class Talk:
     def retry(self, token: object, kept: object, session: str) -> Iterator[View]:
         """Another answer to the last question, and then: which one is better?"""
         _, person = self._people.known(token)
-        here = visits.own(self._store, person, Place.read(kept))
-        old = visits.mine(self._store, person, here.leaf)
-        asked = visits.mine(self._store, person, old.parent_id) if old else None
+        here = ownership.own(self._store, person, Place.read(kept))
+        old = ownership.mine(self._store, person, here.leaf)
+        asked = ownership.mine(self._store, person, old.parent_id) if old else None
         if old is None or asked is None or old.role != "assistant":
-            yield visits.at(self._store, person, here)
+            yield ownership.at(self._store, person, here)
             return
         place = Place(asked.conversation_id, asked.parent_id)
         yield from self._answer(person, place, asked.content, session, instead=here, retry_of=old)
@@ -88,13 +89,13 @@ class Talk:
     def undo(self, token: object, kept: object) -> View:
         """Take the last exchange back into the line to write in. What was said stays stored."""
         _, person = self._people.known(token)
-        here = visits.own(self._store, person, Place.read(kept))
-        leaf = visits.mine(self._store, person, here.leaf)
-        asked = visits.mine(self._store, person, leaf.parent_id) if leaf else None
+        here = ownership.own(self._store, person, Place.read(kept))
+        leaf = ownership.mine(self._store, person, here.leaf)
+        asked = ownership.mine(self._store, person, leaf.parent_id) if leaf else None
         if asked is None:
-            return visits.at(self._store, person, here)
+            return ownership.at(self._store, person, here)
         place = Place(asked.conversation_id, asked.parent_id)
-        return {**visits.at(self._store, person, place), "draft": asked.content}
+        return {**ownership.at(self._store, person, place), "draft": asked.content}
 
     def stop(self, session: str) -> None:
         """End the answer that streams to this browser tab; what has come is kept."""
@@ -152,7 +153,7 @@ class Talk:
     ) -> Iterator[View]:
         """The answer is stored: show the thread as it is kept, and perhaps offer a choice."""
         place = Place(turn.conversation_id, turn.message_id)
-        view = visits.at(self._store, person, place)
+        view = ownership.at(self._store, person, place)
         if retry_of is not None:
             view["pair"] = self._pair(retry_of.id, turn.message_id)
         yield view
@@ -197,7 +198,7 @@ class Talk:
 
     def _refused(self, person: str, place: Place, draft: str, error: TalkbackError) -> View:
         """Nothing could be said: why, and the words are back in the line to write in."""
-        view = visits.at(self._store, person, place)
+        view = ownership.at(self._store, person, place)
         view["notice"] = _why(error)
         return {**view, "draft": draft} if draft else view
 

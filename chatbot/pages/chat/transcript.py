@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from chatbot.pages.words import shown
+from chatbot.pages.text import shown
 from feedback.review.queue import decision_on
 from feedback.store import Message, Speaker, Store
 

@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-import talkback_cycle
 from feedback.errors import TalkbackError
 from feedback.review.queue import decide
 from feedback.settings import Home
 from feedback.store import Store
+from talkback import cycle as cycles
 
 NEWS = {
     "opening_hours": ("9 am", "8 am"),
@@ -46,7 +46,7 @@ NEWS = {
 }
 """Topic -> what was true, what is true now."""
 
-STARTER = Path(__file__).parent / "chatbot" / "starter"
+STARTER = Path(__file__).parents[1] / "chatbot" / "starter"
 WAIT_SECONDS = 60
 SHOWN = 3
 """Answers shown of each group; all are counted."""
@@ -239,7 +239,7 @@ class Demo:
     def cycle(self) -> None:
         """A real cycle, and the swap in the running server."""
         with self.console.status("the cycle begins") as status:
-            outcome = talkback_cycle.run(
+            outcome = cycles.run(
                 self.home, tell=lambda stage, line: status.update(f"[bold]{stage}[/bold] {line}")
             )
         self.console.print(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
+from chatbot.api.schemas import REFUSALS
 from chatbot.auth.access import Caller
-from chatbot.api.shapes import REFUSALS
 from chatbot.registry import AdapterRow, Promotion
 from feedback.review import queue
 from feedback.review.queue import Action, Decision, Item

@@ -3,7 +3,7 @@
 from html import escape
 
 from chatbot.pages import theme
-from chatbot.pages.words import ago, base_name, shown
+from chatbot.pages.text import ago, base_name, shown
 from chatbot.registry import AdapterRow, Promotion, Registry, ReportRow
 from feedback.settings import Home
 

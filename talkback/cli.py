@@ -18,14 +18,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-import talkback_cycle
-from chatbot.registry import Registry
 from chatbot.auth import api_keys
+from chatbot.registry import Registry
 from feedback.curation.curate import Curation
 from feedback.errors import TalkbackError
 from feedback.review.queue import Item, decide, queue, waiting
 from feedback.settings import Home, check_tables
 from feedback.store import Store
+from talkback import cycle as cycles
 
 app = typer.Typer(
     help="A chatbot that learns from the people who talk to it.",
@@ -96,9 +96,9 @@ def demo(
     home: HomeOption = None,
 ) -> None:
     """Play the whole loop on the starter model: ask, correct, learn, ask again."""
-    import talkback_demo
+    from talkback.demo import play
 
-    talkback_demo.play(home, port=port, stay=not exit_)
+    play(home, port=port, stay=not exit_)
 
 
 @app.command(epilog=example("talkback cycle --dry-run"))
@@ -111,10 +111,10 @@ def cycle(
     """Learn from new feedback, judge the result, promote it if it is better."""
     place = at(home)
     if dry_run:
-        show_curation(talkback_cycle.rows_now(place), as_json)
+        show_curation(cycles.rows_now(place), as_json)
         return
     with stderr.status("the cycle begins") as status:
-        outcome = talkback_cycle.run(
+        outcome = cycles.run(
             place, force=force, tell=lambda stage, line: status.update(f"[bold]{stage}[/] {line}")
         )
     if as_json:
@@ -128,7 +128,7 @@ def cycle(
 def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Who speaks, what people said, what waits for a reviewer, how the last cycle ended."""
     store, registry = opened(home)
-    current, last = registry.promotion(), talkback_cycle.last_end(store)
+    current, last = registry.promotion(), cycles.last_end(store)
     told: dict[str, Any] = {
         "home": str(store.path.parent),
         "adapter": current.adapter if current else None,
@@ -264,7 +264,7 @@ def opened(home: Path | None) -> tuple[Store, Registry]:
     return store, Registry(store, place)
 
 
-def show_outcome(outcome: talkback_cycle.Outcome) -> None:
+def show_outcome(outcome: cycles.Outcome) -> None:
     """How the cycle ended, why, and where the report is."""
     console.print(f"[bold]{outcome.kind}[/bold]: {escape(outcome.detail)}")
     for reason in outcome.reasons:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from chatbot.auth.access import Caller
-from chatbot.pages import cases, theme
-from chatbot.pages.door import Door
-from chatbot.pages.people import People
-from feedback.review import queue
+from chatbot.pages import theme
+from chatbot.pages.browser_identity import People
+from chatbot.pages.login_form import Door
+from chatbot.pages.review import view
 from feedback.errors import TalkbackError
+from feedback.review import queue
 from feedback.store import Store
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class ReviewPage:
 
     def _next(self, message_id: str | None, request: gr.Request) -> Changes:
         self.door.require(request)
-        return self._paint(cases.after(queue.queue(self._store), message_id))
+        return self._paint(view.after(queue.queue(self._store), message_id))
 
     def _decide(self, action: str) -> Any:
         def decide(
@@ -123,25 +124,25 @@ class ReviewPage:
             if not message_id:
                 return self._paint(None)
             if action == "correct" and not answer.strip():
-                return {self.said: cases.EMPTY}
+                return {self.said: view.EMPTY}
             try:
                 said = self._keep(action, message_id, answer, note, _who(caller, name))
             except TalkbackError as error:
                 return {self.said: theme.notice(str(error), "error")}
             gr.Info(said, duration=3)
-            following = cases.after(queue.queue(self._store), message_id)
+            following = view.after(queue.queue(self._store), message_id)
             return self._paint(following) | {self.reviewer: name.strip()}
 
         return decide
 
     def _keep(self, action: str, message_id: str, answer: str, note: str, reviewer: str) -> str:
         """Store the decision. Whoever approves a text they have changed means the changed one."""
-        proposal = cases.proposal(self._store, message_id)
+        proposal = view.proposal(self._store, message_id)
         if action == "approve" and answer.strip() != proposal.strip():
             action = "correct"
         text = {"approve": proposal, "correct": answer, "reject": None}[action]
         queue.decide(self._store, message_id, reviewer, action, text, note.strip())
-        return cases.DONE[action]
+        return view.DONE[action]
 
     def _paint(self, message_id: str | None) -> Changes:
         """The queue as it is now, and one of its answers: the named one, else the first."""
@@ -149,10 +150,10 @@ class ReviewPage:
         item = next((i for i in items if i.message.id == message_id), items[0] if items else None)
         changes: Changes = {
             self.desk: gr.update(visible=item is not None),
-            self.nothing: gr.update(visible=item is None, value=cases.NOTHING),
-            self.count: cases.count(queue.waiting(self._store), len(items)),
+            self.nothing: gr.update(visible=item is None, value=view.NOTHING),
+            self.count: view.count(queue.waiting(self._store), len(items)),
             self.items: gr.update(
-                choices=[(cases.label(i), i.message.id) for i in items],
+                choices=[(view.label(i), i.message.id) for i in items],
                 value=item.message.id if item else None,
             ),
             self.note: "",
@@ -161,13 +162,13 @@ class ReviewPage:
         return changes | self._paint_case(item) if item else changes
 
     def _paint_case(self, item: queue.Item) -> Changes:
-        left, right = cases.side_by_side(item)
+        left, right = view.side_by_side(item)
         return {
-            self.about: cases.about(item),
+            self.about: view.about(item),
             self.original: left,
             self.proposed: right,
             self.answer: item.proposed or item.message.content,
-            self.approve: cases.APPROVE[item.proposed is not None],
+            self.approve: view.APPROVE[item.proposed is not None],
         }
 
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chatbot.api.logprobs import Logprobs, Spell
-from chatbot.api.wire import FOLLOWING
+from chatbot.api.openai.chat_request import FOLLOWING
+from chatbot.api.openai.logprobs import Logprobs, Spell
 from chatbot.turn import Turn
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from chatbot.pages.text import ago
 from chatbot.pages.theme import notice
-from chatbot.pages.words import ago
 
 if TYPE_CHECKING:
     from chatbot.service import Service

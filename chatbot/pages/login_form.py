@@ -11,8 +11,8 @@ import gradio as gr
 
 from chatbot.auth import hub_login
 from chatbot.auth.access import Caller, Refused
-from chatbot.pages import theme
 from chatbot.auth.api_keys import Role
+from chatbot.pages import theme
 
 if TYPE_CHECKING:
     from chatbot.service import Service

@@ -14,9 +14,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from chatbot.auth.access import BadKey, Refused
+from chatbot.conversation import Forbidden
 from chatbot.engine.protocol import Busy, Closed, TooLong, UnknownAdapter, Unreachable
 from chatbot.model.lora import AdapterError
-from chatbot.conversation import Forbidden
 from chatbot.registry import RegistryError
 from feedback.db.database import StoreError
 from feedback.errors import TalkbackError

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 
-from chatbot.api.problems import Problem
+from chatbot.api.errors import Problem
 from feedback.store import Message, NotFound, Store
 
 THUMBS = ("thumb", "thumbs_up")

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from chatbot.model.base import STARTER
-from chatbot.pages import standing, theme, transcript
-from chatbot.pages.door import Door
-from chatbot.pages.people import LoggedIn, People
-from chatbot.pages.rating import REASONS_DOWN, REASONS_UP, Rating
-from chatbot.pages.talk import Talk
-from chatbot.pages.transcript import Bubble
-from chatbot.pages.view import Place, Rated, View
-from chatbot.pages.words import shown
+from chatbot.pages import theme
+from chatbot.pages.browser_identity import LoggedIn, People
+from chatbot.pages.chat import status_line, transcript
+from chatbot.pages.chat.actions import Talk
+from chatbot.pages.chat.rating import REASONS_DOWN, REASONS_UP, Rating
+from chatbot.pages.chat.transcript import Bubble
+from chatbot.pages.chat.view import Place, Rated, View
+from chatbot.pages.login_form import Door
+from chatbot.pages.text import shown
 
 if TYPE_CHECKING:
     from chatbot.service import Service
@@ -57,7 +58,9 @@ class ChatPage:
         self._sidebar()
         with gr.Column(elem_id="tb-main", scale=1):
             self.status = gr.HTML(
-                standing.pill(standing.look(self._service)), elem_id="tb-status", padding=False
+                status_line.pill(status_line.look(self._service)),
+                elem_id="tb-status",
+                padding=False,
             )
             self.door.build()
             self._chatbot()
@@ -291,7 +294,7 @@ class ChatPage:
 
     def _pulse(self) -> str:
         """What the line above the talk says by now."""
-        return standing.pill(standing.look(self._service))
+        return status_line.pill(status_line.look(self._service))
 
     def paint(self, view: View) -> Changes:
         """The view as changes of components."""

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from chatbot.pages import visits
-from chatbot.pages.people import People
-from chatbot.pages.view import Place, Rated, View
-from chatbot.pages.words import typed
+from chatbot.pages.browser_identity import People
+from chatbot.pages.chat import ownership
+from chatbot.pages.chat.view import Place, Rated, View
+from chatbot.pages.text import typed
 
 if TYPE_CHECKING:
     from chatbot.service import Service
@@ -24,7 +24,7 @@ class Rating:
     def thumb(self, token: object, message_id: str | None, liked: object) -> View:
         """A thumb up, down, or taken back; the reasons are asked for afterwards."""
         _, person = self._people.known(token)
-        answer = visits.mine(self._store, person, message_id)
+        answer = ownership.mine(self._store, person, message_id)
         if answer is None:  # one that is still on its way
             return {"rated": None}
         up = liked if isinstance(liked, bool) else None
@@ -36,7 +36,7 @@ class Rating:
     def explain(self, token: object, rated: Rated | None, reasons: list[str], comment: str) -> View:
         """Why: the reasons join the thumb, the comment stands by itself."""
         _, person = self._people.known(token)
-        answer = visits.mine(self._store, person, rated.message if rated else None)
+        answer = ownership.mine(self._store, person, rated.message if rated else None)
         if rated is None or answer is None:
             return {"rated": None}
         known = REASONS_UP if rated.up else REASONS_DOWN
@@ -53,13 +53,13 @@ class Rating:
     def correct(self, token: object, kept: object, message_id: str, text: str) -> View:
         """A person's better wording of an answer; it waits for a reviewer."""
         _, person = self._people.known(token)
-        place = visits.own(self._store, person, Place.read(kept))
-        answer = visits.mine(self._store, person, message_id)
+        place = ownership.own(self._store, person, Place.read(kept))
+        answer = ownership.mine(self._store, person, message_id)
         better = typed(text).strip()
         if answer is None or not better or better == answer.content.strip():
-            return visits.at(self._store, person, place)
+            return ownership.at(self._store, person, place)
         self._store.add_feedback(answer.id, person, "edit", {"text": better})
-        view = visits.at(self._store, person, place)
+        view = ownership.at(self._store, person, place)
         view["toast"] = "Saved. Thank you, a reviewer will look at it."
         return view
 
@@ -68,23 +68,23 @@ class Rating:
     ) -> View:
         """The better one of two answers, or neither (None); the talk goes on from it."""
         _, person = self._people.known(token)
-        place = visits.own(self._store, person, Place.read(kept))
-        answers = [visits.mine(self._store, person, name) for name in pair or ()]
+        place = ownership.own(self._store, person, Place.read(kept))
+        answers = [ownership.mine(self._store, person, name) for name in pair or ()]
         if len(answers) != 2 or answers[0] is None or answers[1] is None:
-            return visits.at(self._store, person, place)
+            return ownership.at(self._store, person, place)
         best, other = answers if not which else reversed(answers)
         assert best is not None and other is not None
         value = {"over": other.id} | ({"tie": True} if which is None else {})
         self._store.add_feedback(best.id, person, "choice", value)
         if which is not None:
             place = Place(best.conversation_id, best.id)
-        view = visits.at(self._store, person, place)
+        view = ownership.at(self._store, person, place)
         view["toast"] = "Saved. Thank you."
         return view
 
     def copied(self, token: object, message_id: str | None) -> None:
         """Somebody copied an answer: watched, never trained on."""
         _, person = self._people.known(token)
-        answer = visits.mine(self._store, person, message_id)
+        answer = ownership.mine(self._store, person, message_id)
         if answer is not None and answer.role == "assistant":
             self._store.add_feedback(answer.id, person, "signal", {"name": "copy"})

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from chatbot.auth.access import Caller
-from chatbot.pages import lineage, theme
-from chatbot.pages.door import Door
+from chatbot.pages import theme
+from chatbot.pages.adapters import view
+from chatbot.pages.login_form import Door
 from feedback.errors import TalkbackError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class AdaptersPage:
         """A promotion by the gate shows by itself."""
         if not self.door.lets(self.door.caller(request)):
             return gr.skip(), gr.skip()
-        return self._now(), lineage.history(self._service.registry, self._service.speaking)
+        return self._now(), view.history(self._service.registry, self._service.speaking)
 
     def _promote(self, adapter: str | None, reason: str, name: str, request: gr.Request) -> Changes:
         who = _who(self.door.require(request, "operator"), name)
@@ -129,16 +130,16 @@ class AdaptersPage:
     def _paint(self, adapter: str | None) -> Changes:
         """Everything as it is now, opened at one adapter: the named one, else the speaking one."""
         registry, speaking = self._service.registry, self._service.speaking
-        choices = lineage.choices(registry, speaking)
+        choices = view.choices(registry, speaking)
         known = [name for _, name in choices]
         chosen = adapter if adapter in known else speaking if speaking in known else None
-        report = lineage.full_report(self._service.home, registry, chosen) if chosen else ""
+        report = view.full_report(self._service.home, registry, chosen) if chosen else ""
         return {
             self.desk: gr.update(visible=True),
             self.now: self._now(),
             self.list: gr.update(choices=choices, value=chosen),
-            self.history: lineage.history(registry, speaking),
-            self.card: lineage.card(registry, chosen) if chosen else "",
+            self.history: view.history(registry, speaking),
+            self.card: view.card(registry, chosen) if chosen else "",
             self.more: gr.update(visible=bool(report)),
             self.report: report,
             self.promote: gr.update(interactive=chosen is not None and chosen != speaking),
@@ -148,7 +149,7 @@ class AdaptersPage:
 
     def _now(self) -> str:
         service = self._service
-        return lineage.speaking(service.registry, service.speaking, service.warning)
+        return view.speaking(service.registry, service.speaking, service.warning)
 
 
 def _who(caller: Caller, name: str) -> str:

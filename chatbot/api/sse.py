@@ -11,9 +11,9 @@ from typing import Any
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from chatbot.api.completion import Chunks
-from chatbot.api.flow import Flow
-from chatbot.api.problems import Problem, problem
+from chatbot.api.errors import Problem, problem
+from chatbot.api.openai.chat_response import Chunks
+from chatbot.api.streaming import Flow
 from chatbot.turn import Turn
 
 

@@ -9,10 +9,10 @@ from fastapi import FastAPI
 
 from chatbot.auth import hub_login
 from chatbot.pages import theme
-from chatbot.pages.adapters import AdaptersPage
-from chatbot.pages.chat import ChatPage
-from chatbot.pages.people import People
-from chatbot.pages.review import ReviewPage
+from chatbot.pages.adapters.page import AdaptersPage
+from chatbot.pages.browser_identity import People
+from chatbot.pages.chat.page import ChatPage
+from chatbot.pages.review.page import ReviewPage
 
 if TYPE_CHECKING:
     from chatbot.service import Service

@@ -6,7 +6,7 @@ Every word of a person or a model is escaped here; reviewers are who an attacker
 from html import escape
 
 from chatbot.pages import theme
-from chatbot.pages.words import differences, excerpt
+from chatbot.pages.text import differences, excerpt
 from feedback.review.queue import Item, newest_edit
 from feedback.store import Message, Store
 

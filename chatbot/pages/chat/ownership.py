@@ -1,8 +1,8 @@
 """Whose is what: the browser only names ids, and only a person's own talk is shown or changed."""
 
-from chatbot.pages import transcript
-from chatbot.pages.view import Place, View
-from chatbot.pages.words import excerpt
+from chatbot.pages.chat import transcript
+from chatbot.pages.chat.view import Place, View
+from chatbot.pages.text import excerpt
 from feedback.store import Message, NotFound, Store
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from chatbot.api.problems import Problem
+from chatbot.api.errors import Problem
 from chatbot.engine.protocol import BASE, Sampling
 from chatbot.turn import ChatSettings
 from feedback.store import Role

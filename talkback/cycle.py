@@ -26,7 +26,7 @@ from feedback.ids import new_id, now
 from feedback.settings import Home, Settings, SettingsError
 from feedback.snapshot import Snapshot, outdated, write
 from feedback.store import Store
-from talkback_stage import StageFailed, stage
+from talkback.stage import StageFailed, stage
 
 Kind = Literal["busy", "nothing to do", "promoted", "refused", "not enough evidence", "failed"]
 VERDICTS: dict[str, Kind] = {

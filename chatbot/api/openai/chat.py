@@ -16,17 +16,17 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, JsonValue
 from starlette.routing import compile_path
 
+from chatbot.api import schemas
+from chatbot.api.errors import Problem
+from chatbot.api.feedback.tensorzero import TensorZeroFeedback
+from chatbot.api.openai.chat_request import ChatRequest, model_card
+from chatbot.api.openai.chat_response import Chunks, completion
+from chatbot.api.openai.logprobs import Speller
+from chatbot.api.sse import Events, raise_if_broken
+from chatbot.api.streaming import Flow
 from chatbot.auth.access import Caller
-from chatbot.api import shapes
-from chatbot.api.completion import Chunks, completion
-from chatbot.api.events import Events, raise_if_broken
-from chatbot.api.flow import Flow
-from chatbot.api.logprobs import Speller
-from chatbot.api.problems import Problem
-from chatbot.api.tensorzero import TensorZeroFeedback
-from chatbot.api.wire import ChatRequest, model_card
-from chatbot.engine.protocol import BASE
 from chatbot.conversation import Forbidden
+from chatbot.engine.protocol import BASE
 from chatbot.turn import Asked, ask
 from feedback.ids import new_id
 from feedback.kinds import Kind
@@ -67,12 +67,12 @@ class FeedbackRequest(BaseModel):
 
 def router(service: "Service") -> APIRouter:
     """The routes under /v1, and /healthz."""
-    routes = APIRouter(responses=shapes.REFUSALS)
+    routes = APIRouter(responses=schemas.REFUSALS)
     user = Depends(service.access.at_least("user"))
     spell = Speller(service.base.tokenizer)
     asking = ThreadPoolExecutor(MANY if service.engine.waits else 1, "asking")
 
-    @routes.post("/v1/chat/completions", tags=["chat"], responses=shapes.STREAMED)
+    @routes.post("/v1/chat/completions", tags=["chat"], responses=schemas.STREAMED)
     async def chat_completions(
         body: ChatRequest, request: Request, caller: Annotated[Caller, user]
     ) -> Response:
@@ -93,25 +93,25 @@ def router(service: "Service") -> APIRouter:
         raise_if_broken(turns)
         return JSONResponse(completion(turns, spell))
 
-    @routes.get("/v1/models", tags=["chat"], response_model=shapes.Models)
+    @routes.get("/v1/models", tags=["chat"], response_model=schemas.Models)
     def models() -> dict[str, Any]:
         """``talkback`` follows promotions, ``talkback:<adapter>`` stays with one."""
         names = [None, BASE, *service.adapters()]
         return {"object": "list", "data": [model_card(n, service.base.name) for n in names]}
 
-    @routes.get("/v1/models/{name}", tags=["chat"], response_model=shapes.Model)
+    @routes.get("/v1/models/{name}", tags=["chat"], response_model=schemas.Model)
     def model(name: str) -> dict[str, Any]:
         """One of them."""
         adapter = ChatRequest.model_construct(model=name).adapter
         service.check(adapter)
         return model_card(adapter, service.base.name)
 
-    @routes.post("/v1/feedback", tags=["feedback"], response_model=shapes.Kept)
+    @routes.post("/v1/feedback", tags=["feedback"], response_model=schemas.Kept)
     def feedback(body: FeedbackRequest, caller: Annotated[Caller, user]) -> dict[str, str]:
         """Keep what somebody says of an answer; answered once it is on the disk."""
         return {"feedback_id": keep(service, body, caller)}
 
-    @routes.post("/feedback", tags=["feedback"], response_model=shapes.Kept)
+    @routes.post("/feedback", tags=["feedback"], response_model=schemas.Kept)
     def tensorzero_feedback(
         body: TensorZeroFeedback, caller: Annotated[Caller, user]
     ) -> dict[str, str]:

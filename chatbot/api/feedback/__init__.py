@@ -1,0 +1,1 @@
+"""Feedback over HTTP, in our own shape and in that of TensorZero."""

@@ -1,0 +1,1 @@
+"""Operations over HTTP: reviews, adapters, logins and monitoring."""

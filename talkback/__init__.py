@@ -1,0 +1,1 @@
+"""Talkback: a chatbot that learns from the people who talk to it."""

@@ -1,0 +1,5 @@
+"""Runs the command line: python -m talkback."""
+
+from talkback.cli import main
+
+main()
