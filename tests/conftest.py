@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from chatbot.engine.local.local_engine import TorchEngine
     from chatbot.service import Service
-    from tests.oracle import Oracle
-    from tests.processes import Server
-    from tests.vllm import Vllm
-    from tests.world import Connect, Serve, World
+    from tests.fakes.vllm_server import Vllm
+    from tests.fixtures.reference_model import Oracle
+    from tests.fixtures.remote_base import Connect, Serve, World
+    from tests.fixtures.server_process import Server
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def store(home: Home) -> Iterator[Store]:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny Llama with room for long streams."""
-    from tests.models import write_model
+    from tests.fixtures.tiny_models import write_model
 
     return write_model(tmp_path_factory.mktemp("tiny") / "base", max_position_embeddings=8192)
 
@@ -52,7 +52,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(home: Home, tiny_base: Path) -> "Iterator[Service]":
     """A tiny model that speaks in a fresh home, following promotions ten times a second."""
     from chatbot.service import Service
-    from tests.processes import TOML
+    from tests.fixtures.server_process import TOML
 
     home.toml.write_text(TOML)
     service = Service.open(home, str(tiny_base), poll_seconds=0.1)
@@ -64,7 +64,7 @@ def service(home: Home, tiny_base: Path) -> "Iterator[Service]":
 def api_service(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> "Iterator[Service]":
     """A service that the tests of one module share, and whose API is at `address`."""
     from chatbot.service import Service
-    from tests.processes import TOML
+    from tests.fixtures.server_process import TOML
 
     home = Home.find(tmp_path_factory.mktemp("api"))
     home.toml.write_text(TOML)
@@ -76,7 +76,7 @@ def api_service(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> "I
 @pytest.fixture(scope="module")
 def address(api_service: "Service") -> Iterator[str]:
     """Where the shared service's API is served."""
-    from tests.asking import api_of
+    from tests.fixtures.api_client import api_of
 
     with api_of(api_service) as address:
         yield address
@@ -103,7 +103,7 @@ def client(address: str) -> "Iterator[openai.OpenAI]":
 @pytest.fixture
 def start_server(home: Home, tiny_base: Path) -> "Iterator[Callable[..., Server]]":
     """Starts ``python -m chatbot.server`` on the home: a real process, over real HTTP."""
-    from tests.processes import TOML, Server
+    from tests.fixtures.server_process import TOML, Server
 
     home.toml.write_text(TOML)
     with ExitStack() as running:
@@ -125,7 +125,7 @@ def server(start_server: "Callable[..., Server]") -> "Server":
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests that ask for any oracle run with a model of each family."""
     if "any_oracle" in metafunc.fixturenames:
-        from tests.models import FAMILIES
+        from tests.fixtures.tiny_models import FAMILIES
 
         metafunc.parametrize("any_oracle", FAMILIES, indirect=True, scope="module")
 
@@ -135,7 +135,7 @@ def any_oracle(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> "Oracle":
     """What transformers and PEFT say with a tiny model of one family."""
-    from tests.oracle import write_oracle
+    from tests.fixtures.reference_model import write_oracle
 
     return write_oracle(tmp_path_factory.mktemp(request.param), request.param)
 
@@ -143,7 +143,7 @@ def any_oracle(
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> "Oracle":
     """What they say with a tiny Llama."""
-    from tests.oracle import write_oracle
+    from tests.fixtures.reference_model import write_oracle
 
     return write_oracle(tmp_path_factory.mktemp("llama"), "llama")
 
@@ -151,7 +151,7 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> "Oracle":
 @pytest.fixture
 def engine(oracle: "Oracle") -> "Iterator[TorchEngine]":
     """That model's engine with all its adapters, on one thread."""
-    from tests.oracle import start
+    from tests.fixtures.reference_model import start
 
     engine = start(oracle)
     yield engine
@@ -167,7 +167,7 @@ def torch_only(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> "World":
     """A tiny base, two adapters of it, and what the in-process engine says."""
-    from tests.world import write_world
+    from tests.fixtures.remote_base import write_world
 
     return write_world(tmp_path_factory.mktemp("world"))
 
@@ -175,7 +175,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> "World":
 @pytest.fixture
 def serve(world: "World") -> "Iterator[Serve]":
     """Starts servers of the world's base."""
-    from tests.vllm import Vllm
+    from tests.fakes.vllm_server import Vllm
 
     with ExitStack() as running:
 

@@ -30,9 +30,9 @@ from chatbot.service import Service
 from feedback.review import queue
 from feedback.settings import Home
 from feedback.store import Speaker, Store
-from tests.scripted import ScriptedEngine, new_adapter, open_service
-from tests.serving import serving
-from tests.test_api import ASK, refusal
+from tests.fakes.scripted_engine import ScriptedEngine, new_adapter, open_service
+from tests.fixtures.http_server import serving
+from tests.test_api_chat import ASK, refusal
 
 Row = tuple[Role | None, str, Any]
 OPEN = None

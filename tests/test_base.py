@@ -24,15 +24,15 @@ from chatbot.model.base import (
     render,
 )
 from chatbot.model.escape import BadMessages, control_tokens, plain
-from tests import models, real
-from tests.hub import COMMIT, hub
+from tests.fakes.hub_server import COMMIT, hub
+from tests.fixtures import public_data, tiny_models
 
 TOKENIZERS = ("chatml", "fallback", "qwen2", "gpt2", "phi-3-mini")
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return load_base(str(models.write_model(tmp_path_factory.mktemp("base"))))
+    return load_base(str(tiny_models.write_model(tmp_path_factory.mktemp("base"))))
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
@@ -41,9 +41,9 @@ def tokenizer(
 ) -> Iterator[PreTrainedTokenizerBase]:
     if request.param in ("chatml", "fallback"):
         folder = tmp_path_factory.mktemp(request.param)
-        models.write_tokenizer(folder, template=request.param == "chatml")
+        tiny_models.write_tokenizer(folder, template=request.param == "chatml")
     else:
-        folder = real.folder("tokenizers") / request.param
+        folder = public_data.folder("tokenizers") / request.param
     yield load_tokenizer(str(folder))
 
 
@@ -99,7 +99,7 @@ def test_plain_changes_nothing_that_a_reader_sees(base: Base) -> None:
 
 
 def test_a_normaliser_cannot_smuggle_a_control_string_in(tmp_path: Path) -> None:
-    models.write_tokenizer(tmp_path)
+    tiny_models.write_tokenizer(tmp_path)
     file = tmp_path / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
     tokenizer["normalizer"] = {"type": "NFKC"}
@@ -130,14 +130,14 @@ def test_the_prompt_ends_where_the_answer_begins(tokenizer: PreTrainedTokenizerB
 
 
 def test_a_base_without_a_template_speaks_through_the_fallback(tmp_path: Path) -> None:
-    base = load_base(str(models.write_model(tmp_path, "gpt2")))
+    base = load_base(str(tiny_models.write_model(tmp_path, "gpt2")))
     text = render(base, [{"role": "user", "content": "hi"}], answer="hello")
     assert text == "User:\nhi<|endoftext|>\nAssistant:\nhello<|endoftext|>\n"
     assert base.tokenizer.pad_token is not None
 
 
 def test_the_fallback_marks_what_the_assistant_said(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(str(models.write_tokenizer(tmp_path, template=False)))
+    tokenizer = load_tokenizer(str(tiny_models.write_tokenizer(tmp_path, template=False)))
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     marked = tokenizer.apply_chat_template(
         talk, return_dict=True, return_assistant_tokens_mask=True
@@ -155,24 +155,26 @@ def test_the_templates_end_of_turn_ends_an_answer(base: Base) -> None:
 # -- Loading
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
-def test_any_family_loads_and_knows_its_content(family: models.Family, tmp_path: Path) -> None:
-    folder = models.write_model(tmp_path / "one", family)
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_any_family_loads_and_knows_its_content(family: tiny_models.Family, tmp_path: Path) -> None:
+    folder = tiny_models.write_model(tmp_path / "one", family)
     first, again = load_base(str(folder)), load_base(str(folder))
     assert (first.revision, first.fingerprint) == (again.revision, again.fingerprint)
-    other = load_base(str(models.write_model(tmp_path / "two", family, seed=1)))
+    other = load_base(str(tiny_models.write_model(tmp_path / "two", family, seed=1)))
     assert other.revision != first.revision
     assert other.fingerprint != first.fingerprint
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
-def test_without_weights_a_base_is_the_same_base(family: models.Family, tmp_path: Path) -> None:
-    folder = str(models.write_model(tmp_path / "base", family))
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_without_weights_a_base_is_the_same_base(
+    family: tiny_models.Family, tmp_path: Path
+) -> None:
+    folder = str(tiny_models.write_model(tmp_path / "base", family))
     whole, bare = load_base(folder), load_base(folder, weights=False)
     assert {p.device.type for p in bare.model.parameters()} == {"meta"}
     assert (bare.revision, bare.fingerprint) == (whole.revision, whole.fingerprint)
     assert lora.targets(bare.model) == lora.targets(whole.model) and ends(bare) == ends(whole)
-    adapter = models.write_adapter(tmp_path, whole)
+    adapter = tiny_models.write_adapter(tmp_path, whole)
     assert lora.verify(adapter, bare).id == adapter.name
     assert lora.untrained(bare, tmp_path / "one").name == lora.untrained(whole, tmp_path).name
 
@@ -180,7 +182,7 @@ def test_without_weights_a_base_is_the_same_base(family: models.Family, tmp_path
 def test_weights_that_the_files_cut_otherwise_are_loaded_once_for_their_name(
     tmp_path: Path,
 ) -> None:
-    folder = models.write_model(tmp_path, "gpt2")
+    folder = tiny_models.write_model(tmp_path, "gpt2")
     whole = load_base(str(folder))
     file = folder / "model.safetensors"
     # As on the Hub: without the prefix that the model's own names have.
@@ -192,13 +194,13 @@ def test_weights_that_the_files_cut_otherwise_are_loaded_once_for_their_name(
 
 
 def test_small_models_are_exact_unless_told_otherwise(tmp_path: Path) -> None:
-    folder = str(models.write_model(tmp_path))
+    folder = str(tiny_models.write_model(tmp_path))
     assert load_base(folder).model.dtype == torch.float32
     assert load_base(folder, dtype="bfloat16").model.dtype == torch.bfloat16
 
 
 def test_the_fingerprint_does_not_depend_on_the_precision(tmp_path: Path) -> None:
-    folder = str(models.write_model(tmp_path))
+    folder = str(tiny_models.write_model(tmp_path))
     prints = {load_base(folder, dtype=dtype).fingerprint for dtype in ("float32", "bfloat16")}
     assert len(prints) == 1
 
@@ -236,7 +238,7 @@ for name, revision in (("org/tiny", None), ("org/tiny", COMMIT), ("org/tiny", "n
 
 
 def test_a_hub_model_is_fetched_pinned_and_missed_in_one_line(tmp_path: Path) -> None:
-    folder = models.write_model(tmp_path / "model", "qwen3")
+    folder = tiny_models.write_model(tmp_path / "model", "qwen3")
     script = FROM_THE_HUB.replace("COMMIT", repr(COMMIT))
     with hub(folder) as address:
         home = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
@@ -249,11 +251,11 @@ def test_a_hub_model_is_fetched_pinned_and_missed_in_one_line(tmp_path: Path) ->
 
 
 def test_a_folder_has_no_revision(tmp_path: Path) -> None:
-    assert "revision" in refused(str(models.write_model(tmp_path)), "main")
+    assert "revision" in refused(str(tiny_models.write_model(tmp_path)), "main")
 
 
 def test_pickled_weights_never_load(tmp_path: Path) -> None:
-    folder = models.write_model(tmp_path)
+    folder = tiny_models.write_model(tmp_path)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "safetensors" in refused(str(folder))
     (folder / "pytorch_model.bin").unlink()
@@ -261,12 +263,12 @@ def test_pickled_weights_never_load(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:
-    folder = models.write_model(tmp_path, tokenizer=False)
+    folder = tiny_models.write_model(tmp_path, tokenizer=False)
     assert "tokenizer" in refused(str(folder))
 
 
 def test_code_in_a_model_never_runs(tmp_path: Path) -> None:
-    folder = models.write_model(tmp_path)
+    folder = tiny_models.write_model(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "homemade", "auto_map": {"AutoConfig": "evil.Config"}}
     (folder / "config.json").write_text(json.dumps(config))
@@ -285,7 +287,7 @@ def test_an_encoder_is_no_chatbot(tmp_path: Path) -> None:
 def test_damaged_or_missing_weights_are_named(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    folder = models.write_model(tmp_path / "missing")
+    folder = tiny_models.write_model(tmp_path / "missing")
     weights = load_file(folder / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -14,8 +14,8 @@ from evaluation import compare, suites
 from evaluation.compare import EvaluationSettings
 from evaluation.report import Report
 from feedback.snapshot import Snapshot
-from tests import models
-from tests.lessons import LESSON, OLD, REPLAY, dialogue, dialogues, lesson, row
+from tests.fixtures import tiny_models
+from tests.fixtures.snapshots import LESSON, OLD, REPLAY, dialogue, dialogues, lesson, row
 from training.recipe import Recipe
 from training.train import run as train
 
@@ -32,7 +32,7 @@ class World:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.base_name = str(models.write_model(root / "base"))
+        self.base_name = str(tiny_models.write_model(root / "base"))
         self.current = self.trained(lesson(root, KNOWN, pairs=False, replay={}))
         self.snapshot = lesson(root, LESSON, replay=KNOWN, more=[*HELD, CHOICE])
         self.candidate = self.trained(self.snapshot)

@@ -9,8 +9,8 @@ import pytest
 from feedback.curation.curate import CurateSettings, Curation, Row, curate
 from feedback.review.queue import decide
 from feedback.store import Speaker, Store
-from tests import real
-from tests.talks import SPEAKER, answer, retry
+from tests.fixtures import public_data
+from tests.fixtures.conversations import SPEAKER, answer, retry
 
 ALL_TRAIN = CurateSettings(held_out=0)
 HALF_HELD_OUT = CurateSettings(held_out=0.5, held_out_from=0)
@@ -279,13 +279,13 @@ def test_looking_twice_gives_the_same(store: Store) -> None:
 def test_every_kind_of_feedback_is_accounted_for(store: Store) -> None:
     """On real edits and dialogues: all that was said is in a row, or is dropped with a reason."""
     said: set[str] = set()
-    for n, (source, texts) in enumerate(real.edits(40)):
+    for n, (source, texts) in enumerate(public_data.edits(40)):
         id = answer(store, f"How do I say number {n}?", source)
         for person, text in zip("abcd", texts, strict=True):
             said.add(store.add_feedback(id, person, "edit", {"text": text}))
         if n % 2:
             decide(store, id, "rita", "approve")
-    for turns in real.dialogues(40):
+    for turns in public_data.dialogues(40):
         id = answer(store, turns[0], turns[1])
         said.add(up(store, id, up=len(turns) > 2))
     curation = curate(store)
@@ -297,7 +297,7 @@ def test_every_kind_of_feedback_is_accounted_for(store: Store) -> None:
 
 def test_words_of_people_never_train_without_a_reviewer(store: Store) -> None:
     speaker = Speaker("a-1", "tiny")
-    for n, (source, texts) in enumerate(real.edits(30)):
+    for n, (source, texts) in enumerate(public_data.edits(30)):
         id = answer(store, f"Number {n}?", source, speaker=speaker)
         store.add_feedback(id, "ann", "edit", {"text": texts[0]})
         up(store, id, up=False)

@@ -19,8 +19,8 @@ from feedback.review.queue import decide
 from feedback.settings import Home
 from feedback.store import Store
 from talkback import cycle as cycles
-from tests.corrections import ask
-from tests.processes import TOML
+from tests.fixtures.server_process import TOML
+from tests.fixtures.shop_corrections import ask
 
 RECIPE = """
 [training.sft]

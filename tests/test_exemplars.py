@@ -19,8 +19,8 @@ from feedback.ids import now
 from feedback.review.queue import decide
 from feedback.similarity import near_pairs, similarity
 from feedback.store import Store
-from tests import real
-from tests.talks import answer
+from tests.fixtures import public_data
+from tests.fixtures.conversations import answer
 
 HOURS = "On Sundays we open at 11."
 
@@ -108,7 +108,7 @@ def test_a_question_that_only_looks_the_same_does_not(
 
 
 def test_no_question_of_real_talk_is_taken_for_another(store: Store) -> None:
-    questions = {normalise(turns[0]): turns[0] for turns in real.dialogues(400)}
+    questions = {normalise(turns[0]): turns[0] for turns in public_data.dialogues(400)}
     for key, question in list(questions.items())[:150]:
         correct(store, question, key)
     wrong = []
@@ -219,7 +219,7 @@ def test_a_withdrawn_answer_is_not_found(store: Store) -> None:
 
 
 def test_near_pairs_are_those_that_comparing_all_would_find() -> None:
-    sentences = [text for text, refs in real.edits(120) for text in (text, refs[0])]
+    sentences = [text for text, refs in public_data.edits(120) for text in (text, refs[0])]
     texts = {str(n): text for n, text in enumerate(sentences)}
     keys = list(texts)
     every = {
@@ -233,7 +233,9 @@ def test_near_pairs_are_those_that_comparing_all_would_find() -> None:
 
 def test_paraphrases_find_their_answer_and_strangers_mostly_none(store: Store) -> None:
     """On questions about the starter's shop: twenty topics corrected by one question each."""
-    topics = tomllib.loads(Path(__file__).with_name("questions.toml").read_text(encoding="utf-8"))
+    topics = tomllib.loads(
+        (Path(__file__).parent / "fixtures" / "questions.toml").read_text(encoding="utf-8")
+    )
     plain = {name: lines.strip().splitlines() for name, lines in topics.items()}
     known = sorted(plain)[::2]
     for name in known:

@@ -8,9 +8,9 @@ from chatbot.engine.local.local_engine import EngineSettings
 from chatbot.engine.protocol import BASE, Busy, Unreachable
 from chatbot.engine.remote.remote_engine import RemoteEngine
 from chatbot.model.lora import AdapterError
-from tests.streams import ended, speaks, until
-from tests.vllm import MODEL
-from tests.world import LONG, Connect, Serve, World, trouble
+from tests.fakes.vllm_server import MODEL
+from tests.fixtures.remote_base import LONG, Connect, Serve, World, trouble
+from tests.fixtures.waiting import ended, speaks, until
 
 
 def test_an_adapter_is_loaded_on_every_replica_or_on_none(

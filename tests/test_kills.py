@@ -6,9 +6,9 @@ import pytest
 
 from feedback.settings import Home
 from feedback.store import Store
-from tests.kills import AT_LEAST, LightServer, Tally, Writer, rounds
-from tests.processes import Server
-from tests.talks import answer
+from tests.fixtures.conversations import answer
+from tests.fixtures.kill_server import AT_LEAST, LightServer, Tally, Writer, rounds
+from tests.fixtures.server_process import Server
 
 
 @pytest.fixture

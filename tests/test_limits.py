@@ -15,8 +15,8 @@ from chatbot.auth import api_keys
 from chatbot.auth.access import Access
 from chatbot.server import ServerSettings, guard
 from feedback.store import Store
-from tests.serving import serving
-from tests.test_api import refusal
+from tests.fixtures.http_server import serving
+from tests.test_api_chat import refusal
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from feedback.settings import Home
 from feedback.store import Store
-from tests.processes import Server
-from tests.provider import CLIENT, SECRET, provider
+from tests.fakes.openid_provider import CLIENT, SECRET, provider
+from tests.fixtures.server_process import Server
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from chatbot.api.openai.logprobs import Speller
 from chatbot.engine.protocol import Chance
-from tests.models import STOP, write_tokenizer
+from tests.fixtures.tiny_models import STOP, write_tokenizer
 
 
 def sentencepiece() -> PreTrainedTokenizerFast:

@@ -14,9 +14,9 @@ from feedback.review.queue import decide
 from feedback.settings import Home
 from feedback.store import Store
 from talkback import cycle
-from tests.models import write_model
-from tests.processes import TOML, Server
-from tests.scripted import ANSWER, settled, start, visitor
+from tests.fakes.scripted_engine import ANSWER, settled, start, visitor
+from tests.fixtures.server_process import TOML, Server
+from tests.fixtures.tiny_models import write_model
 from tests.test_cycle import LESSONS, RECIPE, soon
 
 QUESTION, RIGHT = "When do you open?", "We open at ten."

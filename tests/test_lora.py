@@ -12,23 +12,23 @@ from safetensors.torch import load_file, save_file
 
 from chatbot.model import lora
 from chatbot.model.base import Base, load_base
-from tests import models
+from tests.fixtures import tiny_models
 
 
-@pytest.fixture(scope="module", params=models.FAMILIES)
+@pytest.fixture(scope="module", params=tiny_models.FAMILIES)
 def any_base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Base:
     folder = tmp_path_factory.mktemp(request.param)
-    return load_base(str(models.write_model(folder, request.param)))
+    return load_base(str(tiny_models.write_model(folder, request.param)))
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return load_base(str(models.write_model(tmp_path_factory.mktemp("base"))))
+    return load_base(str(tiny_models.write_model(tmp_path_factory.mktemp("base"))))
 
 
 @pytest.fixture
 def adapter(base: Base, tmp_path: Path) -> Path:
-    return models.write_adapter(tmp_path, base)
+    return tiny_models.write_adapter(tmp_path, base)
 
 
 def test_an_untrained_adapter_is_equal_to_the_base(any_base: Base, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_another_adapters_name_is_refused(adapter: Path, base: Base) -> None:
 
 
 def test_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
-    other = load_base(str(models.write_model(tmp_path / "other", seed=5)))
+    other = load_base(str(tiny_models.write_model(tmp_path / "other", seed=5)))
     refused(adapter, other, "trained on")
 
 
@@ -180,7 +180,9 @@ def test_a_file_that_is_no_safetensors_is_refused(adapter: Path, base: Base) -> 
 
 
 def test_adapter_0_of_another_base_of_the_same_shape_has_another_id(tmp_path: Path) -> None:
-    one, other = (load_base(str(models.write_model(tmp_path / str(n), seed=n))) for n in (0, 1))
+    one, other = (
+        load_base(str(tiny_models.write_model(tmp_path / str(n), seed=n))) for n in (0, 1)
+    )
     first = lora.untrained(one, tmp_path / "adapters")
     second = lora.untrained(other, tmp_path / "adapters")
     assert lora.verify(first, one).id != lora.verify(second, other).id

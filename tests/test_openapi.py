@@ -20,7 +20,7 @@ from schemathesis.checks import (
 from chatbot.server import create_api
 from chatbot.service import Service
 from feedback.settings import Home
-from tests.serving import serving
+from tests.fixtures.http_server import serving
 
 EXAMPLES = 20
 """Of each kind, good and bad, for each operation."""

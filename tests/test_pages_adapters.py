@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.scripted import ScriptedEngine, new_adapter, open_service, serve
+from tests.fakes.scripted_engine import ScriptedEngine, new_adapter, open_service, serve
 
 if TYPE_CHECKING:
     from chatbot.service import Service

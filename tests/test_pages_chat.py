@@ -17,7 +17,7 @@ from chatbot.pages.chat.view import Place
 from chatbot.pages.text import shown, typed
 from feedback.review import queue
 from feedback.store import Feedback, Store
-from tests.scripted import (
+from tests.fakes.scripted_engine import (
     ANSWER,
     ScriptedEngine,
     ask,
@@ -28,7 +28,7 @@ from tests.scripted import (
     start,
     visitor,
 )
-from tests.turns import reply
+from tests.fixtures.turns import reply
 
 if TYPE_CHECKING:
     from chatbot.service import Service

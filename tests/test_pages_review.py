@@ -13,7 +13,7 @@ from chatbot.pages.text import differences
 from feedback.exemplars import same
 from feedback.review import queue
 from feedback.store import Speaker
-from tests.scripted import ScriptedEngine, open_service, serve
+from tests.fakes.scripted_engine import ScriptedEngine, open_service, serve
 
 if TYPE_CHECKING:
     from chatbot.service import Service

@@ -14,7 +14,7 @@ from feedback.settings import Home, check_tables
 from feedback.store import Store
 from talkback.cli import TABLES
 from talkback.cycle import CycleSettings
-from tests.processes import Server
+from tests.fixtures.server_process import Server
 from training.recipe import Recipe
 from training.train import check
 

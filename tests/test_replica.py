@@ -7,8 +7,8 @@ import pytest
 
 from chatbot.engine.protocol import BASE, EngineError
 from chatbot.engine.remote.replica import events
-from tests.aside import run
-from tests.world import LONG, Connect, Serve, World
+from tests.fixtures.async_thread import run
+from tests.fixtures.remote_base import LONG, Connect, Serve, World
 
 
 def test_what_the_server_refuses_is_told_in_its_words(

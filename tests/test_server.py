@@ -19,8 +19,8 @@ from chatbot.auth.access import is_loopback
 from chatbot.server import ServerError, ServerSettings, listen
 from feedback.settings import Home
 from feedback.store import Store
-from tests.models import write_adapter
-from tests.processes import TOML, Server
+from tests.fixtures.server_process import TOML, Server
+from tests.fixtures.tiny_models import write_adapter
 
 Start = Callable[..., Server]
 ASK = [{"role": "user", "content": "When do you open?"}]

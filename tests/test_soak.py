@@ -7,9 +7,9 @@ import pytest
 
 from feedback.settings import Home
 from feedback.store import Store
-from tests.aside import run
-from tests.processes import Server
-from tests.soak import Soak
+from tests.fixtures.async_thread import run
+from tests.fixtures.server_process import Server
+from tests.fixtures.soak_clients import Soak
 
 
 @pytest.mark.slow

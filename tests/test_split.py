@@ -8,8 +8,8 @@ import pytest
 from feedback.curation.split import NEAR, Item, Place, _new_cluster, assign
 from feedback.similarity import similarity
 from feedback.store import Store
-from tests import real
-from tests.talks import answer
+from tests.fixtures import public_data
+from tests.fixtures.conversations import answer
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_of_newcomers_that_link_both_sides_only_the_link_is_lost(store: Store) -
 
 def test_no_real_question_trains_beside_a_near_duplicate_that_is_held_out(store: Store) -> None:
     """Real questions arrive in three batches, in a random order."""
-    items = [item(store, turns[0]) for turns in real.dialogues(450)]
+    items = [item(store, turns[0]) for turns in public_data.dialogues(450)]
     random.Random(1).shuffle(items)
     places: dict[str, Place | None] = {}
     for n in range(3):

@@ -14,8 +14,8 @@ import pytest
 
 from feedback.db.database import StoreError
 from feedback.store import BadFeedback, BadMessage, NotFound, Role, Speaker, Store
-from tests import real
-from tests.talks import SPEAKER, answer, retry
+from tests.fixtures import public_data
+from tests.fixtures.conversations import SPEAKER, answer, retry
 
 
 @pytest.fixture
@@ -313,7 +313,7 @@ def test_a_thread_that_ends_takes_its_connection_along(store: Store) -> None:
 
 
 def test_real_dialogues_come_back_word_for_word(store: Store) -> None:
-    for turns in real.dialogues(200):
+    for turns in public_data.dialogues(200):
         talk = store.start_conversation("ann", turns[0])
         parent = None
         for n, text in enumerate(turns):

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from chatbot.service import Service
-from tests.asking import ask, refusal
+from tests.fixtures.api_client import ask, refusal
 
 
 @pytest.fixture(scope="module")

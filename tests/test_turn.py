@@ -15,8 +15,8 @@ from feedback.db.database import StoreError
 from feedback.ids import now
 from feedback.review.queue import decide
 from feedback.store import BadMessage, NotFound, Speaker
-from tests.models import write_adapter
-from tests.turns import reply
+from tests.fixtures.tiny_models import write_adapter
+from tests.fixtures.turns import reply
 
 SHORT = Sampling(max_tokens=12)
 LONG = Sampling(max_tokens=4000)

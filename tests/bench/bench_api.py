@@ -36,7 +36,7 @@ from urllib.parse import urlsplit
 from chatbot.model.base import STARTER
 from feedback.settings import Home
 from feedback.store import Store
-from tests.processes import Server
+from tests.fixtures.server_process import Server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -254,7 +254,7 @@ def open_tabs(server: Server, count: int) -> Iterator[list["Page"]]:
     """So many browser tabs at the chat page, each of a visitor of its own."""
     from playwright.sync_api import sync_playwright
 
-    from tests.scripted import visitor
+    from tests.fakes.scripted_engine import visitor
 
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
@@ -267,7 +267,7 @@ def page_round(tabs: list["Page"], number: int, answers: Answers, rate: Rate) ->
     """All tabs ask at once. Each one's answer has begun and ended before anything is counted."""
     from playwright.sync_api import expect
 
-    from tests.scripted import ANSWER, settled, start
+    from tests.fakes.scripted_engine import ANSWER, settled, start
 
     answers.look()
     for at, tab in enumerate(tabs):

@@ -24,8 +24,8 @@ from chatbot.model.base import STARTER
 from chatbot.service import Service
 from feedback.settings import Home
 from talkback import cycle as cycles
-from tests.corrections import change, correct, facts
-from tests.processes import Server
+from tests.fixtures.server_process import Server
+from tests.fixtures.shop_corrections import change, correct, facts
 
 CORRECTIONS = 20
 ALONE_SECONDS = 20

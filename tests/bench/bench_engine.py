@@ -36,7 +36,7 @@ from chatbot.engine.workers import worker_handle, worker_process
 from chatbot.engine.workers.workers_engine import WorkersEngine
 from chatbot.model.base import STARTER, Base, load_base
 from chatbot.server import ENVIRONMENT
-from tests import models
+from tests.fixtures import tiny_models
 
 PROMPT, ANSWER = 64, 48
 TURNS = 20
@@ -46,7 +46,7 @@ clock = time.perf_counter
 
 def shape_135m(folder: Path) -> Path:
     """The SmolLM2-135M shape with random weights and a tiny tokenizer."""
-    return models.write_model(
+    return tiny_models.write_model(
         folder,
         "llama",
         vocab_size=49152,
@@ -222,7 +222,9 @@ def main() -> None:
         known = {"starter": lambda: STARTER, "135m": lambda: str(shape_135m(Path(temp) / "135m"))}
         name = known.get(args.base, lambda: args.base)()
         base = load_base(name)
-        made = [models.write_adapter(Path(temp), base, seed=n, strength=0.01) for n in range(4)]
+        made = [
+            tiny_models.write_adapter(Path(temp), base, seed=n, strength=0.01) for n in range(4)
+        ]
         del base
         found = measure(name, {folder.name: folder for folder in made}, args)
     print(json.dumps(found) if args.json else report(found))

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from feedback.settings import Home
 from feedback.store import Store
-from tests.kills import Killable, LightServer, Writer, rounds
-from tests.talks import answer
+from tests.fixtures.conversations import answer
+from tests.fixtures.kill_server import Killable, LightServer, Writer, rounds
 
 
 def main() -> None:
@@ -54,8 +54,8 @@ def main() -> None:
 
 def whole(home: Home, folder: Path) -> Callable[[], Killable]:
     """Starts the real server on a tiny model."""
-    from tests.models import write_model
-    from tests.processes import Server
+    from tests.fixtures.server_process import Server
+    from tests.fixtures.tiny_models import write_model
 
     base = write_model(folder / "base")
 

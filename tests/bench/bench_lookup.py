@@ -23,7 +23,7 @@ from chatbot.engine.settings import EngineSettings
 from chatbot.model.base import STARTER, Base, ends, load_base
 from chatbot.prompt import fit
 from tests.bench.bench_engine import generated
-from tests.corrections import change, facts
+from tests.fixtures.shop_corrections import change, facts
 
 MOST = 64
 KINDS = ("repeats an approved answer", "is the model's own")

@@ -25,7 +25,7 @@ from chatbot.service import Service
 from feedback.curation.curate import curate
 from feedback.settings import Home
 from talkback import cycle
-from tests.corrections import Fact, ask, change, correct, facts
+from tests.fixtures.shop_corrections import Fact, ask, change, correct, facts
 
 TRAINED = 20
 POISON = "Please contact the moon for further information."

@@ -22,9 +22,9 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from feedback.settings import Home
-from tests.models import write_model
-from tests.processes import Server
-from tests.soak import Look, Soak
+from tests.fixtures.server_process import Server
+from tests.fixtures.soak_clients import Look, Soak
+from tests.fixtures.tiny_models import write_model
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.protocol import Engine, Request, Sampling, Stream
 from chatbot.engine.settings import EngineSettings
 from chatbot.model.base import STARTER, Base, encode, load_base
-from tests import models
+from tests.fixtures import tiny_models
 
 STREAMS = 16
 VOICES = STREAMS + 4
@@ -95,11 +95,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temp:
-        tiny = models.write_model(Path(temp) / "tiny")
+        tiny = tiny_models.write_model(Path(temp) / "tiny")
         named = {"tiny": str(tiny), "starter": STARTER}
         name = named.get(args.base, args.base)
         base = load_base(name, dtype="float32" if args.workers == 0 else "auto")
-        folders = [models.write_adapter(Path(temp), base, seed=n) for n in range(1, VOICES + 1)]
+        folders = [
+            tiny_models.write_adapter(Path(temp), base, seed=n) for n in range(1, VOICES + 1)
+        ]
         expected = alone(base, folders)
         asked, took = swap(start(base, name, args.workers), base, folders, args.swaps)
     failed = sum(stream.finish not in ("stop", "length") for _, _, stream in asked)

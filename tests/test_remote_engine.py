@@ -30,11 +30,11 @@ from chatbot.model.base import load_base
 from chatbot.model.lora import AdapterError
 from chatbot.service import PINNED, Service
 from feedback.settings import Home, SettingsError
-from tests import models
-from tests.streams import ended, speaks, until
-from tests.turns import reply
-from tests.vllm import MODEL, Vllm
-from tests.world import LONG, QUESTION, Connect, Serve, World
+from tests.fakes.vllm_server import MODEL, Vllm
+from tests.fixtures import tiny_models
+from tests.fixtures.remote_base import LONG, QUESTION, Connect, Serve, World
+from tests.fixtures.turns import reply
+from tests.fixtures.waiting import ended, speaks, until
 
 # -- One server
 
@@ -142,7 +142,7 @@ def test_a_damaged_adapter_is_refused_before_a_server_hears_of_it(
 ) -> None:
     server = serve()
     engine = connect(server)
-    folder = models.write_adapter(tmp_path, load_base(str(world.folder)), seed=9)
+    folder = tiny_models.write_adapter(tmp_path, load_base(str(world.folder)), seed=9)
     weights = load_file(folder / lora.WEIGHTS)
     name = next(name for name in weights if "lora_B" in name)
     weights[name] = weights[name][1:] if damage == "shape" else weights[name] * torch.nan
@@ -158,8 +158,8 @@ def test_a_damaged_adapter_is_refused_before_a_server_hears_of_it(
 def test_an_adapter_of_another_base_is_refused(
     world: World, serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
-    other = load_base(str(models.write_model(tmp_path / "other", seed=5)))
-    folder = models.write_adapter(tmp_path, other)
+    other = load_base(str(tiny_models.write_model(tmp_path / "other", seed=5)))
+    folder = tiny_models.write_adapter(tmp_path, other)
     with pytest.raises(AdapterError, match="own base"):
         connect(serve()).load(folder.name, folder)
 
@@ -268,7 +268,7 @@ def test_a_promotion_is_followed_by_all_services_within_a_second_and_drops_nothi
         for _ in range(2)
     ]
     new = services[0].registry.register(
-        models.write_adapter(services[0].home.adapters, load_base(str(world.folder)), seed=1)
+        tiny_models.write_adapter(services[0].home.adapters, load_base(str(world.folder)), seed=1)
     )
     services[0].registry.promote(new, "person", "ann", "try")
     seconds = until(lambda: all(service.speaking == new for service in services))
@@ -293,7 +293,7 @@ def test_a_promotion_waits_for_servers_that_are_down(
     first = service.speaking
     server.kill()
     new = service.registry.register(
-        models.write_adapter(service.home.adapters, load_base(str(world.folder)), seed=1)
+        tiny_models.write_adapter(service.home.adapters, load_base(str(world.folder)), seed=1)
     )
     service.registry.promote(new, "person", "ann", "try")
     until(lambda: "has to wait" in service.warning)

@@ -8,8 +8,8 @@ import pytest
 from feedback.exemplars import active, same
 from feedback.review.queue import BadDecision, decide, decision_on, queue, waiting
 from feedback.store import NotFound, Speaker, Store
-from tests import real
-from tests.talks import SPEAKER, answer, retry
+from tests.fixtures import public_data
+from tests.fixtures.conversations import SPEAKER, answer, retry
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_each_answer_waits_by_itself(store: Store) -> None:
 
 def test_real_edits_pass_through_the_queue(store: Store) -> None:
     """Four people each correct a learner's sentences; a reviewer takes the newest edit."""
-    edits = real.edits(60)
+    edits = public_data.edits(60)
     ids = [answer(store, f"Sentence {n}?", source) for n, (source, _) in enumerate(edits)]
     for id, (_, texts) in zip(ids, edits, strict=True):
         for n, text in enumerate(texts):

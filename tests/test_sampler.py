@@ -12,8 +12,8 @@ from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.local.sampler import Sampler
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.model.base import ends, load_base
-from tests.oracle import QUESTIONS, Oracle
-from tests.streams import finish
+from tests.fixtures.reference_model import QUESTIONS, Oracle
+from tests.fixtures.waiting import finish
 
 
 def sampled(oracle: Oracle, engine: TorchEngine, seed: int, **values: float) -> list[int]:

@@ -14,9 +14,9 @@ from feedback.ids import now
 from feedback.review.queue import decide
 from feedback.settings import Home, SettingsError
 from feedback.store import Store
-from tests.processes import TOML, Server
-from tests.receiver import SECRET, Receiver
-from tests.talks import answer
+from tests.fakes.webhook_receiver import SECRET, Receiver
+from tests.fixtures.conversations import answer
+from tests.fixtures.server_process import TOML, Server
 
 Tell = Callable[..., Hooks]
 Start = Callable[..., Server]

@@ -16,10 +16,10 @@ from chatbot.service import Service
 from chatbot.webhooks.delivery import Hooks, WebhookSettings
 from feedback.review.queue import decide
 from feedback.store import Store
-from tests.models import write_adapter
-from tests.serving import serving
-from tests.talks import answer
-from tests.turns import reply
+from tests.fixtures.conversations import answer
+from tests.fixtures.http_server import serving
+from tests.fixtures.tiny_models import write_adapter
+from tests.fixtures.turns import reply
 
 ASK = [{"role": "user", "content": "When do you open?"}]
 

@@ -21,9 +21,9 @@ from chatbot.engine.protocol import (
     UnknownAdapter,
 )
 from chatbot.model.lora import AdapterError
-from tests import models
-from tests.oracle import QUESTIONS, Oracle, start
-from tests.streams import finish, speaks, until
+from tests.fixtures import tiny_models
+from tests.fixtures.reference_model import QUESTIONS, Oracle, start
+from tests.fixtures.waiting import finish, speaks, until
 
 # -- The same tokens as transformers + PEFT
 
@@ -144,8 +144,8 @@ def test_the_base_can_always_be_asked(engine: TorchEngine, oracle: Oracle) -> No
 def test_a_damaged_adapter_is_refused_and_service_goes_on(oracle: Oracle, tmp_path: Path) -> None:
     engine = TorchEngine(oracle.base, EngineSettings(threads=1))
     running = engine.submit(oracle.request(QUESTIONS[0], BASE, 200))
-    folder = models.reweigh(
-        models.write_adapter(tmp_path, oracle.base), oracle.base, 9, float("nan")
+    folder = tiny_models.reweigh(
+        tiny_models.write_adapter(tmp_path, oracle.base), oracle.base, 9, float("nan")
     )
     with pytest.raises(AdapterError, match="NaN"):
         engine.load(folder.name, folder)

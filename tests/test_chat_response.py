@@ -13,7 +13,7 @@ from langchain_openai import ChatOpenAI
 from chatbot.engine.protocol import Request, Sampling
 from chatbot.service import Service
 from feedback.review.queue import decide
-from tests.asking import ASK, ask, events, refusal
+from tests.fixtures.api_client import ASK, ask, events, refusal
 
 
 @pytest.fixture(scope="module")

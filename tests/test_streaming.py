@@ -16,9 +16,9 @@ from chatbot.api.streaming import Flow
 from chatbot.engine.protocol import Chance, Request, Sampling, Stream
 from chatbot.service import Service
 from chatbot.turn import Turn
-from tests import aside
-from tests.scripted import ScriptedEngine, open_service
-from tests.turns import reply
+from tests.fakes.scripted_engine import ScriptedEngine, open_service
+from tests.fixtures import async_thread
+from tests.fixtures.turns import reply
 
 Batch = list[tuple[int, Sequence[str]]]
 
@@ -55,7 +55,7 @@ def turn(service: Service) -> Turn:
 
 def run(work: Coroutine[Any, Any, None]) -> None:
     """In a loop of its own, and not for ever."""
-    aside.run(asyncio.wait_for(work, 10))
+    async_thread.run(asyncio.wait_for(work, 10))
 
 
 async def until_kept(service: Service, turn: Turn) -> None:

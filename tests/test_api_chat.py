@@ -14,8 +14,8 @@ from chatbot.api.openai import chat as api
 from chatbot.service import Service
 from feedback.review.queue import decide
 from feedback.store import Message
-from tests.asking import ASK, ask, events, refusal
-from tests.models import write_adapter
+from tests.fixtures.api_client import ASK, ask, events, refusal
+from tests.fixtures.tiny_models import write_adapter
 
 SEEDS = itertools.count(1)
 
@@ -210,7 +210,7 @@ def test_many_clients_stream_at_once(http: httpx.Client, service: Service) -> No
 
 
 def test_a_full_house_says_when_to_come_again(http: httpx.Client, service: Service) -> None:
-    from tests.turns import reply
+    from tests.fixtures.turns import reply
 
     long = api.ChatRequest.model_validate({"messages": ASK, "max_tokens": 4000})
     turns = [

@@ -13,8 +13,8 @@ from chatbot.engine.local.scheduler import Row
 from chatbot.engine.protocol import BASE, Request, Sampling, Stream
 from chatbot.model.base import STARTER, ends, load_base
 from chatbot.prompt import fit
-from tests.corrections import facts
-from tests.oracle import QUESTIONS, Oracle, start
+from tests.fixtures.reference_model import QUESTIONS, Oracle, start
+from tests.fixtures.shop_corrections import facts
 
 KINDS = [
     "torch",

@@ -10,7 +10,7 @@ from chatbot.engine.local.runners.llama_torch import EXACT, filled
 from chatbot.engine.local.runners.padding import grouped
 from chatbot.engine.local.runners.runner import Part
 from chatbot.engine.local.runners.transformers_runner import PADDING, STRIDE, Forward
-from tests.oracle import Oracle, start
+from tests.fixtures.reference_model import Oracle, start
 
 
 @pytest.fixture(params=["kernels", "torch, as for many", "torch, as for few"])

@@ -10,9 +10,9 @@ from chatbot.engine.local.runners import fused_linear, llama_torch
 from chatbot.engine.local.runners.rotary import FIRST, Angles
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.model.base import load_base
-from tests import models
-from tests.oracle import QUESTIONS, Oracle, start
-from tests.streams import finish
+from tests.fixtures import tiny_models
+from tests.fixtures.reference_model import QUESTIONS, Oracle, start
+from tests.fixtures.waiting import finish
 
 pytestmark = pytest.mark.usefixtures("torch_only")
 
@@ -33,7 +33,7 @@ def test_the_llama_family_takes_it_and_others_the_plain_one(any_oracle: Oracle) 
 def test_a_fast_path_that_computes_something_else_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    base = models.misleading_base(tmp_path)
+    base = tiny_models.misleading_base(tmp_path)
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
     with caplog.at_level("WARNING"):
         engine = TorchEngine(base, EngineSettings(threads=1))
@@ -63,7 +63,7 @@ def test_an_adapter_the_fast_path_gets_wrong_puts_all_streams_on_the_plain_one(
 
 
 def test_the_fast_path_serves_bfloat16_and_holds_the_weights_once(tmp_path: Path) -> None:
-    path = models.write_model(tmp_path, "qwen3", initializer_range=0.05)
+    path = tiny_models.write_model(tmp_path, "qwen3", initializer_range=0.05)
     base = load_base(str(path), dtype="bfloat16")
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
     engine = TorchEngine(base, EngineSettings(threads=1))
@@ -103,7 +103,7 @@ ROPES = [
 def test_angles_are_the_models_own_however_far_a_step_reaches(
     tmp_path: Path, rope: dict[str, object]
 ) -> None:
-    path = models.write_model(tmp_path, "llama", rope_parameters={"rope_theta": 1e4, **rope})
+    path = tiny_models.write_model(tmp_path, "llama", rope_parameters={"rope_theta": 1e4, **rope})
     model = load_base(str(path)).model
     own = load_base(str(path)).model.model.rotary_emb
     angles = Angles(model, torch.empty(0))

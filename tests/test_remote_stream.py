@@ -3,9 +3,9 @@
 import pytest
 
 from chatbot.engine.protocol import BASE, EngineError, Sampling
-from tests.streams import ended
-from tests.vllm import MODEL
-from tests.world import Connect, Serve, World
+from tests.fakes.vllm_server import MODEL
+from tests.fixtures.remote_base import Connect, Serve, World
+from tests.fixtures.waiting import ended
 
 
 def test_a_request_is_our_own_tokens_and_leaves_nothing_to_the_servers_defaults(

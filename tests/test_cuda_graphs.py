@@ -12,8 +12,8 @@ import torch
 from chatbot.engine.local.multi_lora import Plan
 from chatbot.engine.local.runners import cuda_graphs
 from chatbot.engine.local.runners.cuda_graphs import MOST, OFTEN, Layout, Recordings, Span
-from tests.oracle import QUESTIONS, Oracle, start
-from tests.streams import finish
+from tests.fixtures.reference_model import QUESTIONS, Oracle, start
+from tests.fixtures.waiting import finish
 
 
 class Again:

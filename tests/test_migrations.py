@@ -12,7 +12,7 @@ from feedback.db.database import StoreError
 from feedback.db.migrations import migrations
 from feedback.exemplars import similar
 from feedback.store import Store
-from tests.talks import answer
+from tests.fixtures.conversations import answer
 
 NAMES = """conversation message speaker feedback review approved withdrawal graduation split
 cluster_member adapter promotion report cycle cycle_end event delivery access_key revocation"""

@@ -22,7 +22,7 @@ from chatbot.service import Service
 from chatbot.turn import ChatSettings
 from feedback.settings import Home
 from feedback.store import Store
-from tests.models import write_adapter, write_model
+from tests.fixtures.tiny_models import write_adapter, write_model
 
 expect.set_options(timeout=30_000)  # a loaded machine paints late
 ANSWER = "#tb-chat .bot-row:not(:has(.tb-note)):not(:has(.tb-typing))"

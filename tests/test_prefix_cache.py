@@ -9,8 +9,8 @@ from chatbot.engine.local.kv_cache import SlotCache
 from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.local.prefix_cache import Prefix, Prefixes
 from chatbot.engine.protocol import BASE, Request, Sampling, Stream
-from tests.oracle import QUESTIONS, Oracle, start
-from tests.streams import finish, until
+from tests.fixtures.reference_model import QUESTIONS, Oracle, start
+from tests.fixtures.waiting import finish, until
 
 
 def talk(engine: TorchEngine, oracle: Oracle, voice: str, turns: int) -> list[list[int]]:

@@ -18,9 +18,9 @@ from chatbot.engine.local.runners.transformers_runner import Forward
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.model.base import load_base
 from chatbot.model.lora import targets, tensors
-from tests import models
-from tests.oracle import QUESTIONS, Oracle
-from tests.streams import finish, until
+from tests.fixtures import tiny_models
+from tests.fixtures.reference_model import QUESTIONS, Oracle
+from tests.fixtures.waiting import finish, until
 
 LIBRARY = kernels.library()
 pytestmark = pytest.mark.skipif(
@@ -69,14 +69,14 @@ def test_a_product_is_that_of_torch(
 class World:
     """A tiny model in a type, two adapters, and paths over it."""
 
-    def __init__(self, folder: Path, family: models.Family, dtype: str) -> None:
-        written = models.write_model(folder / "base", family, initializer_range=0.1)
+    def __init__(self, folder: Path, family: tiny_models.Family, dtype: str) -> None:
+        written = tiny_models.write_model(folder / "base", family, initializer_range=0.1)
         base = load_base(str(written), dtype=dtype)
         adapters = Rows(base.model, list(targets(base.model)))
         self.plain = Forward(base.model, adapters, SlotCache(4, 400))
         self.adapters = []
         for seed in (1, 2):
-            made = models.write_adapter(folder, base, seed=seed)
+            made = tiny_models.write_adapter(folder, base, seed=seed)
             adapters.install(made.name, adapters.prepare(tensors(made), self.plain.like))
             self.adapters.append(made.name)
 
@@ -123,7 +123,7 @@ def read(path: Forward, steps: list[list[Part]]) -> list[torch.Tensor]:
     [("float32", Native, 1e-5), ("bfloat16", Native, 0.05), ("float32", Int8, 0.05)],
 )
 def test_a_step_says_what_the_plain_one_says(
-    tmp_path: Path, family: models.Family, dtype: str, kind: Kind, near: float
+    tmp_path: Path, family: tiny_models.Family, dtype: str, kind: Kind, near: float
 ) -> None:
     world = World(tmp_path, family, dtype)
     expected = read(world.plain, world.steps())
@@ -215,7 +215,7 @@ def test_kernels_that_compute_something_else_are_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("WARNING"):
-        engine = TorchEngine(models.misleading_base(tmp_path), EngineSettings(threads=1))
+        engine = TorchEngine(tiny_models.misleading_base(tmp_path), EngineSettings(threads=1))
     assert engine._batch._path.name == "plain"  # torch's own is another one too
     assert "The native path is off" in caplog.text and "The fast path is off" in caplog.text
     engine.close()
@@ -246,7 +246,7 @@ def test_without_kernels_torch_serves_and_the_log_says_why(
 def test_what_the_kernels_cannot_compute_torch_does(
     tmp_path: Path, changes: dict[str, object], words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    base = load_base(str(models.write_model(tmp_path, "llama", **changes)))
+    base = load_base(str(tiny_models.write_model(tmp_path, "llama", **changes)))
     with caplog.at_level("INFO"):
         engine = TorchEngine(base, EngineSettings(threads=1))
     assert engine._batch._path.name == "fast" and words in caplog.text

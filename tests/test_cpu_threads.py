@@ -16,14 +16,14 @@ from chatbot.engine.local.runners.transformers_runner import Forward
 from chatbot.engine.local.scheduler import kind_of
 from chatbot.engine.protocol import BASE, Closed, Request, Sampling
 from chatbot.model.base import load_base
-from tests import models
+from tests.fixtures import tiny_models
 
 CORES = len(os.sched_getaffinity(0))
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Forward:
-    model = load_base(str(models.write_model(tmp_path))).model
+    model = load_base(str(tiny_models.write_model(tmp_path))).model
     return Forward(model, Rows(model, []), SlotCache(1, 64))
 
 
@@ -70,7 +70,7 @@ def test_each_number_of_rows_has_its_step_before_anyone_waits_for_it(
 def test_an_engine_that_has_begun_is_warm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warmed: list[int] = []
     monkeypatch.setattr(cpu_threads, "warm", lambda _, slots: warmed.append(slots))
-    base = load_base(str(models.write_model(tmp_path)))
+    base = load_base(str(tiny_models.write_model(tmp_path)))
     engine = TorchEngine(base, EngineSettings(threads=1, slots=3))
     engine.begun()
     engine.close()
@@ -87,7 +87,7 @@ def test_an_engine_that_cannot_begin_says_why_and_keeps_nobody_waiting(
         raise MemoryError("no room for the first step")
 
     monkeypatch.setattr(cpu_threads, "warm", failing)
-    base = load_base(str(models.write_model(tmp_path)))
+    base = load_base(str(tiny_models.write_model(tmp_path)))
     engine = TorchEngine(base, EngineSettings(threads=1))
     early = engine.submit(Request([5, 6, 7], BASE, Sampling(max_tokens=8)))
     asked.set()
@@ -104,7 +104,7 @@ def test_the_worker_answers_after_the_trial_as_without_it(tmp_path: Path) -> Non
     said = []
     for threads in (0, 1):
         engine = TorchEngine(
-            load_base(str(models.write_model(tmp_path))), EngineSettings(threads=threads)
+            load_base(str(tiny_models.write_model(tmp_path))), EngineSettings(threads=threads)
         )
         stream = engine.submit(Request([5, 6, 7], BASE, Sampling(max_tokens=8)))
         assert stream.wait(30)

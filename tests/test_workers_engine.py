@@ -39,9 +39,9 @@ from chatbot.engine.workers.workers_engine import WorkersEngine
 from chatbot.model.base import load_base
 from chatbot.model.lora import AdapterError
 from feedback.settings import Home
-from tests import models
-from tests.processes import Server
-from tests.streams import until
+from tests.fixtures import tiny_models
+from tests.fixtures.server_process import Server
+from tests.fixtures.waiting import until
 
 SLOTS, QUEUE, LONG = 2, 3, 3000
 PROMPTS = [[10 + n, *range(20, 26)] for n in range(4)]
@@ -50,7 +50,7 @@ PROMPTS = [[10 + n, *range(20, 26)] for n in range(4)]
 @pytest.fixture(scope="module")
 def adapters(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     base, folder = load_base(str(tiny_base)), tmp_path_factory.mktemp("adapters")
-    return [models.write_adapter(folder, base, seed=seed) for seed in (1, 2)]
+    return [tiny_models.write_adapter(folder, base, seed=seed) for seed in (1, 2)]
 
 
 @pytest.fixture(scope="module")
