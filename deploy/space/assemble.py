@@ -20,12 +20,10 @@ def assemble(out: Path) -> None:
     """Fill the folder ``out`` (made if need be) with all that the Space needs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     out.mkdir(parents=True, exist_ok=True)
-    for package in project["tool"]["setuptools"]["packages"]:
-        if "." not in package:
-            ignore = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / package, out / package, dirs_exist_ok=True, ignore=ignore)
-    for module in project["tool"]["setuptools"]["py-modules"]:
-        shutil.copy(ROOT / f"{module}.py", out)
+    for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]:
+        package = pattern.removesuffix("*")
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, out / package, dirs_exist_ok=True, ignore=ignore)
     for name in ("app.py", "README.md"):
         shutil.copy(HERE / name, out)
     shutil.copy(ROOT / "LICENSE", out)
