@@ -11,8 +11,8 @@ from chatbot.engine.local import cpu_threads
 from chatbot.engine.local.kv_cache import SlotCache
 from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
 from chatbot.engine.local.multi_lora import Rows
-from chatbot.engine.local.runners.runner import Part
-from chatbot.engine.local.runners.transformers_runner import Forward
+from chatbot.engine.local.runners.runner import Chunk
+from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 from chatbot.engine.local.scheduler import kind_of
 from chatbot.engine.protocol import BASE, Closed, Request, Sampling
 from chatbot.model.base import load_base
@@ -22,14 +22,14 @@ CORES = len(os.sched_getaffinity(0))
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Forward:
+def path(tmp_path: Path) -> TransformersRunner:
     model = load_base(str(tiny_models.write_model(tmp_path))).model
-    return Forward(model, Rows(model, []), SlotCache(1, 64))
+    return TransformersRunner(model, Rows(model, []), SlotCache(1, 64))
 
 
 @pytest.mark.parametrize("fewer, taken", [(1.0, 1), (1.5, 1), (2.0, 2)])
 def test_as_few_threads_as_are_needed(
-    path: Forward, monkeypatch: pytest.MonkeyPatch, fewer: float, taken: int
+    path: TransformersRunner, monkeypatch: pytest.MonkeyPatch, fewer: float, taken: int
 ) -> None:
     path.parameters = 10**8
     monkeypatch.setattr(cpu_threads, "_seconds", lambda _, count: fewer if count == 1 else 1.0)
@@ -37,14 +37,14 @@ def test_as_few_threads_as_are_needed(
 
 
 def test_a_small_model_leaves_the_other_cores_to_others(
-    path: Forward, monkeypatch: pytest.MonkeyPatch
+    path: TransformersRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(cpu_threads, "_seconds")
     assert cpu_threads.threads(path, 8) == 1
 
 
 def test_a_large_model_takes_all_cores_untried(
-    path: Forward, monkeypatch: pytest.MonkeyPatch
+    path: TransformersRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path.parameters = 10**9
     monkeypatch.delattr(cpu_threads, "_seconds")
@@ -52,11 +52,11 @@ def test_a_large_model_takes_all_cores_untried(
 
 
 def test_each_number_of_rows_has_its_step_before_anyone_waits_for_it(
-    path: Forward, monkeypatch: pytest.MonkeyPatch
+    path: TransformersRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[int] = []
     kind = type(path)
-    read = kind.read
+    read = kind.forward
     monkeypatch.setattr(
         kind, "read", lambda self, parts: steps.append(len(parts)) or read(self, parts)
     )
@@ -120,7 +120,7 @@ class Clock:
         self.now, self.threads, self.seconds = 0.0, 1, seconds
         self.taken: list[int] = []
 
-    def take(self, threads: int) -> None:
+    def set_threads(self, threads: int) -> None:
         self.threads = threads
 
     def __call__(self) -> float:
@@ -161,11 +161,11 @@ def test_beside_other_work_it_is_few_threads_again_and_all_are_tried_more_and_mo
 
 
 def test_steps_are_of_a_kind_by_their_rows_and_whether_an_adapter_speaks() -> None:
-    rows = [Part(0, [7], 9, None), Part(1, [7], 30, "a-1"), Part(2, [7], 2, "a-2")]
+    rows = [Chunk(0, [7], 9, None), Chunk(1, [7], 30, "a-1"), Chunk(2, [7], 2, "a-2")]
     kinds = [kind_of(rows[:1]), kind_of(rows[:2]), kind_of(rows[1:2]), kind_of(rows)]
     assert len({*kinds}) == 4 and None not in kinds
     assert kind_of(rows[1:]) == kind_of(rows[:2])
-    assert kind_of([*rows, Part(3, [7, 8], 0, None)]) is None, "a prompt is as long as it is"
+    assert kind_of([*rows, Chunk(3, [7, 8], 0, None)]) is None, "a prompt is as long as it is"
 
 
 def test_only_steps_of_a_kind_are_compared() -> None:

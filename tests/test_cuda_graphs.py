@@ -119,7 +119,7 @@ def test_a_layout_is_recorded_when_it_has_come_often(kept: Recordings) -> None:
 def test_a_dropped_adapters_steps_are_forgotten(kept: Recordings) -> None:
     for each in (layout("a"), layout("b")):
         steps(kept, each, OFTEN)
-    kept.drop("a")
+    kept.drop_adapter("a")
     assert steps(kept, layout("a"), 1) == 1
     assert steps(kept, layout("b"), 1) == 0
 

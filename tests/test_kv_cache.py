@@ -18,7 +18,7 @@ def put(cache: SlotCache, row: int, position: int, value: float) -> None:
 
 def values(cache: SlotCache, row: int, position: int) -> list[float]:
     """What the layers have there."""
-    states = cache.read(row, position + 1)
+    states = cache.copy_row(row, position + 1)
     assert all(torch.equal(one, other) for one, other in zip(states[:3], states[3:], strict=True))
     return [float(state[0, position, 0]) for state in states[:LAYERS]]
 
@@ -51,10 +51,10 @@ def test_there_is_never_more_room_than_asked_for() -> None:
 def test_what_an_ended_stream_has_read_comes_into_a_row_that_no_step_has_been_in() -> None:
     cache = SlotCache(16, 1000)
     put(cache, 0, 5, 1.0)
-    cache.write(9, cache.read(0, 6), 6)
+    cache.restore_row(9, cache.copy_row(0, 6), 6)
     assert values(cache, 9, 5) == values(cache, 0, 5)
-    cache.move(9, 2, 6)
+    cache.move_row(9, 2, 6)
     assert values(cache, 2, 5) == [1.0, 2.0, 3.0]
-    cache.clear(2)
-    cache.clear(15)
+    cache.zero_row(2)
+    cache.zero_row(15)
     assert values(cache, 2, 5) == [0.0, 0.0, 0.0]

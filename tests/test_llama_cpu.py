@@ -12,9 +12,9 @@ from chatbot.engine.local.kernels import Arena, Panels
 from chatbot.engine.local.kv_cache import SlotCache
 from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
 from chatbot.engine.local.multi_lora import Rows
-from chatbot.engine.local.runners.llama_cpu import Int8, Native
-from chatbot.engine.local.runners.runner import Part
-from chatbot.engine.local.runners.transformers_runner import Forward
+from chatbot.engine.local.runners.llama_cpu import LlamaCpuRunner, LlamaInt8Runner
+from chatbot.engine.local.runners.runner import Chunk
+from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.model.base import load_base
 from chatbot.model.lora import targets, tensors
@@ -73,35 +73,35 @@ class World:
         written = tiny_models.write_model(folder / "base", family, initializer_range=0.1)
         base = load_base(str(written), dtype=dtype)
         adapters = Rows(base.model, list(targets(base.model)))
-        self.plain = Forward(base.model, adapters, SlotCache(4, 400))
+        self.plain = TransformersRunner(base.model, adapters, SlotCache(4, 400))
         self.adapters = []
         for seed in (1, 2):
             made = tiny_models.write_adapter(folder, base, seed=seed)
             adapters.install(made.name, adapters.prepare(tensors(made), self.plain.like))
             self.adapters.append(made.name)
 
-    def steps(self) -> list[list[Part]]:
+    def steps(self) -> list[list[Chunk]]:
         """Prompts of several lengths beside tokens of those who speak, on all voices."""
         one, two = self.adapters
         chance = torch.Generator().manual_seed(1)
         ids = [torch.randint(10, 300, (1000,), generator=chance).tolist() for _ in range(4)]
         return [
-            [Part(0, ids[0][:5], 0, one), Part(1, ids[1][:170], 0, None)],
+            [Chunk(0, ids[0][:5], 0, one), Chunk(1, ids[1][:170], 0, None)],
             [
-                Part(0, ids[0][5:6], 5, one),
-                Part(1, ids[1][170:173], 170, None, told=2),
-                Part(2, ids[2][:40], 0, two),
+                Chunk(0, ids[0][5:6], 5, one),
+                Chunk(1, ids[1][170:173], 170, None, num_logits=2),
+                Chunk(2, ids[2][:40], 0, two),
             ],
             [
-                Part(0, ids[0][6:7], 6, one),
-                Part(1, ids[1][173:174], 173, None),
-                Part(2, ids[2][40:140], 40, two, told=60),
-                Part(3, ids[3][:300], 0, one),
+                Chunk(0, ids[0][6:7], 6, one),
+                Chunk(1, ids[1][173:174], 173, None),
+                Chunk(2, ids[2][40:140], 40, two, num_logits=60),
+                Chunk(3, ids[3][:300], 0, one),
             ],
         ]
 
 
-Kind = type[Native]
+Kind = type[LlamaCpuRunner]
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
@@ -110,17 +110,21 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
 
 
 @torch.inference_mode()
-def read(path: Forward, steps: list[list[Part]]) -> list[torch.Tensor]:
+def read(path: TransformersRunner, steps: list[list[Chunk]]) -> list[torch.Tensor]:
     """The logits of steps over a cache of their own, in float32."""
-    path = path.apart(4, 400)
-    return [path.read(parts).float().clone() for parts in steps]
+    path = path.with_own_cache(4, 400)
+    return [path.forward(parts).float().clone() for parts in steps]
 
 
 @pytest.mark.usefixtures("library", "threads")
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize(
     "dtype, kind, near",
-    [("float32", Native, 1e-5), ("bfloat16", Native, 0.05), ("float32", Int8, 0.05)],
+    [
+        ("float32", LlamaCpuRunner, 1e-5),
+        ("bfloat16", LlamaCpuRunner, 0.05),
+        ("float32", LlamaInt8Runner, 0.05),
+    ],
 )
 def test_a_step_says_what_the_plain_one_says(
     tmp_path: Path, family: tiny_models.Family, dtype: str, kind: Kind, near: float
@@ -130,17 +134,17 @@ def test_a_step_says_what_the_plain_one_says(
     path = kind(world.plain)
     for found, right in zip(read(path, world.steps()), expected, strict=True):
         assert (found - right).norm() < near * right.norm()
-    lent = read(path.plain(), world.steps())  # the plain one goes on over lent weights
+    lent = read(path.reference(), world.steps())  # the plain one goes on over lent weights
     for found, right in zip(lent, expected, strict=True):
         assert (found - right).norm() < 0.05 * right.norm()
-    path.give_back()
+    path.restore_weights()
     assert all(
         torch.equal(*each) for each in zip(read(world.plain, world.steps()), expected, strict=True)
     )
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("kind", [Native, Int8])
+@pytest.mark.parametrize("kind", [LlamaCpuRunner, LlamaInt8Runner])
 def test_the_same_bits_alone_and_in_company_at_once_and_in_pieces(world: World, kind: Kind) -> None:
     path = kind(world.plain)
     together = read(path, world.steps())
@@ -156,7 +160,7 @@ def test_the_same_bits_alone_and_in_company_at_once_and_in_pieces(world: World, 
     for found, right in zip(alone, together, strict=True):
         assert torch.equal(torch.cat(found), right)
     pieces = [
-        [Part(part.row, part.ids[at : at + 1], part.start + at, part.adapter)]
+        [Chunk(part.row, part.ids[at : at + 1], part.start + at, part.adapter)]
         for parts in world.steps()
         for part in parts
         if part.row == 1
@@ -384,15 +388,15 @@ def test_a_row_that_computes_no_number_spoils_no_other(oracle: Oracle, kind: str
 @pytest.mark.parametrize(
     "part, words",
     [
-        (Part(0, [5, 384], 0, None), "has 384 tokens, none of them 384"),
-        (Part(0, [-1], 0, None), "has 384 tokens"),
-        (Part(0, [5] * 9, 0, None), "1 rows of 9 positions are more than"),
-        (Part(2, [5], 0, None), "3 rows of 1 positions are more than"),
+        (Chunk(0, [5, 384], 0, None), "has 384 tokens, none of them 384"),
+        (Chunk(0, [-1], 0, None), "has 384 tokens"),
+        (Chunk(0, [5] * 9, 0, None), "1 rows of 9 positions are more than"),
+        (Chunk(2, [5], 0, None), "3 rows of 1 positions are more than"),
     ],
 )
 def test_what_lies_outside_of_the_model_or_the_cache_is_refused(
-    tmp_path: Path, part: Part, words: str
+    tmp_path: Path, part: Chunk, words: str
 ) -> None:
-    path = Native(World(tmp_path, "llama", "float32").plain).apart(2, 8)
+    path = LlamaCpuRunner(World(tmp_path, "llama", "float32").plain).with_own_cache(2, 8)
     with pytest.raises(ValueError, match=words):
-        path.read([part])
+        path.forward([part])

@@ -274,18 +274,18 @@ def test_an_adapter_that_comes_too_late_is_told_so(oracle: Oracle) -> None:
 def test_a_step_that_fails_ends_its_streams_and_the_next_request_is_served(
     oracle: Oracle, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = engine._batch._path.read
+    good = engine._batch._path.forward
 
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("out of memory")
 
     stream = speaks(engine.submit(oracle.request(QUESTIONS[0], BASE, 450)))
     finish(engine.submit(oracle.request("Hello", BASE)))
-    monkeypatch.setattr(engine._batch._path, "read", broken)
+    monkeypatch.setattr(engine._batch._path, "forward", broken)
     finish(stream)
     assert stream.finish == "error"
     assert stream.error is not None and "out of memory" in stream.error
-    monkeypatch.setattr(engine._batch._path, "read", good)
+    monkeypatch.setattr(engine._batch._path, "forward", good)
     assert finish(engine.submit(oracle.request("Hello", BASE))) == oracle.text("Hello", BASE)
 
 

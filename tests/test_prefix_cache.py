@@ -93,7 +93,7 @@ def test_who_goes_on_alone_is_found_in_place_and_nothing_is_copied(
     oracle: Oracle, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copies: list[str] = []
-    for name in ("read", "write"):
+    for name in ("copy_row", "restore_row"):
         monkeypatch.setattr(SlotCache, name, lambda *_, name=name: copies.append(name))
     talk(engine, oracle, oracle.voices[1], 4)
     assert engine.stats()["recalls"] == 3

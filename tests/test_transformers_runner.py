@@ -8,24 +8,24 @@ import torch
 from chatbot.engine.local import multi_lora
 from chatbot.engine.local.runners.llama_torch import EXACT, filled
 from chatbot.engine.local.runners.padding import grouped
-from chatbot.engine.local.runners.runner import Part
-from chatbot.engine.local.runners.transformers_runner import PADDING, STRIDE, Forward
+from chatbot.engine.local.runners.runner import Chunk
+from chatbot.engine.local.runners.transformers_runner import PADDING, STRIDE, TransformersRunner
 from tests.fixtures.reference_model import Oracle, start
 
 
 @pytest.fixture(params=["kernels", "torch, as for many", "torch, as for few"])
 def path(
     any_oracle: Oracle, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Forward]:
+) -> Iterator[TransformersRunner]:
     if request.param != "kernels":
         request.getfixturevalue("torch_only")
     if request.param == "torch, as for many":
         monkeypatch.setattr(multi_lora, "LITTLE", 0)
     engine = start(any_oracle)
     found = engine._batch._path
-    assert isinstance(found, Forward)
+    assert isinstance(found, TransformersRunner)
     with torch.inference_mode():
-        yield found.apart(4, 64)
+        yield found.with_own_cache(4, 64)
     engine.close()
 
 
@@ -34,54 +34,56 @@ def ids(count: int) -> list[int]:
 
 
 def test_prompts_of_all_adapters_read_together_are_as_read_apart(
-    any_oracle: Oracle, path: Forward
+    any_oracle: Oracle, path: TransformersRunner
 ) -> None:
-    begun = Part(1, ids(5), 0, any_oracle.voices[1])
+    begun = Chunk(1, ids(5), 0, any_oracle.voices[1])
     parts = [
-        Part(0, ids(9), 0, None),
-        Part(1, ids(12)[5:], 5, any_oracle.voices[1]),
-        Part(2, ids(3), 0, any_oracle.voices[2]),
+        Chunk(0, ids(9), 0, None),
+        Chunk(1, ids(12)[5:], 5, any_oracle.voices[1]),
+        Chunk(2, ids(3), 0, any_oracle.voices[2]),
     ]
     then = [
-        Part(row, [7 + row], place, part.adapter)
+        Chunk(row, [7 + row], place, part.adapter)
         for row, (place, part) in enumerate(zip([9, 12, 3], parts, strict=True))
     ]
-    path.read([begun])
-    apart = torch.cat([path.read([part]).clone() for part in parts])
-    said_apart = torch.cat([path.read([part]).clone() for part in then])
-    twin = path.apart(4, 64)
-    twin.read([begun])
-    torch.testing.assert_close(twin.read(parts), apart, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(twin.read(then), said_apart, rtol=1e-4, atol=1e-4)
+    path.forward([begun])
+    apart = torch.cat([path.forward([part]).clone() for part in parts])
+    said_apart = torch.cat([path.forward([part]).clone() for part in then])
+    twin = path.with_own_cache(4, 64)
+    twin.forward([begun])
+    torch.testing.assert_close(twin.forward(parts), apart, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(twin.forward(then), said_apart, rtol=1e-4, atol=1e-4)
 
 
-def test_a_prompt_is_read_in_the_step_of_those_who_speak(any_oracle: Oracle, path: Forward) -> None:
+def test_a_prompt_is_read_in_the_step_of_those_who_speak(
+    any_oracle: Oracle, path: TransformersRunner
+) -> None:
     one, other = any_oracle.voices[1], any_oracle.voices[2]
-    begun = [Part(0, ids(9), 0, one), Part(1, ids(4), 0, None)]
+    begun = [Chunk(0, ids(9), 0, one), Chunk(1, ids(4), 0, None)]
     parts = [
-        Part(0, ids(3), 9, one, told=3),
-        Part(1, [7], 4, None),
-        Part(2, ids(30), 0, other),
-        Part(3, ids(6), 0, one),
+        Chunk(0, ids(3), 9, one, num_logits=3),
+        Chunk(1, [7], 4, None),
+        Chunk(2, ids(30), 0, other),
+        Chunk(3, ids(6), 0, one),
     ]
-    path.read(begun)
-    apart = torch.cat([path.read([part]).clone() for part in parts])
-    twin = path.apart(4, 64)
-    twin.read(begun)
-    torch.testing.assert_close(twin.read(parts), apart, rtol=1e-4, atol=1e-4)
+    path.forward(begun)
+    apart = torch.cat([path.forward([part]).clone() for part in parts])
+    twin = path.with_own_cache(4, 64)
+    twin.forward(begun)
+    torch.testing.assert_close(twin.forward(parts), apart, rtol=1e-4, atol=1e-4)
 
 
 def test_blocks_are_of_rows_side_by_side_that_need_little_padding() -> None:
-    def blocks(*parts: Part) -> list[int]:
+    def blocks(*parts: Chunk) -> list[int]:
         return [len(group.parts) for group in grouped(parts, 64, PADDING)]
 
     short, long = ids(4), ids(4 + PADDING)
-    assert blocks(Part(0, short, 0, None), Part(1, long, 0, None)) == [2]
-    assert blocks(Part(0, short, 0, None), Part(1, [*long, 1], 0, None)) == [1, 1]
-    assert blocks(Part(0, short, 0, None), Part(2, short, 0, None)) == [1, 1]
+    assert blocks(Chunk(0, short, 0, None), Chunk(1, long, 0, None)) == [2]
+    assert blocks(Chunk(0, short, 0, None), Chunk(1, [*long, 1], 0, None)) == [1, 1]
+    assert blocks(Chunk(0, short, 0, None), Chunk(2, short, 0, None)) == [1, 1]
     # What is padded must have room too.
-    assert blocks(Part(0, short, 60, None), Part(1, [*short, 1], 0, None)) == [1, 1]
-    assert blocks(*[Part(row, short, 0, None) for row in range(4)]) == [4]
+    assert blocks(Chunk(0, short, 60, None), Chunk(1, [*short, 1], 0, None)) == [1, 1]
+    assert blocks(*[Chunk(row, short, 0, None) for row in range(4)]) == [4]
 
 
 def test_steps_have_few_sizes() -> None:
@@ -96,14 +98,14 @@ def test_the_cache_is_read_in_strides_up_to_its_end(
     any_oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = start(any_oracle)
-    path = engine._batch._path.apart(1, 2 * STRIDE + 3)
+    path = engine._batch._path.with_own_cache(1, 2 * STRIDE + 3)
     read: list[int] = []
-    used = Forward._used
+    used = TransformersRunner._used
     monkeypatch.setattr(
-        Forward, "_used", lambda self, group: read.append(used(self, group)) or read[-1]
+        TransformersRunner, "_used", lambda self, group: read.append(used(self, group)) or read[-1]
     )
-    path.read([Part(0, ids(STRIDE), 0, None)])
+    path.forward([Chunk(0, ids(STRIDE), 0, None)])
     for place in (STRIDE, STRIDE + 1, 2 * STRIDE - 1, 2 * STRIDE, 2 * STRIDE + 2):
-        path.read([Part(0, [7], place, None)])
+        path.forward([Chunk(0, [7], place, None)])
     assert read == [STRIDE, *[2 * STRIDE] * 3, *[2 * STRIDE + 3] * 2]
     engine.close()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-from chatbot.engine.local.runners.runner import Part, Path
+from chatbot.engine.local.runners.runner import Chunk, ModelRunner
 from chatbot.model.base import SMALL
 
 PROMPT, STEPS, ROUNDS = 32, 8, 3
@@ -35,7 +35,7 @@ PAUSE, LONG = 4.0, 64.0
 """Seconds until more threads are tried again then: at first, and where it goes on."""
 
 
-def threads(path: Path, most: int) -> int:
+def threads(path: ModelRunner, most: int) -> int:
     """1, 2, 4 ... or as many as there may be; on a GPU they compute nothing. A small model has one:
     the other cores are there for HTTP, and for a cycle."""
     if not path.cpu or path.parameters <= SMALL:
@@ -50,16 +50,16 @@ def threads(path: Path, most: int) -> int:
 
 
 @torch.inference_mode()
-def warm(path: Path, slots: int) -> None:
+def warm(path: ModelRunner, slots: int) -> None:
     """Take a step of 1, 2 ... `slots` rows. Kernels are made for each number of rows at its first
     step, which takes up to twice as long and keeps 2 to 3 MB: better now than in a conversation.
     """
-    path = path.apart(slots, 1)
+    path = path.with_own_cache(slots, 1)
     began = time.perf_counter()
     for rows in range(1, slots + 1):
         if time.perf_counter() - began > ENOUGH:
             break
-        path.read([Part(row, [0], 0, None) for row in range(rows)])
+        path.forward([Chunk(row, [0], 0, None) for row in range(rows)])
 
 
 class Gear:
@@ -70,7 +70,11 @@ class Gear:
     """
 
     def __init__(
-        self, path: Path, few: int, share: int, clock: Callable[[], float] = time.perf_counter
+        self,
+        path: ModelRunner,
+        few: int,
+        share: int,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.share = share
         self._path, self._clock = path, clock
@@ -105,7 +109,7 @@ class Gear:
 
     def _shift(self, threads: int) -> None:
         if threads != self._now:
-            self._path.take(threads)
+            self._path.set_threads(threads)
             self._now = threads
 
     def _judge(self, kind: Hashable) -> None:
@@ -137,15 +141,15 @@ def cores() -> int:
 
 
 @torch.inference_mode()
-def _seconds(path: Path, count: int) -> float:
+def _seconds(path: ModelRunner, count: int) -> float:
     """How long a short prompt and a few tokens after it take; the best of some rounds."""
-    path.take(count)
-    path = path.apart(1, PROMPT + STEPS)
+    path.set_threads(count)
+    path = path.with_own_cache(1, PROMPT + STEPS)
     taken: list[float] = []
     while len(taken) < ROUNDS and sum(taken) < ENOUGH:
         began = time.perf_counter()
-        path.read([Part(0, [0] * PROMPT, 0, None)])
+        path.forward([Chunk(0, [0] * PROMPT, 0, None)])
         for step in range(STEPS):
-            path.read([Part(0, [0], PROMPT + step, None)])
+            path.forward([Chunk(0, [0], PROMPT + step, None)])
         taken.append(time.perf_counter() - began)
     return min(taken)

@@ -96,32 +96,32 @@ class SlotCache(Cache):  # type: ignore[misc]
         """Memory of all rows."""
         return sum(store.nbytes for store in self._stores())
 
-    def read(self, row: int, length: int) -> list[torch.Tensor]:
+    def copy_row(self, row: int, length: int) -> list[torch.Tensor]:
         """Copies of the first `length` positions of a row, [heads, length, dim] each."""
         return [store[row, :, :length].clone() for store in self._stores()]
 
-    def write(self, row: int, states: list[torch.Tensor], length: int) -> None:
+    def restore_row(self, row: int, states: list[torch.Tensor], length: int) -> None:
         """Put the first `length` positions of what `read` gave into a row."""
         self._reserve(row + 1, length)
         for store, state in zip(self._stores(), states, strict=True):
             store[row, :, :length] = state[:, :length]
 
-    def move(self, source: int, target: int, length: int) -> None:
+    def move_row(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of one row over another."""
         for store in self._stores():
             store[target, :, :length] = store[source, :, :length]
 
-    def clear(self, row: int) -> None:
+    def zero_row(self, row: int) -> None:
         """Zero a row that may hold NaN: even masked it would spoil whoever comes after."""
         for store in self._stores():
             store[row : row + 1].zero_()  # none, where no step has come to it yet
 
-    def wipe(self) -> None:
+    def zero_all(self) -> None:
         """Zero all rows."""
         for store in self._stores():
             store.zero_()
 
-    def release(self) -> None:
+    def free(self) -> None:
         """Let go of all memory."""
         self.room = (0, 0)
         self._keys.clear()

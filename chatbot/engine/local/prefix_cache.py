@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 States = list[torch.Tensor]
-"""Keys and values, layer by layer, each [heads, positions, dim]; see `SlotCache.read`."""
+"""Keys and values, layer by layer, each [heads, positions, dim]; see `SlotCache.copy_row`."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,8 @@ from chatbot.engine.local.multi_lora import Prepared, Rows
 from chatbot.engine.local.prefix_cache import Prefix, Prefixes
 from chatbot.engine.local.prompt_lookup import FEW, Lookup
 from chatbot.engine.local.runners import select_runner
-from chatbot.engine.local.runners.runner import Cache, Part
-from chatbot.engine.local.runners.transformers_runner import Forward
+from chatbot.engine.local.runners.runner import Chunk, KVCache
+from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 from chatbot.engine.local.sampler import Sampler, best, chance
 from chatbot.engine.protocol import BASE, Finish, Request, Stream
 from chatbot.engine.settings import EngineSettings
@@ -98,11 +98,11 @@ class Batch:
         cache = SlotCache(self.slots, max_length)
         self._weights = sum(parameter.nbytes for parameter in base.model.parameters())
         self._greeting = encode(base.tokenizer, GREETING)
-        plain = Forward(base.model, self.adapters, cache)
+        plain = TransformersRunner(base.model, self.adapters, cache)
         self._path = select_runner.chosen(plain, self._greeting, settings.kind == "int8")
 
     @property
-    def _cache(self) -> Cache:
+    def _cache(self) -> KVCache:
         return self._path.cache
 
     def rows(self) -> list[Row]:
@@ -114,7 +114,7 @@ class Batch:
         `tried` elsewhere; how many they are."""
         most = max(1, cpu_threads.cores() // (self._settings.workers or 1))
         threads = self._settings.threads or tried or cpu_threads.threads(self._path, most)
-        self._path.take(threads)
+        self._path.set_threads(threads)
         cpu_threads.warm(self._path, self.slots)
         self._gear = cpu_threads.Gear(self._path, threads, threads)
         self.share(most)
@@ -162,28 +162,28 @@ class Batch:
     def _read_again(self) -> None:
         """Exact weights serve from now on: what eight bits have read is computed anew."""
         self._prefixes, self._left = Prefixes(self._prefixes.limit), None
-        self._cache.release()
+        self._cache.free()
         for index, row in enumerate(self.rows()):
             if ids := row.read:
-                self._path.read([Part(index, ids, 0, row.adapter)])
+                self._path.forward([Chunk(index, ids, 0, row.adapter)])
 
     def drop(self, adapter: str) -> None:
         """Forget an adapter that no row speaks with."""
-        self._path.drop(adapter)
+        self._path.drop_adapter(adapter)
         self._prefixes.drop(adapter)
         if self._left is not None and self._left.adapter == adapter:
             self._left = None
 
     def detach(self) -> None:
         """Leave the model as it was."""
-        self._path.give_back()
+        self._path.restore_weights()
         self.adapters.detach()
 
     def fail(self, error: Exception) -> None:
         """A step broke off: its streams end, the batch is empty and clean again."""
         rows = self.rows()
         self._rows, self._filling, self._left = [], None, None
-        self._cache.wipe()
+        self._cache.zero_all()
         for row in rows:
             self._ended(row, "error", f"The engine failed: {error}")
 
@@ -194,7 +194,7 @@ class Batch:
                 self._leave(index, "cancelled")
         if self._filling is not None and self._filling.stream.cancelled:
             row, self._filling = self._filling, None
-            self._cache.clear(len(self._rows))
+            self._cache.zero_row(len(self._rows))
             self._ended(row, "cancelled", None)
 
     @property
@@ -212,7 +212,7 @@ class Batch:
         `budget` tokens of prompts; `waiting` gives the next of them."""
         running, guesses = len(self._rows), self._guesses()
         parts = [
-            Part(index, [row.stream.ids[-1], *guess], row.position, row.adapter, 1 + len(guess))
+            Chunk(index, [row.stream.ids[-1], *guess], row.position, row.adapter, 1 + len(guess))
             for index, (row, guess) in enumerate(zip(self._rows, guesses, strict=True))
         ]
         for row in self._rows:
@@ -221,16 +221,16 @@ class Batch:
         if not parts:
             return
         with self._gear.step(kind_of(parts)):
-            logits = self._path.read(parts)
+            logits = self._path.forward(parts)
         self.counts["steps"] += running > 0
         self._advance(logits, guesses + [()] * (len(self._rows) - running))
 
-    def _prompts(self, budget: int, waiting: Callable[[], Row | None]) -> list[Part]:
+    def _prompts(self, budget: int, waiting: Callable[[], Row | None]) -> list[Chunk]:
         """What is read of prompts; whose prompt ends with it runs from now on."""
-        parts: list[Part] = []
+        parts: list[Chunk] = []
         while budget > 0 and (row := self._next(waiting)) is not None:
             ids = row.request.prompt_ids[row.position : row.position + budget]
-            parts.append(Part(len(self._rows), ids, row.position, row.adapter))
+            parts.append(Chunk(len(self._rows), ids, row.position, row.adapter))
             row.position += len(ids)
             budget -= len(ids)
             self.counts["prompt"] += len(ids)
@@ -253,7 +253,7 @@ class Batch:
         row.position = self._still_there(adapter, ids)
         length, states = self._prefixes.longest(adapter, ids)
         if length > row.position:
-            self._cache.write(len(self._rows), states, length)
+            self._cache.restore_row(len(self._rows), states, length)
             row.position = length
         self.counts["recalled"] += row.position
         self.counts["recalls"] += row.position > 0
@@ -279,7 +279,7 @@ class Batch:
             self._keep(index, prefix)
 
     def _keep(self, index: int, prefix: Prefix) -> Prefix:
-        kept = replace(prefix, states=self._cache.read(index, len(prefix.ids)))
+        kept = replace(prefix, states=self._cache.copy_row(index, len(prefix.ids)))
         self._prefixes.keep(kept)
         return kept
 
@@ -333,7 +333,7 @@ class Batch:
 
     def _spoilt(self, index: int) -> None:
         """Logits without a best token: zero the row, or its NaN would outlive it in the cache."""
-        self._cache.clear(index)
+        self._cache.zero_row(index)
         reason = f"{self._rows[index].request.adapter} computed NaN or infinity. Roll it back."
         log.error(reason)
         self._leave(index, "error", reason)
@@ -347,14 +347,14 @@ class Batch:
         row, last = self._rows[index], len(self._rows) - 1
         if index != last:
             self._rows[index] = self._rows[last]
-            self._cache.move(last, index, self._rows[index].position)
+            self._cache.move_row(last, index, self._rows[index].position)
         self._rows.pop()
         if self._filling is not None:
-            self._cache.move(last + 1, last, self._filling.position)
+            self._cache.move_row(last + 1, last, self._filling.position)
         self._ended(row, finish, error)
 
 
-def kind_of(parts: Sequence[Part]) -> tuple[int, bool] | None:
+def kind_of(parts: Sequence[Chunk]) -> tuple[int, bool] | None:
     """What steps of one token each have in common that take equally long; None for other steps."""
     if any(len(part.ids) > 1 for part in parts):
         return None

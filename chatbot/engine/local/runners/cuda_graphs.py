@@ -106,7 +106,7 @@ class Recordings:
             self._seen.clear()
         return logits
 
-    def drop(self, adapter: str) -> None:
+    def drop_adapter(self, adapter: str) -> None:
         """Forget the steps with an adapter."""
         self._forget(lambda layout: adapter in layout.adapters)
 

@@ -44,7 +44,7 @@ class Lent:
             linear.module.weight.data = weight.new_empty(0)
             linear.inner = self._part(start, end)
 
-    def give_back(self) -> None:
+    def restore_weights(self) -> None:
         """Every linear has its own weight again, one that can be trained."""
         with torch.inference_mode(False), torch.no_grad():
             weight = self.product.dense()
@@ -75,9 +75,9 @@ class Fused(Joint):
         """[rows, in] -> [rows, out of all linears side by side]."""
         return self.add(self._lent.product(x), x)
 
-    def give_back(self) -> None:
+    def restore_weights(self) -> None:
         """Every linear has its own weight again."""
-        self._lent.give_back()
+        self._lent.restore_weights()
 
 
 def joined(linears: Sequence[RowLinear]) -> tuple[torch.Tensor, torch.Tensor | None]:

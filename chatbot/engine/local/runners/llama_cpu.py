@@ -17,8 +17,8 @@ from chatbot.engine.local import kernels
 from chatbot.engine.local.kernels import Arena, Panels, pointer
 from chatbot.engine.local.runners.fused_linear import FAMILY, Lent, joined, joints
 from chatbot.engine.local.runners.rotary import Angles
-from chatbot.engine.local.runners.runner import Part
-from chatbot.engine.local.runners.transformers_runner import Forward
+from chatbot.engine.local.runners.runner import Chunk
+from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 
 GROUP = 192
 """Most inputs that share a scale in eight bits: larger ones are faster, and coarser."""
@@ -26,7 +26,7 @@ SIZE, SHARED = 256, 96
 """Most of a head, and most heads that share keys and values."""
 
 
-def unfit(plain: Forward) -> str | None:
+def unfit(plain: TransformersRunner) -> str | None:
     """Why the kernels cannot compute this model here; None if they can."""
     config = plain.model.config
     if config.model_type not in FAMILY:
@@ -51,7 +51,7 @@ def unfit(plain: Forward) -> str | None:
     return None
 
 
-class Native(Forward):
+class LlamaCpuRunner(TransformersRunner):
     """`Forward`'s place for `FAMILY` on a CPU."""
 
     name = "native"
@@ -60,7 +60,7 @@ class Native(Forward):
     _room: tuple[int, int] | None
     """The cache's when its addresses were read."""
 
-    def __init__(self, plain: Forward) -> None:
+    def __init__(self, plain: TransformersRunner) -> None:
         super().__init__(plain.model, plain.rows, plain.cache)
         self._plain = plain
         self._kernels: Any = kernels.library()
@@ -91,39 +91,39 @@ class Native(Forward):
         """Memory of all adapters, in every layout they are held in."""
         return super().adapter_bytes + sum(each.nbytes for each in [*self._adapters.values()])
 
-    def drop(self, adapter: str) -> None:
+    def drop_adapter(self, adapter: str) -> None:
         """Forget an adapter that no row speaks with; between two steps only."""
-        super().drop(adapter)
+        super().drop_adapter(adapter)
         self._adapters.pop(adapter, None)
 
-    def apart(self, slots: int, length: int) -> Self:
+    def with_own_cache(self, slots: int, length: int) -> Self:
         """The same path over an empty cache of its own, for a few steps."""
-        twin = super().apart(slots, length)
+        twin = super().with_own_cache(slots, length)
         twin._begin()
         return twin
 
-    def plain(self) -> Forward:
+    def reference(self) -> TransformersRunner:
         """The plain path over the same cache; its linears ask the lent weights while they live."""
         return self._plain
 
-    def give_back(self) -> None:
+    def restore_weights(self) -> None:
         """The model's linears have their weights again; this path is over."""
         for lent in self._lent:
-            lent.give_back()
+            lent.restore_weights()
 
-    def read(self, parts: Sequence[Part]) -> torch.Tensor:
+    def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """As `Forward` has it, in one step and without padding."""
-        ids = torch.tensor([one for part in parts for one in part.ids])
+        ids = torch.tensor([one for part in chunks for one in part.ids])
         if wrong := [int(each) for each in (ids.min(), ids.max()) if not 0 <= each < self._tokens]:
             raise ValueError(f"The model has {self._tokens} tokens, none of them {wrong[0]}.")
-        places = torch.tensor([place for part in parts for place in range(part.start, part.end)])
-        ends = zip(parts, accumulate(len(part.ids) for part in parts), strict=True)
-        last = torch.tensor([at for part, end in ends for at in range(end - part.told, end)])
-        reach = max(part.end for part in parts)
+        places = torch.tensor([place for part in chunks for place in range(part.start, part.end)])
+        ends = zip(chunks, accumulate(len(part.ids) for part in chunks), strict=True)
+        last = torch.tensor([at for part, end in ends for at in range(end - part.num_logits, end)])
+        reach = max(part.end for part in chunks)
         cos, sin = self._angles(places, reach)
-        keys, values = self._stores(parts[-1].row + 1, reach)
-        every = self._side_by_side(parts)
-        told = every if len(last) == len(ids) else self._side_by_side([_told(p) for p in parts])
+        keys, values = self._stores(chunks[-1].row + 1, reach)
+        every = self._side_by_side(chunks)
+        told = every if len(last) == len(ids) else self._side_by_side([_told(p) for p in chunks])
         if len(last) > len(self._logits):
             self._logits = torch.empty(len(last), self._model.head.outputs)
         step = kernels.Step(
@@ -161,7 +161,7 @@ class Native(Forward):
         keys, values = self._addresses
         return keys, values
 
-    def _side_by_side(self, parts: Sequence[Part]) -> kernels.Tokens:
+    def _side_by_side(self, parts: Sequence[Chunk]) -> kernels.Tokens:
         """The parts' tokens, and whose they are."""
         begins = [0, *accumulate(len(part.ids) for part in parts)]
         own: dict[str, list[int]] = {}
@@ -247,7 +247,7 @@ class Native(Forward):
         return pointer(self._norms[-1])
 
 
-class Int8(Native):
+class LlamaInt8Runner(LlamaCpuRunner):
     """The same with weights in eight bits; the model keeps its own.
 
     Weights have a scale an output, what is multiplied with them one a token and group of inputs.
@@ -270,7 +270,7 @@ class Int8(Native):
 class Adapter:
     """An adapter's matrices as the kernels read them."""
 
-    def __init__(self, path: Native, name: str) -> None:
+    def __init__(self, path: LlamaCpuRunner, name: str) -> None:
         self._kept: list[Panels] = []
         self._type = path.kept
         self.rank = 0
@@ -293,9 +293,9 @@ class Adapter:
         return self._kept[-1].matrix
 
 
-def _told(part: Part) -> Part:
+def _told(part: Chunk) -> Chunk:
     """Its tokens whose logits are wanted."""
-    return replace(part, ids=part.ids[-part.told :], start=part.end - part.told)
+    return replace(part, ids=part.ids[-part.num_logits :], start=part.end - part.num_logits)
 
 
 def _heads(attention: Any) -> tuple[int, int, int]:

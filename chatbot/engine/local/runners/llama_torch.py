@@ -21,8 +21,8 @@ from chatbot.engine.local.runners.cuda_graphs import Layout, Recordings, Span
 from chatbot.engine.local.runners.fused_linear import Fused, head_weights, joints
 from chatbot.engine.local.runners.padding import Group, grouped
 from chatbot.engine.local.runners.rotary import Angles
-from chatbot.engine.local.runners.runner import Part
-from chatbot.engine.local.runners.transformers_runner import Forward
+from chatbot.engine.local.runners.runner import Chunk
+from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 
 MUCH = 20_000
 """Work of an attention, as `attention` counts it, that is worth products of its own; torch's own
@@ -165,12 +165,12 @@ def attention(
     return torch.bmm(scores.softmax(-1), values).view(q.shape)
 
 
-class Fast(Forward):
+class LlamaTorchRunner(TransformersRunner):
     """`Forward` for the Llama family; the model lends its weights until `give_back`."""
 
     name = "fast"
 
-    def __init__(self, plain: Forward) -> None:
+    def __init__(self, plain: TransformersRunner) -> None:
         super().__init__(plain.model, plain.rows, plain.cache)
         self._plain = plain
         self._additive = True
@@ -196,32 +196,32 @@ class Fast(Forward):
             for fused in (layer.qkv, layer.out, layer.gate_up, layer.down)
         ]
 
-    def drop(self, adapter: str) -> None:
+    def drop_adapter(self, adapter: str) -> None:
         """Forget an adapter that no row speaks with; between two steps only."""
-        super().drop(adapter)
+        super().drop_adapter(adapter)
         if self._recordings is not None:
-            self._recordings.drop(adapter)
+            self._recordings.drop_adapter(adapter)
 
-    def apart(self, slots: int, length: int) -> Self:
+    def with_own_cache(self, slots: int, length: int) -> Self:
         """The same path over an empty cache of its own, for a few steps."""
-        twin = super().apart(slots, length)
+        twin = super().with_own_cache(slots, length)
         twin._recordings = None
         return twin
 
-    def plain(self) -> Forward:
+    def reference(self) -> TransformersRunner:
         """The plain path over the same cache; its linears ask the fused ones while these live."""
         return self._plain
 
-    def give_back(self) -> None:
+    def restore_weights(self) -> None:
         """The model's linears have their weights again; this path is over."""
         for fused in self._fused():
-            fused.give_back()
+            fused.restore_weights()
         self.rows.joints.clear()
 
-    def read(self, parts: Sequence[Part]) -> torch.Tensor:
+    def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """As `Forward` has it, in one step: products are of all tokens at once, and only attention
         is block by block."""
-        groups = grouped(parts, self.cache.max_length, PADDING)
+        groups = grouped(chunks, self.cache.max_length, PADDING)
         count = sum(group.size for group in groups)
         filling = filled(count) - count
         numbers = self._numbers(groups, filling)

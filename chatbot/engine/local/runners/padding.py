@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from chatbot.engine.local.runners.runner import Part
+from chatbot.engine.local.runners.runner import Chunk
 
 
 @dataclass
@@ -11,13 +11,13 @@ class Group:
     """Parts of rows side by side. What pads them lies beyond a row's end in the cache: it is
     written over before anyone may see it."""
 
-    parts: list[Part]
+    parts: list[Chunk]
     tokens: int
     """Of each row, padding included."""
     start: int
     """The last position that one of them starts at."""
 
-    def take(self, part: Part, length: int, padding: int) -> bool:
+    def take(self, part: Chunk, length: int, padding: int) -> bool:
         """Have one more, unless it is not the next row's or would take more padding."""
         rows, tokens = len(self.parts), max(self.tokens, len(part.ids))
         start = max(self.start, part.start)
@@ -68,10 +68,10 @@ class Group:
         """Which of the tokens have their logits told."""
         for index, part in enumerate(self.parts):
             end = index * self.tokens + len(part.ids)
-            yield from range(end - part.told, end)
+            yield from range(end - part.num_logits, end)
 
 
-def grouped(parts: Sequence[Part], length: int, padding: int) -> list[Group]:
+def grouped(parts: Sequence[Chunk], length: int, padding: int) -> list[Group]:
     """The parts, together those that at most so much padding each makes equal; the rows of the
     cache have so many positions."""
     groups: list[Group] = []

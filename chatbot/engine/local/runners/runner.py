@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import torch
 
 if TYPE_CHECKING:
-    from chatbot.engine.local.runners.transformers_runner import Forward
+    from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 
 
 @dataclass(frozen=True)
-class Part:
+class Chunk:
     """Tokens that one row reads in a step, from position `start` on."""
 
     row: int
@@ -23,7 +23,7 @@ class Part:
     start: int
     adapter: str | None
     """None for the base."""
-    told: int = 1
+    num_logits: int = 1
     """After how many of the tokens, the last ones, the logits are wanted."""
 
     @property
@@ -32,7 +32,7 @@ class Part:
         return self.start + len(self.ids)
 
 
-class Cache(Protocol):
+class KVCache(Protocol):
     """Keys and values of the streams, one row each. Rows in use are kept at the front."""
 
     @property
@@ -40,32 +40,32 @@ class Cache(Protocol):
         """Memory of all rows."""
         ...
 
-    def read(self, row: int, length: int) -> list[Any]:
+    def copy_row(self, row: int, length: int) -> list[Any]:
         """The first `length` positions of a row: pieces with `nbytes`, which no step changes."""
         ...
 
-    def write(self, row: int, states: list[Any], length: int) -> None:
+    def restore_row(self, row: int, states: list[Any], length: int) -> None:
         """Put the first `length` positions of what `read` gave into a row."""
         ...
 
-    def move(self, source: int, target: int, length: int) -> None:
+    def move_row(self, source: int, target: int, length: int) -> None:
         """Put the first `length` positions of one row in another's place."""
         ...
 
-    def clear(self, row: int) -> None:
+    def zero_row(self, row: int) -> None:
         """Empty a row that may hold NaN: even masked it would spoil whoever comes after."""
         ...
 
-    def wipe(self) -> None:
+    def zero_all(self) -> None:
         """Empty all rows."""
         ...
 
-    def release(self) -> None:
+    def free(self) -> None:
         """Let go of all memory: another path may keep another type."""
         ...
 
 
-class Path(Protocol):
+class ModelRunner(Protocol):
     """One step of a model over the rows of its cache."""
 
     name: str
@@ -78,7 +78,7 @@ class Path(Protocol):
         ...
 
     @property
-    def cache(self) -> Cache:
+    def cache(self) -> KVCache:
         """What its rows have read."""
         ...
 
@@ -92,28 +92,28 @@ class Path(Protocol):
         """Memory of all adapters, in every layout they are held in."""
         ...
 
-    def read(self, parts: Sequence[Part]) -> torch.Tensor:
+    def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """Read the parts, one at most of each row and in the rows' order; the logits [told,
         vocabulary] after the last tokens of each. They hold until the next step.
         """
         ...
 
-    def drop(self, adapter: str) -> None:
+    def drop_adapter(self, adapter: str) -> None:
         """Forget an adapter that no row speaks with; between two steps only."""
         ...
 
-    def apart(self, slots: int, length: int) -> Self:
+    def with_own_cache(self, slots: int, length: int) -> Self:
         """The same path over an empty cache of its own."""
         ...
 
-    def take(self, threads: int) -> None:
+    def set_threads(self, threads: int) -> None:
         """Compute on so many CPU threads from now on; no stream may be running."""
         ...
 
-    def plain(self) -> "Forward":
+    def reference(self) -> "TransformersRunner":
         """The path through transformers' own forward, which any other is held against."""
         ...
 
-    def give_back(self) -> None:
+    def restore_weights(self) -> None:
         """Leave the model as it was; the path is over."""
         ...

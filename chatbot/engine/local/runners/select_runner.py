@@ -11,10 +11,10 @@ import torch
 
 from chatbot.engine.local.runners import llama_cpu
 from chatbot.engine.local.runners.fused_linear import FAMILY
-from chatbot.engine.local.runners.llama_cpu import Int8, Native
-from chatbot.engine.local.runners.llama_torch import Fast
-from chatbot.engine.local.runners.runner import Part, Path
-from chatbot.engine.local.runners.transformers_runner import Forward
+from chatbot.engine.local.runners.llama_cpu import LlamaCpuRunner, LlamaInt8Runner
+from chatbot.engine.local.runners.llama_torch import LlamaTorchRunner
+from chatbot.engine.local.runners.runner import Chunk, ModelRunner
+from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 
 log = logging.getLogger(__name__)
 
@@ -26,30 +26,30 @@ COARSE = 0.05
 INT8 = 0.1
 
 
-def chosen(plain: Forward, prompt: list[int], int8: bool) -> Path:
+def chosen(plain: TransformersRunner, prompt: list[int], int8: bool) -> ModelRunner:
     """The path for the base: in eight bits if that is wanted and near enough, else exact."""
     reason = llama_cpu.unfit(plain)
     if int8 and reason is None:
-        return checked(Int8(plain), prompt, None)
+        return checked(LlamaInt8Runner(plain), prompt, None)
     if int8:
         log.warning("int8 is off: %s Answers come from the exact weights, more slowly.", reason)
     return exact(plain, prompt, None)
 
 
-def exact(plain: Forward, prompt: list[int], adapter: str | None) -> Path:
+def exact(plain: TransformersRunner, prompt: list[int], adapter: str | None) -> ModelRunner:
     """The fastest path that fits the model and agrees."""
     if plain.model.config.model_type not in FAMILY:
         return plain
     if (reason := llama_cpu.unfit(plain)) is None:
-        return checked(Native(plain), prompt, adapter)
+        return checked(LlamaCpuRunner(plain), prompt, adapter)
     if plain.cpu:
         log.info("Steps are computed by torch, more slowly: %s", reason)
-    return checked(Fast(plain), prompt, adapter)
+    return checked(LlamaTorchRunner(plain), prompt, adapter)
 
 
-def checked(path: Path, prompt: list[int], adapter: str | None) -> Path:
+def checked(path: ModelRunner, prompt: list[int], adapter: str | None) -> ModelRunner:
     """The path to go on with, now that there is this adapter; between two steps only."""
-    plain = path.plain()
+    plain = path.reference()
     if path is plain:
         return path
     ids = [*prompt, *said(path, prompt, adapter)]
@@ -58,7 +58,7 @@ def checked(path: Path, prompt: list[int], adapter: str | None) -> Path:
     allowed = INT8 if path.name == "int8" else TOLERANCE.get(plain.dtype, COARSE)
     if apart <= allowed or not expected.isfinite().all():
         return path
-    path.give_back()
+    path.restore_weights()
     what = adapter or "the base"
     if path.name == "int8":
         log.warning(
@@ -76,29 +76,29 @@ def checked(path: Path, prompt: list[int], adapter: str | None) -> Path:
         what,
         apart,
     )
-    return checked(Fast(plain), prompt, adapter) if path.name == "native" else plain
+    return checked(LlamaTorchRunner(plain), prompt, adapter) if path.name == "native" else plain
 
 
 @torch.inference_mode()
-def said(path: Path, prompt: list[int], adapter: str | None) -> list[int]:
+def said(path: ModelRunner, prompt: list[int], adapter: str | None) -> list[int]:
     """The next tokens after the prompt, greedily and past any end."""
-    path = path.apart(1, len(prompt) + ANSWER)
-    ids = [int(path.read([Part(0, prompt, 0, adapter)]).argmax())]
+    path = path.with_own_cache(1, len(prompt) + ANSWER)
+    ids = [int(path.forward([Chunk(0, prompt, 0, adapter)]).argmax())]
     while len(ids) < ANSWER:
         place = len(prompt) + len(ids) - 1
-        ids.append(int(path.read([Part(0, ids[-1:], place, adapter)]).argmax()))
+        ids.append(int(path.forward([Chunk(0, ids[-1:], place, adapter)]).argmax()))
     return ids
 
 
 @torch.inference_mode()
-def logits(path: Path, ids: list[int], adapter: str | None) -> torch.Tensor:
+def logits(path: ModelRunner, ids: list[int], adapter: str | None) -> torch.Tensor:
     """[6, vocabulary]: a chunk of the adapter's row and of the base's, then another of one beside a
     token of the other, and the other way round."""
-    path = path.apart(2, len(ids))
+    path = path.with_own_cache(2, len(ids))
     half, last = len(ids) // 2, len(ids) - 1
     steps = [
-        [Part(0, ids[:half], 0, adapter), Part(1, ids[:half], 0, None)],
-        [Part(0, ids[half:last], half, adapter), Part(1, ids[half : half + 1], half, None)],
-        [Part(0, ids[last:], last, adapter), Part(1, ids[half + 1 : last], half + 1, None)],
+        [Chunk(0, ids[:half], 0, adapter), Chunk(1, ids[:half], 0, None)],
+        [Chunk(0, ids[half:last], half, adapter), Chunk(1, ids[half : half + 1], half, None)],
+        [Chunk(0, ids[last:], last, adapter), Chunk(1, ids[half + 1 : last], half + 1, None)],
     ]
-    return torch.cat([path.read(parts).clone() for parts in steps]).float()
+    return torch.cat([path.forward(parts).clone() for parts in steps]).float()

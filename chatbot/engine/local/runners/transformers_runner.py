@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from chatbot.engine.local.kv_cache import SlotCache
 from chatbot.engine.local.multi_lora import Rows
 from chatbot.engine.local.runners.padding import Group, grouped
-from chatbot.engine.local.runners.runner import Part
+from chatbot.engine.local.runners.runner import Chunk
 from chatbot.engine.protocol import EngineError
 
 PADDING = 32
@@ -43,7 +43,7 @@ def room(model: PreTrainedModel, wanted: int) -> int:
     return min(int(limit) for limit in limits if limit)
 
 
-class Forward:
+class TransformersRunner:
     """Runs `model` with the adapters of `rows` over the rows of `cache`."""
 
     name = "plain"
@@ -72,30 +72,30 @@ class Forward:
         """Memory of all adapters, in every layout they are held in."""
         return self.rows.bytes
 
-    def drop(self, adapter: str) -> None:
+    def drop_adapter(self, adapter: str) -> None:
         """Forget an adapter that no row speaks with; between two steps only."""
         self.rows.drop(adapter)
 
-    def apart(self, slots: int, length: int) -> Self:
+    def with_own_cache(self, slots: int, length: int) -> Self:
         """The same path over an empty cache of its own."""
         twin = copy.copy(self)
         twin.cache = SlotCache(slots, length)
         return twin
 
-    def take(self, threads: int) -> None:
+    def set_threads(self, threads: int) -> None:
         """Compute on so many CPU threads from now on."""
         torch.set_num_threads(threads)
 
-    def plain(self) -> "Forward":
+    def reference(self) -> "TransformersRunner":
         """This one is it."""
         return self
 
-    def give_back(self) -> None:
+    def restore_weights(self) -> None:
         """Leave the model as it was; there is nothing of it in this path."""
 
-    def read(self, parts: Sequence[Part]) -> torch.Tensor:
+    def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """Read the parts; the logits [told, vocabulary] after the last tokens of each."""
-        groups = grouped(parts, self.cache.max_length, PADDING)
+        groups = grouped(chunks, self.cache.max_length, PADDING)
         return torch.cat([self._read(group) for group in groups])
 
     def _read(self, group: Group) -> torch.Tensor:
