@@ -24,7 +24,7 @@ from chatbot.auth.access import Access, Caller
 from chatbot.auth.api_keys import NewKey, Role
 from chatbot.auth.hub_login import visitor_of
 from chatbot.auth.sessions import COOKIE, Sessions
-from chatbot.pages.browser_identity import LoggedIn, People
+from chatbot.pages.browser_identity import BrowserIdentities, LoginName
 from chatbot.server import create_app
 from chatbot.service import Service
 from feedback.review import queue
@@ -49,24 +49,33 @@ ROUTES: dict[tuple[str, str], Row] = {
     ("GET", "/v1/models/{name}"): (OPEN, "/v1/models/talkback", None),
     ("POST", "/v1/chat/completions"): ("user", "/v1/chat/completions", {"messages": ASK}),
     ("POST", "/v1/feedback"): (
-        "user", "/v1/feedback", {"message_id": "ANSWER", "kind": "thumb", "up": True},
+        "user",
+        "/v1/feedback",
+        {"message_id": "ANSWER", "kind": "thumb", "up": True},
     ),
     ("POST", "/feedback"): (
-        "user", "/feedback",
+        "user",
+        "/feedback",
         {"inference_id": "ANSWER", "metric_name": "thumbs_up", "value": True},
     ),
     ("GET", "/v1/reviews/next"): ("reviewer", "/v1/reviews/next", None),
     ("POST", "/v1/reviews/{message_id}"): (
-        "reviewer", "/v1/reviews/ANSWER", {"action": "correct", "answer": "At ten."},
+        "reviewer",
+        "/v1/reviews/ANSWER",
+        {"action": "correct", "answer": "At ten."},
     ),
     ("GET", "/v1/adapters"): ("reviewer", "/v1/adapters", None),
     ("POST", "/v1/adapters/{id}/promote"): (
-        "operator", "/v1/adapters/ADAPTER/promote", {"reason": "better"},
+        "operator",
+        "/v1/adapters/ADAPTER/promote",
+        {"reason": "better"},
     ),
     ("POST", "/v1/adapters/rollback"): (
-        "operator", "/v1/adapters/rollback", {"reason": "worse"},
+        "operator",
+        "/v1/adapters/rollback",
+        {"reason": "worse"},
     ),
-}  # fmt: skip
+}
 """Method and route: the least role, and a request that succeeds for whoever has it."""
 
 NOWHERE = "nothing"
@@ -166,9 +175,11 @@ class House:
         self.log_in(caller)
         session = f"session{next(self.sessions)}"
         body = {
-            "data": self.values(number), "fn_index": number, "session_hash": session,
+            "data": self.values(number),
+            "fn_index": number,
+            "session_hash": session,
             "event_data": {"index": 0, "value": {"text": "x"}, "liked": True, "previous_value": ""},
-        }  # fmt: skip
+        }
         if not queued:
             return self.http.post("/gradio_api/run/predict", json=body).text
         joined = self.http.post("/gradio_api/queue/join", json=body)
@@ -324,9 +335,11 @@ def test_promotions_over_http_are_followed_and_mistakes_told(house: House) -> No
     assert [one["id"] for one in listed["adapters"] if one["speaking"]] == [adapter]
     before = len(registry.history())
     for path, body, status in (
-        ("a-none/promote", why, 404), (f"{adapter}/promote", {"reason": " "}, 400),
-        (f"{adapter}/promote", {}, 400), ("rollback", {}, 400),
-    ):  # fmt: skip
+        ("a-none/promote", why, 404),
+        (f"{adapter}/promote", {"reason": " "}, 400),
+        (f"{adapter}/promote", {}, 400),
+        ("rollback", {}, 400),
+    ):
         answer = house.http.post(f"/v1/adapters/{path}", json=body, headers=bearer)
         assert refusal(answer)[0] == status
     assert len(registry.history()) == before
@@ -491,25 +504,27 @@ class TestRules:
         made = api_keys.make(store, "rita", "reviewer")
         cookie = f"{COOKIE}={access.sessions.write(made.id)}"
         for site, role in (
-            ("same-origin", "reviewer"), ("none", "reviewer"),
-            ("cross-site", "user"), ("same-site", "user"),
-        ):  # fmt: skip
+            ("same-origin", "reviewer"),
+            ("none", "reviewer"),
+            ("cross-site", "user"),
+            ("same-site", "user"),
+        ):
             assert access.caller(request(cookie=cookie, sec_fetch_site=site)).role == role
 
     def test_no_login_can_be_made_up(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
         sessions = Sessions(home.root)
         good = sessions.write("key-1")
         assert sessions.read(good) == "key-1"
-        person = People(home.root).issue()
+        person = BrowserIdentities(home.root).issue()
         for bad in (None, "", "key-1", ".", "..", good[:-1], good.replace("1", "2", 1), person):
             assert sessions.read(bad) is None
         monkeypatch.setattr("time.time", lambda: 1e11)
         assert sessions.read(good) is None
 
     def test_a_name_that_a_browser_sends_is_no_login(self, home: Home) -> None:
-        people = People(home.root)
-        assert people.known("ann")[1] != "ann"
-        assert people.known(LoggedIn("ann"))[1] == "ann"
+        people = BrowserIdentities(home.root)
+        assert people.identify("ann")[1] != "ann"
+        assert people.identify(LoginName("ann"))[1] == "ann"
 
     def test_names_of_the_hub_have_roles_on_a_space(
         self, store: Store, home: Home, monkeypatch: pytest.MonkeyPatch

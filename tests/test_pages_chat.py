@@ -10,11 +10,11 @@ from playwright.sync_api import Browser, Page, expect
 
 from chatbot.auth import api_keys
 from chatbot.auth.access import Access
-from chatbot.pages.browser_identity import People
-from chatbot.pages.chat.actions import Talk
-from chatbot.pages.chat.update_rate import paced
-from chatbot.pages.chat.view import Place
-from chatbot.pages.text import shown, typed
+from chatbot.pages.browser_identity import BrowserIdentities
+from chatbot.pages.chat.actions import ChatActions
+from chatbot.pages.chat.update_rate import throttled_text
+from chatbot.pages.chat.view import BrowserPosition
+from chatbot.pages.text import escape_markdown, unescape_markdown
 from feedback.review import queue
 from feedback.store import Feedback, Store
 from tests.fakes.scripted_engine import (
@@ -403,37 +403,37 @@ def test_updates_are_coalesced_and_the_end_is_always_shown(
 ) -> None:
     words = " ".join(["word"] * 100)
     monkeypatch.setattr(service, "engine", ScriptedEngine([words], pause=0.004))
-    shown_texts = list(paced(reply(service, None, "ann", None, "Talk", adapter="base")))
+    shown_texts = list(throttled_text(reply(service, None, "ann", None, "Talk", adapter="base")))
     assert 3 <= len(shown_texts) <= 40
     assert len(shown_texts[0].split()) < 10, "the first words wait for nothing"
     assert shown_texts[-1] == words
 
 
 def test_a_forged_token_or_place_opens_nothing_of_another_person(service: "Service") -> None:
-    people = People(service.home.root)
+    people = BrowserIdentities(service.home.root)
     store = service.store
-    token, ann = people.known(None)
+    token, ann = people.identify(None)
     talk = store.start_conversation(ann, "Secret")
     asked = store.add_message(talk, None, "user", "Secret")
-    there = Place(talk, asked).keep()
-    page = Talk(service, people)
-    assert page.arrive(token, there)["place"] == Place(talk, asked)
+    there = BrowserPosition(talk, asked).to_storage()
+    page = ChatActions(service, people)
+    assert page.load(token, there)["place"] == BrowserPosition(talk, asked)
     for forged in (f"{ann}.0000", ann, None, 7, people.issue()):
-        view = page.arrive(forged, there)
-        assert view["place"] == Place() and view["rows"] == []
-        assert page.open(forged, talk)["rows"] == []
+        view = page.load(forged, there)
+        assert view["place"] == BrowserPosition() and view["rows"] == []
+        assert page.open_conversation(forged, talk)["rows"] == []
 
 
 def test_the_signing_key_survives_a_restart_and_only_its_owner_reads_it(tmp_path: Path) -> None:
-    token = People(tmp_path).issue()
-    assert People(tmp_path).read(token) is not None
+    token = BrowserIdentities(tmp_path).issue()
+    assert BrowserIdentities(tmp_path).verify(token) is not None
     assert (tmp_path / "browser.key").stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("text", ["a <b>c</b>", "![x](y)", "x < y", "`<i>` and <i>", "wow! [1]"])
 def test_text_shown_for_editing_comes_back_as_it_was(text: str) -> None:
-    assert typed(shown(text)) == text
-    assert "<i>" in shown("`<i>`")
+    assert unescape_markdown(escape_markdown(text)) == text
+    assert "<i>" in escape_markdown("`<i>`")
 
 
 def test_a_chat_for_people_with_keys_asks_for_one_and_knows_them_on_every_device(

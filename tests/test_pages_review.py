@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from chatbot.auth import api_keys
 from chatbot.auth.access import Access
-from chatbot.pages.text import differences
+from chatbot.pages.text import mark_differences
 from feedback.exemplars import same
 from feedback.review import queue
 from feedback.store import Speaker
@@ -233,8 +233,8 @@ def call(root: str, handler: int, values: list[object]) -> str:
 
 
 def test_differences_are_marked_word_by_word_and_escaped() -> None:
-    before, after = differences("Open at <nine> today", "Open at <ten> today")
+    before, after = mark_differences("Open at <nine> today", "Open at <ten> today")
     assert before == "Open at &lt;<del>nine</del>&gt; today"
     assert after == "Open at &lt;<ins>ten</ins>&gt; today"
-    assert differences("It costs £4.95.", "It costs £6.95.")[1] == "It costs £<ins>6.95</ins>."
-    assert "<del>" not in differences("Nothing alike", "Something quite different here")[0]
+    assert mark_differences("It costs £4.95.", "It costs £6.95.")[1] == "It costs £<ins>6.95</ins>."
+    assert "<del>" not in mark_differences("Nothing alike", "Something quite different here")[0]

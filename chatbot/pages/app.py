@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from chatbot.auth import hub_login
 from chatbot.pages import theme
 from chatbot.pages.adapters.page import AdaptersPage
-from chatbot.pages.browser_identity import People
+from chatbot.pages.browser_identity import BrowserIdentities
 from chatbot.pages.chat.page import ChatPage
 from chatbot.pages.review.page import ReviewPage
 
@@ -26,7 +26,7 @@ def build(service: "Service") -> gr.Blocks:
     """Chat at "", the review queue at "review", the adapters at "adapters"."""
     # Gradio's dashboard, which is off, would still cost a pandas table of all events at each event.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**12))
-    people = People(service.home.root)
+    people = BrowserIdentities(service.home.root)
     with gr.Blocks(title=service.chat.title, analytics_enabled=False, fill_height=True) as blocks:
         ChatPage(service, people).build(blocks)
     with blocks.route("Review", "review"):
@@ -46,7 +46,7 @@ def mount(app: FastAPI, service: "Service", path: str = "/") -> FastAPI:
             app,
             build(service),
             path,
-            theme=theme.theme(),
+            theme=theme.build_theme(),
             css_paths=theme.CSS,
             head=theme.HEAD,
             footer_links=[],

@@ -14,12 +14,12 @@ from feedback.ids import new_id
 KEY_FILE = "browser.key"
 
 
-class LoggedIn(str):
+class LoginName(str):
     """The name of a person who has logged in: the server's own word, so it needs no token. What a
     browser sends is never one."""
 
 
-class People:
+class BrowserIdentities:
     """Issues tokens to browsers and reads them back."""
 
     def __init__(self, root: Path) -> None:
@@ -35,7 +35,7 @@ class People:
         person = new_id("person")
         return f"{person}.{self._sign(person)}"
 
-    def read(self, token: object) -> str | None:
+    def verify(self, token: object) -> str | None:
         """The person a token names, None when it is not one of ours."""
         if not isinstance(token, str) or "." not in token:
             return None
@@ -43,11 +43,11 @@ class People:
         good = hmac.compare_digest(signature.encode(), self._sign(person).encode())
         return person if good else None
 
-    def known(self, token: object) -> tuple[str, str]:
+    def identify(self, token: object) -> tuple[str, str]:
         """(token, person): the given token when it is good, else a new one; or who logged in."""
-        if isinstance(token, LoggedIn):
+        if isinstance(token, LoginName):
             return token, str(token)
-        person = self.read(token)
+        person = self.verify(token)
         if person is not None:
             return str(token), person
         fresh = self.issue()

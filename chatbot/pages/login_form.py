@@ -17,7 +17,7 @@ from chatbot.pages import theme
 if TYPE_CHECKING:
     from chatbot.service import Service
 
-REFUSAL = theme.notice("This key does not open this page.", "error")
+REFUSAL = theme.banner("This key does not open this page.", "error")
 # A cookie can be set by an answer to the browser alone, and Gradio's handlers give none.
 LOG_IN = f"""async (key) => {{
   const headers = {{"content-type": "application/json"}};
@@ -34,7 +34,7 @@ LOG_OUT = """async () => {
 FROM_HUB = """await fetch("logout");"""  # Gradio's own route, there with its login alone
 
 
-class Door:
+class LoginForm:
     """Stands before a page that takes `role`, to do `what`."""
 
     def __init__(self, service: "Service", role: Role, what: str) -> None:
@@ -48,7 +48,7 @@ class Door:
             "Log out", visible=False, size="sm", elem_id="tb-leave", elem_classes="tb-link"
         )
         with gr.Column(visible=False, elem_id="tb-door", elem_classes="tb-card") as self.whole:
-            gr.HTML(theme.entrance(self._what, self._role), padding=False)
+            gr.HTML(theme.login_prompt(self._what, self._role), padding=False)
             key = gr.Textbox(label="Key", type="password", container=False, placeholder="Key")
             enter = gr.Button("Open", variant="primary")
             self.refusal = gr.HTML("", padding=False)
@@ -81,7 +81,7 @@ class Door:
         why = str(Refused(self._role, caller)) if caller.id else ""
         return {
             self.whole: gr.update(visible=True),
-            self.refusal: theme.notice(why, "error"),
+            self.refusal: theme.banner(why, "error"),
             self.leave: gr.update(visible=bool(caller.id)),
         }
 

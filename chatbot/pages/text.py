@@ -16,7 +16,7 @@ _ALIKE = 0.4  # below it the texts share only small words, and marks would be no
 _WORDS = re.compile(r"\s+|\w+(?:[.,:]\d+)*|[^\w\s]")  # a price or a time is one word
 
 
-def shown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Markdown that shows `text` with its tags and pictures as plain characters.
 
     Code keeps its exact characters: Markdown escapes it, and people copy it.
@@ -28,12 +28,12 @@ def shown(text: str) -> str:
     )
 
 
-def typed(text: str) -> str:
+def unescape_markdown(text: str) -> str:
     """The text that somebody typed over a `shown` one, without its marks."""
     return re.sub(f"(?<=[<!]){_JOINER}", "", text)
 
 
-def excerpt(text: str, limit: int = 60) -> str:
+def truncate(text: str, limit: int = 60) -> str:
     """The first words of `text` on one line."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
@@ -44,7 +44,7 @@ def base_name(base: str) -> str:
     return Path(base).name if Path(base).is_absolute() else base
 
 
-def differences(before: str, after: str) -> tuple[str, str]:
+def mark_differences(before: str, after: str) -> tuple[str, str]:
     """Both texts as HTML, with what went as <del> in the first and what came as <ins>."""
     old, new = _WORDS.findall(before), _WORDS.findall(after)
     matcher = difflib.SequenceMatcher(a=old, b=new, autojunk=False)
@@ -62,7 +62,7 @@ def _marked(tag: str, words: list[str], changed: bool) -> str:
     return f"<{tag}>{text}</{tag}>" if changed and text else text
 
 
-def ago(then: str, now: datetime | None = None) -> str:
+def relative_time(then: str, now: datetime | None = None) -> str:
     """How long ago an ISO time was, in words that need no time zone: "5 min ago", "12 Mar 2026"."""
     moment = datetime.fromisoformat(then)
     minutes = int(((now or datetime.now(UTC)) - moment).total_seconds() // 60)

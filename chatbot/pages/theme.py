@@ -38,7 +38,7 @@ HEAD = """
 PAGES = (("Chat", "./"), ("Review", "review"), ("Adapters", "adapters"))
 
 
-def theme() -> gr.themes.Base:
+def build_theme() -> gr.themes.Base:
     """Teal on warm grey; the fonts are among those that Gradio brings along."""
     body = [gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "system-ui", "sans-serif"]
     mono = [gr.themes.Font("ui-monospace"), "monospace"]
@@ -97,7 +97,7 @@ def _link(name: str, path: str, here: bool) -> str:
     return f'<a href="{path}"{current}>{name}</a>'
 
 
-def notice(text: str, kind: str = "info") -> str:
+def banner(text: str, kind: str = "info") -> str:
     """One line that tells people what is going on; empty text shows nothing."""
     if not text:
         return ""
@@ -105,12 +105,12 @@ def notice(text: str, kind: str = "info") -> str:
     return f'<div class="tb-notice tb-{kind}" role="{role}">{escape(text)}</div>'
 
 
-def empty(title: str, text: str) -> str:
+def empty_state(title: str, text: str) -> str:
     """What a list shows when there is nothing in it."""
     return f'<div class="tb-empty"><strong>{escape(title)}</strong><p>{escape(text)}</p></div>'
 
 
-def hello(title: str) -> str:
+def welcome(title: str) -> str:
     """What an empty conversation shows above its example questions."""
     return (
         f'<div class="tb-hello"><h2>{escape(title)}</h2><p>Ask anything. When an answer is wrong, '
@@ -118,7 +118,7 @@ def hello(title: str) -> str:
     )
 
 
-def entrance(what: str, role: str) -> str:
+def login_prompt(what: str, role: str) -> str:
     """What the door of a page says: whose key it asks for, to do ``what``."""
     return (
         f"<h4>Enter your key</h4><p>It takes a key of role {role} to {escape(what)}. "

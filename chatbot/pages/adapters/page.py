@@ -8,7 +8,7 @@ import gradio as gr
 from chatbot.auth.access import Caller
 from chatbot.pages import theme
 from chatbot.pages.adapters import view
-from chatbot.pages.login_form import Door
+from chatbot.pages.login_form import LoginForm
 from feedback.errors import TalkbackError
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ class AdaptersPage:
 
     def __init__(self, service: "Service") -> None:
         self._service = service
-        self.door = Door(service, "reviewer", "look at adapters")
+        self.login_form = LoginForm(service, "reviewer", "look at adapters")
 
     def build(self, blocks: gr.Blocks) -> None:
         """Lay the page out inside `blocks` and connect it."""
         gr.HTML(theme.header(self._service.chat.title, "Adapters"), padding=False)
         with gr.Column(elem_classes="tb-page"):
-            self.door.build()
+            self.login_form.build()
             self.now = gr.HTML("", padding=False, elem_id="tb-now")
             with gr.Row(visible=False, elem_id="tb-adapters") as self.desk:
                 with gr.Column(scale=1, min_width=280):
@@ -51,12 +51,21 @@ class AdaptersPage:
     def _levers(self) -> None:
         with gr.Row(elem_id="tb-levers") as self.levers:
             self.reason = gr.Textbox(
-                label="Reason", show_label=False, container=False, placeholder="Why?", scale=3,
-            )  # fmt: skip
+                label="Reason",
+                show_label=False,
+                container=False,
+                placeholder="Why?",
+                scale=3,
+            )
             self.name = gr.Textbox(
-                label="Your name", show_label=False, container=False, placeholder="Your name",
-                max_length=80, scale=1, min_width=120,
-            )  # fmt: skip
+                label="Your name",
+                show_label=False,
+                container=False,
+                placeholder="Your name",
+                max_length=80,
+                scale=1,
+                min_width=120,
+            )
         with gr.Row(elem_classes="tb-actions") as self.buttons:
             self.promote = gr.Button(
                 "Promote this adapter", variant="primary", elem_id="tb-promote"
@@ -66,10 +75,22 @@ class AdaptersPage:
 
     def _connect(self, blocks: gr.Blocks) -> None:
         everything = [
-            *self.door.parts, self.now, self.desk, self.list, self.history, self.card, self.more,
-            self.report, self.promote, self.rollback, self.said, self.reason, self.name,
-            self.levers, self.buttons,
-        ]  # fmt: skip
+            *self.login_form.parts,
+            self.now,
+            self.desk,
+            self.list,
+            self.history,
+            self.card,
+            self.more,
+            self.report,
+            self.promote,
+            self.rollback,
+            self.said,
+            self.reason,
+            self.name,
+            self.levers,
+            self.buttons,
+        ]
         blocks.load(self._arrive, None, everything, **EVENT)
         self.list.input(self._open, [self.list], everything, **EVENT)
         given = [self.list, self.reason, self.name]
@@ -79,32 +100,32 @@ class AdaptersPage:
         follow.tick(self._follow, None, [self.now, self.history], **EVENT, queue=False)
 
     def _arrive(self, request: gr.Request) -> Changes:
-        caller = self.door.caller(request)
-        if not self.door.lets(caller):
-            return self.door.shut(caller)
+        caller = self.login_form.caller(request)
+        if not self.login_form.lets(caller):
+            return self.login_form.shut(caller)
         operates = gr.update(visible=caller.may("operator"))
         levers = {self.levers: operates, self.buttons: operates}
         signed = {self.name: gr.update(visible=not caller.name)}
-        return self.door.opened(caller) | self._paint(None) | levers | signed
+        return self.login_form.opened(caller) | self._paint(None) | levers | signed
 
     def _open(self, adapter: str, request: gr.Request) -> Changes:
-        self.door.require(request)
+        self.login_form.require(request)
         return self._paint(adapter)
 
     def _follow(self, request: gr.Request) -> Any:
         """A promotion by the gate shows by itself."""
-        if not self.door.lets(self.door.caller(request)):
+        if not self.login_form.lets(self.login_form.caller(request)):
             return gr.skip(), gr.skip()
-        return self._now(), view.history(self._service.registry, self._service.speaking)
+        return self._now(), view.promotion_history(self._service.registry, self._service.speaking)
 
     def _promote(self, adapter: str | None, reason: str, name: str, request: gr.Request) -> Changes:
-        who = _who(self.door.require(request, "operator"), name)
+        who = _who(self.login_form.require(request, "operator"), name)
         return self._tried(lambda: self._put_in_service(adapter, reason, who), adapter)
 
     def _rollback(
         self, adapter: str | None, reason: str, name: str, request: gr.Request
     ) -> Changes:
-        who = _who(self.door.require(request, "operator"), name)
+        who = _who(self.login_form.require(request, "operator"), name)
         return self._tried(lambda: self._put_back(reason, who), adapter)
 
     def _tried(self, act: Callable[[], str], adapter: str | None) -> Changes:
@@ -112,7 +133,7 @@ class AdaptersPage:
         try:
             said = act()
         except TalkbackError as error:
-            return {self.said: theme.notice(str(error), "error")}
+            return {self.said: theme.banner(str(error), "error")}
         gr.Info(said, duration=4)
         return self._paint(adapter) | {self.reason: ""}
 
@@ -130,7 +151,7 @@ class AdaptersPage:
     def _paint(self, adapter: str | None) -> Changes:
         """Everything as it is now, opened at one adapter: the named one, else the speaking one."""
         registry, speaking = self._service.registry, self._service.speaking
-        choices = view.choices(registry, speaking)
+        choices = view.adapter_choices(registry, speaking)
         known = [name for _, name in choices]
         chosen = adapter if adapter in known else speaking if speaking in known else None
         report = view.full_report(self._service.home, registry, chosen) if chosen else ""
@@ -138,8 +159,8 @@ class AdaptersPage:
             self.desk: gr.update(visible=True),
             self.now: self._now(),
             self.list: gr.update(choices=choices, value=chosen),
-            self.history: view.history(registry, speaking),
-            self.card: view.card(registry, chosen) if chosen else "",
+            self.history: view.promotion_history(registry, speaking),
+            self.card: view.adapter_card(registry, chosen) if chosen else "",
             self.more: gr.update(visible=bool(report)),
             self.report: report,
             self.promote: gr.update(interactive=chosen is not None and chosen != speaking),
@@ -149,7 +170,7 @@ class AdaptersPage:
 
     def _now(self) -> str:
         service = self._service
-        return view.speaking(service.registry, service.speaking, service.warning)
+        return view.speaking_card(service.registry, service.speaking, service.warning)
 
 
 def _who(caller: Caller, name: str) -> str:

@@ -3,7 +3,7 @@
 from html import escape
 
 from chatbot.pages import theme
-from chatbot.pages.text import ago, base_name, shown
+from chatbot.pages.text import base_name, escape_markdown, relative_time
 from chatbot.registry import AdapterRow, Promotion, Registry, ReportRow
 from feedback.settings import Home
 
@@ -15,35 +15,35 @@ _VERDICT = {
 }
 
 
-def speaking(registry: Registry, adapter: str, warning: str) -> str:
+def speaking_card(registry: Registry, adapter: str, warning: str) -> str:
     """The card on top: who answers now, since when and why."""
     newest = next((p for p in registry.history() if p.adapter == adapter), None)
     why = "No adapter is in service: this is the base model."
     if newest:
-        why = f"Took over {ago(newest.created_at)}. {_why(newest)}"
+        why = f"Took over {relative_time(newest.created_at)}. {_why(newest)}"
     return (
         f'<div class="tb-card tb-now"><span class="tb-dot"></span><div><strong>'
         f"<code>{escape(adapter)}</code> is speaking</strong><p>{why}</p></div></div>"
-        + (theme.notice(warning, "warn") if warning else "")
+        + (theme.banner(warning, "warn") if warning else "")
     )
 
 
-def history(registry: Registry, speaking_now: str) -> str:
+def promotion_history(registry: Registry, speaking_now: str) -> str:
     """All promotions, newest first."""
     rows = "".join(_promotion(p, p.adapter == speaking_now) for p in registry.history())
     return f'<h3>History</h3><ol class="tb-history">{rows}</ol>'
 
 
-def choices(registry: Registry, speaking_now: str) -> list[tuple[str, str]]:
+def adapter_choices(registry: Registry, speaking_now: str) -> list[tuple[str, str]]:
     """The adapters as lines of a list: name, age and last verdict."""
     return [(_line(registry, a, speaking_now), a.id) for a in registry.adapters()]
 
 
-def card(registry: Registry, adapter_id: str) -> str:
+def adapter_card(registry: Registry, adapter_id: str) -> str:
     """One adapter: where it comes from, and every verdict on it with its reasons."""
     adapter = registry.adapter(adapter_id)
     facts = {
-        "Made": ago(adapter.created_at),
+        "Made": relative_time(adapter.created_at),
         "Base": base_name(adapter.base),
         "Snapshot": adapter.snapshot or "none: equal to the base",
         "Parent": adapter.parent or "none",
@@ -63,14 +63,14 @@ def full_report(home: Home, registry: Registry, adapter_id: str) -> str:
     if not reports:
         return ""
     file = home.reports / reports[0].id / "report.md"
-    return shown(file.read_text(encoding="utf-8")) if file.is_file() else ""
+    return escape_markdown(file.read_text(encoding="utf-8")) if file.is_file() else ""
 
 
 def _promotion(promotion: Promotion, speaks: bool) -> str:
     here = ' aria-current="true"' if speaks else ""
     return (
         f"<li{here}><code>{escape(promotion.adapter)}</code>"
-        f'<span class="tb-when">{escape(ago(promotion.created_at))}</span>'
+        f'<span class="tb-when">{escape(relative_time(promotion.created_at))}</span>'
         f"<p>{_why(promotion)}</p></li>"
     )
 
@@ -85,7 +85,11 @@ def _why(promotion: Promotion) -> str:
 def _line(registry: Registry, adapter: AdapterRow, speaking_now: str) -> str:
     reports = registry.reports(adapter.id)
     verdict = _VERDICT.get(reports[0].verdict, ("", reports[0].verdict))[1] if reports else ""
-    words = [ago(adapter.created_at), verdict, "speaks now" if adapter.id == speaking_now else ""]
+    words = [
+        relative_time(adapter.created_at),
+        verdict,
+        "speaks now" if adapter.id == speaking_now else "",
+    ]
     return f"{adapter.id}\n{', '.join(word for word in words if word)}"
 
 
@@ -95,5 +99,5 @@ def _report(report: ReportRow) -> str:
     return (
         f'<div class="tb-report"><span class="tb-badge tb-{kind}">{escape(word)}</span>'
         f'<span class="tb-when">against <code>{escape(report.against)}</code>, '
-        f"{escape(ago(report.created_at))}</span><ul>{reasons}</ul></div>"
+        f"{escape(relative_time(report.created_at))}</span><ul>{reasons}</ul></div>"
     )

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from chatbot.engine.protocol import Busy, TooLong
 from chatbot.pages import theme
-from chatbot.pages.browser_identity import People
+from chatbot.pages.browser_identity import BrowserIdentities
 from chatbot.pages.chat import ownership, transcript
 from chatbot.pages.chat.transcript import Bubble
-from chatbot.pages.chat.update_rate import paced
-from chatbot.pages.chat.view import Place, View
-from chatbot.pages.text import typed
+from chatbot.pages.chat.update_rate import throttled_text
+from chatbot.pages.chat.view import BrowserPosition, ChatView
+from chatbot.pages.text import unescape_markdown
 from chatbot.turn import Turn, ask
 from feedback.errors import TalkbackError
 from feedback.store import Message
@@ -23,38 +23,40 @@ if TYPE_CHECKING:
     from chatbot.service import Service
 
 
-class Talk:
+class ChatActions:
     """The actions of one page for all its visitors."""
 
-    def __init__(self, service: "Service", people: People) -> None:
+    def __init__(self, service: "Service", people: BrowserIdentities) -> None:
         self._service = service
         self._store = service.store
         self._people = people
         self._running: dict[str, Turn] = {}
         self._answers = itertools.count(1)
 
-    def arrive(self, token: object, kept: object) -> View:
+    def load(self, token: object, kept: object) -> ChatView:
         """Somebody opens the page: who they are, and the conversation they were in."""
-        good, person = self._people.known(token)
-        place = ownership.own(self._store, person, Place.read(kept))
-        return {"token": good, **ownership.at(self._store, person, place)}
+        good, person = self._people.identify(token)
+        place = ownership.owned_position(self._store, person, BrowserPosition.from_storage(kept))
+        return {"token": good, **ownership.view_at(self._store, person, place)}
 
-    def open(self, token: object, conversation: str) -> View:
+    def open_conversation(self, token: object, conversation: str) -> ChatView:
         """Another conversation from the list."""
-        good, person = self._people.known(token)
+        good, person = self._people.identify(token)
         last = self._store.latest(conversation)
-        place = ownership.own(self._store, person, Place(conversation, last.id if last else None))
-        return {"token": good, **ownership.at(self._store, person, place)}
+        place = ownership.owned_position(
+            self._store, person, BrowserPosition(conversation, last.id if last else None)
+        )
+        return {"token": good, **ownership.view_at(self._store, person, place)}
 
-    def fresh(self, token: object) -> View:
+    def start_conversation(self, token: object) -> ChatView:
         """A new conversation; it is stored with its first message."""
-        good, person = self._people.known(token)
-        return {"token": good, **ownership.at(self._store, person, Place())}
+        good, person = self._people.identify(token)
+        return {"token": good, **ownership.view_at(self._store, person, BrowserPosition())}
 
-    def send(self, token: object, kept: object, text: str, session: str) -> Iterator[View]:
+    def send(self, token: object, kept: object, text: str, session: str) -> Iterator[ChatView]:
         """Say something at the end of the thread."""
-        good, person = self._people.known(token)
-        place = ownership.own(self._store, person, Place.read(kept))
+        good, person = self._people.identify(token)
+        place = ownership.owned_position(self._store, person, BrowserPosition.from_storage(kept))
         if text.strip():
             views = self._answer(person, place, text.strip(), session)
             yield {"token": good, **next(views)}
@@ -62,42 +64,42 @@ class Talk:
 
     def edit(
         self, token: object, kept: object, message_id: str, text: str, session: str
-    ) -> Iterator[View]:
+    ) -> Iterator[ChatView]:
         """Say one's own message differently: a new branch from the turn before it."""
-        _, person = self._people.known(token)
-        before = ownership.mine(self._store, person, message_id)
-        here = ownership.own(self._store, person, Place.read(kept))
-        text = typed(text).strip()
+        _, person = self._people.identify(token)
+        before = ownership.owned_message(self._store, person, message_id)
+        here = ownership.owned_position(self._store, person, BrowserPosition.from_storage(kept))
+        text = unescape_markdown(text).strip()
         if before is None or not text or text == before.content:
-            yield ownership.at(self._store, person, here)
+            yield ownership.view_at(self._store, person, here)
             return
-        place = Place(before.conversation_id, before.parent_id)
+        place = BrowserPosition(before.conversation_id, before.parent_id)
         yield from self._answer(person, place, text, session, instead=here)
 
-    def retry(self, token: object, kept: object, session: str) -> Iterator[View]:
+    def retry(self, token: object, kept: object, session: str) -> Iterator[ChatView]:
         """Another answer to the last question, and then: which one is better?"""
-        _, person = self._people.known(token)
-        here = ownership.own(self._store, person, Place.read(kept))
-        old = ownership.mine(self._store, person, here.leaf)
-        asked = ownership.mine(self._store, person, old.parent_id) if old else None
+        _, person = self._people.identify(token)
+        here = ownership.owned_position(self._store, person, BrowserPosition.from_storage(kept))
+        old = ownership.owned_message(self._store, person, here.leaf)
+        asked = ownership.owned_message(self._store, person, old.parent_id) if old else None
         if old is None or asked is None or old.role != "assistant":
-            yield ownership.at(self._store, person, here)
+            yield ownership.view_at(self._store, person, here)
             return
-        place = Place(asked.conversation_id, asked.parent_id)
+        place = BrowserPosition(asked.conversation_id, asked.parent_id)
         yield from self._answer(person, place, asked.content, session, instead=here, retry_of=old)
 
-    def undo(self, token: object, kept: object) -> View:
+    def undo(self, token: object, kept: object) -> ChatView:
         """Take the last exchange back into the line to write in. What was said stays stored."""
-        _, person = self._people.known(token)
-        here = ownership.own(self._store, person, Place.read(kept))
-        leaf = ownership.mine(self._store, person, here.leaf)
-        asked = ownership.mine(self._store, person, leaf.parent_id) if leaf else None
+        _, person = self._people.identify(token)
+        here = ownership.owned_position(self._store, person, BrowserPosition.from_storage(kept))
+        leaf = ownership.owned_message(self._store, person, here.leaf)
+        asked = ownership.owned_message(self._store, person, leaf.parent_id) if leaf else None
         if asked is None:
-            return ownership.at(self._store, person, here)
-        place = Place(asked.conversation_id, asked.parent_id)
-        return {**ownership.at(self._store, person, place), "draft": asked.content}
+            return ownership.view_at(self._store, person, here)
+        place = BrowserPosition(asked.conversation_id, asked.parent_id)
+        return {**ownership.view_at(self._store, person, place), "draft": asked.content}
 
-    def stop(self, session: str) -> None:
+    def stop_generation(self, session: str) -> None:
         """End the answer that streams to this browser tab; what has come is kept."""
         turn = self._running.get(session)
         if turn is not None:
@@ -106,21 +108,21 @@ class Talk:
     def _answer(
         self,
         person: str,
-        place: Place,
+        place: BrowserPosition,
         text: str,
         session: str,
         *,
-        instead: Place | None = None,
+        instead: BrowserPosition | None = None,
         retry_of: Message | None = None,
-    ) -> Iterator[View]:
+    ) -> Iterator[ChatView]:
         """Stream one answer to `text` said at `place`; on failure the page is back at `instead`.
 
         Until it has ended only the first view tells the thumbs: those of the answers that stay.
         """
-        self.stop(session)
-        rows = transcript.bubbles(self._store, place.leaf, person)
-        thumbs = transcript.thumbs(self._store, rows, person)
-        rows.append(transcript.said("user", text))
+        self.stop_generation(session)
+        rows = transcript.thread_bubbles(self._store, place.leaf, person)
+        thumbs = transcript.thumb_values(self._store, rows, person)
+        rows.append(transcript.message_bubble("user", text))
         yield {
             "rows": [*rows, transcript.TYPING],
             "thumbs": thumbs,
@@ -138,11 +140,11 @@ class Talk:
         yield from self._stream(turn, session, rows)
         yield from self._settle(person, turn, retry_of, session)
 
-    def _stream(self, turn: Turn, session: str, rows: list[Bubble]) -> Iterator[View]:
+    def _stream(self, turn: Turn, session: str, rows: list[Bubble]) -> Iterator[ChatView]:
         self._running[session] = turn
         try:
-            for text in paced(turn):
-                yield {"rows": [*rows, transcript.said("assistant", text)]}
+            for text in throttled_text(turn):
+                yield {"rows": [*rows, transcript.message_bubble("assistant", text)]}
         finally:
             turn.close()
             if self._running.get(session) is turn:
@@ -150,10 +152,10 @@ class Talk:
 
     def _settle(
         self, person: str, turn: Turn, retry_of: Message | None, session: str
-    ) -> Iterator[View]:
+    ) -> Iterator[ChatView]:
         """The answer is stored: show the thread as it is kept, and perhaps offer a choice."""
-        place = Place(turn.conversation_id, turn.message_id)
-        view = ownership.at(self._store, person, place)
+        place = BrowserPosition(turn.conversation_id, turn.message_id)
+        view = ownership.view_at(self._store, person, place)
         if retry_of is not None:
             view["pair"] = self._pair(retry_of.id, turn.message_id)
         yield view
@@ -166,13 +168,13 @@ class Talk:
         whole = turn.speaker.source == "model" and turn.speaker.finish == "stop"
         return bool(every) and whole and next(self._answers) % every == 0
 
-    def _second_answer(self, person: str, turn: Turn, session: str) -> Iterator[View]:
+    def _second_answer(self, person: str, turn: Turn, session: str) -> Iterator[ChatView]:
         """Another answer to the same question, made out of sight, to choose between the two."""
         asked = self._store.message(turn.user_message_id)
         first = self._store.message(turn.message_id)
-        yield {"busy": True, "notice": theme.notice("A second answer is on its way, to compare.")}
+        yield {"busy": True, "notice": theme.banner("A second answer is on its way, to compare.")}
         try:
-            place = Place(asked.conversation_id, asked.parent_id)
+            place = BrowserPosition(asked.conversation_id, asked.parent_id)
             second = self._ask(person, place, asked.content, first)
             for _ in self._stream(second, session, []):
                 pass
@@ -186,7 +188,9 @@ class Talk:
         words = {self._store.message(answer).content.strip() for answer in (first, second)}
         return (first, second) if len(words - {""}) == 2 else None
 
-    def _ask(self, person: str, place: Place, text: str, retry_of: Message | None) -> Turn:
+    def _ask(
+        self, person: str, place: BrowserPosition, text: str, retry_of: Message | None
+    ) -> Turn:
         return ask(
             self._service,
             place.conversation,
@@ -196,19 +200,21 @@ class Talk:
             retry_of=retry_of.id if retry_of else None,
         ).begin()
 
-    def _refused(self, person: str, place: Place, draft: str, error: TalkbackError) -> View:
+    def _refused(
+        self, person: str, place: BrowserPosition, draft: str, error: TalkbackError
+    ) -> ChatView:
         """Nothing could be said: why, and the words are back in the line to write in."""
-        view = ownership.at(self._store, person, place)
-        view["notice"] = _why(error)
+        view = ownership.view_at(self._store, person, place)
+        view["notice"] = _error_banner(error)
         return {**view, "draft": draft} if draft else view
 
 
-def _why(error: TalkbackError) -> str:
+def _error_banner(error: TalkbackError) -> str:
     """What went wrong, for people who know nothing of queues and tokens."""
     match error:
         case Busy(retry_after=seconds):
             wait = "a moment" if seconds < 5 else f"{seconds:.0f} seconds"
-            return theme.notice(f"Many people are asking just now. Try again in {wait}.", "warn")
+            return theme.banner(f"Many people are asking just now. Try again in {wait}.", "warn")
         case TooLong():
-            return theme.notice("This is too long to answer. Shorten it and send it again.", "warn")
-    return theme.notice(str(error), "error")
+            return theme.banner("This is too long to answer. Shorten it and send it again.", "warn")
+    return theme.banner(str(error), "error")

@@ -11,14 +11,14 @@ import gradio as gr
 
 from chatbot.model.base import STARTER
 from chatbot.pages import theme
-from chatbot.pages.browser_identity import LoggedIn, People
+from chatbot.pages.browser_identity import BrowserIdentities, LoginName
 from chatbot.pages.chat import status_line, transcript
-from chatbot.pages.chat.actions import Talk
-from chatbot.pages.chat.rating import REASONS_DOWN, REASONS_UP, Rating
+from chatbot.pages.chat.actions import ChatActions
+from chatbot.pages.chat.rating import REASONS_DOWN, REASONS_UP, RatingActions
 from chatbot.pages.chat.transcript import Bubble
-from chatbot.pages.chat.view import Place, Rated, View
-from chatbot.pages.login_form import Door
-from chatbot.pages.text import shown
+from chatbot.pages.chat.view import BrowserPosition, ChatView, RatedAnswer
+from chatbot.pages.login_form import LoginForm
+from chatbot.pages.text import escape_markdown
 
 if TYPE_CHECKING:
     from chatbot.service import Service
@@ -44,12 +44,12 @@ UNQUEUED = {**QUICK, "queue": False}
 class ChatPage:
     """The components of the page and what happens when they are used."""
 
-    def __init__(self, service: "Service", people: People) -> None:
+    def __init__(self, service: "Service", people: BrowserIdentities) -> None:
         self._service = service
         self._people = people
-        self._talk = Talk(service, people)
-        self._rating = Rating(service, people)
-        self.door = Door(service, "user", "chat")
+        self._talk = ChatActions(service, people)
+        self._rating = RatingActions(service, people)
+        self.login_form = LoginForm(service, "user", "chat")
 
     def build(self, blocks: gr.Blocks) -> None:
         """Lay the page out inside `blocks` and connect it."""
@@ -58,11 +58,11 @@ class ChatPage:
         self._sidebar()
         with gr.Column(elem_id="tb-main", scale=1):
             self.status = gr.HTML(
-                status_line.pill(status_line.look(self._service)),
+                status_line.render_status(status_line.read_status(self._service)),
                 elem_id="tb-status",
                 padding=False,
             )
-            self.door.build()
+            self.login_form.build()
             self._chatbot()
             self.notice = gr.HTML("", elem_id="tb-notice", padding=False, visible=False)
             self._pair_card()
@@ -99,7 +99,7 @@ class ChatPage:
             latex_delimiters=[],
             height="auto",
             scale=1,
-            placeholder=theme.hello(chat.title),
+            placeholder=theme.welcome(chat.title),
             examples=[{"text": question} for question in _examples(self._service)] or None,
             feedback_options=("Like", "Dislike"),
         )
@@ -165,7 +165,7 @@ class ChatPage:
 
     def _connect_talk(self, blocks: gr.Blocks) -> None:
         where = [self.token, self.place]
-        blocks.load(self._arrive, where, [*self._painted, *self.door.parts], **QUICK)
+        blocks.load(self._arrive, where, [*self._painted, *self.login_form.parts], **QUICK)
         self.new.click(self._new, [self.token], self._painted, **QUICK)
         self.titles.input(self._open, [self.token, self.titles], self._painted, **QUICK)
         for picked in (blocks.load, self.new.click, self.titles.input):
@@ -197,30 +197,30 @@ class ChatPage:
         self.tie.click(self._prefer(None), pair, self._painted, **QUICK)
 
     def _arrive(self, token: object, place: object, request: gr.Request) -> Changes:
-        caller = self.door.caller(request)
-        if not self.door.lets(caller):
+        caller = self.login_form.caller(request)
+        if not self.login_form.lets(caller):
             hidden = gr.update(visible=False)
-            return self.door.shut(caller) | {self.chat: hidden, self.composer: hidden}
-        view = self._talk.arrive(self._who(token, request), place)
-        return self.door.opened(caller) | self.paint(view)
+            return self.login_form.shut(caller) | {self.chat: hidden, self.composer: hidden}
+        view = self._talk.load(self._who(token, request), place)
+        return self.login_form.opened(caller) | self.paint(view)
 
     def _who(self, token: object, request: gr.Request) -> object:
         """Who uses the page, if they may: whoever has logged in by name, else the browser."""
-        caller = self.door.require(request)
-        return LoggedIn(caller.name) if caller.id and caller.name else token
+        caller = self.login_form.require(request)
+        return LoginName(caller.name) if caller.id and caller.name else token
 
     def _new(self, token: object, request: gr.Request) -> Changes:
-        return self.paint(self._talk.fresh(self._who(token, request)))
+        return self.paint(self._talk.start_conversation(self._who(token, request)))
 
     def _open(self, token: object, conversation: str, request: gr.Request) -> Changes:
-        return self.paint(self._talk.open(self._who(token, request), conversation))
+        return self.paint(self._talk.open_conversation(self._who(token, request), conversation))
 
     def _undo(self, token: object, place: object, request: gr.Request) -> Changes:
         return self.paint(self._talk.undo(self._who(token, request), place))
 
     def _stop(self, request: gr.Request) -> None:
-        self.door.require(request)
-        self._talk.stop(str(request.session_hash))
+        self.login_form.require(request)
+        self._talk.stop_generation(str(request.session_hash))
 
     def _send(
         self, token: object, place: object, text: str, request: gr.Request
@@ -252,7 +252,7 @@ class ChatPage:
     ) -> Iterator[Changes]:
         """One's own message is said anew; an edited answer goes to a reviewer."""
         who = self._who(token, request)
-        message = transcript.message_id(history, edited.index) or ""
+        message = transcript.message_id_at(history, edited.index) or ""
         if history[edited.index]["role"] == "assistant":
             yield self.paint(self._rating.correct(who, place, message, edited.value))
             return
@@ -263,19 +263,19 @@ class ChatPage:
         self, token: object, history: list[Bubble], given: gr.LikeData, request: gr.Request
     ) -> Changes:
         who = self._who(token, request)
-        message = transcript.message_id(history, given.index)
+        message = transcript.message_id_at(history, given.index)
         return self.paint(self._rating.thumb(who, message, given.liked))
 
     def _copied(
         self, token: object, history: list[Bubble], copied: gr.CopyData, request: gr.Request
     ) -> None:
         who = self._who(token, request)
-        self._rating.copied(who, transcript.spoken(history, copied.value))
+        self._rating.copied(who, transcript.find_answer_id(history, copied.value))
 
     def _explain(
         self,
         token: object,
-        rated: Rated | None,
+        rated: RatedAnswer | None,
         reasons: list[str],
         comment: str,
         request: gr.Request,
@@ -294,9 +294,9 @@ class ChatPage:
 
     def _pulse(self) -> str:
         """What the line above the talk says by now."""
-        return status_line.pill(status_line.look(self._service))
+        return status_line.render_status(status_line.read_status(self._service))
 
-    def paint(self, view: View) -> Changes:
+    def paint(self, view: ChatView) -> Changes:
         """The view as changes of components."""
         if "toast" in view:
             gr.Info(view["toast"], duration=3)
@@ -305,11 +305,11 @@ class ChatPage:
             changes |= self._changes(key, value, view)
         return changes
 
-    def _changes(self, key: str, value: Any, view: View) -> Changes:
+    def _changes(self, key: str, value: Any, view: ChatView) -> Changes:
         match key:
             case "token":
                 # Not {}: Gradio takes no changes at all for a value too few.
-                return {self.token: gr.skip() if isinstance(value, LoggedIn) else value}
+                return {self.token: gr.skip() if isinstance(value, LoginName) else value}
             case "place":
                 return {self.place: value.keep()}
             case "rows" if "thumbs" in view:
@@ -332,15 +332,15 @@ class ChatPage:
 
     def _show_pair(self, pair: tuple[str, str] | None, request: gr.Request) -> list[Any]:
         """The card of two answers, when others are to be compared, or none."""
-        self.door.require(request)
+        self.login_form.require(request)
         if pair is None:
             return [gr.update(visible=False), "", ""]
-        answers = [shown(self._service.store.message(name).content) for name in pair]
+        answers = [escape_markdown(self._service.store.message(name).content) for name in pair]
         return [gr.update(visible=True), *answers]
 
-    def _show_rated(self, rated: Rated | None, request: gr.Request) -> list[Any]:
+    def _show_rated(self, rated: RatedAnswer | None, request: gr.Request) -> list[Any]:
         """The card that asks why, when another answer got a thumb, or none."""
-        self.door.require(request)
+        self.login_form.require(request)
         if rated is None:
             return [gr.update(visible=False), "", gr.update(value=[]), ""]
         title = "What was good about it?" if rated.up else "What was wrong with it?"
@@ -363,7 +363,7 @@ class ChatPage:
         ]
 
 
-def _buttons(view: View) -> dict[str, bool]:
+def _buttons(view: ChatView) -> dict[str, bool]:
     """Send, or stop while an answer streams."""
     if "busy" not in view:
         return {}
@@ -376,6 +376,6 @@ def _examples(service: "Service") -> list[str]:
     return service.chat.examples or (list(STARTER_QUESTIONS) if starter else [])
 
 
-def _open_one(view: View) -> str | None:
-    place = view.get("place", Place())
+def _open_one(view: ChatView) -> str | None:
+    place = view.get("place", BrowserPosition())
     return place.conversation

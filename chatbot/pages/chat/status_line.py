@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from chatbot.pages.text import ago
-from chatbot.pages.theme import notice
+from chatbot.pages.text import relative_time
+from chatbot.pages.theme import banner
 
 if TYPE_CHECKING:
     from chatbot.service import Service
@@ -15,7 +15,7 @@ REFUSED = "A newer version was refused. This one goes on speaking."
 
 
 @dataclass(frozen=True)
-class Standing:
+class SpeakerStatus:
     """How things stand; the warning says why a promoted adapter does not speak."""
 
     adapter: str
@@ -23,20 +23,20 @@ class Standing:
     warning: str
 
 
-def look(service: "Service") -> Standing:
+def read_status(service: "Service") -> SpeakerStatus:
     """How things stand with this service now."""
     promotion = service.registry.promotion()
     speaks = promotion is not None and promotion.adapter == service.speaking
     since = promotion.created_at if promotion and speaks else None
-    return Standing(service.speaking, since, service.warning)
+    return SpeakerStatus(service.speaking, since, service.warning)
 
 
-def pill(now: Standing) -> str:
+def render_status(now: SpeakerStatus) -> str:
     """The line above the talk."""
-    when = ago(now.since) if now.since else ""
+    when = relative_time(now.since) if now.since else ""
     fresh = " class=tb-fresh" if when == "just now" else ""
     since = f" · <span{fresh}>took over {when}</span>" if when else ""
     name = f"<code>{escape(now.adapter)}</code>"
     line = f'<span class="tb-dot"></span>Speaking: {name}{since}'
-    warning = notice(REFUSED, "warn") if now.warning else ""
+    warning = banner(REFUSED, "warn") if now.warning else ""
     return f'<div class="tb-pill" role="status">{line}</div>{warning}'

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from chatbot.pages.text import shown
+from chatbot.pages.text import escape_markdown
 from feedback.review.queue import decision_on
 from feedback.store import Message, Speaker, Store
 
@@ -23,34 +23,34 @@ _OUTCOME = {
 }
 
 
-def bubbles(store: Store, leaf: str | None, person: str) -> list[Bubble]:
+def thread_bubbles(store: Store, leaf: str | None, person: str) -> list[Bubble]:
     """The thread that ends at `leaf`, as Gradio's messages."""
     shown_so_far: list[Bubble] = []
     before: str | None = None
     for message in store.thread(leaf) if leaf else []:
         speaker = store.speaker(message.id) if message.role == "assistant" else None
-        shown_so_far += [*_notes(store, message, speaker, before, person), bubble(message)]
+        shown_so_far += [*_notes(store, message, speaker, before, person), stored_bubble(message)]
         before = speaker.adapter if speaker and speaker.source == "model" else before
     return shown_so_far
 
 
-def bubble(message: Message) -> Bubble:
+def stored_bubble(message: Message) -> Bubble:
     """One message with its id."""
-    return said(message.role, message.content, message.id)
+    return message_bubble(message.role, message.content, message.id)
 
 
-def said(role: str, text: str, message_id: str | None = None) -> Bubble:
+def message_bubble(role: str, text: str, message_id: str | None = None) -> Bubble:
     """Words that somebody said; without an id while they are on their way."""
-    row: Bubble = {"role": role, "content": shown(text) or "(no words)"}
+    row: Bubble = {"role": role, "content": escape_markdown(text) or "(no words)"}
     return row | {"metadata": {"id": message_id}} if message_id else row
 
 
-def thumbs(store: Store, rows: Iterable[Bubble], person: str) -> list[str | None]:
+def thumb_values(store: Store, rows: Iterable[Bubble], person: str) -> list[str | None]:
     """What this person thought of each answer, in the order in which Gradio counts them."""
     return [_thumb(store, row, person) for row in rows if row["role"] == "assistant"]
 
 
-def message_id(history: list[Bubble], index: object) -> str | None:
+def message_id_at(history: list[Bubble], index: object) -> str | None:
     """The stored message behind a bubble that the browser names; it may be anything."""
     if not isinstance(index, int) or not 0 <= index < len(history):
         return None
@@ -59,7 +59,7 @@ def message_id(history: list[Bubble], index: object) -> str | None:
 
 
 def _thumb(store: Store, row: Bubble, person: str) -> str | None:
-    found = message_id([row], 0)
+    found = message_id_at([row], 0)
     up = store.thumb_of(found, person) if found else None
     return {True: "Like", False: "Dislike", None: None}[up]
 
@@ -98,10 +98,10 @@ def _note(kind: str, text: str, *, safe: bool = False) -> Bubble:
     return {"role": "assistant", "content": f'<span class="tb-note tb-{kind}">{words}</span>'}
 
 
-def spoken(history: list[Bubble], text: object) -> str | None:
+def find_answer_id(history: list[Bubble], text: object) -> str | None:
     """The newest answer that says exactly this: what somebody copied."""
     for index in reversed(range(len(history))):
         words = "".join(part.get("text", "") for part in history[index]["content"])
         if history[index]["role"] == "assistant" and words == text:
-            return message_id(history, index)
+            return message_id_at(history, index)
     return None

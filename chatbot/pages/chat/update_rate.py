@@ -8,7 +8,7 @@ from chatbot.turn import Turn
 UPDATES_PER_SECOND = 10
 
 
-def paced(turn: Turn, per_second: float = UPDATES_PER_SECOND) -> Iterator[str]:
+def throttled_text(turn: Turn, per_second: float = UPDATES_PER_SECOND) -> Iterator[str]:
     """The text so far: at once when it begins, then so many times a second, and the whole of it
     at the end. No token wakes this thread, which would take the interpreter from the engine."""
     news = threading.Event()

@@ -7,14 +7,14 @@ from chatbot.pages.chat.transcript import Bubble
 
 
 @dataclass(frozen=True)
-class Place:
+class BrowserPosition:
     """Where a browser is: its conversation, and the message that its thread ends at."""
 
     conversation: str | None = None
     leaf: str | None = None
 
     @classmethod
-    def read(cls, kept: object) -> Self:
+    def from_storage(cls, kept: object) -> Self:
         """From the browser's storage, which may hold anything."""
         if not isinstance(kept, dict):
             return cls()
@@ -22,23 +22,23 @@ class Place:
         conversation, leaf = (name if isinstance(name, str) else None for name in names)
         return cls(conversation, leaf)
 
-    def keep(self) -> dict[str, Any]:
+    def to_storage(self) -> dict[str, Any]:
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class Rated:
+class RatedAnswer:
     """The answer that the "what did you think" card asks about."""
 
     message: str
     up: bool
 
 
-class View(TypedDict, total=False):
+class ChatView(TypedDict, total=False):
     """The page's changing parts."""
 
     token: str
-    place: Place
+    place: BrowserPosition
     rows: list[Bubble]
     thumbs: list[str | None]
     """The person's of all answers in `rows`; without it those on the page stay."""
@@ -52,5 +52,5 @@ class View(TypedDict, total=False):
     """(title, id) of the person's conversations."""
     pair: tuple[str, str] | None
     """Two answers to choose between; None puts the card away."""
-    rated: Rated | None
+    rated: RatedAnswer | None
     """None puts the card away."""

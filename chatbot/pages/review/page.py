@@ -9,8 +9,8 @@ import gradio as gr
 
 from chatbot.auth.access import Caller
 from chatbot.pages import theme
-from chatbot.pages.browser_identity import People
-from chatbot.pages.login_form import Door
+from chatbot.pages.browser_identity import BrowserIdentities
+from chatbot.pages.login_form import LoginForm
 from chatbot.pages.review import view
 from feedback.errors import TalkbackError
 from feedback.review import queue
@@ -28,11 +28,11 @@ EVENT = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility":
 class ReviewPage:
     """The components of the page and what happens when they are used."""
 
-    def __init__(self, service: "Service", people: People) -> None:
+    def __init__(self, service: "Service", people: BrowserIdentities) -> None:
         self._service = service
         self._store: Store = service.store
         self._people = people
-        self.door = Door(service, "reviewer", "review answers")
+        self.login_form = LoginForm(service, "reviewer", "review answers")
 
     def build(self, blocks: gr.Blocks) -> None:
         """Lay the page out inside `blocks` and connect it."""
@@ -40,7 +40,7 @@ class ReviewPage:
         secret = self._people.storage_secret
         self.reviewer = gr.BrowserState("", storage_key="talkback_reviewer", secret=secret)
         with gr.Column(elem_classes="tb-page"):
-            self.door.build()
+            self.login_form.build()
             with gr.Row(visible=False, elem_id="tb-desk") as self.desk:
                 self._queue()
                 self._case()
@@ -71,13 +71,21 @@ class ReviewPage:
                     )
             with gr.Row(elem_id="tb-signed"):
                 self.note = gr.Textbox(
-                    label="Note", show_label=False, container=False, placeholder="Note (optional)",
+                    label="Note",
+                    show_label=False,
+                    container=False,
+                    placeholder="Note (optional)",
                     scale=3,
-                )  # fmt: skip
+                )
                 self.name = gr.Textbox(
-                    label="Your name", show_label=False, container=False, placeholder="Your name",
-                    max_length=80, scale=1, min_width=120,
-                )  # fmt: skip
+                    label="Your name",
+                    show_label=False,
+                    container=False,
+                    placeholder="Your name",
+                    max_length=80,
+                    scale=1,
+                    min_width=120,
+                )
             with gr.Row(elem_classes="tb-actions"):
                 self.approve = gr.Button("Approve", variant="primary", elem_id="tb-approve")
                 self.correct = gr.Button("Save my correction", elem_id="tb-correct")
@@ -87,62 +95,75 @@ class ReviewPage:
 
     def _connect(self, blocks: gr.Blocks) -> None:
         everything = [
-            *self.door.parts, self.reviewer, self.desk, self.nothing,
-            self.count, self.items, self.about, self.original, self.proposed, self.answer,
-            self.note, self.name, self.said, self.approve,
-        ]  # fmt: skip
+            *self.login_form.parts,
+            self.reviewer,
+            self.desk,
+            self.nothing,
+            self.count,
+            self.items,
+            self.about,
+            self.original,
+            self.proposed,
+            self.answer,
+            self.note,
+            self.name,
+            self.said,
+            self.approve,
+        ]
         blocks.load(self._arrive, [self.reviewer], everything, **EVENT)
         self.items.input(self._open, [self.items], everything, **EVENT)
         self.skip.click(self._next, [self.items], everything, **EVENT)
         given = [self.items, self.answer, self.note, self.name]
         for button, action in (
-            (self.approve, "approve"), (self.correct, "correct"), (self.reject, "reject"),
-        ):  # fmt: skip
+            (self.approve, "approve"),
+            (self.correct, "correct"),
+            (self.reject, "reject"),
+        ):
             decided = button.click(self._decide(action), given, everything, **EVENT)
             decided.success(None, None, None, js=TO_TOP)
 
     def _arrive(self, reviewer: object, request: gr.Request) -> Changes:
-        caller = self.door.caller(request)
-        if not self.door.lets(caller):
-            return self.door.shut(caller) | {self.desk: gr.update(visible=False)}
+        caller = self.login_form.caller(request)
+        if not self.login_form.lets(caller):
+            return self.login_form.shut(caller) | {self.desk: gr.update(visible=False)}
         signed = gr.update(value=str(reviewer or ""), visible=not caller.name)
-        return self.door.opened(caller) | self._paint(None) | {self.name: signed}
+        return self.login_form.opened(caller) | self._paint(None) | {self.name: signed}
 
     def _open(self, message_id: str, request: gr.Request) -> Changes:
-        self.door.require(request)
+        self.login_form.require(request)
         return self._paint(message_id)
 
     def _next(self, message_id: str | None, request: gr.Request) -> Changes:
-        self.door.require(request)
-        return self._paint(view.after(queue.queue(self._store), message_id))
+        self.login_form.require(request)
+        return self._paint(view.following_id(queue.queue(self._store), message_id))
 
     def _decide(self, action: str) -> Any:
         def decide(
             message_id: str | None, answer: str, note: str, name: str, request: gr.Request
         ) -> Changes:
-            caller = self.door.require(request)
+            caller = self.login_form.require(request)
             if not message_id:
                 return self._paint(None)
             if action == "correct" and not answer.strip():
-                return {self.said: view.EMPTY}
+                return {self.said: view.EMPTY_ANSWER}
             try:
                 said = self._keep(action, message_id, answer, note, _who(caller, name))
             except TalkbackError as error:
-                return {self.said: theme.notice(str(error), "error")}
+                return {self.said: theme.banner(str(error), "error")}
             gr.Info(said, duration=3)
-            following = view.after(queue.queue(self._store), message_id)
+            following = view.following_id(queue.queue(self._store), message_id)
             return self._paint(following) | {self.reviewer: name.strip()}
 
         return decide
 
     def _keep(self, action: str, message_id: str, answer: str, note: str, reviewer: str) -> str:
         """Store the decision. Whoever approves a text they have changed means the changed one."""
-        proposal = view.proposal(self._store, message_id)
+        proposal = view.proposed_text(self._store, message_id)
         if action == "approve" and answer.strip() != proposal.strip():
             action = "correct"
         text = {"approve": proposal, "correct": answer, "reject": None}[action]
         queue.decide(self._store, message_id, reviewer, action, text, note.strip())
-        return view.DONE[action]
+        return view.CONFIRMATIONS[action]
 
     def _paint(self, message_id: str | None) -> Changes:
         """The queue as it is now, and one of its answers: the named one, else the first."""
@@ -150,10 +171,10 @@ class ReviewPage:
         item = next((i for i in items if i.message.id == message_id), items[0] if items else None)
         changes: Changes = {
             self.desk: gr.update(visible=item is not None),
-            self.nothing: gr.update(visible=item is None, value=view.NOTHING),
-            self.count: view.count(queue.waiting(self._store), len(items)),
+            self.nothing: gr.update(visible=item is None, value=view.EMPTY_QUEUE),
+            self.count: view.queue_count(queue.waiting(self._store), len(items)),
             self.items: gr.update(
-                choices=[(view.label(i), i.message.id) for i in items],
+                choices=[(view.item_label(i), i.message.id) for i in items],
                 value=item.message.id if item else None,
             ),
             self.note: "",
@@ -164,11 +185,11 @@ class ReviewPage:
     def _paint_case(self, item: queue.Item) -> Changes:
         left, right = view.side_by_side(item)
         return {
-            self.about: view.about(item),
+            self.about: view.item_context(item),
             self.original: left,
             self.proposed: right,
             self.answer: item.proposed or item.message.content,
-            self.approve: view.APPROVE[item.proposed is not None],
+            self.approve: view.APPROVE_LABELS[item.proposed is not None],
         }
 
 

@@ -6,25 +6,25 @@ Every word of a person or a model is escaped here; reviewers are who an attacker
 from html import escape
 
 from chatbot.pages import theme
-from chatbot.pages.text import differences, excerpt
+from chatbot.pages.text import mark_differences, truncate
 from feedback.review.queue import Item, newest_edit
 from feedback.store import Message, Store
 
-APPROVE = {True: "Approve the correction", False: "Approve the answer as it is"}
-DONE = {
+APPROVE_LABELS = {True: "Approve the correction", False: "Approve the answer as it is"}
+CONFIRMATIONS = {
     "approve": "Saved. It is at work from the next question on.",
     "correct": "Saved. Your correction is at work from the next question on.",
     "reject": "Saved. Nothing of it will train.",
 }
-EMPTY = theme.notice("The right answer is empty. Write it, or reject the answer.", "error")
-NOTHING = theme.empty(
+EMPTY_ANSWER = theme.banner("The right answer is empty. Write it, or reject the answer.", "error")
+EMPTY_QUEUE = theme.empty_state(
     "All caught up",
     "Answers that people correct or dislike will wait here. "
     "Nothing trains before a reviewer agrees.",
 )
 
 
-def after(items: list[Item], message_id: str | None) -> str | None:
+def following_id(items: list[Item], message_id: str | None) -> str | None:
     """The answer behind this one in the queue; the first when it was the last or is gone."""
     ids = [item.message.id for item in items]
     if message_id in ids[:-1]:
@@ -32,25 +32,25 @@ def after(items: list[Item], message_id: str | None) -> str | None:
     return ids[0] if ids else None
 
 
-def proposal(store: Store, message_id: str) -> str:
+def proposed_text(store: Store, message_id: str) -> str:
     """The text that approving would approve."""
     edit = newest_edit(store.feedback_on(message_id))
     return str(edit.value["text"]) if edit else store.message(message_id).content
 
 
-def label(item: Item) -> str:
+def item_label(item: Item) -> str:
     """A line of the queue."""
-    return f"{excerpt(item.question, 34)}\n{item.why}"
+    return f"{truncate(item.question, 34)}\n{item.why}"
 
 
-def count(waiting: int, listed: int) -> str:
+def queue_count(waiting: int, listed: int) -> str:
     """How many answers wait, and that the list is shorter when it is."""
     more = f", the {listed} most pressing are listed" if waiting > listed else ""
     answers = "1 answer waits" if waiting == 1 else f"{waiting} answers wait"
     return f'<div class="tb-count" role="status">{answers}{more}</div>'
 
 
-def about(item: Item) -> str:
+def item_context(item: Item) -> str:
     """The conversation up to the answer, and what people said of it."""
     talk = "".join(_turn(message) for message in item.thread[:-1])
     tags = "".join(f"<li>{escape(tag)}</li>" for tag in (*item.why.split(", "), *item.reasons))
@@ -65,7 +65,7 @@ def side_by_side(item: Item) -> tuple[str, str]:
     """The answer as it was given beside the proposed one, with their differences marked."""
     if item.proposed is None:
         return _side("The answer", escape(item.message.content)), _side("The right answer", "")
-    left, right = differences(item.message.content, item.proposed)
+    left, right = mark_differences(item.message.content, item.proposed)
     return _side("The answer", left), _side("Proposed instead", right)
 
 
