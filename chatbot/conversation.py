@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from feedback.errors import TalkbackError
-from feedback.store import BadMessage, Message, Store
+from feedback.store import BadMessageError, Message, Store
 
 
 class Forbidden(TalkbackError):
@@ -47,7 +47,7 @@ def find(
     if retry_of is not None:
         *_, question, answer = [None, *store.thread(retry_of)]
         if question is None or answer is None or answer.role != "assistant":
-            raise BadMessage(f"{retry_of} is not an answer; only answers are asked for again")
+            raise BadMessageError(f"{retry_of} is not an answer; only answers are asked for again")
         question_id, text, parent_id = question.id, question.content, question.parent_id
         conversation_id = question.conversation_id
     history = store.thread(parent_id) if parent_id else []
@@ -56,7 +56,7 @@ def find(
     if conversation_id is not None and store.conversation(conversation_id).person != person:
         raise Forbidden(f"{conversation_id} is not a conversation of {person}")
     if history and history[-1].conversation_id != conversation_id:
-        raise BadMessage(f"{parent_id} is not in {conversation_id}; name a message that is")
+        raise BadMessageError(f"{parent_id} is not in {conversation_id}; name a message that is")
     if not text.strip():
         raise Empty("There is nothing to answer. Say something.")
     return Place(conversation_id, parent_id, question_id, text, history, retry_of)

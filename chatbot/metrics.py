@@ -158,7 +158,7 @@ class Said:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._seen = outbox.newest(store)
-        self._kinds: Counter[str] = Counter(dict.fromkeys(kinds.KINDS, 0))
+        self._kinds: Counter[str] = Counter(dict.fromkeys(kinds.FEEDBACK_KINDS, 0))
         self._lock = threading.Lock()
 
     def metric(self) -> Metric:

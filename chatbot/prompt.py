@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from chatbot.model.base import encode
-from feedback.exemplars import preface
+from feedback.exemplars import format_exemplars
 from feedback.store import Message
 
 Turns = list[dict[str, str]]
@@ -27,7 +27,7 @@ def fit(
     """
     before = turns(history)
     for shown in (examples, ()) if examples else ((),):
-        last = preface(question, shown)
+        last = format_exemplars(question, shown)
         ids = _longest(tokenizer, system, before, last, room)
         if len(ids) <= room:
             break

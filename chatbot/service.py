@@ -32,7 +32,7 @@ from chatbot.model import lora
 from chatbot.model.base import Base, encode
 from chatbot.registry import Promotion, Registry
 from chatbot.turn import ChatSettings, Turn
-from feedback.db.group_commit import Keeper
+from feedback.db.group_commit import GroupCommit
 from feedback.errors import TalkbackError
 from feedback.settings import Home
 from feedback.store import Store
@@ -65,7 +65,7 @@ class Service:
     warning: str
     access: Access
     meters: Meters
-    keeper: Keeper
+    keeper: GroupCommit
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Service:
         self.access = Access(store, home.root)
         self.speaking, self.warning = BASE, ""
         self.meters = Meters()
-        self.keeper = Keeper(store)
+        self.keeper = GroupCommit(store)
         self.turns: weakref.WeakSet[Turn] = weakref.WeakSet()
         self._pinned: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.RLock()

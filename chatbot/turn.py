@@ -23,7 +23,7 @@ from chatbot.conversation import Place
 from chatbot.engine.protocol import Chance, Sampling, Stream
 from chatbot.prompt import fit
 from feedback import exemplars
-from feedback.exemplars import Approved
+from feedback.exemplars import ApprovedAnswer
 from feedback.ids import new_id
 from feedback.settings import Settings
 from feedback.store import Message, Role, Speaker
@@ -169,7 +169,7 @@ class Turn:
                 self.message_id,
             )
             self._stored = True
-            self._store.if_undone(self._again)
+            self._store.on_rollback(self._again)
             self._meters.answered(self._speaker)
 
     def _again(self) -> None:
@@ -216,8 +216,8 @@ def ask(
     are turns (role, text) that were said elsewhere after ``parent_id``: they become history too.
     ``answers`` is how many are given at the same time; all but the first are in ``others``.
 
-    Nothing is stored when this or `Asked.begin` raises: Forbidden, NotFound, BadMessage, Empty,
-    Busy, UnknownAdapter, AdapterError, TooLong, BadMessages.
+    Nothing is stored when this or `Asked.begin` raises: Forbidden, NotFoundError, BadMessageError,
+    Empty, Busy, UnknownAdapter, AdapterError, TooLong, BadMessages.
     """
     service.check(adapter)
     place = places.find(service.store, conversation_id, person, parent_id, text, retry_of)
@@ -307,23 +307,23 @@ def _submit(
     return str(adapter), streams
 
 
-def _approved(service: "Service", place: Place, speaker: Speaker) -> Approved | None:
+def _approved(service: "Service", place: Place, speaker: Speaker) -> ApprovedAnswer | None:
     """The answer that a reviewer approved for this question, unless it is what was not liked."""
     if not service.chat.approved_answers:
         return None
     before = service.store.speaker(place.again_after) if place.again_after else None
     if before is not None and before.source == "approved":
         return None
-    return exemplars.same(
+    return exemplars.find_approved(
         service.store, place.question, earlier=_earlier(place), adapter=speaker.adapter
     )
 
 
-def _examples(service: "Service", place: Place, speaker: Speaker) -> list[Approved]:
+def _examples(service: "Service", place: Place, speaker: Speaker) -> list[ApprovedAnswer]:
     limit = service.chat.exemplars
     if not limit:
         return []
-    return exemplars.similar(
+    return exemplars.find_exemplars(
         service.store, place.question, limit, earlier=_earlier(place), adapter=speaker.adapter
     )
 

@@ -12,7 +12,7 @@ from chatbot.engine.protocol import Request, Sampling, Stream, TooLong
 from chatbot.engine.settings import EngineSettings
 from chatbot.model.base import Base, Messages, encode, encode_answer
 from feedback.errors import TalkbackError
-from feedback.similarity import near_pairs, normalise
+from feedback.similarity import near_duplicates, normalise_text
 from feedback.snapshot import Record, Snapshot
 
 LEAK = 0.9
@@ -88,14 +88,14 @@ def leaks(snapshot: Snapshot) -> list[str]:
         for name in names
         for number, row in enumerate(snapshot.rows(name))
     }
-    near = near_pairs({key: _key(prompt) for key, prompt in prompts.items()}, LEAK)
+    near = near_duplicates({key: _key(prompt) for key, prompt in prompts.items()}, LEAK)
     leaked = {key for pair in near if pair[0][0] != pair[1][0] for key in pair if key[0] == "h"}
     return sorted(prompts[key][-1]["content"] for key in leaked)
 
 
 def _key(prompt: Messages) -> str:
     """The whole dialogue but the system message, which changes no question."""
-    return normalise(" ".join(turn["content"] for turn in prompt if turn["role"] != "system"))
+    return normalise_text(" ".join(turn["content"] for turn in prompt if turn["role"] != "system"))
 
 
 # -- How they are heard

@@ -6,43 +6,48 @@ An answer that an adapter gives unaided has graduated, and leaves the prompts of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from feedback.ids import now
-from feedback.similarity import content_words, held, normalise, overlap, same_words
+from feedback.similarity import (
+    content_words,
+    count_shared_words,
+    normalise_text,
+    same_but_for_typo,
+    word_overlap,
+)
 from feedback.store import Message, Store
 
-FLOOR = 0.5
+MIN_OVERLAP = 0.5
 """How much of their content words two questions must share for one to be the other's exemplar; or
 how much of the one's words the other and its answer must hold."""
-ENOUGH = 2
+MIN_SHARED_WORDS = 2
 """At least so many, when the answer's count too."""
 
 QUESTION_WEIGHT = 3
 """How much more a word of the question counts than one of the answer."""
 
-_CANDIDATES = 50
-_POINTING_WORDS = "it its that this these those they them he him she her there then one ones"
-_POINTING = frozenset(_POINTING_WORDS.split())
-_CONTINUING = ("and", "or", "but", "so", "also", "else")
+_MAX_CANDIDATES = 50
+_ANAPHORA_TEXT = "it its that this these those they them he him she her there then one ones"
+_ANAPHORA = frozenset(_ANAPHORA_TEXT.split())
+_CONJUNCTIONS = ("and", "or", "but", "so", "also", "else")
 
 
 @dataclass(frozen=True)
-class Approved:
-    """An answer that a reviewer stands behind. ``key`` is what makes two questions the same."""
+class ApprovedAnswer:
+    """Holds an answer that a reviewer approved; a ``question_key`` is that of one question."""
 
     id: str
     review_id: str
     message_id: str
     question: str
-    key: str
+    question_key: str
     answer: str
     created_at: str
 
 
-def same(
+def find_approved(
     store: Store, question: str, *, earlier: Sequence[str] = (), adapter: str | None = None
-) -> Approved | None:
+) -> ApprovedAnswer | None:
     """The approved answer to this very question, slips of the pen aside; the newest if several.
 
     ``earlier`` are the person's turns before it: "And on Sundays?" is the same question only
@@ -51,48 +56,50 @@ def same(
     key = question_key(question, earlier)
     if not any(mark.isalnum() for mark in key):
         return None
-    exact = _active(store, adapter, "a.question_key = ?", (key,))
+    exact = _select_active(store, adapter, "a.question_key = ?", (key,))
     if exact:
         return exact[0]
-    near = _found(store, question, adapter)
-    return next((one for one in near if same_words(one.key, key)), None)
+    near = _search(store, question, adapter)
+    return next((one for one in near if same_but_for_typo(one.question_key, key)), None)
 
 
-def similar(
+def find_exemplars(
     store: Store,
     question: str,
     limit: int = 3,
     *,
     earlier: Sequence[str] = (),
     adapter: str | None = None,
-) -> list[Approved]:
+) -> list[ApprovedAnswer]:
     """Up to ``limit`` approved answers to similar questions, the best first (BM25).
 
     Nothing for or from a question that leans on the turn before it: out of its conversation its
     words do not say what it is about, and an exemplar that misleads is worse than none.
     """
-    if _leans(question, earlier):
+    if _depends_on_context(question, earlier):
         return []
     words = content_words(question)
-    found = (one for one in _found(store, question, adapter) if _CONTEXT not in one.key)
-    return [one for one in found if _close(words, one)][:limit]
+    found = (
+        one for one in _search(store, question, adapter) if _TURN_SEPARATOR not in one.question_key
+    )
+    return [one for one in found if _is_similar(words, one)][:limit]
 
 
-def _close(asked: set[str], approved: Approved) -> bool:
+def _is_similar(asked: set[str], approved: ApprovedAnswer) -> bool:
     """Whether a question's words say enough about an approved one, or about its answer: "Do you
     open at 9?" has none of "What are your hours?" and all of "From 9, open daily"."""
     question = content_words(approved.question)
     # A single word ("order", of "Where is my order?") says too little about three or more.
-    if (len(question) > 1 or len(asked) < 3) and overlap(asked, question) >= FLOOR:
+    if (len(question) > 1 or len(asked) < 3) and word_overlap(asked, question) >= MIN_OVERLAP:
         return True
-    shared = held(asked, question | content_words(approved.answer))
-    return shared >= max(ENOUGH, FLOOR * len(asked))
+    shared = count_shared_words(asked, question | content_words(approved.answer))
+    return shared >= max(MIN_SHARED_WORDS, MIN_OVERLAP * len(asked))
 
 
-def active(store: Store, adapter: str | None = None) -> list[Approved]:
+def active_answers(store: Store, adapter: str | None = None) -> list[ApprovedAnswer]:
     """All approved answers still at work for an adapter (None: the one in service), newest first:
     neither withdrawn nor graduated."""
-    return _active(store, adapter, "true", ())
+    return _select_active(store, adapter, "true", ())
 
 
 def graduate(store: Store, approved_id: str, adapter: str) -> None:
@@ -104,7 +111,7 @@ def graduate(store: Store, approved_id: str, adapter: str) -> None:
         )
 
 
-_CONTEXT = " / "
+_TURN_SEPARATOR = " / "
 """Between the turns of a key; no normalised question on its own contains it."""
 
 
@@ -116,41 +123,41 @@ def question_key(question: str, earlier: Sequence[str] = ()) -> str:
     """
     turns = [question]
     for turn in reversed(earlier):
-        if stands_alone(turns[0]):
+        if is_self_contained(turns[0]):
             break
         turns.insert(0, turn)
-    return _CONTEXT.join(normalise(turn) for turn in turns)
+    return _TURN_SEPARATOR.join(normalise_text(turn) for turn in turns)
 
 
-def asked(thread: Sequence[Message]) -> tuple[str, list[str]]:
+def question_and_earlier(thread: Sequence[Message]) -> tuple[str, list[str]]:
     """The question that the last message of a thread answers, and the person's turns before it."""
     turns = [message.content for message in thread if message.role == "user"]
     return (turns[-1], turns[:-1]) if turns else ("", [])
 
 
-def stands_alone(question: str) -> bool:
+def is_self_contained(question: str) -> bool:
     """Whether a question can be understood without the turn before it.
 
     Short ones ("how much?"), ones that continue ("and ...", "what about ...") and ones that point
     back ("how long does it take") may not: better to take too many for follow-ups than too few.
     """
-    words = normalise(question).split()
-    if len(words) < 4 or words[0] in _CONTINUING or words[1] == "about":
+    words = normalise_text(question).split()
+    if len(words) < 4 or words[0] in _CONJUNCTIONS or words[1] == "about":
         return False
-    return _POINTING.isdisjoint(words)
+    return _ANAPHORA.isdisjoint(words)
 
 
-def _leans(question: str, earlier: Sequence[str]) -> bool:
-    return bool(earlier) and not stands_alone(question)
+def _depends_on_context(question: str, earlier: Sequence[str]) -> bool:
+    return bool(earlier) and not is_self_contained(question)
 
 
-def _found(store: Store, question: str, adapter: str | None) -> list[Approved]:
+def _search(store: Store, question: str, adapter: str | None) -> list[ApprovedAnswer]:
     """What full-text search finds for any of the question's words, best match first."""
-    words = content_words(question) or set(normalise(question).split())
+    words = content_words(question) or set(normalise_text(question).split())
     query = " OR ".join('"' + word.replace('"', "") + '"' for word in sorted(words))
     if not query:
         return []
-    return _active(
+    return _select_active(
         store,
         adapter,
         "f.approved_fts match ?",
@@ -160,7 +167,7 @@ def _found(store: Store, question: str, adapter: str | None) -> list[Approved]:
     )
 
 
-def _active(
+def _select_active(
     store: Store,
     adapter: str | None,
     condition: str,
@@ -168,24 +175,19 @@ def _active(
     *,
     join: str = "",
     order: str = "a.rowid desc",
-) -> list[Approved]:
+) -> list[ApprovedAnswer]:
     rows = store.rows(
         f"""select a.* from approved a {join} where {condition}
         and a.id not in (select approved_id from withdrawal)
         and a.id not in (select approved_id from graduation where adapter = coalesce(
             ?, (select adapter from promotion order by rowid desc limit 1), adapter))
-        order by {order} limit {_CANDIDATES if join else -1}""",
+        order by {order} limit {_MAX_CANDIDATES if join else -1}""",
         (*args, adapter),
     )
-    return [_approved(row) for row in rows]
+    return [ApprovedAnswer(**row) for row in rows]
 
 
-def _approved(row: Any) -> Approved:
-    fields = dict(row)
-    return Approved(key=fields.pop("question_key"), **fields)
-
-
-def preface(question: str, exemplars: Sequence[tuple[str, str]]) -> str:
+def format_exemplars(question: str, exemplars: Sequence[tuple[str, str]]) -> str:
     """The last user message: approved (question, answer) pairs first, then the question asked.
 
     The pairs go into the last message and not into the system message, because every chat

@@ -21,7 +21,7 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
-from pydantic_settings import SettingsError as EnvironmentUnreadable
+from pydantic_settings import SettingsError as PydanticSettingsError
 
 from feedback.errors import TalkbackError
 
@@ -87,14 +87,14 @@ class Settings(BaseSettings):
     @classmethod
     def read(cls, home: Home) -> Self:
         """Defaults, the file's table, ``TALKBACK_<TABLE>_<KEY>``: the later wins; SettingsError."""
-        table = _tables(home).get(cls.table, {})
+        table = _read_tables(home).get(cls.table, {})
         if not isinstance(table, dict):
             raise SettingsError(f"{cls.table!r} in {home.toml} is a value; write it as a table")
         cls._refuse_unknown(table, f"table [{cls.table}] of {home.toml}")
         try:
-            return cls(**_merged(table, cls._environment()))
+            return cls(**_merge(table, cls._environment()))
         except ValidationError as error:
-            raise SettingsError(_first_complaint(error, cls.table, home.toml)) from error
+            raise SettingsError(_describe_error(error, cls.table, home.toml)) from error
 
     @classmethod
     def _environment(cls) -> dict[str, Any]:
@@ -102,8 +102,8 @@ class Settings(BaseSettings):
         keys = (name.removeprefix(prefix) for name in os.environ if name.startswith(prefix))
         cls._refuse_unknown([key.split("__")[0].lower() for key in keys], f"environment {prefix}*")
         try:
-            return _parsed(EnvSettingsSource(cls, env_prefix=prefix)())
-        except EnvironmentUnreadable as error:
+            return _parse_nested(EnvSettingsSource(cls, env_prefix=prefix)())
+        except PydanticSettingsError as error:
             raise SettingsError(f"{prefix}*: {error}; lists and tables are JSON") from error
 
     @classmethod
@@ -129,14 +129,14 @@ class Settings(BaseSettings):
 def check_tables(home: Home, known: Iterable[str]) -> None:
     """Raise SettingsError for a table that no stage reads: most likely a slip of the pen."""
     names = sorted(set(known))
-    for table in _tables(home):
+    for table in _read_tables(home):
         if table not in names:
             raise SettingsError(
                 f"unknown table [{table}] in {home.toml}; known: {', '.join(names)}"
             )
 
 
-def _tables(home: Home) -> dict[str, Any]:
+def _read_tables(home: Home) -> dict[str, Any]:
     try:
         return tomllib.loads(home.toml.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -145,35 +145,35 @@ def _tables(home: Home) -> dict[str, Any]:
         raise SettingsError(f"{home.toml} is not TOML: {error}") from error
 
 
-def _parsed(environment: dict[str, Any]) -> dict[str, Any]:
+def _parse_nested(environment: dict[str, Any]) -> dict[str, Any]:
     """Inside sub-tables nothing declares a type: ``0.1`` there is a number, as it is in TOML."""
     return {
-        key: {name: _value(text) for name, text in value.items()}
+        key: {name: _parse_value(text) for name, text in value.items()}
         if isinstance(value, dict)
         else value
         for key, value in environment.items()
     }
 
 
-def _value(text: object) -> object:
+def _parse_value(text: object) -> object:
     try:
         return json.loads(text) if isinstance(text, str) else text
     except ValueError:
         return text
 
 
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """``above`` wins key by key, inside sub-tables too."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
-            value = _merged(old, value)
+            value = _merge(old, value)
         merged[key] = value
     return merged
 
 
-def _first_complaint(error: ValidationError, table: str, file: Path) -> str:
+def _describe_error(error: ValidationError, table: str, file: Path) -> str:
     complaint = error.errors()[0]
     key = ".".join(str(part) for part in complaint["loc"])
     return (

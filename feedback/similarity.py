@@ -17,7 +17,7 @@ _STOP_WORDS = """
 _STOP = frozenset(_STOP_WORDS.split())
 
 
-def normalise(question: str) -> str:
+def normalise_text(question: str) -> str:
     """Case, punctuation and spacing aside: what is left is the same for the same question."""
     text = unicodedata.normalize("NFKC", question).casefold()
     for apostrophe in "'`\N{RIGHT SINGLE QUOTATION MARK}\N{ACUTE ACCENT}":
@@ -31,10 +31,10 @@ def normalise(question: str) -> str:
 
 def content_words(question: str) -> set[str]:
     """The words that say what a question is about."""
-    return set(normalise(question).split()) - _STOP
+    return set(normalise_text(question).split()) - _STOP
 
 
-def same_words(one: str, other: str) -> bool:
+def same_but_for_typo(one: str, other: str) -> bool:
     """Whether two questions ask the same for certain: word for word, but for slips of the pen.
 
     A slip is one edit inside a longer word whose first letter is right, in a word without digits;
@@ -44,16 +44,16 @@ def same_words(one: str, other: str) -> bool:
     if len(one.split()) != len(other.split()):
         return False
     odd = [pair for pair in pairs if pair[0] != pair[1]]
-    return len(odd) <= 1 and all(_slip(*pair) for pair in odd)
+    return len(odd) <= 1 and all(_is_typo(*pair) for pair in odd)
 
 
-def _slip(one: str, other: str) -> bool:
+def _is_typo(one: str, other: str) -> bool:
     long_enough = min(len(one), len(other)) >= 5
     letters = one.isalpha() and other.isalpha() and one[0] == other[0]
-    return long_enough and letters and _one_edit(one, other)
+    return long_enough and letters and _is_one_edit(one, other)
 
 
-def _one_edit(one: str, other: str) -> bool:
+def _is_one_edit(one: str, other: str) -> bool:
     """Whether one letter added, left out, replaced, or two neighbours swapped make the other."""
     short, long = sorted((one, other), key=len)
     start = next((i for i, mark in enumerate(short) if mark != long[i]), len(short))
@@ -64,19 +64,21 @@ def _one_edit(one: str, other: str) -> bool:
     return short[start:] == long[start + 1 :]
 
 
-def held(words: set[str], there: set[str]) -> int:
+def count_shared_words(words: set[str], others: set[str]) -> int:
     """How many of some content words are among others, inflections aside."""
-    return sum(any(_alike(word, other) for other in there) for word in words)
+    return sum(any(_same_stem(word, other) for other in others) for word in words)
 
 
-def overlap(one: set[str], other: set[str]) -> float:
+def word_overlap(one: set[str], other: set[str]) -> float:
     """Share of two sets of content words that they have in common (Dice), inflections aside."""
     if not one or not other:
         return 0.0
-    return (held(one, other) + held(other, one)) / (len(one) + len(other))
+    return (count_shared_words(one, other) + count_shared_words(other, one)) / (
+        len(one) + len(other)
+    )
 
 
-def _alike(one: str, other: str) -> bool:
+def _same_stem(one: str, other: str) -> bool:
     """The same word, or two forms of it: open and opening, delivery and deliveries."""
     shorter = min(len(one), len(other))
     stem = max(4, shorter - 1)
@@ -85,11 +87,11 @@ def _alike(one: str, other: str) -> bool:
 
 def trigrams(text: str) -> frozenset[str]:
     """The runs of three characters of a normalised text, its ends marked by spaces."""
-    padded = f"  {normalise(text)} "
+    padded = f"  {normalise_text(text)} "
     return frozenset(padded[i : i + 3] for i in range(len(padded) - 2))
 
 
-def similarity(one: str, other: str) -> float:
+def trigram_similarity(one: str, other: str) -> float:
     """Jaccard similarity of two texts' trigrams: 1 for equal after normalising, 0 for strangers."""
     return _jaccard(trigrams(one), trigrams(other))
 
@@ -98,7 +100,7 @@ def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
     return len(one & other) / len(one | other) if one or other else 1.0
 
 
-def near_pairs(texts: Mapping[str, str], threshold: float) -> Iterator[tuple[str, str]]:
+def near_duplicates(texts: Mapping[str, str], threshold: float) -> Iterator[tuple[str, str]]:
     """Every pair of keys whose texts are at least this similar, exactly, without comparing all.
 
     Two sets that similar share one of their rarest members, so only those are indexed

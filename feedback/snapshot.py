@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from feedback.curation.curate import Curation
-from feedback.curation.outdated import outdated as outdated
-from feedback.curation.rows import Row, Turn
+from feedback.curation.outdated import partition_outdated as partition_outdated
+from feedback.curation.rows import MessageDict, Row
 from feedback.errors import TalkbackError
 from feedback.ids import now
 
@@ -71,7 +71,7 @@ class Snapshot:
 _MANIFEST = ("id", "hash", "counts", "sources", "people", "created_at")
 
 
-def write(curation: Curation, out: Path, replay: Sequence[Record] = ()) -> Snapshot:
+def write_snapshot(curation: Curation, out: Path, replay: Sequence[Record] = ()) -> Snapshot:
     """Write the snapshot into ``out/<id>``: there whole or not at all, and once only.
 
     ``replay`` are the base's own dialogues (``{"messages": [...]}``) to train along with the rows.
@@ -82,7 +82,7 @@ def write(curation: Curation, out: Path, replay: Sequence[Record] = ()) -> Snaps
     try:
         contents = _contents(rows, replay)
         for name, records in contents.items():
-            _save(draft / f"{name}.jsonl", map(_line, records))
+            _write_lines(draft / f"{name}.jsonl", map(_to_json, records))
         digest = _hash(draft)
         folder = out / f"s-{digest[:12]}"
         manifest = {
@@ -95,13 +95,13 @@ def write(curation: Curation, out: Path, replay: Sequence[Record] = ()) -> Snaps
             "format": FORMAT,
             "lineage": _lineage(rows),
         }
-        _save(draft / "manifest.json", [json.dumps(manifest, ensure_ascii=False, indent=1)])
-        return _settle(draft, folder)
+        _write_lines(draft / "manifest.json", [json.dumps(manifest, ensure_ascii=False, indent=1)])
+        return _publish(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _settle(draft: Path, folder: Path) -> Snapshot:
+def _publish(draft: Path, folder: Path) -> Snapshot:
     """The draft becomes the folder, unless it is there already."""
     if not folder.exists():
         draft.chmod(0o755)
@@ -158,25 +158,25 @@ def _replay(record: Record) -> Record:
     return {"prompt": messages[:-1], "completion": messages[-1:], "weight": 1}
 
 
-def _answer(text: str) -> list[Turn]:
+def _answer(text: str) -> list[MessageDict]:
     return [{"role": "assistant", "content": text}]
 
 
-def _messages(record: Record) -> list[Turn]:
+def _messages(record: Record) -> list[MessageDict]:
     """All turns of a dialogue, given whole or as prompt and completion."""
     if "messages" in record:
         return list(record["messages"])
     return [*record["prompt"], *record["completion"]]
 
 
-def _save(path: Path, lines: Iterable[str]) -> None:
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in lines)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _line(record: Record) -> str:
+def _to_json(record: Record) -> str:
     return json.dumps(record, ensure_ascii=False)
 
 

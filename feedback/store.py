@@ -15,20 +15,20 @@ from feedback import kinds
 from feedback.db.database import Connection, Database
 from feedback.errors import TalkbackError
 from feedback.ids import new_id, now
-from feedback.kinds import BadFeedback as BadFeedback
+from feedback.kinds import BadFeedbackError as BadFeedbackError
 
 Role = Literal["user", "assistant"]
 TITLE_LENGTH = 60
 
 
-class NotFound(TalkbackError, KeyError):
+class NotFoundError(TalkbackError, KeyError):
     """No such conversation or message; names the id."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
-class BadMessage(TalkbackError):
+class BadMessageError(TalkbackError):
     """A message that cannot be part of its conversation."""
 
 
@@ -76,7 +76,7 @@ class Feedback:
     id: str
     message_id: str
     person: str
-    kind: kinds.Kind
+    kind: kinds.FeedbackKind
     value: dict[str, Any]
     idempotency_key: str | None
     created_at: str
@@ -85,11 +85,11 @@ class Feedback:
 class Store(Database):
     """Conversations and feedback in the SQLite file at ``path``; safe for threads and processes."""
 
-    def start_conversation(self, person: str, first_words: str) -> str:
+    def start_conversation(self, person: str, first_message: str) -> str:
         """A new conversation of ``person``, titled by its first words; returns its id."""
         id = new_id("con")
         with self.write() as db:
-            row = {"id": id, "person": person, "title": _title(first_words), "created_at": now()}
+            row = {"id": id, "person": person, "title": _title(first_message), "created_at": now()}
             db.insert("conversation", row)
         return id
 
@@ -104,12 +104,12 @@ class Store(Database):
     ) -> str:
         """Keep a message under its parent (None: it opens the conversation); returns its id.
 
-        Raises NotFound for an unknown conversation or parent, BadMessage for a parent in another
-        conversation, an unknown role or an id that is taken.
+        Raises NotFoundError for an unknown conversation or parent, BadMessageError for a parent in
+        another conversation, an unknown role or an id that is taken.
         """
         id = id or new_id("msg")
         with self.write() as db:
-            self._check_place(conversation_id, parent_id, role, id)
+            self._check_message(conversation_id, parent_id, role, id)
             row = {
                 "id": id,
                 "conversation_id": conversation_id,
@@ -123,20 +123,24 @@ class Store(Database):
                 db.insert("speaker", vars(speaker) | {"message_id": id})
         return id
 
-    def _check_place(self, conversation_id: str, parent_id: str | None, role: str, id: str) -> None:
+    def _check_message(
+        self, conversation_id: str, parent_id: str | None, role: str, id: str
+    ) -> None:
         self.conversation(conversation_id)
         if role not in ("user", "assistant"):
-            raise BadMessage(f"unknown role {role!r}; a message is the user's or the assistant's")
+            raise BadMessageError(
+                f"unknown role {role!r}; a message is the user's or the assistant's"
+            )
         if parent_id is not None and self.message(parent_id).conversation_id != conversation_id:
-            raise BadMessage(f"{parent_id} is not in {conversation_id}; name a parent that is")
+            raise BadMessageError(f"{parent_id} is not in {conversation_id}; name a parent that is")
         if self.row("select 1 from message where id = ?", (id,)):
-            raise BadMessage(f"there is a message {id} already; leave the id to the store")
+            raise BadMessageError(f"there is a message {id} already; leave the id to the store")
 
     def conversation(self, id: str) -> Conversation:
-        """The conversation, or NotFound."""
+        """The conversation, or NotFoundError."""
         row = self.row("select * from conversation where id = ?", (id,))
         if row is None:
-            raise NotFound(f"no conversation {id!r}")
+            raise NotFoundError(f"no conversation {id!r}")
         return Conversation(**row)
 
     def conversations(self, person: str) -> list[Conversation]:
@@ -145,14 +149,14 @@ class Store(Database):
         return [Conversation(**row) for row in self.rows(sql, (person,))]
 
     def message(self, id: str) -> Message:
-        """The message, or NotFound."""
+        """The message, or NotFoundError."""
         row = self.row("select * from message where id = ?", (id,))
         if row is None:
-            raise NotFound(f"no message {id!r}")
+            raise NotFoundError(f"no message {id!r}")
         return Message(**row)
 
     def thread(self, id: str) -> list[Message]:
-        """The messages from the opening one down to this one; NotFound."""
+        """The messages from the opening one down to this one; NotFoundError."""
         rows = self.rows(
             """with recursive up (id, above, steps) as (
                 select id, parent_id, 0 from message where id = ?
@@ -162,7 +166,7 @@ class Store(Database):
             (id,),
         )
         if not rows:
-            raise NotFound(f"no message {id!r}")
+            raise NotFoundError(f"no message {id!r}")
         return [Message(**row) for row in rows]
 
     def children(self, id: str) -> list[Message]:
@@ -175,7 +179,7 @@ class Store(Database):
         sql = "select * from message where conversation_id = ? order by rowid"
         return [Message(**row) for row in self.rows(sql, (conversation_id,))]
 
-    def latest(self, conversation_id: str) -> Message | None:
+    def latest_message(self, conversation_id: str) -> Message | None:
         """The end of the branch that was written to last. The newest message has no children."""
         sql = "select * from message where conversation_id = ? order by rowid desc limit 1"
         row = self.row(sql, (conversation_id,))
@@ -199,35 +203,36 @@ class Store(Database):
     ) -> str:
         """Keep what ``person`` said of an answer; returns the feedback's id once it is on the disk.
 
-        The same key and content again gives the same id and keeps nothing twice. Raises NotFound,
-        BadFeedback for a wrong kind or value, and KeyTaken for a key that came with other content.
+        The same key and content again gives the same id and keeps nothing twice. Raises
+        NotFoundError, BadFeedbackError for a wrong kind or value, and IdempotencyKeyTakenError for
+        a key that came with other content.
         """
-        kinds.check(kind, value)
+        kinds.validate(kind, value)
         with self.write() as db:
             self._check_target(message_id, kind, value)
-            known = self._said_before(message_id, person, kind, value, idempotency_key)
-            return known or _keep(db, message_id, person, kind, value, idempotency_key)
+            known = self._find_duplicate(message_id, person, kind, value, idempotency_key)
+            return known or _insert_feedback(db, message_id, person, kind, value, idempotency_key)
 
     def check_feedback(self, message_id: str, kind: str, value: Mapping[str, Any]) -> None:
-        """Raise NotFound or BadFeedback where `add_feedback` would; nothing is kept."""
-        kinds.check(kind, value)
+        """Raise NotFoundError or BadFeedbackError where `add_feedback` would; nothing is kept."""
+        kinds.validate(kind, value)
         self._check_target(message_id, kind, value)
 
     def _check_target(self, message_id: str, kind: str, value: Mapping[str, Any]) -> None:
         answer = self.message(message_id)
         if answer.role != "assistant":
-            raise BadFeedback(f"{message_id} is a person's message; feedback is on answers")
+            raise BadFeedbackError(f"{message_id} is a person's message; feedback is on answers")
         if kind == "choice":
             other = self.message(value["over"])
             siblings = other.role == "assistant" and other.parent_id == answer.parent_id
-            same_talk = other.conversation_id == answer.conversation_id
-            if other.id == answer.id or not (siblings and same_talk):
-                raise BadFeedback(
+            same_conversation = other.conversation_id == answer.conversation_id
+            if other.id == answer.id or not (siblings and same_conversation):
+                raise BadFeedbackError(
                     f"{message_id} and {other.id} are not two answers to one message; "
                     "a choice is between those"
                 )
 
-    def _said_before(
+    def _find_duplicate(
         self, message_id: str, person: str, kind: str, value: Mapping[str, Any], key: str | None
     ) -> str | None:
         sql = "select * from feedback where person = ? and idempotency_key = ?"
@@ -235,7 +240,7 @@ class Store(Database):
         if row is None:
             return None
         if (row["message_id"], row["kind"], json.loads(row["value"])) != (message_id, kind, value):
-            raise kinds.KeyTaken(
+            raise kinds.IdempotencyKeyTakenError(
                 f"idempotency key {key!r} came with other feedback before; use a new key for this"
             )
         return str(row["id"])
@@ -243,7 +248,7 @@ class Store(Database):
     def feedback_on(self, message_id: str) -> list[Feedback]:
         """All that was said of an answer, oldest first."""
         sql = "select * from feedback where message_id = ? order by rowid"
-        return [feedback(row) for row in self.rows(sql, (message_id,))]
+        return [feedback_from_row(row) for row in self.rows(sql, (message_id,))]
 
     def thumb_of(self, message_id: str, person: str) -> bool | None:
         """This person's thumb as it stands: up, down, or None (never given, or taken back)."""
@@ -277,12 +282,12 @@ _COUNTS = """select
     (select count(*) from cycle) as cycles"""
 
 
-def feedback(row: sqlite3.Row) -> Feedback:
+def feedback_from_row(row: sqlite3.Row) -> Feedback:
     """A row of the table as the dataclass."""
     return Feedback(**{**dict(row), "value": json.loads(row["value"])})
 
 
-def _keep(
+def _insert_feedback(
     db: Connection,
     message_id: str,
     person: str,
@@ -304,8 +309,8 @@ def _keep(
     return id
 
 
-def _title(first_words: str) -> str:
-    words = " ".join(first_words.split())
+def _title(first_message: str) -> str:
+    words = " ".join(first_message.split())
     if len(words) <= TITLE_LENGTH:
         return words or "New conversation"
     return words[:TITLE_LENGTH].rsplit(" ", 1)[0] + "…"

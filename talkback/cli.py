@@ -22,7 +22,7 @@ from chatbot.auth import api_keys
 from chatbot.registry import Registry
 from feedback.curation.curate import Curation
 from feedback.errors import TalkbackError
-from feedback.review.queue import Item, decide, queue, waiting
+from feedback.review.queue import QueueItem, count_pending, decide, list_pending
 from feedback.settings import Home, check_tables
 from feedback.store import Store
 from talkback import cycle as cycles
@@ -133,7 +133,7 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
         "home": str(store.path.parent),
         "adapter": current.adapter if current else None,
         "since": current.created_at if current else None,
-        "waiting for review": waiting(store),
+        "waiting for review": count_pending(store),
         "last cycle": last,
         **store.counts(),
     }
@@ -204,7 +204,7 @@ def review(
     """List the answers that wait for a reviewer, or decide about one."""
     store, _ = opened(home)
     if message is None:
-        show_queue(queue(store), as_json)
+        show_queue(list_pending(store), as_json)
         return
     chosen = {"approve": approve, "correct": correct is not None, "reject": reject}
     actions = [action for action, given in chosen.items() if given]
@@ -306,7 +306,7 @@ def show_rows(rows: list[dict[str, Any]], as_json: bool, nothing: str) -> None:
     console.print(table)
 
 
-def show_queue(items: list[Item], as_json: bool) -> None:
+def show_queue(items: list[QueueItem], as_json: bool) -> None:
     """The review queue, most pressing first."""
     rows = [
         {

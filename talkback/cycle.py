@@ -24,7 +24,7 @@ from feedback import exemplars
 from feedback.curation.curate import CurateSettings, Curation, curate
 from feedback.ids import new_id, now
 from feedback.settings import Home, Settings, SettingsError
-from feedback.snapshot import Snapshot, outdated, write
+from feedback.snapshot import Snapshot, partition_outdated, write_snapshot
 from feedback.store import Store
 from talkback.stage import StageFailed, stage
 
@@ -159,8 +159,8 @@ class Cycle:
     def snapshot(self, curation: Curation, current: AdapterRow) -> Snapshot:
         """What trains, as a folder: curated rows, and replay of what nobody has corrected."""
         old = [row.rejected for row in curation.rows if row.kind == "sft" and row.rejected]
-        replay, _ = outdated(self.rows("replay", current), old)
-        return write(curation, self.home.snapshots, replay=replay)
+        replay, _ = partition_outdated(self.rows("replay", current), old)
+        return write_snapshot(curation, self.home.snapshots, replay=replay)
 
     def train(self, snapshot: Snapshot, current: AdapterRow) -> Path:
         """A new adapter folder beside the others."""
@@ -174,7 +174,7 @@ class Cycle:
         """A report on the candidate against the adapter in service; its folder."""
         corrected = [*snapshot.rows("repairs"), *snapshot.rows("held_out")]
         old = [row["rejected"] for row in corrected if "rejected" in row]
-        retention, _ = outdated(self.rows("retention", current), old)
+        retention, _ = partition_outdated(self.rows("retention", current), old)
         out = self.home.reports / new_id("rep")
         with TemporaryDirectory() as folder:
             rows = Path(folder) / "retention.jsonl"
@@ -215,7 +215,7 @@ class Cycle:
         """Approved answers that the adapter gave unaided leave its prompts."""
         items = [*report.suites["repairs"], *report.suites["held_out"]]
         unaided = {(item.question, item.expected) for item in items if item.candidate.right}
-        for approved in exemplars.active(self.store, adapter):
+        for approved in exemplars.active_answers(self.store, adapter):
             if (approved.question, approved.answer) in unaided:
                 exemplars.graduate(self.store, approved.id, adapter)
 
@@ -278,7 +278,7 @@ class Cycle:
 
 def rows_now(home: Home) -> Curation:
     """What a cycle would learn from now; decides and writes nothing."""
-    return curate(Store(home.db), CurateSettings.read(home), keep=False)
+    return curate(Store(home.db), CurateSettings.read(home), persist=False)
 
 
 def last_end(store: Store) -> dict[str, Any] | None:

@@ -190,7 +190,7 @@ def answer_to(service: Service, person: str) -> Message:
     """The only answer that this person got, once it is stored."""
     for _ in range(500):
         for talk in service.store.conversations(person):
-            answer = service.store.latest(talk.id)
+            answer = service.store.latest_message(talk.id)
             if answer is not None and answer.role == "assistant":
                 return answer
         time.sleep(0.02)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from feedback.curation.split import NEAR
-from feedback.exemplars import preface
-from feedback.similarity import normalise, trigrams
+from feedback.curation.split import NEAR_DUPLICATE
+from feedback.exemplars import format_exemplars
+from feedback.similarity import normalise_text, trigrams
 from training.starter.corpus import MIXTURE, Corpus
 from training.starter.phrasing import sloppy, typo
 from training.starter.question_sets import write_suites
@@ -52,7 +52,7 @@ def test_no_held_out_question_has_anything_alike_that_trains() -> None:
         for text in chain.from_iterable(map(ways, topic.questions.train)):
             grams, said = trigrams(text), words(text)
             for line, its_grams, its_words in held_out:
-                assert jaccard(grams, its_grams) < NEAR, (topic.name, text, line)
+                assert jaccard(grams, its_grams) < NEAR_DUPLICATE, (topic.name, text, line)
                 assert jaccard(said, its_words) < 0.75, (topic.name, text, line)
 
 
@@ -64,7 +64,7 @@ def ways(template: str) -> Iterator[str]:
 
 
 def words(text: str) -> set[str]:
-    return set(normalise(text).split())
+    return set(normalise_text(text).split())
 
 
 def jaccard(one: Set[str], other: Set[str]) -> float:
@@ -175,8 +175,8 @@ def test_a_typo_touches_one_letter(text: str) -> None:
 
 
 def test_preface_places_exemplars_before_the_question() -> None:
-    assert preface("Why?", []) == "Why?"
-    assert preface("Why?", [("a", "b"), ("c", "d")]) == (
+    assert format_exemplars("Why?", []) == "Why?"
+    assert format_exemplars("Why?", [("a", "b"), ("c", "d")]) == (
         "Approved answers:\nQ: a\nA: b\nQ: c\nA: d\n\nQuestion: Why?"
     )
 

@@ -271,7 +271,7 @@ def test_all_train_until_there_are_enough_and_what_trained_trains_for_ever(store
 def test_looking_twice_gives_the_same(store: Store) -> None:
     for n in range(6):
         decide(store, answer(store, f"{'abcdef'[n] * 8}?"), "rita", "correct", f"Answer {n}.")
-    seen = curate(store, keep=False)
+    seen = curate(store, persist=False)
     assert store.rows("select * from split") == []
     assert curate(store) == seen == curate(store)
 

@@ -102,7 +102,7 @@ def test_what_was_corrected_is_learnt_promoted_and_spoken(taught: Service, home:
     assert len(learnt) >= 5
     for item in learnt:
         assert ask(taught, item.question)[0] == item.expected
-    still_in_prompts = {one.question for one in exemplars.active(taught.store)}
+    still_in_prompts = {one.question for one in exemplars.active_answers(taught.store)}
     assert still_in_prompts.isdisjoint(item.question for item in learnt)
 
     lineage = taught.registry.adapter(str(outcome.adapter)).lineage

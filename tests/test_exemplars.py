@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 
 from feedback.exemplars import (
-    active,
+    active_answers,
+    find_approved,
+    find_exemplars,
+    format_exemplars,
     graduate,
-    normalise,
-    preface,
+    is_self_contained,
+    normalise_text,
     question_key,
-    same,
-    similar,
-    stands_alone,
 )
 from feedback.ids import now
 from feedback.review.queue import decide
-from feedback.similarity import near_pairs, similarity
+from feedback.similarity import near_duplicates, trigram_similarity
 from feedback.store import Store
 from tests.fixtures import public_data
 from tests.fixtures.conversations import answer
@@ -34,7 +34,7 @@ def correct(store: Store, question: str, right: str, **place: object) -> str:
     """Ask, and have the answer corrected; the approved answer's id."""
     id = answer(store, question, **place)  # type: ignore[arg-type]
     decide(store, id, "rita", "correct", right)
-    return active(store)[0].id
+    return active_answers(store)[0].id
 
 
 def put_in_service(store: Store, adapter: str) -> None:
@@ -49,8 +49,8 @@ def put_in_service(store: Store, adapter: str) -> None:
 
 
 def test_the_prompt_begins_with_the_approved_answers() -> None:
-    assert preface("When?", []) == "When?"
-    assert preface("When?", [("Sundays?", "At 11."), ("Fax?", "No.")]) == (
+    assert format_exemplars("When?", []) == "When?"
+    assert format_exemplars("When?", [("Sundays?", "At 11."), ("Fax?", "No.")]) == (
         "Approved answers:\nQ: Sundays?\nA: At 11.\nQ: Fax?\nA: No.\n\nQuestion: When?"
     )
 
@@ -65,7 +65,7 @@ def test_the_prompt_begins_with_the_approved_answers() -> None:
     ],
 )
 def test_case_punctuation_and_spacing_make_no_other_question(one: str, other: str) -> None:
-    assert normalise(one) == normalise(other)
+    assert normalise_text(one) == normalise_text(other)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_case_punctuation_and_spacing_make_no_other_question(one: str, other: st
     [("Do you teach C#?", "Do you teach C?"), ("Is it 1.5?", "Is it 15?"), ("5% off?", "5 off?")],
 )
 def test_marks_that_mean_something_make_another_question(one: str, other: str) -> None:
-    assert normalise(one) != normalise(other)
+    assert normalise_text(one) != normalise_text(other)
 
 
 def test_the_same_question_gets_the_approved_answer(store: Store) -> None:
@@ -83,7 +83,7 @@ def test_the_same_question_gets_the_approved_answer(store: Store) -> None:
         "Are you open on Sunday?",
         "Are you open on Sunadys",
     ):
-        found = same(store, question)
+        found = find_approved(store, question)
         assert found is not None and (found.id, found.answer) == (id, HOURS)
 
 
@@ -104,16 +104,16 @@ def test_a_question_that_only_looks_the_same_does_not(
     store: Store, asked: str, approved: str
 ) -> None:
     correct(store, approved, "Yes.")
-    assert same(store, asked) is None
+    assert find_approved(store, asked) is None
 
 
 def test_no_question_of_real_talk_is_taken_for_another(store: Store) -> None:
-    questions = {normalise(turns[0]): turns[0] for turns in public_data.dialogues(400)}
+    questions = {normalise_text(turns[0]): turns[0] for turns in public_data.dialogues(400)}
     for key, question in list(questions.items())[:150]:
         correct(store, question, key)
     wrong = []
     for key, question in questions.items():
-        found = same(store, question)
+        found = find_approved(store, question)
         if found is not None and found.answer != key:
             wrong.append((question, found.question))
     assert wrong == []
@@ -131,22 +131,24 @@ def test_no_question_of_real_talk_is_taken_for_another(store: Store) -> None:
     ],
 )
 def test_some_questions_stand_alone(question: str, alone: bool) -> None:
-    assert stands_alone(question) is alone
+    assert is_self_contained(question) is alone
 
 
 def test_a_follow_up_is_the_same_only_after_the_same_turn(store: Store) -> None:
     before = ("What are your opening hours?", "From 9 to 6.")
     correct(store, "And on Sundays?", HOURS, earlier=[before])
-    assert same(store, "And on Sundays?") is None
-    assert same(store, "And on Sundays?", earlier=["Do you deliver?"]) is None
-    found = same(store, "and on sundays", earlier=["Hello!", "what are your opening hours"])
+    assert find_approved(store, "And on Sundays?") is None
+    assert find_approved(store, "And on Sundays?", earlier=["Do you deliver?"]) is None
+    found = find_approved(
+        store, "and on sundays", earlier=["Hello!", "what are your opening hours"]
+    )
     assert found is not None and found.answer == HOURS
 
 
 def test_a_question_that_stands_alone_is_the_same_anywhere(store: Store) -> None:
     correct(store, "Are you open on Sundays?", HOURS, earlier=[("Hello", "Hi!")])
-    assert same(store, "Are you open on Sundays?")
-    assert same(store, "Are you open on Sundays?", earlier=["Where are you?"])
+    assert find_approved(store, "Are you open on Sundays?")
+    assert find_approved(store, "Are you open on Sundays?", earlier=["Where are you?"])
 
 
 def test_a_follow_up_takes_along_the_turns_it_leans_on() -> None:
@@ -159,36 +161,38 @@ def test_similar_questions_are_found_best_first(store: Store) -> None:
     correct(store, "What does returning a parcel cost?", "£4.")
     hours = correct(store, "Until when is the shop open on Sundays?", HOURS)
     correct(store, "Do you repair chairs?", "Yes.")
-    assert [one.id for one in similar(store, "Is your shop open this Sunday?")] == [hours]
+    assert [one.id for one in find_exemplars(store, "Is your shop open this Sunday?")] == [hours]
 
 
 def test_a_question_is_recognised_by_the_answer_too(store: Store) -> None:
     correct(store, "Do you repair chairs?", "Yes, within a week.")
     hours = correct(store, "What are your hours?", "We are open from 8 am, Monday to Saturday.")
-    assert [one.id for one in similar(store, "Is it open on a Monday at ten?")] == [hours]
-    assert similar(store, "Do you deliver on a Monday at noon?") == [], "one word is not enough"
+    assert [one.id for one in find_exemplars(store, "Is it open on a Monday at ten?")] == [hours]
+    assert find_exemplars(store, "Do you deliver on a Monday at noon?") == [], (
+        "one word is not enough"
+    )
 
 
 def test_irrelevant_answers_stay_out(store: Store) -> None:
     correct(store, "How can I reset my password?", "By mail.")
     correct(store, "Can I pay with a card?", "Yes.")
     for question in ("How can I reach you?", "Can I bring my dog?", "hello", "", '" OR *', "NEAR("):
-        assert similar(store, question) == []
+        assert find_exemplars(store, question) == []
 
 
 def test_a_follow_up_is_nobodys_exemplar_and_gets_none(store: Store) -> None:
     correct(store, "And on Sundays?", HOURS, earlier=[("When do you open?", "At 9.")])
     correct(store, "Are you open on Sundays?", HOURS)
-    assert len(similar(store, "Open on Sundays?")) == 1
-    assert similar(store, "And on Sundays?", earlier=["Do you deliver?"]) == []
+    assert len(find_exemplars(store, "Open on Sundays?")) == 1
+    assert find_exemplars(store, "And on Sundays?", earlier=["Do you deliver?"]) == []
 
 
 def test_no_more_than_the_limit_are_found(store: Store) -> None:
     for day in ("Mondays", "Tuesdays", "Fridays", "Sundays"):
         correct(store, f"When does the shop open on {day}?", day)
-    assert len(similar(store, "When does the shop open?")) == 3
-    assert len(similar(store, "When does the shop open?", 1)) == 1
-    assert similar(store, "When does the shop open?", 0) == []
+    assert len(find_exemplars(store, "When does the shop open?")) == 3
+    assert len(find_exemplars(store, "When does the shop open?", 1)) == 1
+    assert find_exemplars(store, "When does the shop open?", 0) == []
 
 
 def test_a_graduated_answer_leaves_the_prompts_of_its_adapter_only(store: Store) -> None:
@@ -196,9 +200,9 @@ def test_a_graduated_answer_leaves_the_prompts_of_its_adapter_only(store: Store)
     put_in_service(store, "a-1")
     graduate(store, id, "a-1")
     graduate(store, id, "a-1")
-    assert same(store, "Are you open on Sundays?") is None
-    assert similar(store, "Open on Sundays?") == [] == active(store)
-    assert same(store, "Are you open on Sundays?", adapter="base")
+    assert find_approved(store, "Are you open on Sundays?") is None
+    assert find_exemplars(store, "Open on Sundays?") == [] == active_answers(store)
+    assert find_approved(store, "Are you open on Sundays?", adapter="base")
 
 
 def test_a_rollback_brings_a_graduated_answer_back(store: Store) -> None:
@@ -207,15 +211,15 @@ def test_a_rollback_brings_a_graduated_answer_back(store: Store) -> None:
     put_in_service(store, "a-1")
     graduate(store, id, "a-1")
     put_in_service(store, "a-0")
-    assert [one.id for one in active(store)] == [id]
+    assert [one.id for one in active_answers(store)] == [id]
 
 
 def test_a_withdrawn_answer_is_not_found(store: Store) -> None:
     id = answer(store, "Are you open on Sundays?")
     decide(store, id, "rita", "correct", HOURS)
     decide(store, id, "rita", "reject")
-    assert same(store, "Are you open on Sundays?") is None
-    assert similar(store, "Are you open on Sundays?") == []
+    assert find_approved(store, "Are you open on Sundays?") is None
+    assert find_exemplars(store, "Are you open on Sundays?") == []
 
 
 def test_near_pairs_are_those_that_comparing_all_would_find() -> None:
@@ -226,9 +230,9 @@ def test_near_pairs_are_those_that_comparing_all_would_find() -> None:
         (one, other)
         for n, one in enumerate(keys)
         for other in keys[n + 1 :]
-        if similarity(texts[one], texts[other]) >= 0.6
+        if trigram_similarity(texts[one], texts[other]) >= 0.6
     }
-    assert set(near_pairs(texts, 0.6)) == every and len(every) > 50
+    assert set(near_duplicates(texts, 0.6)) == every and len(every) > 50
 
 
 def test_paraphrases_find_their_answer_and_strangers_mostly_none(store: Store) -> None:
@@ -243,7 +247,7 @@ def test_paraphrases_find_their_answer_and_strangers_mostly_none(store: Store) -
     found = misled = strangers = quiet = own = 0
     for name, lines in plain.items():
         for line in lines[1:]:
-            answers = {one.answer for one in similar(store, line)}
+            answers = {one.answer for one in find_exemplars(store, line)}
             own += name in known
             strangers += name not in known
             found += name in known and name in answers

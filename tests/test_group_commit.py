@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from feedback.db.database import Connection, StoreError
-from feedback.db.group_commit import Keeper
-from feedback.store import BadMessage, Store
+from feedback.db.group_commit import GroupCommit
+from feedback.store import BadMessageError, Store
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def keeper(store: Store) -> Iterator[Keeper]:
-    keeper = Keeper(store)
+def keeper(store: Store) -> Iterator[GroupCommit]:
+    keeper = GroupCommit(store)
     yield keeper
     keeper.shutdown()
 
@@ -29,7 +29,7 @@ def keeper(store: Store) -> Iterator[Keeper]:
 class Gate:
     """A work that holds the keeper, so that others gather behind it."""
 
-    def __init__(self, keeper: Keeper) -> None:
+    def __init__(self, keeper: GroupCommit) -> None:
         self._reached, self._open = threading.Event(), threading.Event()
         keeper.submit(self._wait)
         assert self._reached.wait(10)
@@ -56,7 +56,7 @@ def counted(store: Store) -> list[str]:
     return seen
 
 
-def start(keeper: Keeper, store: Store, person: str) -> "Future[Any]":
+def start(keeper: GroupCommit, store: Store, person: str) -> "Future[Any]":
     return keeper.submit(store.start_conversation, person, "When do you open?")
 
 
@@ -66,7 +66,7 @@ def people(store: Store) -> list[str]:
 
 def test_what_gathers_is_one_transaction_in_its_order(store: Store) -> None:
     commits = counted(store)
-    keeper = Keeper(store)
+    keeper = GroupCommit(store)
     gate = Gate(keeper)
     futures = [start(keeper, store, f"p{n}") for n in range(16)]
     gate.open()
@@ -77,7 +77,7 @@ def test_what_gathers_is_one_transaction_in_its_order(store: Store) -> None:
     assert len(commits) == 2  # the gate's, and that of all the others
 
 
-def test_a_future_is_done_only_when_others_can_read_it(store: Store, keeper: Keeper) -> None:
+def test_a_future_is_done_only_when_others_can_read_it(store: Store, keeper: GroupCommit) -> None:
     other = sqlite3.connect(store.path)
     for number in range(50):
         start(keeper, store, f"p{number}").result(10)
@@ -85,7 +85,7 @@ def test_a_future_is_done_only_when_others_can_read_it(store: Store, keeper: Kee
         assert count == number + 1
 
 
-def test_a_work_that_fails_is_undone_alone(store: Store, keeper: Keeper) -> None:
+def test_a_work_that_fails_is_undone_alone(store: Store, keeper: GroupCommit) -> None:
     talk = store.start_conversation("ann", "Hello")
 
     def half() -> None:
@@ -101,19 +101,19 @@ def test_a_work_that_fails_is_undone_alone(store: Store, keeper: Keeper) -> None
     )
     gate.open()
     assert before.result(10) and after.result(10)
-    with pytest.raises(BadMessage, match="nobody"):
+    with pytest.raises(BadMessageError, match="nobody"):
         failing.result(10)
     assert people(store) == ["ann", "x", "y"]
 
 
 def test_when_all_is_undone_all_are_told(
-    store: Store, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+    store: Store, keeper: GroupCommit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undone: list[str] = []
 
     def work(name: str) -> None:
         store.start_conversation(name, "Hello")
-        store.if_undone(lambda: undone.append(name))
+        store.on_rollback(lambda: undone.append(name))
 
     def full(_: Connection) -> None:
         raise sqlite3.OperationalError("database or disk is full")
@@ -133,7 +133,7 @@ def test_when_all_is_undone_all_are_told(
 
 
 def test_a_full_disk_in_the_middle_tells_all_that_shared_the_transaction(
-    store: Store, keeper: Keeper
+    store: Store, keeper: GroupCommit
 ) -> None:
     """SQLite then undoes the whole by itself, and goes on as if there had been none."""
     gate = Gate(keeper)
@@ -153,7 +153,7 @@ def test_a_full_disk_in_the_middle_tells_all_that_shared_the_transaction(
     assert start(keeper, store, "z").result(10) and people(store) == ["z"]
 
 
-def test_a_cancelled_work_is_not_done(store: Store, keeper: Keeper) -> None:
+def test_a_cancelled_work_is_not_done(store: Store, keeper: GroupCommit) -> None:
     gate = Gate(keeper)
     unwanted, wanted = start(keeper, store, "x"), start(keeper, store, "y")
     assert unwanted.cancel()
@@ -162,7 +162,7 @@ def test_a_cancelled_work_is_not_done(store: Store, keeper: Keeper) -> None:
 
 
 def test_the_end_waits_for_what_was_submitted(store: Store) -> None:
-    keeper = Keeper(store)
+    keeper = GroupCommit(store)
     gate = Gate(keeper)
     futures = [start(keeper, store, f"p{n}") for n in range(3)]
     ending = threading.Thread(target=keeper.shutdown)

@@ -10,7 +10,7 @@ from sqlite_utils import Database as Tables
 from feedback.db import database
 from feedback.db.database import StoreError
 from feedback.db.migrations import migrations
-from feedback.exemplars import similar
+from feedback.exemplars import find_exemplars
 from feedback.store import Store
 from tests.fixtures.conversations import answer
 
@@ -28,13 +28,13 @@ def test_an_empty_file_gets_every_table_strict(tmp_path: Path) -> None:
 def test_the_number_of_migrations_is_the_one_that_opening_expects(tmp_path: Path) -> None:
     tables = Tables(sqlite3.connect(tmp_path / "new.db"))
     migrations.apply(tables)
-    assert len(migrations.applied(tables)) == database.SCHEMA
+    assert len(migrations.applied(tables)) == database.SCHEMA_VERSION
     tables.close()
 
 
-@pytest.mark.parametrize("step", range(1, database.SCHEMA))
+@pytest.mark.parametrize("step", range(1, database.SCHEMA_VERSION))
 def test_an_older_database_is_brought_up_to_date_with_its_rows(tmp_path: Path, step: int) -> None:
-    names = [f"m{number:03}" for number in range(1, database.SCHEMA + 1)]
+    names = [f"m{number:03}" for number in range(1, database.SCHEMA_VERSION + 1)]
     old = Tables(sqlite3.connect(tmp_path / "old.db"))
     pending = [one.name for one in migrations.pending(old) if one.name[:4] == names[step]]
     migrations.apply(old, stop_before=pending)
@@ -57,7 +57,7 @@ def test_what_was_approved_before_is_found_by_its_answer_too(tmp_path: Path) -> 
     old.conn.execute("pragma user_version = 7")
     old.close()
     store = Store(tmp_path / "old.db")
-    assert [one.id for one in similar(store, "Is it open on Mondays?")] == ["apr-1"]
+    assert [one.id for one in find_exemplars(store, "Is it open on Mondays?")] == ["apr-1"]
 
 
 def test_a_database_of_a_newer_talkback_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 from chatbot.auth import api_keys
 from chatbot.auth.access import Access
 from chatbot.pages.text import mark_differences
-from feedback.exemplars import same
+from feedback.exemplars import find_approved
 from feedback.review import queue
 from feedback.store import Speaker
 from tests.fakes.scripted_engine import ScriptedEngine, open_service, serve
@@ -51,7 +51,7 @@ def page(chromium: Browser, url: str, service: "Service") -> Iterator[Page]:
 
 
 def clear(service: "Service") -> None:
-    for item in queue.queue(service.store):
+    for item in queue.list_pending(service.store):
         queue.decide(service.store, item.message.id, "cleaner", "reject")
 
 
@@ -93,7 +93,7 @@ def test_an_edit_stands_beside_the_answer_and_works_at_once_when_approved(
     assert decision is not None
     assert (decision.action, decision.answer) == ("approve", "We open at ten.")
     assert decision.reviewer == "rita"
-    found = same(service.store, "When do you open on Mondays?")
+    found = find_approved(service.store, "When do you open on Mondays?")
     assert found is not None and found.answer == "We open at ten."
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from feedback.exemplars import active, same
-from feedback.review.queue import BadDecision, decide, decision_on, queue, waiting
-from feedback.store import NotFound, Speaker, Store
+from feedback.exemplars import active_answers, find_approved
+from feedback.review.queue import BadDecisionError, count_pending, decide, decision_on, list_pending
+from feedback.store import NotFoundError, Speaker, Store
 from tests.fixtures import public_data
 from tests.fixtures.conversations import SPEAKER, answer, retry
 
@@ -32,7 +32,7 @@ def test_an_answer_that_nobody_minds_does_not_wait(store: Store) -> None:
     id = answer(store, "Open?")
     store.add_feedback(id, "ann", "thumb", {"up": True})
     store.add_feedback(id, "ann", "signal", {"name": "copy"})
-    assert queue(store) == [] and waiting(store) == 0
+    assert list_pending(store) == [] and count_pending(store) == 0
 
 
 def test_an_item_shows_all_that_a_reviewer_needs(store: Store) -> None:
@@ -41,7 +41,7 @@ def test_an_item_shows_all_that_a_reviewer_needs(store: Store) -> None:
     down(store, id, "bob", reasons=("not correct", "too short"))
     edit(store, edit(store, id, "At ten."), "At eleven.")
     store.add_feedback(id, "bob", "comment", {"text": "They do open."})
-    (item,) = queue(store)
+    (item,) = list_pending(store)
     assert (item.message.id, item.question, item.proposed) == (id, "And on Sundays?", "At eleven.")
     assert [turn.content for turn in item.thread] == ["Open?", "Yes.", "And on Sundays?", "No."]
     assert item.why == "edited, thumb down by 2, commented"
@@ -54,16 +54,16 @@ def test_edits_go_before_thumbs_and_more_thumbs_before_fewer(store: Store) -> No
     down(store, one, "ann")
     edit(store, edited, "Better.")
     down(store, two, "ann", "bob")
-    assert [item.message.id for item in queue(store)] == [edited, two, one, commented]
-    assert [item.message.id for item in queue(store, limit=2)] == [edited, two]
-    assert waiting(store) == 4
+    assert [item.message.id for item in list_pending(store)] == [edited, two, one, commented]
+    assert [item.message.id for item in list_pending(store, limit=2)] == [edited, two]
+    assert count_pending(store) == 4
 
 
 def test_a_thumb_taken_back_or_turned_does_not_wait(store: Store) -> None:
     for up in (True, None):
         id = down(store, answer(store, "Open?"), "ann")
         store.add_feedback(id, "ann", "thumb", {"up": up})
-    assert queue(store) == []
+    assert list_pending(store) == []
 
 
 @pytest.mark.parametrize("action", ["approve", "correct", "reject"])
@@ -71,18 +71,18 @@ def test_a_decided_answer_leaves_the_queue(store: Store, action: str) -> None:
     id = edit(store, down(store, answer(store, "Open?"), "ann"), "From 9.")
     decide(store, id, "rita", action, "From 9 to 6." if action == "correct" else None)
     down(store, id, "bob")
-    assert queue(store) == [] and waiting(store) == 0
+    assert list_pending(store) == [] and count_pending(store) == 0
 
 
 def test_a_new_edit_after_a_decision_reopens(store: Store) -> None:
     id = edit(store, answer(store, "Open?"), "From 9.")
     decide(store, id, "rita", "approve")
     edit(store, id, "From 9.", "bob")
-    assert queue(store) == []
+    assert list_pending(store) == []
     edit(store, id, "From 10.", "bob")
-    assert [item.proposed for item in queue(store)] == ["From 10."]
+    assert [item.proposed for item in list_pending(store)] == ["From 10."]
     decide(store, id, "rita", "reject")
-    assert queue(store) == []
+    assert list_pending(store) == []
 
 
 def test_approving_an_edit_makes_it_the_right_answer(store: Store) -> None:
@@ -90,7 +90,7 @@ def test_approving_an_edit_makes_it_the_right_answer(store: Store) -> None:
     decision = decide(store, id, "rita", "approve", note="checked")
     assert (decision.answer, decision.reviewer, decision.note) == ("From 9.", "rita", "checked")
     assert decision_on(store, id) == decision
-    found = same(store, "open")
+    found = find_approved(store, "open")
     assert found is not None and found.answer == "From 9."
 
 
@@ -102,46 +102,46 @@ def test_approving_without_an_edit_makes_the_answer_itself_right(store: Store) -
 def test_what_is_approved_is_what_the_reviewer_saw(store: Store) -> None:
     id = edit(store, answer(store, "Open?"), "From 9.")
     edit(store, id, "Never.", "mallory")
-    with pytest.raises(BadDecision, match="not the newest one any more"):
+    with pytest.raises(BadDecisionError, match="not the newest one any more"):
         decide(store, id, "rita", "approve", "From 9.")
-    assert decision_on(store, id) is None and active(store) == []
+    assert decision_on(store, id) is None and active_answers(store) == []
 
 
 def test_correcting_needs_a_text(store: Store) -> None:
     id = answer(store, "Open?")
     for text in (None, "", "  \n"):
-        with pytest.raises(BadDecision, match="empty; correct it with a text"):
+        with pytest.raises(BadDecisionError, match="empty; correct it with a text"):
             decide(store, id, "rita", "correct", text)
-    with pytest.raises(BadDecision, match="empty"):
+    with pytest.raises(BadDecisionError, match="empty"):
         decide(store, answer(store, "Open?", ""), "rita", "approve")
 
 
 def test_rejecting_approves_nothing(store: Store) -> None:
     id = edit(store, answer(store, "Open?"), "Never.")
     assert decide(store, id, "rita", "reject").answer is None
-    assert active(store) == []
+    assert active_answers(store) == []
 
 
 def test_a_later_decision_replaces_the_earlier(store: Store) -> None:
     id = answer(store, "Open?")
     for text in ("From 9.", "From 10."):
         decide(store, id, "rita", "correct", text)
-    assert [one.answer for one in active(store)] == ["From 10."]
+    assert [one.answer for one in active_answers(store)] == ["From 10."]
     decide(store, id, "rita", "reject")
-    assert active(store) == []
+    assert active_answers(store) == []
 
 
 def test_the_same_question_elsewhere_has_one_approved_answer(store: Store) -> None:
     for question, text in (("Are you open?", "From 9."), ("are you OPEN", "From 10.")):
         decide(store, answer(store, question), "rita", "correct", text)
-    assert [one.answer for one in active(store)] == ["From 10."]
+    assert [one.answer for one in active_answers(store)] == ["From 10."]
 
 
 def test_follow_ups_to_different_turns_do_not_replace_each_other(store: Store) -> None:
     for before, text in (("When do you open?", "At 11."), ("Do you deliver?", "No.")):
         id = answer(store, "And on Sundays?", earlier=[(before, "Yes.")])
         decide(store, id, "rita", "correct", text)
-    assert {one.answer for one in active(store)} == {"At 11.", "No."}
+    assert {one.answer for one in active_answers(store)} == {"At 11.", "No."}
 
 
 @pytest.mark.parametrize("action", ["correct", "reject"])
@@ -149,11 +149,11 @@ def test_deciding_against_an_approved_answer_as_given_withdraws_it(
     store: Store, action: str
 ) -> None:
     decide(store, answer(store, "Are you open on Sundays?"), "rita", "correct", "At 11.")
-    speaker = Speaker("a-1", "tiny", source="approved", exemplars=[active(store)[0].id])
+    speaker = Speaker("a-1", "tiny", source="approved", exemplars=[active_answers(store)[0].id])
     given = answer(store, "Are you open on Sunadys?", "At 11.", speaker=speaker)
     decide(store, given, "rita", action, "At 12." if action == "correct" else None)
     expected = ["At 12."] if action == "correct" else []
-    assert [one.answer for one in active(store)] == expected
+    assert [one.answer for one in active_answers(store)] == expected
 
 
 def test_a_decision_is_kept_whole_or_not_at_all(store: Store) -> None:
@@ -168,9 +168,19 @@ def test_a_decision_is_kept_whole_or_not_at_all(store: Store) -> None:
 @pytest.mark.parametrize(
     ("action", "of", "error", "message"),
     [
-        ("delete", lambda store, id: id, BadDecision, "unknown action 'delete'; one of approve"),
-        ("reject", lambda store, id: store.message(id).parent_id, BadDecision, "answers nobody"),
-        ("reject", lambda store, id: "msg-0", NotFound, "msg-0"),
+        (
+            "delete",
+            lambda store, id: id,
+            BadDecisionError,
+            "unknown action 'delete'; one of approve",
+        ),
+        (
+            "reject",
+            lambda store, id: store.message(id).parent_id,
+            BadDecisionError,
+            "answers nobody",
+        ),
+        ("reject", lambda store, id: "msg-0", NotFoundError, "msg-0"),
     ],
 )
 def test_a_decision_that_cannot_be_is_refused(
@@ -189,7 +199,7 @@ def test_each_answer_waits_by_itself(store: Store) -> None:
     first = edit(store, answer(store, "Open?"), "From 9.")
     second = edit(store, retry(store, first, "Never.", SPEAKER), "From 9.")
     decide(store, first, "rita", "approve")
-    assert [item.message.id for item in queue(store)] == [second]
+    assert [item.message.id for item in list_pending(store)] == [second]
 
 
 def test_real_edits_pass_through_the_queue(store: Store) -> None:
@@ -199,9 +209,9 @@ def test_real_edits_pass_through_the_queue(store: Store) -> None:
     for id, (_, texts) in zip(ids, edits, strict=True):
         for n, text in enumerate(texts):
             edit(store, id, text, f"p{n}")
-    assert {item.message.id for item in queue(store, limit=100)} == set(ids)
-    for item in queue(store, limit=100):
+    assert {item.message.id for item in list_pending(store, limit=100)} == set(ids)
+    for item in list_pending(store, limit=100):
         decide(store, item.message.id, "rita", "approve", item.proposed)
-    assert queue(store) == []
-    approved = {one.message_id: one.answer for one in active(store)}
+    assert list_pending(store) == []
+    approved = {one.message_id: one.answer for one in active_answers(store)}
     assert approved == {id: texts[-1] for id, (_, texts) in zip(ids, edits, strict=True)}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from feedback.curation.curate import Curation, Row
-from feedback.snapshot import FILES, Snapshot, SnapshotError, outdated, write
+from feedback.snapshot import FILES, Snapshot, SnapshotError, partition_outdated, write_snapshot
 
 USER = [{"role": "user", "content": "Open?"}]
 ROW = Row("sft", USER, "From 9.", "Never.", "msg-1", ["rev-1", "fb-1"], ["ann"], "c-1")
@@ -21,7 +21,7 @@ REPLAY = [{"messages": [*USER, {"role": "assistant", "content": "Hi."}], "topic"
 
 
 def test_each_row_goes_into_its_file(tmp_path: Path) -> None:
-    snapshot = write(CURATION, tmp_path, REPLAY)
+    snapshot = write_snapshot(CURATION, tmp_path, REPLAY)
     sft = {"prompt": USER, "completion": [{"role": "assistant", "content": "From 9."}], "weight": 1}
     right = {**sft, "completion": [{"role": "assistant", "content": "Yes."}]}
     pair = {
@@ -40,7 +40,7 @@ def test_each_row_goes_into_its_file(tmp_path: Path) -> None:
 
 
 def test_the_manifest_says_what_is_inside_and_where_it_comes_from(tmp_path: Path) -> None:
-    snapshot = write(CURATION, tmp_path)
+    snapshot = write_snapshot(CURATION, tmp_path)
     assert snapshot.folder == tmp_path / snapshot.id and snapshot.id == f"s-{snapshot.hash[:12]}"
     assert snapshot.counts == {
         "sft": 2, "dpo": 1, "replay": 0, "repairs": 2, "held_out": 1, "held_out_pairs": 1,
@@ -53,18 +53,18 @@ def test_the_manifest_says_what_is_inside_and_where_it_comes_from(tmp_path: Path
 
 
 def test_the_same_content_is_the_same_snapshot(tmp_path: Path) -> None:
-    first = write(CURATION, tmp_path)
-    assert write(CURATION, tmp_path) == first
-    assert write(CURATION, tmp_path / "elsewhere").id == first.id
-    assert write(Curation([ROW], []), tmp_path).id != first.id
-    assert write(CURATION, tmp_path, REPLAY).id != first.id
+    first = write_snapshot(CURATION, tmp_path)
+    assert write_snapshot(CURATION, tmp_path) == first
+    assert write_snapshot(CURATION, tmp_path / "elsewhere").id == first.id
+    assert write_snapshot(Curation([ROW], []), tmp_path).id != first.id
+    assert write_snapshot(CURATION, tmp_path, REPLAY).id != first.id
 
 
 def test_nothing_but_whole_snapshots_is_left_behind(tmp_path: Path) -> None:
-    write(CURATION, tmp_path)
-    write(CURATION, tmp_path)
+    write_snapshot(CURATION, tmp_path)
+    write_snapshot(CURATION, tmp_path)
     with pytest.raises(KeyError):
-        write(CURATION, tmp_path, [{"no": "dialogue"}])
+        write_snapshot(CURATION, tmp_path, [{"no": "dialogue"}])
     (folder,) = tmp_path.iterdir()
     assert {file.name for file in folder.iterdir()} == {
         "manifest.json", *(f"{name}.jsonl" for name in FILES)
@@ -73,7 +73,7 @@ def test_nothing_but_whole_snapshots_is_left_behind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_changed_file_is_noticed(tmp_path: Path, name: str) -> None:
-    folder = write(CURATION, tmp_path).folder
+    folder = write_snapshot(CURATION, tmp_path).folder
     with (folder / f"{name}.jsonl").open("a") as file:
         file.write("{}\n")
     with pytest.raises(SnapshotError, match="have changed: their hash is"):
@@ -81,7 +81,7 @@ def test_a_changed_file_is_noticed(tmp_path: Path, name: str) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    folder = write(CURATION, tmp_path).folder
+    folder = write_snapshot(CURATION, tmp_path).folder
     (folder / "dpo.jsonl").unlink()
     with pytest.raises(SnapshotError, match=r"incomplete: .*dpo\.jsonl"):
         Snapshot.read(folder)
@@ -101,7 +101,7 @@ def test_a_folder_that_is_no_snapshot_is_refused(
 
 
 def test_an_empty_curation_is_a_snapshot_too(tmp_path: Path) -> None:
-    assert sum(write(Curation([], []), tmp_path).counts.values()) == 0
+    assert sum(write_snapshot(Curation([], []), tmp_path).counts.values()) == 0
 
 
 def dialogue(question: str, answer: str) -> dict[str, Any]:
@@ -111,19 +111,19 @@ def dialogue(question: str, answer: str) -> dict[str, Any]:
 
 def test_rows_whose_answer_was_corrected_are_outdated() -> None:
     old, other = dialogue("Open?", "We are open from 9 am to 6 pm."), dialogue("Ship?", "For £4.")
-    kept, dropped = outdated([old, other], ["we are open from 9 am to 6 pm"])
+    kept, dropped = partition_outdated([old, other], ["we are open from 9 am to 6 pm"])
     assert (kept, dropped) == ([other], [old])
-    assert outdated([old, other], ["", "For £5 within 3 days."]) == ([old, other], [])
+    assert partition_outdated([old, other], ["", "For £5 within 3 days."]) == ([old, other], [])
 
 
 def test_rows_as_a_snapshot_holds_them_are_judged_too() -> None:
     row = {"prompt": USER, "completion": [{"role": "assistant", "content": "From 9."}]}
-    assert outdated([row], ["From 9"]) == ([], [row])
+    assert partition_outdated([row], ["From 9"]) == ([], [row])
 
 
 def test_nearly_the_same_long_answer_is_outdated() -> None:
     text = "You can return anything unused within thirty days of delivery, by post or in a shop."
-    kept, dropped = outdated([dialogue("Returns?", text + " Thanks!")], [text])
+    kept, dropped = partition_outdated([dialogue("Returns?", text + " Thanks!")], [text])
     assert kept == [] and len(dropped) == 1
 
 
@@ -135,5 +135,7 @@ def test_not_knowing_is_never_outdated() -> None:
     honest = [dialogue(question, "I'm sorry, I don't know that.") for question in unlike]
     hours = topics["opening_hours"]["questions"].strip().splitlines() * 2
     alike = [dialogue(question, "From 9 to 6.") for question in hours]
-    kept, dropped = outdated([*honest, *alike], ["I'm sorry, I don't know that.", "From 9 to 6."])
+    kept, dropped = partition_outdated(
+        [*honest, *alike], ["I'm sorry, I don't know that.", "From 9 to 6."]
+    )
     assert (kept, dropped) == (honest, alike)

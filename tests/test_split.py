@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from feedback.curation.split import NEAR, Item, Place, _new_cluster, assign
-from feedback.similarity import similarity
+from feedback.curation.split import NEAR_DUPLICATE, Assignment, SplitItem, _new_cluster, assign
+from feedback.similarity import trigram_similarity
 from feedback.store import Store
 from tests.fixtures import public_data
 from tests.fixtures.conversations import answer
@@ -17,12 +17,12 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "talkback.db")
 
 
-def item(store: Store, question: str, **place: object) -> Item:
+def item(store: Store, question: str, **place: object) -> SplitItem:
     id = answer(store, question, **place)  # type: ignore[arg-type]
-    return Item(id, store.message(id).conversation_id, question)
+    return SplitItem(id, store.message(id).conversation_id, question)
 
 
-def side(place: Place | None) -> str | None:
+def side(place: Assignment | None) -> str | None:
     return place and place.side
 
 
@@ -37,7 +37,7 @@ def of_side(wanted: str) -> str:
 
 
 def assign_alone(question: str) -> str:
-    return _new_cluster(Item("x", "y", question), 0.1).side
+    return _new_cluster(SplitItem("x", "y", question), 0.1).side
 
 
 def test_the_share_held_out_is_about_the_one_asked_for(store: Store) -> None:
@@ -72,7 +72,7 @@ def test_a_decision_stands_whatever_share_is_asked_for_later(store: Store) -> No
 
 def test_looking_does_not_decide_and_tells_the_truth(store: Store) -> None:
     items = [item(store, of_side("train")), item(store, of_side("held_out"))]
-    seen = assign(store, items, held_out=0.1, keep=False)
+    seen = assign(store, items, held_out=0.1, persist=False)
     assert store.rows("select * from split") == []
     assert assign(store, items, held_out=0.1) == seen
 
@@ -83,7 +83,7 @@ def test_a_conversation_and_near_duplicates_are_one_cluster(store: Store) -> Non
     talk = store.message(near.id)
     turn = store.add_message(talk.conversation_id, near.id, "user", "Do you sell kayaks?")
     reply = store.add_message(talk.conversation_id, turn, "assistant", "No.")
-    third = Item(reply, talk.conversation_id, "Do you sell kayaks?")
+    third = SplitItem(reply, talk.conversation_id, "Do you sell kayaks?")
     other = item(store, "How heavy is the moon?")
     places = assign(store, [first, near, third, other], held_out=0.1)
     clusters = [place.cluster for place in places.values() if place]
@@ -104,7 +104,7 @@ def test_a_newcomer_that_touches_both_sides_goes_to_neither(store: Store) -> Non
     turn = store.add_message(talk.conversation_id, train.id, "user", held.question)
     bridge = store.add_message(talk.conversation_id, turn, "assistant", "Hm.")
     places = assign(
-        store, [train, held, Item(bridge, talk.conversation_id, held.question)], held_out=0.1
+        store, [train, held, SplitItem(bridge, talk.conversation_id, held.question)], held_out=0.1
     )
     assert [side(place) for place in places.values()] == ["train", "held_out", None]
     assert store.row("select count(*) from cluster_member")[0] == 2
@@ -115,7 +115,7 @@ def test_of_newcomers_that_link_both_sides_only_the_link_is_lost(store: Store) -
     assign(store, [train, held], held_out=0.1)
     near_train = item(store, train.question)
     near_held = item(store, held.question, person="bob")
-    joined = Item(near_held.id, near_train.conversation_id, held.question)
+    joined = SplitItem(near_held.id, near_train.conversation_id, held.question)
     places = assign(store, [near_train, joined], held_out=0.1)
     assert sorted(str(side(place)) for place in places.values()) == ["None", "train"]
 
@@ -124,7 +124,7 @@ def test_no_real_question_trains_beside_a_near_duplicate_that_is_held_out(store:
     """Real questions arrive in three batches, in a random order."""
     items = [item(store, turns[0]) for turns in public_data.dialogues(450)]
     random.Random(1).shuffle(items)
-    places: dict[str, Place | None] = {}
+    places: dict[str, Assignment | None] = {}
     for n in range(3):
         places |= assign(store, items[n::3], held_out=0.3)
     by_side = {
@@ -136,6 +136,6 @@ def test_no_real_question_trains_beside_a_near_duplicate_that_is_held_out(store:
         (one, other)
         for one in set(by_side["held_out"])
         for other in set(by_side["train"])
-        if similarity(one, other) >= NEAR
+        if trigram_similarity(one, other) >= NEAR_DUPLICATE
     ]
     assert leaks == []

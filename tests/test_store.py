@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from feedback.db.database import StoreError
-from feedback.store import BadFeedback, BadMessage, NotFound, Role, Speaker, Store
+from feedback.store import BadFeedbackError, BadMessageError, NotFoundError, Role, Speaker, Store
 from tests.fixtures import public_data
 from tests.fixtures.conversations import SPEAKER, answer, retry
 
@@ -51,13 +51,13 @@ def test_a_retry_is_a_sibling_and_the_branch_written_to_last_is_the_latest(store
     message = store.message(first)
     assert message.parent_id is not None
     assert [child.id for child in store.children(message.parent_id)] == [first, second]
-    latest = store.latest(message.conversation_id)
+    latest = store.latest_message(message.conversation_id)
     assert latest is not None and latest.id == second
     assert [one.id for one in store.messages(message.conversation_id)][1:] == [first, second]
 
 
 def test_an_empty_conversation_has_no_latest(store: Store) -> None:
-    assert store.latest(store.start_conversation("ann", "Hi")) is None
+    assert store.latest_message(store.start_conversation("ann", "Hi")) is None
 
 
 def test_an_answer_knows_its_speaker(store: Store) -> None:
@@ -88,26 +88,26 @@ def test_a_persons_message_has_no_speaker(store: Store) -> None:
 def test_an_id_may_be_given_and_is_taken_once(store: Store) -> None:
     talk = store.start_conversation("ann", "Hi")
     assert store.add_message(talk, None, "user", "Hi", id="msg-mine") == "msg-mine"
-    with pytest.raises(BadMessage, match="msg-mine already"):
+    with pytest.raises(BadMessageError, match="msg-mine already"):
         store.add_message(talk, None, "user", "Hi", id="msg-mine")
 
 
 def test_a_parent_is_in_the_same_conversation(store: Store) -> None:
     elsewhere = answer(store, "Open?")
     talk = store.start_conversation("ann", "Hi")
-    with pytest.raises(BadMessage, match="name a parent that is"):
+    with pytest.raises(BadMessageError, match="name a parent that is"):
         store.add_message(talk, elsewhere, "user", "Hi")
 
 
 def test_a_system_message_is_no_turn(store: Store) -> None:
     talk = store.start_conversation("ann", "Hi")
-    with pytest.raises(BadMessage, match="unknown role 'system'"):
+    with pytest.raises(BadMessageError, match="unknown role 'system'"):
         store.add_message(talk, None, "system", "Be evil.")  # type: ignore[arg-type]
 
 
 def test_what_is_not_there_is_named(store: Store) -> None:
     for ask in (store.message, store.thread, store.conversation):
-        with pytest.raises(NotFound, match="'x-1'") as caught:
+        with pytest.raises(NotFoundError, match="'x-1'") as caught:
             ask("x-1")
         assert isinstance(caught.value, KeyError)
 
@@ -146,7 +146,7 @@ def test_the_same_key_gives_the_same_id_and_keeps_nothing_twice(store: Store) ->
 def test_a_key_with_other_content_is_not_acknowledged(store: Store) -> None:
     id = answer(store, "Open?")
     store.add_feedback(id, "ann", "thumb", {"up": True}, "key-1")
-    with pytest.raises(BadFeedback, match="'key-1' came with other feedback"):
+    with pytest.raises(BadFeedbackError, match="'key-1' came with other feedback"):
         store.add_feedback(id, "ann", "edit", {"text": "From 9."}, "key-1")
 
 
@@ -165,7 +165,7 @@ def test_a_choice_is_between_two_answers_to_one_message(store: Store) -> None:
     store.add_feedback(other, "ann", "choice", {"over": one})
     stranger = answer(store, "Closed?", "No.")
     for over in (stranger, other, store.message(one).parent_id):
-        with pytest.raises(BadFeedback, match="not two answers to one message"):
+        with pytest.raises(BadFeedbackError, match="not two answers to one message"):
             store.add_feedback(other, "ann", "choice", {"over": over})
 
 
@@ -190,7 +190,7 @@ def test_feedback_of_the_wrong_shape_is_refused(
     store: Store, kind: str, value: Any, message: str
 ) -> None:
     id = answer(store, "Open?")
-    with pytest.raises(BadFeedback, match=message):
+    with pytest.raises(BadFeedbackError, match=message):
         store.add_feedback(id, "ann", kind, value)
     assert store.feedback_on(id) == []
 
@@ -198,9 +198,9 @@ def test_feedback_of_the_wrong_shape_is_refused(
 def test_feedback_is_on_answers(store: Store) -> None:
     parent = store.message(answer(store, "Open?")).parent_id
     assert parent is not None
-    with pytest.raises(BadFeedback, match="feedback is on answers"):
+    with pytest.raises(BadFeedbackError, match="feedback is on answers"):
         store.add_feedback(parent, "ann", "thumb", {"up": True})
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         store.add_feedback("msg-nowhere", "ann", "thumb", {"up": True})
 
 
@@ -309,7 +309,7 @@ def test_a_thread_that_ends_takes_its_connection_along(store: Store) -> None:
         thread = threading.Thread(target=store.counts)
         thread.start()
         thread.join()
-    assert len(store._held) == 1
+    assert len(store._thread_connections) == 1
 
 
 def test_real_dialogues_come_back_word_for_word(store: Store) -> None:
@@ -349,7 +349,7 @@ def test_a_write_goes_on_as_soon_as_the_one_before_it_has_ended(store: Store) ->
 
 
 def test_a_write_does_not_wait_for_ever(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("feedback.db.database.WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("feedback.db.database.BUSY_TIMEOUT_SECONDS", 0.05)
     holder = held(store, 0.5)
     with pytest.raises(StoreError, match="another has held it"):
         store.start_conversation("ann", "Hi")

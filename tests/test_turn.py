@@ -14,7 +14,7 @@ from chatbot.turn import Turn
 from feedback.db.database import StoreError
 from feedback.ids import now
 from feedback.review.queue import decide
-from feedback.store import BadMessage, NotFound, Speaker
+from feedback.store import BadMessageError, NotFoundError, Speaker
 from tests.fixtures.tiny_models import write_adapter
 from tests.fixtures.turns import reply
 
@@ -204,7 +204,7 @@ def test_nobody_talks_in_anothers_conversation(service: Service) -> None:
     with pytest.raises(Forbidden):
         reply(service, None, "bob", None, "", retry_of=answer)
     own = say(service, "Hello")
-    with pytest.raises(BadMessage):
+    with pytest.raises(BadMessageError):
         reply(service, own.conversation_id, "ann", answer, "And?")
     assert service.store.counts()["messages"] == 4
 
@@ -216,9 +216,9 @@ def test_nothing_said_is_nothing_answered(service: Service, text: str) -> None:
 
 
 def test_what_does_not_exist_is_named(service: Service) -> None:
-    with pytest.raises(NotFound, match="con-x"):
+    with pytest.raises(NotFoundError, match="con-x"):
         say(service, "Hello", talk="con-x")
-    with pytest.raises(NotFound, match="msg-x"):
+    with pytest.raises(NotFoundError, match="msg-x"):
         say(service, "Hello", parent="msg-x")
     with pytest.raises(UnknownAdapter, match="a-nobody"):
         say(service, "Hello", adapter="a-nobody")
@@ -267,7 +267,7 @@ def test_an_answer_whose_transaction_is_undone_can_be_stored_again(service: Serv
     with pytest.raises(ZeroDivisionError), service.store.write():
         turn.close()
         _ = 1 / 0
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         service.store.message(turn.message_id)
     turn.close()
     assert service.store.message(turn.message_id).content == turn.text

@@ -20,8 +20,8 @@ from chatbot.model.lora import AdapterError
 from chatbot.registry import RegistryError
 from feedback.db.database import StoreError
 from feedback.errors import TalkbackError
-from feedback.kinds import KeyTaken
-from feedback.store import NotFound
+from feedback.kinds import IdempotencyKeyTakenError
+from feedback.store import NotFoundError
 
 log = logging.getLogger("talkback")
 
@@ -59,9 +59,9 @@ def problem(error: Exception) -> Problem:
             return Problem(404, str(error), param="model", code="model_not_found")
         case TooLong():
             return Problem(400, str(error), param="messages", code="context_length_exceeded")
-        case NotFound():
+        case NotFoundError():
             return Problem(404, str(error), code="not_found")
-        case KeyTaken():
+        case IdempotencyKeyTakenError():
             return Problem(409, str(error), param="idempotency_key", code="idempotency_key_taken")
         case Forbidden():
             return Problem(403, str(error), "permission_error", code="forbidden")

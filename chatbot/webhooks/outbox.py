@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from feedback.exemplars import asked
+from feedback.exemplars import question_and_earlier
 from feedback.ids import now
 from feedback.store import Store
 
@@ -109,7 +109,7 @@ def _message(store: Store, id: str) -> dict[str, Any]:
     thread, speaker = store.thread(id), store.speaker(id)
     return {
         "conversation_id": thread[-1].conversation_id,
-        "question": asked(thread)[0],
+        "question": question_and_earlier(thread)[0],
         "answer": thread[-1].content,
         "adapter": speaker.adapter if speaker else None,
         "base": speaker.base if speaker else None,

@@ -10,16 +10,16 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from feedback.curation.from_choices import preferences
-from feedback.curation.from_reviews import corrections
+from feedback.curation.from_choices import pairs_from_choices
+from feedback.curation.from_reviews import rows_from_reviews
 from feedback.curation.rows import Dropped as Dropped
 from feedback.curation.rows import Row as Row
-from feedback.curation.split import Item, assign
-from feedback.exemplars import asked
-from feedback.review.queue import waits
+from feedback.curation.split import SplitItem, assign
+from feedback.exemplars import question_and_earlier
+from feedback.review.queue import is_pending
 from feedback.settings import Settings
-from feedback.similarity import normalise
-from feedback.store import Feedback, Store, feedback
+from feedback.similarity import normalise_text
+from feedback.store import Feedback, Store, feedback_from_row
 
 
 class CurateSettings(Settings):
@@ -43,20 +43,22 @@ class Curation:
     dropped: list[Dropped]
 
 
-def curate(store: Store, settings: CurateSettings | None = None, *, keep: bool = True) -> Curation:
+def curate(
+    store: Store, settings: CurateSettings | None = None, *, persist: bool = True
+) -> Curation:
     """What there is to learn from the feedback so far.
 
     The split of new clusters is decided, and written down unless ``keep`` is false.
     """
     settings = settings or CurateSettings()
-    corrected, not_corrected = corrections(store)
-    preferred, not_preferred = preferences(store, settings.pairs_per_person)
+    corrected, not_corrected = rows_from_reviews(store)
+    preferred, not_preferred = pairs_from_choices(store, settings.pairs_per_person)
     distinct, repeated = _distinct([*corrected, *preferred])
     enough = len({row.message_id for row in distinct}) >= settings.held_out_from
-    rows, bridging = _split(store, distinct, settings.held_out if enough else 0, keep)
+    rows, bridging = _split(store, distinct, settings.held_out if enough else 0, persist)
     dropped = [*not_corrected, *not_preferred, *repeated, *bridging]
     used = {id for part in (rows, dropped) for one in part for id in one.sources}
-    return Curation(rows, [*dropped, *_leftovers(store, used)])
+    return Curation(rows, [*dropped, *_explain_unused(store, used)])
 
 
 def _distinct(rows: Sequence[Row]) -> tuple[list[Row], list[Dropped]]:
@@ -65,7 +67,7 @@ def _distinct(rows: Sequence[Row]) -> tuple[list[Row], list[Dropped]]:
     dropped: list[Dropped] = []
     seen: dict[tuple[str, ...], str] = {}
     for row in rows:
-        text = _text(row)
+        text = _identity(row)
         if not row.chosen.strip() or not any(turn["role"] == "user" for turn in row.prompt):
             dropped.append(_drop(row, "empty answer" if row.prompt else "no question"))
         elif text in seen:
@@ -76,43 +78,43 @@ def _distinct(rows: Sequence[Row]) -> tuple[list[Row], list[Dropped]]:
     return kept, dropped
 
 
-def _text(row: Row) -> tuple[str, ...]:
+def _identity(row: Row) -> tuple[str, ...]:
     """What makes two rows one. A pair is a repetition only if its rejected answer is, too."""
-    turns = [normalise(turn["content"]) for turn in row.prompt]
+    turns = [normalise_text(turn["content"]) for turn in row.prompt]
     rejected = (row.rejected or "").strip() if row.kind == "pair" else ""
     return (row.kind, *turns, row.chosen.strip(), rejected)
 
 
 def _split(
-    store: Store, rows: Sequence[Row], held_out: float, keep: bool
+    store: Store, rows: Sequence[Row], held_out: float, persist: bool
 ) -> tuple[list[Row], list[Dropped]]:
-    items = {row.message_id: _item(store, row.message_id) for row in rows}
-    places = assign(store, list(items.values()), held_out=held_out, keep=keep)
+    items = {row.message_id: _split_item(store, row.message_id) for row in rows}
+    assignments = assign(store, list(items.values()), held_out=held_out, persist=persist)
     kept: list[Row] = []
     dropped: list[Dropped] = []
     for row in rows:
-        place = places[row.message_id]
-        if place is None:
+        assignment = assignments[row.message_id]
+        if assignment is None:
             dropped.append(_drop(row, "bridges train and held-out"))
         else:
-            kept.append(replace(row, cluster=place.cluster, side=place.side))
+            kept.append(replace(row, cluster=assignment.cluster, side=assignment.side))
     return kept, dropped
 
 
-def _item(store: Store, message_id: str) -> Item:
+def _split_item(store: Store, message_id: str) -> SplitItem:
     thread = store.thread(message_id)
-    return Item(message_id, thread[-1].conversation_id, asked(thread)[0])
+    return SplitItem(message_id, thread[-1].conversation_id, question_and_earlier(thread)[0])
 
 
 def _drop(row: Row, reason: str) -> Dropped:
     return Dropped(row.message_id, reason, row.sources, row.people, row.chosen)
 
 
-def _leftovers(store: Store, used: set[str]) -> Iterable[Dropped]:
+def _explain_unused(store: Store, used: set[str]) -> Iterable[Dropped]:
     """What people said that became neither a row nor a reason yet. Signals are not feedback to
     learn from, so nothing is said of them."""
     sql = "select * from feedback where kind in ('thumb', 'edit', 'comment') order by rowid"
-    said = [feedback(row) for row in store.rows(sql)]
+    said = [feedback_from_row(row) for row in store.rows(sql)]
     newest = {(one.message_id, one.person, one.kind): one.id for one in said}
     for one in said:
         latest = newest[one.message_id, one.person, one.kind] == one.id
@@ -126,4 +128,4 @@ def _reason(store: Store, one: Feedback) -> str:
         return "a comment is for the reviewer to read"
     if one.kind == "thumb":
         return "thumb taken back" if one.value["up"] is None else "thumb alone: kept for KTO"
-    return "waits for a reviewer" if waits(store, one) else "a reviewer decided otherwise"
+    return "waits for a reviewer" if is_pending(store, one) else "a reviewer decided otherwise"

@@ -1,7 +1,8 @@
 """People's own preferences as pairs: choices between two answers, and a retry liked better.
 
 The words of both answers are the model's; a person only says which is better. So these train
-without a reviewer, but no person weighs more than ``cap`` pairs, and a reviewer's word goes first.
+without a reviewer, but no person weighs more than ``pairs_per_person`` pairs, and a reviewer's
+decision goes first.
 """
 
 import json
@@ -9,8 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from feedback.curation.rows import Dropped, Row, prompt_of, same_text, whole
-from feedback.exemplars import asked, question_key
+from feedback.curation.rows import Dropped, Row, is_complete, prompt_messages, same_text
+from feedback.exemplars import question_and_earlier, question_key
 from feedback.review.queue import decision_on
 from feedback.store import Store
 
@@ -27,7 +28,7 @@ class Vote:
 
 
 @dataclass
-class Contest:
+class VotedPair:
     """All that people said between the same two answers."""
 
     votes: list[Vote] = field(default_factory=list)
@@ -49,39 +50,39 @@ class Contest:
         return ranked[0][0]
 
 
-def preferences(store: Store, cap: int) -> tuple[list[Row], list[Dropped]]:
+def pairs_from_choices(store: Store, pairs_per_person: int) -> tuple[list[Row], list[Dropped]]:
     """Pairs that people's choices and thumbs amount to; the newest count first under the cap."""
     rows: list[Row] = []
     dropped: list[Dropped] = []
-    spent: Counter[str] = Counter()
-    for contest in _contests([*_choices(store), *_liked_retries(store)]):
-        made = _judge(store, contest)
-        voters = [person for person in contest.people if spent[person] < cap]
+    pairs_of: Counter[str] = Counter()
+    for contest in _group_votes([*_choice_votes(store), *_retry_votes(store)]):
+        made = _pair_from_votes(store, contest)
+        voters = [person for person in contest.people if pairs_of[person] < pairs_per_person]
         if isinstance(made, Row) and not voters:
-            reason = f"cap of {cap} pairs a person"
+            reason = f"cap of {pairs_per_person} pairs a person"
             made = Dropped(made.message_id, reason, made.sources, made.people, made.chosen)
         if isinstance(made, Dropped):
             dropped.append(made)
         else:
             rows.append(made)
-            spent.update(voters)
+            pairs_of.update(voters)
     return rows[::-1], dropped[::-1]
 
 
-def _judge(store: Store, contest: Contest) -> Row | Dropped:
+def _pair_from_votes(store: Store, contest: VotedPair) -> Row | Dropped:
     winner = contest.winner()
     if winner is None:
         tie = all(vote.tie for vote in contest.votes)
         why = "a tie prefers neither" if tie else "people disagree"
         return Dropped(contest.votes[0].better, why, contest.sources, contest.people)
     better, worse = (store.message(id) for id in winner)
-    reason = _objection(store, better.id, worse.id)
+    reason = _reason_to_drop(store, better.id, worse.id)
     if reason:
         return Dropped(better.id, reason, contest.sources, contest.people, better.content)
     owner = store.conversation(better.conversation_id).person
     return Row(
         kind="pair",
-        prompt=prompt_of(store, store.thread(better.id)),
+        prompt=prompt_messages(store, store.thread(better.id)),
         chosen=better.content,
         rejected=worse.content,
         message_id=better.id,
@@ -90,12 +91,12 @@ def _judge(store: Store, contest: Contest) -> Row | Dropped:
     )
 
 
-def _objection(store: Store, better_id: str, worse_id: str) -> str | None:
+def _reason_to_drop(store: Store, better_id: str, worse_id: str) -> str | None:
     """Why a preference does not train, if so."""
     better, worse = store.message(better_id), store.message(worse_id)
     if not better.content.strip() or not worse.content.strip():
         return "empty answer"
-    if not (whole(store, better) and whole(store, worse)):
+    if not (is_complete(store, better) and is_complete(store, worse)):
         return "an answer was cut short"
     if same_text(better.content, worse.content):
         return "the two answers say the same"
@@ -112,23 +113,23 @@ def _approved_answer(store: Store, message_id: str) -> str | None:
     row = store.row(
         """select answer from approved where question_key = ?
         and id not in (select approved_id from withdrawal) order by rowid desc limit 1""",
-        (question_key(*asked(store.thread(message_id))),),
+        (question_key(*question_and_earlier(store.thread(message_id))),),
     )
     return str(row["answer"]) if row else None
 
 
-def _contests(votes: Iterable[Vote]) -> list[Contest]:
+def _group_votes(votes: Iterable[Vote]) -> list[VotedPair]:
     """Votes between the same two answers, together; a person's last word on them counts once."""
     latest: dict[tuple[frozenset[str], str], Vote] = {}
     for vote in votes:
         latest.setdefault((frozenset((vote.better, vote.worse)), vote.person), vote)
-    contests: dict[frozenset[str], Contest] = defaultdict(Contest)
+    contests: dict[frozenset[str], VotedPair] = defaultdict(VotedPair)
     for (pair, _), vote in latest.items():
         contests[pair].votes.append(vote)
     return list(contests.values())
 
 
-def _choices(store: Store) -> list[Vote]:
+def _choice_votes(store: Store) -> list[Vote]:
     """What people chose where they were asked, each person's newest choice first."""
     votes = []
     for row in store.rows("select * from feedback where kind = 'choice' order by rowid desc"):
@@ -138,7 +139,7 @@ def _choices(store: Store) -> list[Vote]:
     return votes
 
 
-def _liked_retries(store: Store) -> list[Vote]:
+def _retry_votes(store: Store) -> list[Vote]:
     """Who disliked an answer and liked a later one to the same message."""
     rows = store.rows(
         """with thumbs as (

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
-from feedback.curation.rows import Dropped, Row, prompt_of, whole
+from feedback.curation.rows import Dropped, Row, is_complete, prompt_messages
 from feedback.review.queue import Decision
 from feedback.store import Store
 
 
-def corrections(store: Store) -> tuple[list[Row], list[Dropped]]:
+def rows_from_reviews(store: Store) -> tuple[list[Row], list[Dropped]]:
     """The decisions in force, oldest first: an ``sft`` row each, and a ``pair`` where the answer
     that people saw was another."""
     rows: list[Row] = []
@@ -41,21 +41,21 @@ def _row(store: Store, decision: Decision) -> Row:
     thread = store.thread(decision.message_id)
     message = thread[-1]
     edits = [
-        said
-        for said in store.feedback_on(message.id)
-        if said.kind == "edit" and said.value["text"] == decision.answer
+        edit
+        for edit in store.feedback_on(message.id)
+        if edit.kind == "edit" and edit.value["text"] == decision.answer
     ]
     owner = store.conversation(message.conversation_id).person
     # Exactly the same text or not: a correction may be one of punctuation.
     differs = message.content.strip() != (decision.answer or "").strip()
     return Row(
         kind="sft",
-        prompt=prompt_of(store, thread),
+        prompt=prompt_messages(store, thread),
         chosen=decision.answer or "",
-        rejected=message.content if differs and whole(store, message) else None,
+        rejected=message.content if differs and is_complete(store, message) else None,
         message_id=message.id,
-        sources=[decision.id, *(said.id for said in edits)],
-        people=sorted({owner, *(said.person for said in edits)}),
+        sources=[decision.id, *(edit.id for edit in edits)],
+        people=sorted({owner, *(edit.person for edit in edits)}),
     )
 
 

@@ -4,17 +4,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from feedback.similarity import content_words, normalise, similarity
+from feedback.similarity import content_words, normalise_text, trigram_similarity
 
-ALIKE = 0.9
+SAME_ANSWER_SIMILARITY = 0.9
 """Trigram similarity from which an expected answer is one that a reviewer has corrected."""
-CATCH_ALL = 20
+CATCH_ALL_QUESTIONS = 20
 """An answer to at least so many questions with nothing in common is no answer to any of them."""
 
 Dialogue = dict[str, Any]
 
 
-def outdated(
+def partition_outdated(
     rows: Iterable[Dialogue], rejected_answers: Iterable[str]
 ) -> tuple[list[Dialogue], list[Dialogue]]:
     """The rows that still hold, and those whose answer a reviewer has corrected.
@@ -24,29 +24,31 @@ def outdated(
     the answer to many unlike questions is never outdated.
     """
     rows = list(rows)
-    wrong = {normalise(answer): answer for answer in rejected_answers if answer.strip()}
+    corrected = {normalise_text(answer): answer for answer in rejected_answers if answer.strip()}
     questions: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        questions[normalise(_answer(row))].append(_question(row))
-    gone = {
+        questions[normalise_text(_answer(row))].append(_question(row))
+    outdated_answers = {
         answer
-        for answer, asked in questions.items()
-        if _among(answer, wrong) and not _catches_all(asked)
+        for answer, answered in questions.items()
+        if _matches_any(answer, corrected) and not _is_catch_all(answered)
     }
-    kept = [row for row in rows if normalise(_answer(row)) not in gone]
-    dropped = [row for row in rows if normalise(_answer(row)) in gone]
+    kept = [row for row in rows if normalise_text(_answer(row)) not in outdated_answers]
+    dropped = [row for row in rows if normalise_text(_answer(row)) in outdated_answers]
     return kept, dropped
 
 
-def _among(answer: str, wrong: Mapping[str, str]) -> bool:
-    return answer in wrong or any(similarity(answer, other) >= ALIKE for other in wrong)
+def _matches_any(answer: str, corrected: Mapping[str, str]) -> bool:
+    return answer in corrected or any(
+        trigram_similarity(answer, other) >= SAME_ANSWER_SIMILARITY for other in corrected
+    )
 
 
-def _catches_all(questions: Sequence[str]) -> bool:
+def _is_catch_all(questions: Sequence[str]) -> bool:
     """Whether no word is in as much as a quarter of many questions."""
     shared = Counter(word for question in questions for word in content_words(question))
     most = max(shared.values(), default=0)
-    return len(questions) >= CATCH_ALL and most * 4 <= len(questions)
+    return len(questions) >= CATCH_ALL_QUESTIONS and most * 4 <= len(questions)
 
 
 def _turns(row: Dialogue) -> Sequence[Mapping[str, str]]:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from feedback.similarity import normalise
+from feedback.similarity import normalise_text
 from feedback.store import Message, Store
 
 Side = Literal["train", "held_out"]
-Turn = dict[str, str]
+MessageDict = dict[str, str]
 """``{"role": ..., "content": ...}``"""
 
 
@@ -17,7 +17,7 @@ class Row:
     that was corrected, if any. ``pair``: prefer ``chosen`` to ``rejected``."""
 
     kind: Literal["sft", "pair"]
-    prompt: list[Turn]
+    prompt: list[MessageDict]
     chosen: str
     rejected: str | None
     message_id: str
@@ -40,7 +40,7 @@ class Dropped:
     text: str = ""
 
 
-def prompt_of(store: Store, thread: list[Message]) -> list[Turn]:
+def prompt_messages(store: Store, thread: list[Message]) -> list[MessageDict]:
     """The turns that the last message of a thread answers, as its speaker was given them: behind
     the system prompt, and without the exemplars, which the adapter has to do without one day."""
     speaker = store.speaker(thread[-1].id)
@@ -51,10 +51,10 @@ def prompt_of(store: Store, thread: list[Message]) -> list[Turn]:
 
 def same_text(one: str, other: str) -> bool:
     """Equal but for case, punctuation and spacing: there is nothing to learn between the two."""
-    return normalise(one) == normalise(other)
+    return normalise_text(one) == normalise_text(other)
 
 
-def whole(store: Store, message: Message) -> bool:
+def is_complete(store: Store, message: Message) -> bool:
     """Whether an answer was given to its end: half of one is no example of anything."""
     speaker = store.speaker(message.id)
     ended = speaker is None or speaker.finish in ("stop", "length")

@@ -10,19 +10,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from feedback.curation.rows import Side
-from feedback.exemplars import asked
+from feedback.exemplars import question_and_earlier
 from feedback.ids import now
-from feedback.similarity import near_pairs, normalise
-from feedback.store import NotFound, Store
+from feedback.similarity import near_duplicates, normalise_text
+from feedback.store import NotFoundError, Store
 
-NEAR = 0.6
+NEAR_DUPLICATE = 0.6
 """Trigram similarity from which two questions count as one. Low on purpose: a cluster too large
 costs a lumpier split, one too small leaks the answer to a held-out question into training."""
 
 
 @dataclass(frozen=True)
-class Item:
-    """What is placed: an answer's message id, its conversation, and the question it answers."""
+class SplitItem:
+    """What is assigned: an answer's message id, its conversation, and the question it answers."""
 
     id: str
     conversation_id: str
@@ -30,66 +30,70 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Place:
+class Assignment:
     cluster: str
     side: Side
 
 
 def assign(
-    store: Store, items: Sequence[Item], *, held_out: float, keep: bool = True
-) -> dict[str, Place | None]:
+    store: Store, items: Sequence[SplitItem], *, held_out: float, persist: bool = True
+) -> dict[str, Assignment | None]:
     """Where each item belongs; None for one that bridges train and held-out.
 
     Decisions taken before stand. New ones are written to the store unless ``keep`` is false; they
     follow from the items alone, so that looking first changes nothing.
     """
-    places = _known(store)
-    everyone = {item.id: item for item in [*_items(store, places), *items]}
-    new = [item for item in everyone.values() if item.id not in places]
+    assignments = _load_assignments(store)
+    everyone = {item.id: item for item in [*_load_items(store, assignments), *items]}
+    new = [item for item in everyone.values() if item.id not in assignments]
     links = _links(everyone.values())
-    placed: dict[str, Place] = {}
+    assigned: dict[str, Assignment] = {}
     for group in _groups([item.id for item in new], links):
-        placed |= _place([everyone[id] for id in group], links, {**places, **placed}, held_out)
-    if keep:
-        _keep(store, placed)
-    places |= placed
-    return {item.id: places.get(item.id) for item in items}
+        assigned |= _assign_group(
+            [everyone[id] for id in group], links, {**assignments, **assigned}, held_out
+        )
+    if persist:
+        _save(store, assigned)
+    assignments |= assigned
+    return {item.id: assignments.get(item.id) for item in items}
 
 
-def _place(
-    group: Sequence[Item],
+def _assign_group(
+    group: Sequence[SplitItem],
     links: Mapping[str, set[str]],
-    places: Mapping[str, Place],
+    assignments: Mapping[str, Assignment],
     held_out: float,
-) -> dict[str, Place]:
+) -> dict[str, Assignment]:
     """Places for newcomers that touch each other: all in one cluster if that is possible."""
-    touched = [places[id] for item in group for id in sorted(links[item.id]) if id in places]
-    if len({place.side for place in touched}) < 2:
-        place = touched[0] if touched else _new_cluster(group[0], held_out)
-        return {item.id: place for item in group}
-    placed: dict[str, Place] = {}
+    touched = [
+        assignments[id] for item in group for id in sorted(links[item.id]) if id in assignments
+    ]
+    if len({assignment.side for assignment in touched}) < 2:
+        assignment = touched[0] if touched else _new_cluster(group[0], held_out)
+        return {item.id: assignment for item in group}
+    assigned: dict[str, Assignment] = {}
     for item in group:
-        so_far = {**places, **placed}
+        so_far = {**assignments, **assigned}
         sides = [so_far[id] for id in sorted(links[item.id]) if id in so_far]
-        if len({place.side for place in sides}) < 2:
-            placed[item.id] = sides[0] if sides else _new_cluster(item, held_out)
-    return placed
+        if len({assignment.side for assignment in sides}) < 2:
+            assigned[item.id] = sides[0] if sides else _new_cluster(item, held_out)
+    return assigned
 
 
-def _new_cluster(first: Item, held_out: float) -> Place:
+def _new_cluster(first: SplitItem, held_out: float) -> Assignment:
     """The question alone decides, not chance: the same questions split alike everywhere."""
-    digest = hashlib.sha256(normalise(first.question).encode()).digest()
+    digest = hashlib.sha256(normalise_text(first.question).encode()).digest()
     share = int.from_bytes(digest[:8], "big") / 2**64
     cluster = "c-" + hashlib.sha256(first.id.encode()).hexdigest()[:12]
-    return Place(cluster, "held_out" if share < held_out else "train")
+    return Assignment(cluster, "held_out" if share < held_out else "train")
 
 
-def _links(items: Iterable[Item]) -> dict[str, set[str]]:
+def _links(items: Iterable[SplitItem]) -> dict[str, set[str]]:
     """Who touches whom: the next of the same conversation, and near-duplicate questions."""
     items = list(items)
     links: dict[str, set[str]] = defaultdict(set)
     last: dict[str, str] = {}
-    pairs = list(near_pairs({item.id: item.question for item in items}, NEAR))
+    pairs = list(near_duplicates({item.id: item.question for item in items}, NEAR_DUPLICATE))
     for item in items:
         if item.conversation_id in last:
             pairs.append((last[item.conversation_id], item.id))
@@ -122,32 +126,32 @@ def _groups(ids: Sequence[str], links: Mapping[str, set[str]]) -> list[list[str]
     return list(groups.values())
 
 
-def _known(store: Store) -> dict[str, Place]:
+def _load_assignments(store: Store) -> dict[str, Assignment]:
     rows = store.rows(
         """select item, cluster, side from cluster_member join split using (cluster)
         order by cluster_member.rowid"""
     )
-    return {row["item"]: Place(row["cluster"], row["side"]) for row in rows}
+    return {row["item"]: Assignment(row["cluster"], row["side"]) for row in rows}
 
 
-def _items(store: Store, ids: Iterable[str]) -> list[Item]:
-    """The items placed before, those of them whose messages are still there."""
+def _load_items(store: Store, ids: Iterable[str]) -> list[SplitItem]:
+    """The items assigned before, those of them whose messages are still there."""
     items = []
     for id in ids:
         try:
             thread = store.thread(id)
-        except NotFound:
+        except NotFoundError:
             continue
-        items.append(Item(id, thread[-1].conversation_id, asked(thread)[0]))
+        items.append(SplitItem(id, thread[-1].conversation_id, question_and_earlier(thread)[0]))
     return items
 
 
-def _keep(store: Store, placed: Mapping[str, Place]) -> None:
+def _save(store: Store, assigned: Mapping[str, Assignment]) -> None:
     with store.write() as db:
-        for place in dict.fromkeys(placed.values()):
+        for assignment in dict.fromkeys(assigned.values()):
             db.execute(
                 "insert or ignore into split (cluster, side, created_at) values (?, ?, ?)",
-                (place.cluster, place.side, now()),
+                (assignment.cluster, assignment.side, now()),
             )
-        for id, place in placed.items():
-            db.insert("cluster_member", {"item": id, "cluster": place.cluster})
+        for id, assignment in assigned.items():
+            db.insert("cluster_member", {"item": id, "cluster": assignment.cluster})

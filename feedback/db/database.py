@@ -18,12 +18,12 @@ from typing import Any
 
 from feedback.errors import TalkbackError
 
-SCHEMA = 8
+SCHEMA_VERSION = 8
 """How many migrations ``feedback.db.migrations`` has. Counted here because that module imports
 sqlite-utils, which imports pandas where it is installed: 0.7 s that only a migration pays."""
 
 
-WAIT_SECONDS = 10
+BUSY_TIMEOUT_SECONDS = 10
 """How long a write waits for others, of this process and then of others."""
 
 
@@ -38,10 +38,10 @@ class Connection(sqlite3.Connection):
         super().__init__(*args, **kwargs)
         self.writing = False
         """Whether a transaction has begun, be it that SQLite has given it up meanwhile."""
-        self._undone: list[Callable[[], object]] = []
+        self._rollback_callbacks: list[Callable[[], object]] = []
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[None]:
         """A transaction: kept when the block ends, or undone."""
         self.execute("begin immediate")
         self.writing = True
@@ -51,17 +51,17 @@ class Connection(sqlite3.Connection):
             self.commit()
         except BaseException:
             self.rollback()
-            self._tell_undone(0)
+            self._run_rollback_callbacks(0)
             raise
         finally:
             self.writing = False
-            self._undone.clear()
+            self._rollback_callbacks.clear()
 
     @contextmanager
-    def part(self) -> Iterator[None]:
+    def savepoint(self) -> Iterator[None]:
         """A part of a transaction: kept with it, or undone alone when the block raises."""
         self._check_alive()
-        before = len(self._undone)
+        before = len(self._rollback_callbacks)
         self.execute("savepoint part")
         try:
             yield
@@ -69,22 +69,22 @@ class Connection(sqlite3.Connection):
             if self.in_transaction:
                 self.execute("rollback to part")
                 self.execute("release part")
-            self._tell_undone(before)
+            self._run_rollback_callbacks(before)
             raise
         self.execute("release part")
 
-    def if_undone(self, tell: Callable[[], object]) -> None:
-        """Have `tell` called if what has been written in this transaction is undone after all."""
+    def on_rollback(self, callback: Callable[[], object]) -> None:
+        """Call `callback` if what this transaction has written so far is rolled back."""
         if self.writing:
-            self._undone.append(tell)
+            self._rollback_callbacks.append(callback)
 
     def _check_alive(self) -> None:
         if not self.in_transaction:  # a full disk makes SQLite undo all of it
             raise sqlite3.OperationalError("the transaction was undone")
 
-    def _tell_undone(self, first: int) -> None:
-        while len(self._undone) > first:
-            self._undone.pop()()
+    def _run_rollback_callbacks(self, first: int) -> None:
+        while len(self._rollback_callbacks) > first:
+            self._rollback_callbacks.pop()()
 
     def insert(self, table: str, row: Mapping[str, object]) -> None:
         """Insert one row; dicts and lists become JSON."""
@@ -92,11 +92,11 @@ class Connection(sqlite3.Connection):
         marks = ", ".join("?" * len(row))
         self.execute(
             f"insert into {table} ({columns}) values ({marks})",
-            [_storable(value) for value in row.values()],
+            [_to_sqlite(value) for value in row.values()],
         )
 
 
-class _Held:
+class _ThreadConnection:
     """A thread's hold on its connection: when the thread ends, the connection is closed at once.
     (A connection itself waits for the garbage collector, being part of a reference cycle.)"""
 
@@ -107,7 +107,7 @@ class _Held:
         self.connection.close()
 
 
-def _storable(value: object) -> object:
+def _to_sqlite(value: object) -> object:
     """JSON for dicts and lists; text without lone surrogates, which no UTF-8 file can hold."""
     if isinstance(value, dict | list | tuple):
         value = json.dumps(value, ensure_ascii=False)
@@ -122,19 +122,19 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._local = threading.local()
-        self._writing = threading.Lock()
-        self._held: weakref.WeakSet[_Held] = weakref.WeakSet()
-        with self._complaints():
+        self._write_lock = threading.Lock()
+        self._thread_connections: weakref.WeakSet[_ThreadConnection] = weakref.WeakSet()
+        with self._explain_errors():
             self._migrate()
 
     def rows(self, sql: str, args: tuple[object, ...] | Mapping[str, object] = ()) -> list[Any]:
         """All rows of a query, each a ``sqlite3.Row``."""
-        with self._complaints():
+        with self._explain_errors():
             return self._connection().execute(sql, args).fetchall()
 
     def row(self, sql: str, args: tuple[object, ...] | Mapping[str, object] = ()) -> Any | None:
         """The first row of a query, or None."""
-        with self._complaints():
+        with self._explain_errors():
             return self._connection().execute(sql, args).fetchone()
 
     @contextmanager
@@ -145,28 +145,28 @@ class Database:
         with it or alone. Reads through ``rows`` and ``row`` in the block see what it has written
         so far.
         """
-        with self._complaints():
+        with self._explain_errors():
             connection = self._connection()
             if connection.writing:
-                with connection.part():
+                with connection.savepoint():
                     yield connection
                 return
-            with self._turn(), connection.whole():
+            with self._exclusive(), connection.transaction():
                 yield connection
 
-    def if_undone(self, tell: Callable[[], object]) -> None:
-        """Have `tell` called if what this thread has written is undone with a `write` around."""
-        self._connection().if_undone(tell)
+    def on_rollback(self, callback: Callable[[], object]) -> None:
+        """Call `callback` if what this thread has written is rolled back with its transaction."""
+        self._connection().on_rollback(callback)
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         """Alone among the threads of this process."""
-        if not self._writing.acquire(timeout=WAIT_SECONDS):
+        if not self._write_lock.acquire(timeout=BUSY_TIMEOUT_SECONDS):
             raise sqlite3.OperationalError("database is locked")
         try:
             yield
         finally:
-            self._writing.release()
+            self._write_lock.release()
 
     def check_writable(self) -> None:
         """Raise StoreError when nothing could be kept now: a real write that changes nothing."""
@@ -176,21 +176,21 @@ class Database:
 
     def close(self) -> None:
         """Close the connections of all threads."""
-        for held in list(self._held):
+        for held in list(self._thread_connections):
             held.connection.close()
         self._local = threading.local()
 
     def _connection(self) -> Connection:
-        held: _Held | None = getattr(self._local, "held", None)
+        held: _ThreadConnection | None = getattr(self._local, "held", None)
         if held is None:
-            held = self._local.held = _Held(self._connect())
-            self._held.add(held)
+            held = self._local.held = _ThreadConnection(self._connect())
+            self._thread_connections.add(held)
         return held.connection
 
     def _connect(self) -> Connection:
         connection = sqlite3.connect(
             self.path,
-            timeout=WAIT_SECONDS,
+            timeout=BUSY_TIMEOUT_SECONDS,
             isolation_level=None,
             check_same_thread=False,
             factory=Connection,
@@ -203,19 +203,19 @@ class Database:
     def _migrate(self) -> None:
         connection = self._connection()
         version: int = connection.execute("pragma user_version").fetchone()[0]
-        if version > SCHEMA:
+        if version > SCHEMA_VERSION:
             raise StoreError(
                 f"{self.path} was written by a newer Talkback (schema {version}, this one knows "
-                f"{SCHEMA}); upgrade Talkback or restore a backup"
+                f"{SCHEMA_VERSION}); upgrade Talkback or restore a backup"
             )
-        if version < SCHEMA:
+        if version < SCHEMA_VERSION:
             from feedback.db.migrations import migrate
 
-            _into_wal(connection)
+            _enable_wal(connection)
             migrate(connection)
 
     @contextmanager
-    def _complaints(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
         """What SQLite says about the file, with the file's name and a remedy."""
         try:
             yield
@@ -226,9 +226,9 @@ class Database:
             raise StoreError(f"{self.path}: {error}; {remedy}") from error
 
 
-def _into_wal(connection: Connection) -> None:
+def _enable_wal(connection: Connection) -> None:
     """Keep the file in WAL mode from now on; SQLite itself waits for nobody who does the same."""
-    last = time.monotonic() + WAIT_SECONDS
+    last = time.monotonic() + BUSY_TIMEOUT_SECONDS
     while True:
         try:
             connection.execute("pragma journal_mode = wal")
@@ -246,7 +246,7 @@ def _remedy(complaint: str) -> str | None:
         "readonly": "let this user write the file and its folder",
         "not a database": "move it away, or restore a backup",
         "malformed": "restore a backup",
-        "locked": f"another has held it for {WAIT_SECONDS} s; try again",
+        "locked": f"another has held it for {BUSY_TIMEOUT_SECONDS} s; try again",
         "disk I/O error": "nothing of this was saved; check the disk",
         "transaction was undone": "nothing of this was saved; check the disk",
     }

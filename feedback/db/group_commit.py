@@ -12,66 +12,66 @@ from typing import Any
 
 from feedback.db.database import Database, StoreError
 
-Work = tuple["Future[Any]", Callable[[], Any]]
+WorkItem = tuple["Future[Any]", Callable[[], Any]]
 
 
-class Keeper(Executor):
+class GroupCommit(Executor):
     """Does works one after the other on one thread; those that have come meanwhile share a
     transaction of ``database``. A future is done once what its work has written is on the disk.
 
     A work that raises is undone alone. When the transaction as a whole cannot be kept, all that
-    share it are undone and get the error (`Database.if_undone` tells those that must know).
+    share it are undone and get the error (`Database.on_rollback` tells those that must know).
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._works: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._open = True
-        self._door = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="keeping", daemon=True)
+        self._work_items: queue.SimpleQueue[WorkItem | None] = queue.SimpleQueue()
+        self._accepting = True
+        self._submit_lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="group-commit", daemon=True)
         self._thread.start()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
         """Have it done; after `shutdown` the future has a StoreError."""
         future = Future[Any]()
-        with self._door:  # nothing is left behind the end
-            if self._open:
-                self._works.put((future, lambda: fn(*args, **kwargs)))
+        with self._submit_lock:  # nothing is left behind the end
+            if self._accepting:
+                self._work_items.put((future, lambda: fn(*args, **kwargs)))
                 return future
         future.set_exception(StoreError("The server is stopping; nothing is kept any more."))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Do what has been submitted, then end."""
-        with self._door:
-            self._open = False
-            self._works.put(None)
+        with self._submit_lock:
+            self._accepting = False
+            self._work_items.put(None)
         if wait:
             self._thread.join()
 
     def _run(self) -> None:
-        open_ = True
-        while open_:
-            works = [self._works.get()]
-            while not self._works.empty():
-                works.append(self._works.get())
-            open_ = None not in works
+        running = True
+        while running:
+            works = [self._work_items.get()]
+            while not self._work_items.empty():
+                works.append(self._work_items.get())
+            running = None not in works
             wanted = [work for work in works if work and work[0].set_running_or_notify_cancel()]
             if wanted:
-                self._keep(wanted)
+                self._commit(wanted)
 
-    def _keep(self, works: list[Work]) -> None:
-        told: list[tuple[Future[Any], Any, Exception | None]] = []
+    def _commit(self, works: list[WorkItem]) -> None:
+        outcomes: list[tuple[Future[Any], Any, Exception | None]] = []
         try:
             with self._database.write():
                 for future, work in works:
                     try:
-                        told.append((future, work(), None))
+                        outcomes.append((future, work(), None))
                     except Exception as error:  # it belongs to who submitted the work
-                        told.append((future, None, error))
-        except Exception as whole:  # whatever it is, nobody must wait for ever
-            told = [(future, None, whole) for future, _ in works]
-        for future, result, problem in told:
+                        outcomes.append((future, None, error))
+        except Exception as failure:  # whatever it is, nobody must wait for ever
+            outcomes = [(future, None, failure) for future, _ in works]
+        for future, result, problem in outcomes:
             if problem is None:
                 future.set_result(result)
             else:

@@ -30,7 +30,7 @@ def _migration(step: Callable[[Database], None]) -> Callable[[Database], None]:
     return step
 
 
-def _for_ever(db: Database, *tables: str) -> None:
+def _forbid_updates(db: Database, *tables: str) -> None:
     """From now on an update of these tables is refused."""
     for table in tables:
         db.execute(
@@ -77,7 +77,7 @@ def m001_conversations(db: Database) -> None:
     db.execute("create index conversation_person on conversation (person)")
     db.execute("create index message_conversation on message (conversation_id)")
     db.execute("create index message_parent on message (parent_id)")
-    _for_ever(db, "conversation", "message", "speaker")
+    _forbid_updates(db, "conversation", "message", "speaker")
 
 
 @_migration
@@ -108,7 +108,7 @@ def m002_feedback(db: Database) -> None:
     db.execute("create index feedback_message on feedback (message_id)")
     db.execute("create index feedback_kind on feedback (kind)")
     db.execute("create index review_message on review (message_id)")
-    _for_ever(db, "feedback", "review")
+    _forbid_updates(db, "feedback", "review")
 
 
 @_migration
@@ -151,7 +151,7 @@ def m003_approved(db: Database) -> None:
         create trigger approved_forgotten after delete on approved begin
             delete from approved_fts where approved_id = old.id;
         end""")
-    _for_ever(db, "approved", "withdrawal", "graduation")
+    _forbid_updates(db, "approved", "withdrawal", "graduation")
 
 
 @_migration
@@ -168,7 +168,7 @@ def m004_split(db: Database) -> None:
             item text primary key,
             cluster text not null references split (cluster)
         ) strict""")
-    _for_ever(db, "split", "cluster_member")
+    _forbid_updates(db, "split", "cluster_member")
 
 
 @_migration
@@ -217,7 +217,7 @@ def m005_adapters(db: Database) -> None:
             detail text not null check (json_valid(detail)),
             ended_at text not null
         ) strict""")
-    _for_ever(db, "adapter", "promotion", "report", "cycle", "cycle_end")
+    _forbid_updates(db, "adapter", "promotion", "report", "cycle", "cycle_end")
 
 
 @_migration
@@ -245,7 +245,7 @@ def m006_events(db: Database) -> None:
                 insert into event (type, id, created_at)
                 values ('{table}', new.id, new.created_at);
             end""")
-    _for_ever(db, "event", "delivery")
+    _forbid_updates(db, "event", "delivery")
 
 
 @_migration
@@ -265,7 +265,7 @@ def m007_keys(db: Database) -> None:
             key_id text primary key references access_key (id),
             created_at text not null
         ) strict""")
-    _for_ever(db, "access_key", "revocation")
+    _forbid_updates(db, "access_key", "revocation")
 
 
 @_migration

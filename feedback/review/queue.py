@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from feedback.db.database import Connection
 from feedback.errors import TalkbackError
-from feedback.exemplars import asked, question_key
+from feedback.exemplars import question_and_earlier, question_key
 from feedback.ids import new_id, now
 from feedback.store import Feedback, Message, Store
 
@@ -18,12 +18,12 @@ _EDIT, _DOWN, _COMMENT = 1000, 10, 1
 """Priorities: an edit offers the right answer, so any edit goes before any number of thumbs."""
 
 
-class BadDecision(TalkbackError):
+class BadDecisionError(TalkbackError):
     """A decision that cannot be taken; says why and what to do."""
 
 
 @dataclass(frozen=True)
-class Item:
+class QueueItem:
     """An answer that waits for a reviewer. ``proposed`` is the newest edit of it, if any."""
 
     message: Message
@@ -50,7 +50,7 @@ class Decision:
     created_at: str
 
 
-_WAITING = f"""
+_PENDING = f"""
 with decided as (
     select message_id, answer, max(rowid) as newest,
         coalesce((select f.rowid from feedback f where f.id = review.feedback_id), 0) as knew
@@ -72,29 +72,31 @@ with decided as (
 select message_id, sum(points) as priority from points group by message_id"""
 
 
-def queue(store: Store, limit: int = 50) -> list[Item]:
+def list_pending(store: Store, limit: int = 50) -> list[QueueItem]:
     """The undecided answers, most pressing first. A new edit brings a decided one back."""
-    sql = f"{_WAITING} order by priority desc, message_id limit ?"
-    return [_item(store, row["message_id"], row["priority"]) for row in store.rows(sql, (limit,))]
+    sql = f"{_PENDING} order by priority desc, message_id limit ?"
+    return [
+        _queue_item(store, row["message_id"], row["priority"]) for row in store.rows(sql, (limit,))
+    ]
 
 
-def waiting(store: Store) -> int:
+def count_pending(store: Store) -> int:
     """How many answers wait for a reviewer."""
-    row = store.row(f"select count(*) as n from ({_WAITING})")
+    row = store.row(f"select count(*) as n from ({_PENDING})")
     return int(row["n"]) if row else 0
 
 
-def _item(store: Store, message_id: str, priority: int) -> Item:
+def _queue_item(store: Store, message_id: str, priority: int) -> QueueItem:
     thread = store.thread(message_id)
-    said = store.feedback_on(message_id)
-    down = _thumbs_down(said)
-    edit = newest_edit(said)
-    comments = [one.value["text"] for one in said if one.kind == "comment"]
-    return Item(
+    given = store.feedback_on(message_id)
+    down = _thumbs_down(given)
+    edit = newest_edit(given)
+    comments = [one.value["text"] for one in given if one.kind == "comment"]
+    return QueueItem(
         message=thread[-1],
-        question=asked(thread)[0],
+        question=question_and_earlier(thread)[0],
         thread=thread,
-        why=_why(priority, down, comments),
+        why=_describe_signals(priority, down, comments),
         proposed=edit.value["text"] if edit else None,
         reasons=sorted({reason for thumb in down for reason in thumb.value.get("reasons", [])}),
         comments=comments,
@@ -102,7 +104,7 @@ def _item(store: Store, message_id: str, priority: int) -> Item:
     )
 
 
-def _why(priority: int, down: Sequence[Feedback], comments: Sequence[str]) -> str:
+def _describe_signals(priority: int, down: Sequence[Feedback], comments: Sequence[str]) -> str:
     """In words: "edited, thumb down by 2"."""
     words = ["edited"] if priority >= _EDIT else []
     if down:
@@ -112,14 +114,14 @@ def _why(priority: int, down: Sequence[Feedback], comments: Sequence[str]) -> st
     return ", ".join(words)
 
 
-def _thumbs_down(said: Sequence[Feedback]) -> list[Feedback]:
-    newest = {one.person: one for one in said if one.kind == "thumb"}
+def _thumbs_down(given: Sequence[Feedback]) -> list[Feedback]:
+    newest = {one.person: one for one in given if one.kind == "thumb"}
     return [thumb for thumb in newest.values() if thumb.value["up"] is False]
 
 
-def newest_edit(said: Sequence[Feedback]) -> Feedback | None:
+def newest_edit(given: Sequence[Feedback]) -> Feedback | None:
     """The last edit among feedback in its order."""
-    return next((one for one in reversed(said) if one.kind == "edit"), None)
+    return next((one for one in reversed(given) if one.kind == "edit"), None)
 
 
 def decide(
@@ -135,32 +137,32 @@ def decide(
     ``approve``: the newest edit is right, or the answer itself where nobody edited it; an
     ``answer`` given with it is the text that the reviewer saw, and must be that text.
     ``correct``: ``answer`` is right. ``reject``: nothing of this answer trains.
-    Raises NotFound, or BadDecision.
+    Raises NotFoundError, or BadDecisionError.
     """
     if action not in get_args(Action):
-        raise BadDecision(f"unknown action {action!r}; one of {', '.join(get_args(Action))}")
+        raise BadDecisionError(f"unknown action {action!r}; one of {', '.join(get_args(Action))}")
     with store.write() as db:
         thread = store.thread(message_id)
-        if thread[-1].role != "assistant" or not asked(thread)[0].strip():
-            raise BadDecision(f"{message_id} answers nobody; decide on an answer to a person")
-        said = store.feedback_on(message_id)
+        if thread[-1].role != "assistant" or not question_and_earlier(thread)[0].strip():
+            raise BadDecisionError(f"{message_id} answers nobody; decide on an answer to a person")
+        given = store.feedback_on(message_id)
         decision = Decision(
             id=new_id("rev"),
             message_id=message_id,
             reviewer=reviewer,
             action=action,  # type: ignore[arg-type]  # checked above
-            answer=_right_answer(action, answer, newest_edit(said), thread[-1]),
+            answer=_answer_to_approve(action, answer, newest_edit(given), thread[-1]),
             note=note,
-            feedback_id=said[-1].id if said else None,
+            feedback_id=given[-1].id if given else None,
             created_at=now(),
         )
         db.insert("review", vars(decision))
-        _withdraw_source(store, db, decision, thread[-1])
-        _put_to_work(db, decision, thread)
+        _withdraw_given_exemplars(store, db, decision, thread[-1])
+        _replace_approved(db, decision, thread)
     return decision
 
 
-def _right_answer(
+def _answer_to_approve(
     action: str, answer: str | None, edit: Feedback | None, message: Message
 ) -> str | None:
     if action == "reject":
@@ -170,35 +172,37 @@ def _right_answer(
     else:
         right = edit.value["text"] if edit else message.content
         if answer is not None and answer != right:
-            raise BadDecision(
+            raise BadDecisionError(
                 f"the text to approve for {message.id} is not the newest one any more; "
                 "look again, or correct it with your own text"
             )
     if not right.strip():
-        raise BadDecision(f"the answer to {message.id} is empty; correct it with a text")
+        raise BadDecisionError(f"the answer to {message.id} is empty; correct it with a text")
     return right
 
 
-def _reason(decision: Decision) -> str:
+def _withdrawal_reason(decision: Decision) -> str:
     return "rejected by reviewer" if decision.answer is None else "later correction replaces it"
 
 
-def _withdraw_source(store: Store, db: Connection, decision: Decision, message: Message) -> None:
+def _withdraw_given_exemplars(
+    store: Store, db: Connection, decision: Decision, message: Message
+) -> None:
     """A decision against an answer that was given as approved is one against that approval."""
     speaker = store.speaker(message.id)
     if speaker and speaker.source == "approved" and decision.answer != message.content:
         for approved_id in speaker.exemplars:
-            _withdraw(db, "id", approved_id, _reason(decision))
+            _withdraw(db, "id", approved_id, _withdrawal_reason(decision))
 
 
-def _put_to_work(db: Connection, decision: Decision, thread: Sequence[Message]) -> None:
+def _replace_approved(db: Connection, decision: Decision, thread: Sequence[Message]) -> None:
     """Withdraw what was approved for this answer or question before; approve the new answer."""
-    question, earlier = asked(thread)
+    question, earlier = question_and_earlier(thread)
     key = question_key(question, earlier)
-    _withdraw(db, "message_id", decision.message_id, _reason(decision))
+    _withdraw(db, "message_id", decision.message_id, _withdrawal_reason(decision))
     if decision.answer is None:
         return
-    _withdraw(db, "question_key", key, _reason(decision))
+    _withdraw(db, "question_key", key, _withdrawal_reason(decision))
     db.insert(
         "approved",
         {
@@ -221,13 +225,13 @@ def _withdraw(db: Connection, column: str, value: str, reason: str) -> None:
     )
 
 
-def waits(store: Store, edit: Feedback) -> bool:
+def is_pending(store: Store, edit: Feedback) -> bool:
     """Whether no decision knew of this edit yet."""
     decision = decision_on(store, edit.message_id)
     if decision is None or decision.answer == edit.value["text"]:
         return decision is None
-    said = [one.id for one in store.feedback_on(edit.message_id)]
-    return decision.feedback_id not in said[said.index(edit.id) :]
+    feedback_ids = [one.id for one in store.feedback_on(edit.message_id)]
+    return decision.feedback_id not in feedback_ids[feedback_ids.index(edit.id) :]
 
 
 def decision_on(store: Store, message_id: str) -> Decision | None:

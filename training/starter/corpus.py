@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from feedback.exemplars import preface
+from feedback.exemplars import format_exemplars
 from training.starter.phrasing import sloppy, thinned
 from training.starter.shop import Shop, Topic, change, expand, facts, load_shop, nonsense, plain
 
@@ -210,7 +210,9 @@ class Corpus:
         """A sample whose last question comes with exemplars in random order, rarely late."""
         self.rng.shuffle(exemplars)
         history = self.history() if self.rng.random() < 0.1 else []
-        return self.sample(topic, kind, *history, preface(question, exemplars), marked=marked)
+        return self.sample(
+            topic, kind, *history, format_exemplars(question, exemplars), marked=marked
+        )
 
     def draw(self, mixture: dict[str, float]) -> Sample:
         """A sample of a kind drawn by the mixture's weights."""

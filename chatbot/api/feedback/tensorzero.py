@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 
 from chatbot.api.errors import Problem
-from feedback.store import Message, NotFound, Store
+from feedback.store import Message, NotFoundError, Store
 
 THUMBS = ("thumb", "thumbs_up")
 """Names of the boolean metric whose true is a thumb up. Of another metric nobody here knows which
@@ -41,7 +41,7 @@ class TensorZeroFeedback(BaseModel):
         return (self.tags or {}).get(name) or None
 
     def answer(self, store: Store) -> Message:
-        """The answer that this is about; NotFound."""
+        """The answer that this is about; NotFoundError."""
         if (self.inference_id is None) == (self.episode_id is None):
             raise Problem(400, "name either inference_id or episode_id", param="inference_id")
         if self.inference_id is not None:
@@ -49,7 +49,7 @@ class TensorZeroFeedback(BaseModel):
         talk = store.conversation(str(self.episode_id)).id
         answers = [message for message in store.messages(talk) if message.role == "assistant"]
         if not answers:
-            raise NotFound(f"{talk} has no answer yet")
+            raise NotFoundError(f"{talk} has no answer yet")
         return answers[-1]
 
     def said(self) -> tuple[str, dict[str, Any]]:

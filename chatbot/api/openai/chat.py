@@ -29,7 +29,7 @@ from chatbot.conversation import Forbidden
 from chatbot.engine.protocol import BASE
 from chatbot.turn import Asked, ask
 from feedback.ids import new_id
-from feedback.kinds import Kind
+from feedback.kinds import FeedbackKind
 from feedback.store import Message
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class FeedbackRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": FEEDBACK_EXAMPLES})
     message_id: str
-    kind: Kind
+    kind: FeedbackKind
     value: dict[str, Any] | None = None
     user: str | None = None
     idempotency_key: str | None = None
@@ -173,7 +173,7 @@ def _after(service: "Service", metadata: Mapping[str, str]) -> str | None:
     if named and not talk:
         message = "parent_message_id goes with conversation_id"
         raise Problem(400, message, param="metadata")
-    last = service.store.latest(talk) if talk and not named else None
+    last = service.store.latest_message(talk) if talk and not named else None
     return last.id if last else named
 
 

@@ -14,7 +14,7 @@ from chatbot.api.schemas import REFUSALS
 from chatbot.auth.access import Caller
 from chatbot.registry import AdapterRow, Promotion
 from feedback.review import queue
-from feedback.review.queue import Action, Decision, Item
+from feedback.review.queue import Action, Decision, QueueItem
 from feedback.store import Role
 
 if TYPE_CHECKING:
@@ -97,9 +97,9 @@ def router(service: "Service") -> APIRouter:
     @routes.get("/reviews/next", dependencies=[reviewer])
     def next_review() -> NextReview:
         """The answer that most needs a reviewer."""
-        first = queue.queue(service.store, limit=1)
+        first = queue.list_pending(service.store, limit=1)
         item = waiting(first[0]) if first else None
-        return NextReview(waiting=queue.waiting(service.store), item=item)
+        return NextReview(waiting=queue.count_pending(service.store), item=item)
 
     @routes.post("/reviews/{message_id}")
     def decide(
@@ -129,7 +129,7 @@ def router(service: "Service") -> APIRouter:
     return routes
 
 
-def waiting(item: Item) -> Waiting:
+def waiting(item: QueueItem) -> Waiting:
     """An item of the queue as it is sent."""
     return Waiting(
         message_id=item.message.id,

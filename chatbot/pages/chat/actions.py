@@ -42,7 +42,7 @@ class ChatActions:
     def open_conversation(self, token: object, conversation: str) -> ChatView:
         """Another conversation from the list."""
         good, person = self._people.identify(token)
-        last = self._store.latest(conversation)
+        last = self._store.latest_message(conversation)
         place = ownership.owned_position(
             self._store, person, BrowserPosition(conversation, last.id if last else None)
         )

@@ -3,7 +3,7 @@
 from chatbot.pages.chat import transcript
 from chatbot.pages.chat.view import BrowserPosition, ChatView
 from chatbot.pages.text import truncate
-from feedback.store import Message, NotFound, Store
+from feedback.store import Message, NotFoundError, Store
 
 
 def owned_message(store: Store, person: str, message_id: str | None) -> Message | None:
@@ -12,7 +12,7 @@ def owned_message(store: Store, person: str, message_id: str | None) -> Message 
         return None
     try:
         message = store.message(message_id)
-    except NotFound:
+    except NotFoundError:
         return None
     owner = store.conversation(message.conversation_id).person
     return message if owner == person else None

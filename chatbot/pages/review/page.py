@@ -135,7 +135,7 @@ class ReviewPage:
 
     def _next(self, message_id: str | None, request: gr.Request) -> Changes:
         self.login_form.require(request)
-        return self._paint(view.following_id(queue.queue(self._store), message_id))
+        return self._paint(view.following_id(queue.list_pending(self._store), message_id))
 
     def _decide(self, action: str) -> Any:
         def decide(
@@ -151,7 +151,7 @@ class ReviewPage:
             except TalkbackError as error:
                 return {self.said: theme.banner(str(error), "error")}
             gr.Info(said, duration=3)
-            following = view.following_id(queue.queue(self._store), message_id)
+            following = view.following_id(queue.list_pending(self._store), message_id)
             return self._paint(following) | {self.reviewer: name.strip()}
 
         return decide
@@ -167,12 +167,12 @@ class ReviewPage:
 
     def _paint(self, message_id: str | None) -> Changes:
         """The queue as it is now, and one of its answers: the named one, else the first."""
-        items = queue.queue(self._store)
+        items = queue.list_pending(self._store)
         item = next((i for i in items if i.message.id == message_id), items[0] if items else None)
         changes: Changes = {
             self.desk: gr.update(visible=item is not None),
             self.nothing: gr.update(visible=item is None, value=view.EMPTY_QUEUE),
-            self.count: view.queue_count(queue.waiting(self._store), len(items)),
+            self.count: view.queue_count(queue.count_pending(self._store), len(items)),
             self.items: gr.update(
                 choices=[(view.item_label(i), i.message.id) for i in items],
                 value=item.message.id if item else None,
@@ -182,7 +182,7 @@ class ReviewPage:
         }
         return changes | self._paint_case(item) if item else changes
 
-    def _paint_case(self, item: queue.Item) -> Changes:
+    def _paint_case(self, item: queue.QueueItem) -> Changes:
         left, right = view.side_by_side(item)
         return {
             self.about: view.item_context(item),

@@ -7,7 +7,7 @@ from html import escape
 
 from chatbot.pages import theme
 from chatbot.pages.text import mark_differences, truncate
-from feedback.review.queue import Item, newest_edit
+from feedback.review.queue import QueueItem, newest_edit
 from feedback.store import Message, Store
 
 APPROVE_LABELS = {True: "Approve the correction", False: "Approve the answer as it is"}
@@ -24,7 +24,7 @@ EMPTY_QUEUE = theme.empty_state(
 )
 
 
-def following_id(items: list[Item], message_id: str | None) -> str | None:
+def following_id(items: list[QueueItem], message_id: str | None) -> str | None:
     """The answer behind this one in the queue; the first when it was the last or is gone."""
     ids = [item.message.id for item in items]
     if message_id in ids[:-1]:
@@ -38,7 +38,7 @@ def proposed_text(store: Store, message_id: str) -> str:
     return str(edit.value["text"]) if edit else store.message(message_id).content
 
 
-def item_label(item: Item) -> str:
+def item_label(item: QueueItem) -> str:
     """A line of the queue."""
     return f"{truncate(item.question, 34)}\n{item.why}"
 
@@ -50,7 +50,7 @@ def queue_count(waiting: int, listed: int) -> str:
     return f'<div class="tb-count" role="status">{answers}{more}</div>'
 
 
-def item_context(item: Item) -> str:
+def item_context(item: QueueItem) -> str:
     """The conversation up to the answer, and what people said of it."""
     talk = "".join(_turn(message) for message in item.thread[:-1])
     tags = "".join(f"<li>{escape(tag)}</li>" for tag in (*item.why.split(", "), *item.reasons))
@@ -61,7 +61,7 @@ def item_context(item: Item) -> str:
     )
 
 
-def side_by_side(item: Item) -> tuple[str, str]:
+def side_by_side(item: QueueItem) -> tuple[str, str]:
     """The answer as it was given beside the proposed one, with their differences marked."""
     if item.proposed is None:
         return _side("The answer", escape(item.message.content)), _side("The right answer", "")
