@@ -22,7 +22,8 @@ from chatbot.auth import api_keys
 from chatbot.registry import Registry
 from feedback.curation.curate import Curation
 from feedback.errors import TalkbackError
-from feedback.review.queue import QueueItem, count_pending, decide, list_pending
+from feedback.review.decisions import decide
+from feedback.review.queue import QueueItem, count_pending, list_pending
 from feedback.settings import Home, check_tables
 from feedback.store import Store
 from talkback import cycle as cycles

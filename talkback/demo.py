@@ -25,7 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from feedback.errors import TalkbackError
-from feedback.review.queue import decide
+from feedback.review.decisions import decide
 from feedback.settings import Home
 from feedback.store import Store
 from talkback import cycle as cycles

@@ -27,7 +27,7 @@ from chatbot.auth.sessions import COOKIE, Sessions
 from chatbot.pages.browser_identity import BrowserIdentities, LoginName
 from chatbot.server import create_app
 from chatbot.service import Service
-from feedback.review import queue
+from feedback.review.decisions import decision_on
 from feedback.settings import Home
 from feedback.store import Speaker, Store
 from tests.fakes.scripted_engine import ScriptedEngine, new_adapter, open_service
@@ -299,7 +299,7 @@ def test_a_page_as_it_is_sent_holds_nothing_of_anybody(
 def test_decisions_are_kept_with_the_name_of_the_key(house: House) -> None:
     house.ask("reviewer", ("POST", "/v1/reviews/{message_id}"))
     house.ask("operator", ("POST", "/v1/adapters/{id}/promote"))
-    decision = queue.decision_on(house.service.store, house.names["ANSWER"])
+    decision = decision_on(house.service.store, house.names["ANSWER"])
     assert decision is not None and decision.reviewer == "the reviewer"
     newest = house.service.registry.history()[0]
     assert (newest.by, newest.who, newest.reason) == ("person", "the operator", "better")

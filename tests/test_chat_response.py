@@ -12,7 +12,7 @@ from langchain_openai import ChatOpenAI
 
 from chatbot.engine.protocol import Request, Sampling
 from chatbot.service import Service
-from feedback.review.queue import decide
+from feedback.review.decisions import decide
 from tests.fixtures.api_client import ASK, ask, events, refusal
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from feedback.curation.curate import CurateSettings, Curation, Row, curate
-from feedback.review.queue import decide
+from feedback.review.decisions import decide
 from feedback.store import Speaker, Store
 from tests.fixtures import public_data
 from tests.fixtures.conversations import SPEAKER, answer, retry

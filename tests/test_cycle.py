@@ -15,7 +15,7 @@ import pytest
 from chatbot.service import Service
 from evaluation.report import Report
 from feedback import exemplars
-from feedback.review.queue import decide
+from feedback.review.decisions import decide
 from feedback.settings import Home
 from feedback.store import Store
 from talkback import cycle as cycles

@@ -16,7 +16,7 @@ from feedback.exemplars import (
     question_key,
 )
 from feedback.ids import now
-from feedback.review.queue import decide
+from feedback.review.decisions import decide
 from feedback.similarity import near_duplicates, trigram_similarity
 from feedback.store import Store
 from tests.fixtures import public_data

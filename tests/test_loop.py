@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from chatbot.model.base import ends, load_base
 from chatbot.registry import Registry
-from feedback.review.queue import decide
+from feedback.review.decisions import decide
 from feedback.settings import Home
 from feedback.store import Store
 from talkback import cycle

@@ -15,7 +15,7 @@ from chatbot.pages.chat.actions import ChatActions
 from chatbot.pages.chat.update_rate import throttled_text
 from chatbot.pages.chat.view import BrowserPosition
 from chatbot.pages.text import escape_markdown, unescape_markdown
-from feedback.review import queue
+from feedback.review.decisions import decide
 from feedback.store import Feedback, Store
 from tests.fakes.scripted_engine import (
     ANSWER,
@@ -175,7 +175,7 @@ def test_a_corrected_answer_waits_for_a_reviewer_and_hears_of_the_decision(
     expect(page.locator(ANSWER)).to_have_text("We close at five.")
     answer = last_answer(service.store)
     assert [one.value for one in said_of(service.store, "edit")] == [{"text": "We close at six."}]
-    queue.decide(service.store, answer, "rita", "approve")
+    decide(service.store, answer, "rita", "approve")
     page.reload()
     expect(page.locator(".tb-note")).to_contain_text("A reviewer approved your correction")
 
@@ -185,7 +185,7 @@ def test_an_approved_answer_is_marked_as_such(
 ) -> None:
     engine.answers = ["We have none."]
     ask(page, "Where is your shop in Leeds?")
-    queue.decide(service.store, last_answer(service.store), "rita", "correct", "At 4 Mill Lane.")
+    decide(service.store, last_answer(service.store), "rita", "correct", "At 4 Mill Lane.")
     ask(page, "where is your shop in leeds")
     expect(page.locator(ANSWER).last).to_have_text("At 4 Mill Lane.")
     expect(page.locator(".tb-approved")).to_contain_text("Approved answer")

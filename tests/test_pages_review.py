@@ -12,6 +12,7 @@ from chatbot.auth.access import Access
 from chatbot.pages.text import mark_differences
 from feedback.exemplars import find_approved
 from feedback.review import queue
+from feedback.review.decisions import decide, decision_on
 from feedback.store import Speaker
 from tests.fakes.scripted_engine import ScriptedEngine, open_service, serve
 
@@ -52,7 +53,7 @@ def page(chromium: Browser, url: str, service: "Service") -> Iterator[Page]:
 
 def clear(service: "Service") -> None:
     for item in queue.list_pending(service.store):
-        queue.decide(service.store, item.message.id, "cleaner", "reject")
+        decide(service.store, item.message.id, "cleaner", "reject")
 
 
 def enter(page: Page, key: str) -> None:
@@ -89,7 +90,7 @@ def test_an_edit_stands_beside_the_answer_and_works_at_once_when_approved(
     page.click("#tb-approve")
     expect(page.get_by_text("Saved. It is at work")).to_be_visible()
     expect(page.get_by_text("All caught up")).to_be_visible()
-    decision = queue.decision_on(service.store, message)
+    decision = decision_on(service.store, message)
     assert decision is not None
     assert (decision.action, decision.answer) == ("approve", "We open at ten.")
     assert decision.reviewer == "rita"
@@ -105,7 +106,7 @@ def test_approving_a_text_that_the_reviewer_changed_keeps_the_changed_one(
     page.fill("#tb-answer textarea", "It is 8 euros.")
     page.click("#tb-approve")
     expect(page.get_by_text("All caught up")).to_be_visible()
-    decision = queue.decision_on(service.store, message)
+    decision = decision_on(service.store, message)
     assert decision is not None
     assert (decision.action, decision.answer) == ("correct", "It is 8 euros.")
 
@@ -124,7 +125,7 @@ def test_decisions_lead_through_the_queue(page: Page, service: "Service") -> Non
     expect(page.locator("#tb-case")).to_contain_text("Do you repair lawn mowers?")
     page.click("#tb-reject")
     expect(page.get_by_text("All caught up")).to_be_visible()
-    decisions = [queue.decision_on(service.store, message) for message in (first, second)]
+    decisions = [decision_on(service.store, message) for message in (first, second)]
     assert [decision and decision.action for decision in decisions] == ["reject", "correct"]
 
 
@@ -134,7 +135,7 @@ def test_an_empty_correction_is_refused_in_words(page: Page, service: "Service")
     page.fill("#tb-answer textarea", "  ")
     page.click("#tb-correct")
     expect(page.get_by_role("alert")).to_contain_text("is empty")
-    assert queue.decision_on(service.store, message) is None
+    assert decision_on(service.store, message) is None
 
 
 def test_script_in_what_people_wrote_does_nothing_to_a_reviewer(
@@ -179,7 +180,7 @@ def test_a_reviewer_decides_by_the_name_of_the_key_until_logged_out_or_revoked(
     expect(page.get_by_placeholder("Your name")).to_be_hidden()
     page.click("#tb-approve")
     expect(page.get_by_text("Saved. It is at work")).to_be_visible()
-    decision = queue.decision_on(service.store, message)
+    decision = decision_on(service.store, message)
     assert decision is not None and decision.reviewer == "rita"
     (cookie,) = page.context.cookies()
     assert cookie.get("httpOnly") and rita.secret not in str(cookie.get("value"))
@@ -208,7 +209,7 @@ def test_no_handler_of_the_page_can_be_called_without_the_token(
         said = call(root, handler["id"], values)
         assert "secret answer" not in said
     assert len(handlers) > 20
-    assert queue.decision_on(service.store, message) is None
+    assert decision_on(service.store, message) is None
     assert len(service.registry.history()) == promotions
 
 

@@ -14,7 +14,7 @@ from chatbot.api.openai import chat as api
 from chatbot.api.operations import monitoring
 from chatbot.service import Service
 from chatbot.webhooks.delivery import Hooks, WebhookSettings
-from feedback.review.queue import decide
+from feedback.review.decisions import decide
 from feedback.store import Store
 from tests.fixtures.conversations import answer
 from tests.fixtures.http_server import serving

@@ -13,7 +13,7 @@ from chatbot.service import Service
 from chatbot.turn import Turn
 from feedback.db.database import StoreError
 from feedback.ids import now
-from feedback.review.queue import decide
+from feedback.review.decisions import decide
 from feedback.store import BadMessageError, NotFoundError, Speaker
 from tests.fixtures.tiny_models import write_adapter
 from tests.fixtures.turns import reply

@@ -11,7 +11,7 @@ import pytest
 from chatbot.registry import Registry
 from chatbot.webhooks.delivery import Hooks, WebhookSettings
 from feedback.ids import now
-from feedback.review.queue import decide
+from feedback.review.decisions import decide
 from feedback.settings import Home, SettingsError
 from feedback.store import Store
 from tests.fakes.webhook_receiver import SECRET, Receiver

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from feedback.curation.rows import Dropped, Row, is_complete, prompt_messages, same_text
 from feedback.exemplars import question_and_earlier, question_key
-from feedback.review.queue import decision_on
+from feedback.review.decisions import decision_on
 from feedback.store import Store
 
 

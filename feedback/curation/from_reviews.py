@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from feedback.curation.rows import Dropped, Row, is_complete, prompt_messages
-from feedback.review.queue import Decision
+from feedback.review.decisions import Decision
 from feedback.store import Store
 
 

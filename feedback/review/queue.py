@@ -1,25 +1,17 @@
-"""Reviewers decide: the queue of answers that people edited or disliked, and what becomes of each.
+"""Lists what waits for a reviewer: answers that people edited, disliked or commented on.
 
-An approved or corrected answer is at work from the next question on, and trains in the next cycle.
+for item in list_pending(store): ...   ->   feedback.review.decisions.decide(...)
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-from feedback.db.database import Connection
-from feedback.errors import TalkbackError
-from feedback.exemplars import question_and_earlier, question_key
-from feedback.ids import new_id, now
+from feedback.exemplars import question_and_earlier
+from feedback.review.decisions import decision_on, newest_edit
 from feedback.store import Feedback, Message, Store
 
-Action = Literal["approve", "correct", "reject"]
 _EDIT, _DOWN, _COMMENT = 1000, 10, 1
 """Priorities: an edit offers the right answer, so any edit goes before any number of thumbs."""
-
-
-class BadDecisionError(TalkbackError):
-    """A decision that cannot be taken; says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +26,6 @@ class QueueItem:
     reasons: list[str]
     comments: list[str]
     priority: int
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What was decided of an answer. ``feedback_id`` is the last feedback the decision knew of."""
-
-    id: str
-    message_id: str
-    reviewer: str
-    action: Action
-    answer: str | None
-    note: str
-    feedback_id: str | None
-    created_at: str
 
 
 _PENDING = f"""
@@ -119,112 +97,6 @@ def _thumbs_down(given: Sequence[Feedback]) -> list[Feedback]:
     return [thumb for thumb in newest.values() if thumb.value["up"] is False]
 
 
-def newest_edit(given: Sequence[Feedback]) -> Feedback | None:
-    """The last edit among feedback in its order."""
-    return next((one for one in reversed(given) if one.kind == "edit"), None)
-
-
-def decide(
-    store: Store,
-    message_id: str,
-    reviewer: str,
-    action: str,
-    answer: str | None = None,
-    note: str = "",
-) -> Decision:
-    """Keep a reviewer's decision, whole or not at all.
-
-    ``approve``: the newest edit is right, or the answer itself where nobody edited it; an
-    ``answer`` given with it is the text that the reviewer saw, and must be that text.
-    ``correct``: ``answer`` is right. ``reject``: nothing of this answer trains.
-    Raises NotFoundError, or BadDecisionError.
-    """
-    if action not in get_args(Action):
-        raise BadDecisionError(f"unknown action {action!r}; one of {', '.join(get_args(Action))}")
-    with store.write() as db:
-        thread = store.thread(message_id)
-        if thread[-1].role != "assistant" or not question_and_earlier(thread)[0].strip():
-            raise BadDecisionError(f"{message_id} answers nobody; decide on an answer to a person")
-        given = store.feedback_on(message_id)
-        decision = Decision(
-            id=new_id("rev"),
-            message_id=message_id,
-            reviewer=reviewer,
-            action=action,  # type: ignore[arg-type]  # checked above
-            answer=_answer_to_approve(action, answer, newest_edit(given), thread[-1]),
-            note=note,
-            feedback_id=given[-1].id if given else None,
-            created_at=now(),
-        )
-        db.insert("review", vars(decision))
-        _withdraw_given_exemplars(store, db, decision, thread[-1])
-        _replace_approved(db, decision, thread)
-    return decision
-
-
-def _answer_to_approve(
-    action: str, answer: str | None, edit: Feedback | None, message: Message
-) -> str | None:
-    if action == "reject":
-        return None
-    if action == "correct":
-        right = answer or ""
-    else:
-        right = edit.value["text"] if edit else message.content
-        if answer is not None and answer != right:
-            raise BadDecisionError(
-                f"the text to approve for {message.id} is not the newest one any more; "
-                "look again, or correct it with your own text"
-            )
-    if not right.strip():
-        raise BadDecisionError(f"the answer to {message.id} is empty; correct it with a text")
-    return right
-
-
-def _withdrawal_reason(decision: Decision) -> str:
-    return "rejected by reviewer" if decision.answer is None else "later correction replaces it"
-
-
-def _withdraw_given_exemplars(
-    store: Store, db: Connection, decision: Decision, message: Message
-) -> None:
-    """A decision against an answer that was given as approved is one against that approval."""
-    speaker = store.speaker(message.id)
-    if speaker and speaker.source == "approved" and decision.answer != message.content:
-        for approved_id in speaker.exemplars:
-            _withdraw(db, "id", approved_id, _withdrawal_reason(decision))
-
-
-def _replace_approved(db: Connection, decision: Decision, thread: Sequence[Message]) -> None:
-    """Withdraw what was approved for this answer or question before; approve the new answer."""
-    question, earlier = question_and_earlier(thread)
-    key = question_key(question, earlier)
-    _withdraw(db, "message_id", decision.message_id, _withdrawal_reason(decision))
-    if decision.answer is None:
-        return
-    _withdraw(db, "question_key", key, _withdrawal_reason(decision))
-    db.insert(
-        "approved",
-        {
-            "id": new_id("app"),
-            "review_id": decision.id,
-            "message_id": decision.message_id,
-            "question": question,
-            "question_key": key,
-            "answer": decision.answer,
-            "created_at": decision.created_at,
-        },
-    )
-
-
-def _withdraw(db: Connection, column: str, value: str, reason: str) -> None:
-    db.execute(
-        f"""insert or ignore into withdrawal (approved_id, reason, created_at)
-        select id, ?, ? from approved where {column} = ?""",
-        (reason, now(), value),
-    )
-
-
 def is_pending(store: Store, edit: Feedback) -> bool:
     """Whether no decision knew of this edit yet."""
     decision = decision_on(store, edit.message_id)
@@ -232,10 +104,3 @@ def is_pending(store: Store, edit: Feedback) -> bool:
         return decision is None
     feedback_ids = [one.id for one in store.feedback_on(edit.message_id)]
     return decision.feedback_id not in feedback_ids[feedback_ids.index(edit.id) :]
-
-
-def decision_on(store: Store, message_id: str) -> Decision | None:
-    """The decision in force: the newest one. None while the answer waits, or nobody minded it."""
-    sql = "select * from review where message_id = ? order by rowid desc limit 1"
-    row = store.row(sql, (message_id,))
-    return Decision(**row) if row else None

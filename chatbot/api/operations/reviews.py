@@ -13,8 +13,9 @@ from pydantic import BaseModel, Field
 from chatbot.api.schemas import REFUSALS
 from chatbot.auth.access import Caller
 from chatbot.registry import AdapterRow, Promotion
-from feedback.review import queue
-from feedback.review.queue import Action, Decision, QueueItem
+from feedback.review import decisions, queue
+from feedback.review.decisions import Action, Decision
+from feedback.review.queue import QueueItem
 from feedback.store import Role
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def router(service: "Service") -> APIRouter:
     ) -> Decision:
         """Approve, correct or reject an answer; at work from the next question on."""
         who = caller.name or body.reviewer or "reviewer"
-        return queue.decide(service.store, message_id, who, body.action, body.answer, body.note)
+        return decisions.decide(service.store, message_id, who, body.action, body.answer, body.note)
 
     @routes.get("/adapters", dependencies=[reviewer])
     def adapters() -> Adapters:

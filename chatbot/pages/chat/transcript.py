@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from chatbot.pages.text import escape_markdown
-from feedback.review.queue import decision_on
+from feedback.review.decisions import decision_on
 from feedback.store import Message, Speaker, Store
 
 Bubble = dict[str, Any]

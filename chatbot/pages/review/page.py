@@ -13,7 +13,7 @@ from chatbot.pages.browser_identity import BrowserIdentities
 from chatbot.pages.login_form import LoginForm
 from chatbot.pages.review import view
 from feedback.errors import TalkbackError
-from feedback.review import queue
+from feedback.review import decisions, queue
 from feedback.store import Store
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class ReviewPage:
         if action == "approve" and answer.strip() != proposal.strip():
             action = "correct"
         text = {"approve": proposal, "correct": answer, "reject": None}[action]
-        queue.decide(self._store, message_id, reviewer, action, text, note.strip())
+        decisions.decide(self._store, message_id, reviewer, action, text, note.strip())
         return view.CONFIRMATIONS[action]
 
     def _paint(self, message_id: str | None) -> Changes:

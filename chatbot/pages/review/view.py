@@ -7,7 +7,8 @@ from html import escape
 
 from chatbot.pages import theme
 from chatbot.pages.text import mark_differences, truncate
-from feedback.review.queue import QueueItem, newest_edit
+from feedback.review.decisions import newest_edit
+from feedback.review.queue import QueueItem
 from feedback.store import Message, Store
 
 APPROVE_LABELS = {True: "Approve the correction", False: "Approve the answer as it is"}
