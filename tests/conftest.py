@@ -122,6 +122,13 @@ def server(start_server: "Callable[..., Server]") -> "Server":
     return start_server().ready()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need a browser, so that ``-m browser`` runs just these."""
+    for item in items:
+        if "chromium" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests that ask for any oracle run with a model of each family."""
     if "any_oracle" in metafunc.fixturenames:
@@ -209,6 +216,8 @@ def chromium() -> "Iterator[Browser]":
     """A real browser. Without one its tests are skipped, or fail where one is required."""
     from playwright.sync_api import sync_playwright
 
+    if os.environ.get("TALKBACK_NO_BROWSER"):
+        pytest.skip("NO BROWSER: TALKBACK_NO_BROWSER hides it")
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         assert not os.environ.get("TALKBACK_REQUIRE_BROWSER"), "install chromium"

@@ -1,5 +1,6 @@
-"""The three pages as one Gradio app, and how it hangs in the server."""
+"""Makes one Gradio app of the three pages, and mounts it on the server's app."""
 
+import asyncio
 import os
 import warnings
 from typing import TYPE_CHECKING
@@ -38,7 +39,21 @@ def build(service: "Service") -> gr.Blocks:
 
 
 def mount(app: FastAPI, service: "Service", path: str = "/") -> FastAPI:
-    """Put the pages on `app`; everything they load comes from this process."""
+    """Mount the pages on `app` at `path`; everything they load comes from this process."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        # On a thread without a loop Gradio makes one for each of its locks and closes none: each
+        # would keep three file descriptors. With a loop that runs it makes none.
+        return asyncio.run(_mount_under_loop(app, service, path))
+    return _mount(app, service, path)
+
+
+async def _mount_under_loop(app: FastAPI, service: "Service", path: str) -> FastAPI:
+    return _mount(app, service, path)
+
+
+def _mount(app: FastAPI, service: "Service", path: str) -> FastAPI:
     with warnings.catch_warnings():
         # Gradio says of every app with several pages that it turns SSR off, also where it is off.
         warnings.filterwarnings("ignore", message="SSR mode is not supported")
