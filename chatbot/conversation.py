@@ -6,16 +6,16 @@ from feedback.errors import TalkbackError
 from feedback.store import BadMessageError, Message, Store
 
 
-class Forbidden(TalkbackError):
+class ForbiddenError(TalkbackError):
     """The conversation is another person's."""
 
 
-class Empty(TalkbackError):
+class EmptyQuestionError(TalkbackError):
     """Nothing was asked."""
 
 
 @dataclass(frozen=True)
-class Place:
+class QuestionPosition:
     """Where in which conversation a question stands; its id is "" until it is stored."""
 
     conversation_id: str | None
@@ -23,25 +23,25 @@ class Place:
     question_id: str
     question: str
     history: list[Message]
-    again_after: str | None = None
+    retry_of: str | None = None
     """The id of the answer that is asked for again."""
-    given: list[Message] = field(default_factory=list)
+    unstored_history: list[Message] = field(default_factory=list)
     """Turns after the history that are not stored yet."""
 
     @property
-    def before(self) -> list[Message]:
+    def full_history(self) -> list[Message]:
         """All that was said before the question."""
-        return [*self.history, *self.given]
+        return [*self.history, *self.unstored_history]
 
 
-def find(
+def find_position(
     store: Store,
     conversation_id: str | None,
     person: str,
     parent_id: str | None,
     text: str,
     retry_of: str | None,
-) -> Place:
+) -> QuestionPosition:
     """Where the question goes, checked: nobody reads or continues another's conversation."""
     question_id = ""
     if retry_of is not None:
@@ -54,23 +54,25 @@ def find(
     if history and conversation_id is None:
         conversation_id = history[-1].conversation_id
     if conversation_id is not None and store.conversation(conversation_id).person != person:
-        raise Forbidden(f"{conversation_id} is not a conversation of {person}")
+        raise ForbiddenError(f"{conversation_id} is not a conversation of {person}")
     if history and history[-1].conversation_id != conversation_id:
         raise BadMessageError(f"{parent_id} is not in {conversation_id}; name a message that is")
     if not text.strip():
-        raise Empty("There is nothing to answer. Say something.")
-    return Place(conversation_id, parent_id, question_id, text, history, retry_of)
+        raise EmptyQuestionError("There is nothing to answer. Say something.")
+    return QuestionPosition(conversation_id, parent_id, question_id, text, history, retry_of)
 
 
-def keep(store: Store, place: Place, person: str) -> Place:
+def store_question(store: Store, position: QuestionPosition, person: str) -> QuestionPosition:
     """The place with its question on the disk, in a conversation that exists."""
-    if place.question_id:
-        return place
-    parent = place.parent_id
-    opening = place.given[0].content if place.given else place.question
+    if position.question_id:
+        return position
+    parent = position.parent_id
+    opening = (
+        position.unstored_history[0].content if position.unstored_history else position.question
+    )
     with store.write():
-        talk = place.conversation_id or store.start_conversation(person, opening)
-        for message in place.given:
-            parent = store.add_message(talk, parent, message.role, message.content)
-        asked = store.add_message(talk, parent, "user", place.question)
-    return replace(place, conversation_id=talk, question_id=asked)
+        conversation_id = position.conversation_id or store.start_conversation(person, opening)
+        for message in position.unstored_history:
+            parent = store.add_message(conversation_id, parent, message.role, message.content)
+        question_id = store.add_message(conversation_id, parent, "user", position.question)
+    return replace(position, conversation_id=conversation_id, question_id=question_id)

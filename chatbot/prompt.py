@@ -9,38 +9,38 @@ from chatbot.model.base import encode
 from feedback.exemplars import format_exemplars
 from feedback.store import Message
 
-Turns = list[dict[str, str]]
+ChatMessages = list[dict[str, str]]
 
 
-def fit(
+def fit_prompt(
     tokenizer: PreTrainedTokenizerBase,
     system: str,
     history: Sequence[Message],
     question: str,
     examples: Sequence[tuple[str, str]],
-    room: int,
+    max_tokens: int,
 ) -> tuple[list[int], bool]:
     """The prompt's token ids, at most ``room`` of them, and whether the exemplars are in it.
 
     The oldest turns go first, then the exemplars. The question itself is never cut: alone and
     too long it comes back whole, for the engine to refuse with the numbers.
     """
-    before = turns(history)
+    before = merge_turns(history)
     for shown in (examples, ()) if examples else ((),):
         last = format_exemplars(question, shown)
-        ids = _longest(tokenizer, system, before, last, room)
-        if len(ids) <= room:
+        ids = _longest_that_fits(tokenizer, system, before, last, max_tokens)
+        if len(ids) <= max_tokens:
             break
     return ids, bool(shown)
 
 
-def turns(history: Iterable[Message]) -> Turns:
+def merge_turns(history: Iterable[Message]) -> ChatMessages:
     """The thread as chat templates want it: people and bot by turns, nothing empty.
 
     An exchange whose answer stayed empty is left out with its question; a question that was never
     answered is joined to the next.
     """
-    found: Turns = []
+    found: ChatMessages = []
     for message in history:
         if message.role == "assistant" and not message.content.strip():
             while found and found[-1]["role"] == "user":
@@ -52,14 +52,14 @@ def turns(history: Iterable[Message]) -> Turns:
     return found
 
 
-def _longest(
-    tokenizer: PreTrainedTokenizerBase, system: str, before: Turns, last: str, room: int
+def _longest_that_fits(
+    tokenizer: PreTrainedTokenizerBase, system: str, before: ChatMessages, last: str, room: int
 ) -> list[int]:
     """The prompt with as much of the history as fits, beginning with a turn of the person's."""
     head = [{"role": "system", "content": system}] if system else []
 
     def ids(start: int) -> list[int]:
-        return encode(tokenizer, _joined([*head, *before[start:]], last))
+        return encode(tokenizer, _append_question([*head, *before[start:]], last))
 
     whole = ids(0)
     if len(whole) <= room or not before:
@@ -70,7 +70,7 @@ def _longest(
     return ids(starts[min(found, len(starts) - 1)])
 
 
-def _joined(before: Turns, last: str) -> Turns:
+def _append_question(before: ChatMessages, last: str) -> ChatMessages:
     """The question as the last turn; one that follows an unanswered question continues it."""
     if before and before[-1]["role"] == "user":
         last = before[-1]["content"] + "\n\n" + last

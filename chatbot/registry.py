@@ -20,7 +20,7 @@ from feedback.store import Store
 if TYPE_CHECKING:
     from chatbot.model.base import Base
 
-By = Literal["gate", "person", "start"]
+PromotedBy = Literal["gate", "person", "start"]
 
 
 class RegistryError(TalkbackError):
@@ -43,7 +43,7 @@ class AdapterRow:
 class Promotion:
     id: str
     adapter: str
-    by: By
+    by: PromotedBy
     who: str
     reason: str
     report: str | None
@@ -83,7 +83,7 @@ class Registry:
         What is not given is taken from the folder's manifest.json. The same adapter again changes
         nothing. Raises RegistryError for a folder elsewhere, or named otherwise than its manifest.
         """
-        manifest = self._manifest(folder)
+        manifest = self._read_manifest(folder)
         row = {
             "id": folder.name,
             "parent": parent,
@@ -102,7 +102,8 @@ class Registry:
     def adapters(self) -> list[AdapterRow]:
         """All of them, newest first."""
         return [
-            _adapter(row) for row in self._store.rows("select * from adapter order by rowid desc")
+            _adapter_row(row)
+            for row in self._store.rows("select * from adapter order by rowid desc")
         ]
 
     def adapter(self, id: str) -> AdapterRow:
@@ -133,7 +134,7 @@ class Registry:
         return [Promotion(**row) for row in rows]
 
     def promote(
-        self, id: str, by: By, who: str, reason: str, report: str | None = None
+        self, id: str, by: PromotedBy, who: str, reason: str, report: str | None = None
     ) -> Promotion:
         """Put an adapter in service; a running server follows within a second."""
         self.adapter(id)
@@ -145,12 +146,12 @@ class Registry:
     def rollback(self, who: str, reason: str = "rollback") -> Promotion:
         """Promote the adapter that was in service before; again: the one before that."""
         with self._store.write():
-            served = self.served()
+            served = self.serving_order()
             if len(served) < 2:
                 raise RegistryError("there is no earlier adapter to roll back to")
             return self.promote(served[-2], "person", who, reason)
 
-    def served(self) -> list[str]:
+    def serving_order(self) -> list[str]:
         """The adapters of the current base in the order of service; going back to one drops the
         later ones, so that two rollbacks go two steps back."""
         current = self.current()
@@ -185,7 +186,7 @@ class Registry:
             for row in self._store.rows(sql, (adapter,))
         ]
 
-    def ensure_first(self, base: "Base") -> AdapterRow:
+    def ensure_promoted(self, base: "Base") -> AdapterRow:
         """See to it that an adapter of this base is in service; returns that adapter.
 
         It is the one in service; else, after a start on another base, the last one of this base;
@@ -196,21 +197,21 @@ class Registry:
             return current
         known = [p.adapter for p in self.history()]
         ours = [id for id in known if self.adapter(id).base_revision == base.revision]
-        chosen = ours[0] if ours else self._adapter_zero(base)
+        chosen = ours[0] if ours else self._register_untrained(base)
         self.promote(chosen, "start", "talkback", f"first start on {base.name}")
         return self.adapter(chosen)
 
-    def _adapter_zero(self, base: "Base") -> str:
+    def _register_untrained(self, base: "Base") -> str:
         from chatbot.model import lora
 
-        folder = lora.untrained(base, self._home.adapters)
+        folder = lora.write_untrained(base, self._home.adapters)
         return self.register(folder, base=base.name, base_revision=base.revision)
 
     def _find(self, id: str) -> AdapterRow | None:
         row = self._store.row("select * from adapter where id = ?", (id,))
-        return _adapter(row) if row else None
+        return _adapter_row(row) if row else None
 
-    def _manifest(self, folder: Path) -> dict[str, Any]:
+    def _read_manifest(self, folder: Path) -> dict[str, Any]:
         if folder.resolve().parent != self._home.adapters:
             raise RegistryError(f"{folder} is not in {self._home.adapters}; move it there first")
         try:
@@ -222,6 +223,6 @@ class Registry:
         return manifest
 
 
-def _adapter(row: Any) -> AdapterRow:
+def _adapter_row(row: Any) -> AdapterRow:
     parsed = {key: json.loads(row[key]) for key in ("recipe", "lineage")}
     return AdapterRow(**{**dict(row), **parsed})

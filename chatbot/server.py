@@ -112,7 +112,9 @@ def create_api(service: "Service", settings: ServerSettings | None = None) -> "F
     app = FastAPI(title="Talkback", docs_url=None, redoc_url=None, lifespan=lifespan)
     errors.install(app)
     guard(app, service.access, settings or ServerSettings())
-    app.add_middleware(monitoring.Counted, meters=service.meters)  # the outermost sees refusals too
+    app.add_middleware(
+        monitoring.Counted, meters=service.metrics
+    )  # the outermost sees refusals too
     app.include_router(chat.router(service))  # the first is found soonest
     app.include_router(login.router(service))
     app.include_router(reviews.router(service))

@@ -40,7 +40,7 @@ from feedback.store import Store
 log = logging.getLogger("talkback")
 
 POLL_SECONDS = 0.5
-PINNED = 4
+MAX_PINNED = 4
 """Adapters beside the speaking one that stay loaded because somebody asked for them by name."""
 
 
@@ -59,13 +59,13 @@ class Service:
     registry: Registry
     base: Base
     engine: Engine
-    chat: ChatSettings
-    context: int
+    chat_settings: ChatSettings
+    context_length: int
     speaking: str
     warning: str
     access: Access
-    meters: Meters
-    keeper: GroupCommit
+    metrics: Meters
+    group_commit: GroupCommit
 
     def __init__(
         self,
@@ -81,18 +81,18 @@ class Service:
         """Put the adapter in service to work and follow promotions from then on."""
         self.home, self.store, self.base, self.engine = home, store, base, engine
         self.registry = Registry(store, home)
-        self.chat, self.context = chat, context
+        self.chat_settings, self.context_length = chat, context
         self.access = Access(store, home.root)
         self.speaking, self.warning = BASE, ""
-        self.meters = Meters()
-        self.keeper = GroupCommit(store)
-        self.turns: weakref.WeakSet[Turn] = weakref.WeakSet()
+        self.metrics = Meters()
+        self.group_commit = GroupCommit(store)
+        self.open_turns: weakref.WeakSet[Turn] = weakref.WeakSet()
         self._pinned: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.RLock()
         self._closing = threading.Event()
         self._refused: str | None = None
         self._following = threading.Lock()
-        self.registry.ensure_first(base)
+        self.registry.ensure_promoted(base)
         self._begin()
         self._watcher = threading.Thread(
             target=self._watch, args=(poll_seconds,), name="promotions", daemon=True
@@ -126,7 +126,7 @@ class Service:
         ours = self.base.revision
         return [row.id for row in self.registry.adapters() if row.base_revision == ours]
 
-    def check(self, adapter: str | None) -> None:
+    def check_adapter(self, adapter: str | None) -> None:
         """Raise UnknownAdapter for a name that nobody here answers to; None is fine."""
         if adapter is not None and adapter != BASE and adapter not in (known := self.adapters()):
             raise UnknownAdapter(adapter, [BASE, *known])
@@ -145,7 +145,7 @@ class Service:
             try:
                 return chosen, self.engine.submit(Request(prompt_ids, chosen, sampling))
             except Busy:
-                self.meters.refused.inc()
+                self.metrics.refused.inc()
                 raise
             except UnknownAdapter:
                 continue  # it was unloaded between the choice and the question: choose again
@@ -156,7 +156,7 @@ class Service:
         with self._following:
             promotion = self._follow()
             if promotion is not None:
-                self.meters.swapped(promotion)
+                self.metrics.swapped(promotion)
         return promotion is not None
 
     def _follow(self) -> Promotion | None:
@@ -188,8 +188,8 @@ class Service:
         self._closing.set()
         self._watcher.join()
         self.engine.close()
-        self.keeper.shutdown()
-        for turn in list(self.turns):
+        self.group_commit.shutdown()
+        for turn in list(self.open_turns):
             turn.close()
         self.store.close()
 
@@ -197,7 +197,7 @@ class Service:
         """Speak; when the adapter in service is damaged, with the newest before it that is not."""
         self._follow()
         warning, refused = self.warning, self._refused
-        for earlier in reversed(self.registry.served()[:-1]):
+        for earlier in reversed(self.registry.serving_order()[:-1]):
             if self.speaking != BASE:
                 break
             try:
@@ -233,14 +233,14 @@ class Service:
             return
         with self._lock:
             if adapter not in self.engine.adapters():
-                self.check(adapter)
+                self.check_adapter(adapter)
                 lora.verify(self.registry.folder(adapter), self.base)
                 self.engine.load(adapter, self.registry.folder(adapter))
             if adapter == self.speaking:
                 return
             self._pinned[adapter] = None
             self._pinned.move_to_end(adapter)
-            while len(self._pinned) > PINNED:
+            while len(self._pinned) > MAX_PINNED:
                 oldest, _ = self._pinned.popitem(last=False)
                 if oldest != self.speaking:
                     self.engine.unload(oldest)

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from chatbot import conversation as places
-from chatbot.conversation import Place
+from chatbot.conversation import QuestionPosition
 from chatbot.engine.protocol import Chance, Sampling, Stream
-from chatbot.prompt import fit
+from chatbot.prompt import fit_prompt
 from feedback import exemplars
 from feedback.exemplars import ApprovedAnswer
 from feedback.ids import new_id
@@ -70,28 +70,28 @@ class Turn:
     def __init__(
         self,
         service: "Service",
-        place: Place,
+        place: QuestionPosition,
         stream: Stream,
         speaker: Speaker,
     ) -> None:
         self.conversation_id = str(place.conversation_id)
         self.user_message_id = place.question_id
         self.message_id = new_id("msg")
-        self.others: list[Turn] = []
+        self.alternatives: list[Turn] = []
         """More answers to the same question, where several were asked for; iterate each."""
-        self._out: int | None = 0
+        self._num_delivered: int | None = 0
         """How many deltas have been handed out; None: whatever comes counts as that."""
-        self._store, self._meters = service.store, service.meters
+        self._store, self._meters = service.store, service.metrics
         self._stream = stream
         self._speaker = speaker
         self._stored = False
         self._lock = threading.Lock()
-        service.turns.add(self)
+        service.open_turns.add(self)
 
     @property
     def text(self) -> str:
         """What has been handed out so far; after the end, the answer as it is stored."""
-        return "".join(self._stream.deltas[: self._out])
+        return "".join(self._stream.deltas[: self._num_delivered])
 
     @property
     def deltas(self) -> Sequence[str]:
@@ -119,7 +119,7 @@ class Turn:
         return self._speaker
 
     @property
-    def chances(self) -> list[Chance] | None:
+    def logprobs(self) -> list[Chance] | None:
         """How likely each token was; None if that was not asked or nothing was generated."""
         asked = self._speaker.sampling.get("logprobs") is not None
         return self._stream.chances if asked and self._speaker.source == "model" else None
@@ -132,15 +132,15 @@ class Turn:
     def __iter__(self) -> Iterator[str]:
         try:
             for number, delta in enumerate(self._stream, 1):
-                self._out = number
+                self._num_delivered = number
                 yield delta
         finally:
             self.close()
 
-    def follow(self, heard: Callable[[], None]) -> None:
+    def listen(self, heard: Callable[[], None]) -> None:
         """Have ``heard`` called when the answer begins and when it has ended (`Stream.listen`).
         All that comes until then counts as handed out."""
-        self._out = None
+        self._num_delivered = None
         self._stream.listen(heard)
 
     def wait(self, seconds: float) -> bool:
@@ -159,7 +159,7 @@ class Turn:
                 return
             self._stream.cancel()
             self._stream.wait()
-            self._speaker = self._final()
+            self._speaker = self._final_speaker()
             self._store.add_message(
                 self.conversation_id,
                 self.user_message_id,
@@ -169,14 +169,14 @@ class Turn:
                 self.message_id,
             )
             self._stored = True
-            self._store.on_rollback(self._again)
+            self._store.on_rollback(self._mark_unstored)
             self._meters.answered(self._speaker)
 
-    def _again(self) -> None:
+    def _mark_unstored(self) -> None:
         """It was stored with others and is not, after all."""
         self._stored = False
 
-    def _final(self) -> Speaker:
+    def _final_speaker(self) -> Speaker:
         """The speaker with what the stream measured; cut short when not all was handed out."""
         stream = self._stream
         whole = self.text == stream.text
@@ -205,7 +205,7 @@ def ask(
     unaided: bool = False,
     given: Sequence[tuple[Role, str]] = (),
     answers: int = 1,
-) -> "Asked":
+) -> "PendingTurn":
     """Have ``text`` answered, said by ``person`` under the message ``parent_id`` (None: at the
     start).
 
@@ -214,45 +214,51 @@ def ask(
     its question is answered again, as a sibling, and ``text`` and ``parent_id`` go unused.
     ``unaided`` leaves approved answers out, to hear what the adapter itself has learnt. ``given``
     are turns (role, text) that were said elsewhere after ``parent_id``: they become history too.
-    ``answers`` is how many are given at the same time; all but the first are in ``others``.
+    ``answers`` is how many are given at the same time; all but the first are in
+    ``alternatives``.
 
-    Nothing is stored when this or `Asked.begin` raises: Forbidden, NotFoundError, BadMessageError,
-    Empty, Busy, UnknownAdapter, AdapterError, TooLong, BadMessages.
+    Nothing is stored when this or `PendingTurn.begin` raises: ForbiddenError, NotFoundError,
+    BadMessageError, EmptyQuestionError, Busy, UnknownAdapter, AdapterError, TooLong,
+    ChatTemplateError.
     """
-    service.check(adapter)
-    place = places.find(service.store, conversation_id, person, parent_id, text, retry_of)
-    place = replace(place, given=[Message("", "", None, role, said, "") for role, said in given])
-    chat = service.chat
-    sampling = sampling or (_livelier(chat) if retry_of else _usual(chat))
+    service.check_adapter(adapter)
+    place = places.find_position(service.store, conversation_id, person, parent_id, text, retry_of)
+    place = replace(
+        place, unstored_history=[Message("", "", None, role, said, "") for role, said in given]
+    )
+    chat = service.chat_settings
+    sampling = sampling or (_retry_sampling(chat) if retry_of else _default_sampling(chat))
     speaker = Speaker(
         adapter or service.speaking,
         service.base.name,
         service.base.revision,
         chat.system_prompt if system is None else system,
     )
-    streams = _ask(service, place, speaker, _apart(sampling, answers), adapter, unaided)
-    return Asked(service, place, person, streams)
+    streams = _ask(
+        service, place, speaker, _with_distinct_seeds(sampling, answers), adapter, unaided
+    )
+    return PendingTurn(service, place, person, streams)
 
 
 @dataclass(frozen=True)
-class Asked:
+class PendingTurn:
     """A question that the engine answers already, and that is yet to be stored: `begin` or
     `cancel` it. What asks the engine and what writes to the disk need not wait for each other."""
 
     service: "Service"
-    place: Place
+    place: QuestionPosition
     person: str
     streams: list[tuple[Stream, Speaker]]
 
     def begin(self) -> Turn:
         """The turn, its question on the disk; the first answer's, with the others in it."""
         try:
-            place = places.keep(self.service.store, self.place, self.person)
+            place = places.store_question(self.service.store, self.place, self.person)
         except BaseException:
             self.cancel()
             raise
         turns = [Turn(self.service, place, stream, speaker) for stream, speaker in self.streams]
-        turns[0].others = turns[1:]
+        turns[0].alternatives = turns[1:]
         return turns[0]
 
     def cancel(self) -> None:
@@ -263,7 +269,7 @@ class Asked:
 
 def _ask(
     service: "Service",
-    place: Place,
+    place: QuestionPosition,
     speaker: Speaker,
     samplings: Sequence[Sampling],
     adapter: str | None,
@@ -273,15 +279,15 @@ def _ask(
     given = None if unaided else _approved(service, place, speaker)
     if given is not None:
         speaker = replace(speaker, source="approved", exemplars=[given.id])
-        return [(_told(given.answer), _recorded(speaker, each)) for each in samplings]
+        return [(_finished_stream(given.answer), _recorded(speaker, each)) for each in samplings]
     examples = [] if unaided else _examples(service, place, speaker)
-    ids, shown = fit(
+    ids, shown = fit_prompt(
         service.base.tokenizer,
         speaker.system_prompt,
-        place.before,
+        place.full_history,
         place.question,
         [(example.question, example.answer) for example in examples],
-        service.context - min(samplings[0].max_tokens, service.context // 2),
+        service.context_length - min(samplings[0].max_tokens, service.context_length // 2),
     )
     speaker = replace(speaker, exemplars=[example.id for example in examples] if shown else [])
     chosen, streams = _submit(service, ids, adapter, samplings)
@@ -307,11 +313,13 @@ def _submit(
     return str(adapter), streams
 
 
-def _approved(service: "Service", place: Place, speaker: Speaker) -> ApprovedAnswer | None:
+def _approved(
+    service: "Service", place: QuestionPosition, speaker: Speaker
+) -> ApprovedAnswer | None:
     """The answer that a reviewer approved for this question, unless it is what was not liked."""
-    if not service.chat.approved_answers:
+    if not service.chat_settings.approved_answers:
         return None
-    before = service.store.speaker(place.again_after) if place.again_after else None
+    before = service.store.speaker(place.retry_of) if place.retry_of else None
     if before is not None and before.source == "approved":
         return None
     return exemplars.find_approved(
@@ -319,8 +327,10 @@ def _approved(service: "Service", place: Place, speaker: Speaker) -> ApprovedAns
     )
 
 
-def _examples(service: "Service", place: Place, speaker: Speaker) -> list[ApprovedAnswer]:
-    limit = service.chat.exemplars
+def _examples(
+    service: "Service", place: QuestionPosition, speaker: Speaker
+) -> list[ApprovedAnswer]:
+    limit = service.chat_settings.exemplars
     if not limit:
         return []
     return exemplars.find_exemplars(
@@ -328,12 +338,12 @@ def _examples(service: "Service", place: Place, speaker: Speaker) -> list[Approv
     )
 
 
-def _earlier(place: Place) -> list[str]:
+def _earlier(place: QuestionPosition) -> list[str]:
     """The person's turns before this one."""
-    return [message.content for message in place.before if message.role == "user"]
+    return [message.content for message in place.full_history if message.role == "user"]
 
 
-def _told(answer: str) -> Stream:
+def _finished_stream(answer: str) -> Stream:
     """A stream that has ended already: nothing had to be generated."""
     stream = Stream(0)
     stream.first_token_ms = 0.0
@@ -342,16 +352,16 @@ def _told(answer: str) -> Stream:
     return stream
 
 
-def _usual(chat: ChatSettings) -> Sampling:
+def _default_sampling(chat: ChatSettings) -> Sampling:
     return Sampling(max_tokens=chat.max_tokens, temperature=chat.temperature)
 
 
-def _livelier(chat: ChatSettings) -> Sampling:
+def _retry_sampling(chat: ChatSettings) -> Sampling:
     warm = max(chat.temperature, RETRY_TEMPERATURE)
     return Sampling(max_tokens=chat.max_tokens, temperature=warm, top_p=0.95)
 
 
-def _apart(sampling: Sampling, answers: int) -> list[Sampling]:
+def _with_distinct_seeds(sampling: Sampling, answers: int) -> list[Sampling]:
     """One for each answer; chance that differs, and can be repeated from each speaker's row."""
     if sampling.temperature == 0:
         return [sampling] * answers

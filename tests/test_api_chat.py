@@ -214,7 +214,7 @@ def test_a_full_house_says_when_to_come_again(http: httpx.Client, service: Servi
 
     long = api.ChatRequest.model_validate({"messages": ASK, "max_tokens": 4000})
     turns = [
-        reply(service, None, "ann", None, "Go", sampling=long.sampling(service.chat))
+        reply(service, None, "ann", None, "Go", sampling=long.sampling(service.chat_settings))
         for _ in range(8)
     ]
     answer = ask(http)

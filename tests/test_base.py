@@ -18,12 +18,12 @@ from chatbot.model.base import (
     Base,
     BaseError,
     encode,
-    ends,
+    end_token_ids,
     load_base,
     load_tokenizer,
     render,
 )
-from chatbot.model.escape import BadMessages, control_tokens, plain
+from chatbot.model.escape import ChatTemplateError, control_tokens, escape_control_tokens
 from tests.fakes.hub_server import COMMIT, hub
 from tests.fixtures import public_data, tiny_models
 
@@ -90,12 +90,12 @@ def test_without_plain_the_injection_would_work(base: Base) -> None:
 
 def test_plain_leaves_honest_text_alone(tokenizer: PreTrainedTokenizerBase) -> None:
     for text in ("Hello, <b>world</b> | 1 < 2 > 0", "", "  two  spaces\n\n", "漢字 🙂", "<|", "|>"):
-        assert plain(text, tokenizer) == text
+        assert escape_control_tokens(text, tokenizer) == text
 
 
 def test_plain_changes_nothing_that_a_reader_sees(base: Base) -> None:
     text = "say <|im_end|> twice: <|im_end|>"
-    assert plain(text, base.tokenizer).replace("\u2060", "") == text
+    assert escape_control_tokens(text, base.tokenizer).replace("\u2060", "") == text
 
 
 def test_a_normaliser_cannot_smuggle_a_control_string_in(tmp_path: Path) -> None:
@@ -109,12 +109,12 @@ def test_a_normaliser_cannot_smuggle_a_control_string_in(tmp_path: Path) -> None
     smuggling = load_tokenizer(str(tmp_path))
     wide = attacks("<|im_end|>")[-2]
     assert control_sequence(smuggling, smuggling(wide)["input_ids"])
-    safe = plain(wide, smuggling)
+    safe = escape_control_tokens(wide, smuggling)
     assert not control_sequence(smuggling, smuggling(safe)["input_ids"])
 
 
 def test_a_role_from_outside_is_refused(base: Base) -> None:
-    with pytest.raises(BadMessages, match="wizard"):
+    with pytest.raises(ChatTemplateError, match="wizard"):
         render(base, [{"role": "wizard", "content": "hello"}])
 
 
@@ -149,7 +149,7 @@ def test_the_fallback_marks_what_the_assistant_said(tmp_path: Path) -> None:
 
 
 def test_the_templates_end_of_turn_ends_an_answer(base: Base) -> None:
-    assert base.tokenizer.convert_tokens_to_ids("<|im_end|>") in ends(base)
+    assert base.tokenizer.convert_tokens_to_ids("<|im_end|>") in end_token_ids(base)
 
 
 # -- Loading
@@ -173,10 +173,15 @@ def test_without_weights_a_base_is_the_same_base(
     whole, bare = load_base(folder), load_base(folder, weights=False)
     assert {p.device.type for p in bare.model.parameters()} == {"meta"}
     assert (bare.revision, bare.fingerprint) == (whole.revision, whole.fingerprint)
-    assert lora.targets(bare.model) == lora.targets(whole.model) and ends(bare) == ends(whole)
+    assert lora.target_modules(bare.model) == lora.target_modules(whole.model) and end_token_ids(
+        bare
+    ) == end_token_ids(whole)
     adapter = tiny_models.write_adapter(tmp_path, whole)
     assert lora.verify(adapter, bare).id == adapter.name
-    assert lora.untrained(bare, tmp_path / "one").name == lora.untrained(whole, tmp_path).name
+    assert (
+        lora.write_untrained(bare, tmp_path / "one").name
+        == lora.write_untrained(whole, tmp_path).name
+    )
 
 
 def test_weights_that_the_files_cut_otherwise_are_loaded_once_for_their_name(
@@ -190,7 +195,11 @@ def test_weights_that_the_files_cut_otherwise_are_loaded_once_for_their_name(
     save_file(bare, file, metadata={"format": "pt"})
     assert load_base(str(folder), weights=False).fingerprint == whole.fingerprint
     (folder / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
-    assert ends(load_base(str(folder), weights=False)) == ends(load_base(str(folder))) >= {0, 2}
+    assert (
+        end_token_ids(load_base(str(folder), weights=False))
+        == end_token_ids(load_base(str(folder)))
+        >= {0, 2}
+    )
 
 
 def test_small_models_are_exact_unless_told_otherwise(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_the_same_adapter_against_itself_is_not_enough_evidence(world: World) ->
 
 def test_the_untrained_adapter_judges_as_well_as_any(world: World) -> None:
     base = load_base(world.base_name)
-    zero = lora.untrained(base, world.root / "adapters")
+    zero = lora.write_untrained(base, world.root / "adapters")
     assert kind(world.compared(zero)) == "refuse"
 
 

@@ -17,7 +17,7 @@ from chatbot.engine.local.runners.runner import Chunk
 from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.model.base import load_base
-from chatbot.model.lora import targets, tensors
+from chatbot.model.lora import load_matrices, target_modules
 from tests.fixtures import tiny_models
 from tests.fixtures.reference_model import QUESTIONS, Oracle
 from tests.fixtures.waiting import finish, until
@@ -72,12 +72,12 @@ class World:
     def __init__(self, folder: Path, family: tiny_models.Family, dtype: str) -> None:
         written = tiny_models.write_model(folder / "base", family, initializer_range=0.1)
         base = load_base(str(written), dtype=dtype)
-        adapters = Rows(base.model, list(targets(base.model)))
+        adapters = Rows(base.model, list(target_modules(base.model)))
         self.plain = TransformersRunner(base.model, adapters, SlotCache(4, 400))
         self.adapters = []
         for seed in (1, 2):
             made = tiny_models.write_adapter(folder, base, seed=seed)
-            adapters.install(made.name, adapters.prepare(tensors(made), self.plain.like))
+            adapters.install(made.name, adapters.prepare(load_matrices(made), self.plain.like))
             self.adapters.append(made.name)
 
     def steps(self) -> list[list[Chunk]]:

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from safetensors.torch import load_file, save_file
 
-from chatbot.model.base import ends, load_base
+from chatbot.model.base import end_token_ids, load_base
 from chatbot.registry import Registry
 from feedback.review.decisions import decide
 from feedback.settings import Home
@@ -28,7 +28,7 @@ def talkative(tmp_path: Path) -> Path:
     """A tiny base that comes to no end by itself: time enough for a stop, and for a swap."""
     folder = write_model(tmp_path / "base", max_position_embeddings=8192)
     weights = load_file(folder / "model.safetensors")
-    weights["lm_head.weight"][sorted(ends(load_base(str(folder))))] /= 2
+    weights["lm_head.weight"][sorted(end_token_ids(load_base(str(folder))))] /= 2
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 

@@ -34,7 +34,7 @@ def adapter(base: Base, tmp_path: Path) -> Path:
 def test_an_untrained_adapter_is_equal_to_the_base(any_base: Base, tmp_path: Path) -> None:
     from peft import PeftModel
 
-    folder = lora.untrained(any_base, tmp_path)
+    folder = lora.write_untrained(any_base, tmp_path)
     ids = torch.arange(5, 25)[None]
     model = load_base(any_base.name).model
     with torch.no_grad():
@@ -43,8 +43,8 @@ def test_an_untrained_adapter_is_equal_to_the_base(any_base: Base, tmp_path: Pat
 
 
 def test_an_untrained_adapter_always_has_the_same_name(any_base: Base, tmp_path: Path) -> None:
-    folder = lora.untrained(any_base, tmp_path)
-    assert lora.untrained(any_base, tmp_path) == folder
+    folder = lora.write_untrained(any_base, tmp_path)
+    assert lora.write_untrained(any_base, tmp_path) == folder
     assert [child.name for child in tmp_path.iterdir()] == [folder.name]
     assert lora.verify(folder, any_base).id == folder.name
 
@@ -52,7 +52,7 @@ def test_an_untrained_adapter_always_has_the_same_name(any_base: Base, tmp_path:
 def test_what_peft_trains_and_saves_in_our_shape_is_served(any_base: Base, tmp_path: Path) -> None:
     from peft import get_peft_model
 
-    model = get_peft_model(load_base(any_base.name).model, lora.shape(any_base))
+    model = get_peft_model(load_base(any_base.name).model, lora.lora_config(any_base))
     ids = torch.arange(5, 25)[None]
     model(input_ids=ids, labels=ids).loss.backward()
     moved = [p for p in model.parameters() if p.grad is not None]
@@ -63,11 +63,11 @@ def test_what_peft_trains_and_saves_in_our_shape_is_served(any_base: Base, tmp_p
     id = lora.write_manifest(tmp_path / "draft", any_base, snapshot="s-1")
     adapter = lora.verify(tmp_path / "draft", any_base)
     assert (adapter.id, adapter.rank, adapter.manifest["snapshot"]) == (id, lora.RANK, "s-1")
-    assert lora.tensors(adapter.folder).keys() == lora.targets(any_base.model).keys()
+    assert lora.load_matrices(adapter.folder).keys() == lora.target_modules(any_base.model).keys()
 
 
 def test_every_linear_but_the_head_learns(any_base: Base) -> None:
-    names = {name.rsplit(".", 1)[-1] for name in lora.targets(any_base.model)}
+    names = {name.rsplit(".", 1)[-1] for name in lora.target_modules(any_base.model)}
     llama = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert names in (llama, {"c_attn", "c_proj", "c_fc"})
 
@@ -75,9 +75,9 @@ def test_every_linear_but_the_head_learns(any_base: Base) -> None:
 def test_the_name_follows_the_content_and_nothing_else(adapter: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(adapter, tmp_path / "copy"))
     edit_json(copy / "adapter_config.json", {"base_model_name_or_path": "elsewhere"})
-    assert lora.content_id(copy) == adapter.name
+    assert lora.adapter_id(copy) == adapter.name
     edit_json(copy / "adapter_config.json", {"lora_alpha": 64})
-    assert lora.content_id(copy) != adapter.name
+    assert lora.adapter_id(copy) != adapter.name
 
 
 # -- Refused, each with its reason
@@ -95,7 +95,7 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
 
 def renamed(folder: Path) -> Path:
     """The folder under the name that its changed content has, as a forger would leave it."""
-    id = lora.content_id(folder)
+    id = lora.adapter_id(folder)
     edit_json(folder / "manifest.json", {"id": id})
     return folder.rename(folder.parent / id)
 
@@ -105,7 +105,7 @@ def refused(folder: Path, base: Base, reason: str) -> None:
         lora.verify(folder, base)
 
 
-@pytest.mark.parametrize("file", ["manifest.json", "adapter_config.json", lora.WEIGHTS])
+@pytest.mark.parametrize("file", ["manifest.json", "adapter_config.json", lora.WEIGHTS_FILE])
 def test_a_missing_file_is_refused(adapter: Path, base: Base, file: str) -> None:
     (adapter / file).unlink()
     refused(adapter, base, file)
@@ -124,7 +124,7 @@ def test_a_broken_json_file_is_refused(adapter: Path, base: Base, file: str) -> 
 
 
 def test_one_flipped_bit_is_refused(adapter: Path, base: Base) -> None:
-    file = adapter / lora.WEIGHTS
+    file = adapter / lora.WEIGHTS_FILE
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(content)
@@ -175,7 +175,7 @@ def test_numbers_that_are_none_are_refused(adapter: Path, base: Base, value: flo
 
 
 def test_a_file_that_is_no_safetensors_is_refused(adapter: Path, base: Base) -> None:
-    (adapter / lora.WEIGHTS).write_bytes(b"\x80\x04pickle")
+    (adapter / lora.WEIGHTS_FILE).write_bytes(b"\x80\x04pickle")
     refused(renamed(adapter), base, "cannot be read")
 
 
@@ -183,7 +183,7 @@ def test_adapter_0_of_another_base_of_the_same_shape_has_another_id(tmp_path: Pa
     one, other = (
         load_base(str(tiny_models.write_model(tmp_path / str(n), seed=n))) for n in (0, 1)
     )
-    first = lora.untrained(one, tmp_path / "adapters")
-    second = lora.untrained(other, tmp_path / "adapters")
+    first = lora.write_untrained(one, tmp_path / "adapters")
+    second = lora.write_untrained(other, tmp_path / "adapters")
     assert lora.verify(first, one).id != lora.verify(second, other).id
-    assert lora.untrained(one, tmp_path / "adapters") == first
+    assert lora.write_untrained(one, tmp_path / "adapters") == first

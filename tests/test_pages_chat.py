@@ -124,15 +124,15 @@ def test_a_retry_asks_which_answer_is_better_and_goes_on_from_that_one(
 def test_now_and_then_two_answers_are_offered(
     page: Page, service: "Service", engine: ScriptedEngine
 ) -> None:
-    usual = service.chat
-    service.chat = usual.model_copy(update={"choice_every": 1})
+    usual = service.chat_settings
+    service.chat_settings = usual.model_copy(update={"choice_every": 1})
     try:
         engine.answers = ["At nine.", "At ten."]
         start(page, "When do you open?")
         page.get_by_role("button", name="About the same").click()
         expect(page.locator("#tb-pair")).to_be_hidden()
     finally:
-        service.chat = usual
+        service.chat_settings = usual
     rows = service.store.rows("select value from feedback where value like '%tie%'")
     assert len(rows) == 1
 

@@ -28,7 +28,7 @@ ASK = [{"role": "user", "content": "When do you open?"}]
 def http(service: Service) -> Iterator[httpx.Client]:
     app = FastAPI()
     errors.install(app)
-    app.add_middleware(monitoring.Counted, meters=service.meters)
+    app.add_middleware(monitoring.Counted, meters=service.metrics)
     app.include_router(api.router(service))
     app.include_router(monitoring.router(service, backlog(service)))
     app.include_router(api.nowhere())
@@ -97,7 +97,7 @@ def test_an_answer_that_a_reviewer_gave_is_no_figure_of_the_models(
 def test_who_waits_and_who_is_refused_is_seen(http: httpx.Client, service: Service) -> None:
     sampling = api.ChatRequest.model_validate({"messages": ASK, "max_tokens": 4000})
     turns = [
-        reply(service, None, "ann", None, "Go", sampling=sampling.sampling(service.chat))
+        reply(service, None, "ann", None, "Go", sampling=sampling.sampling(service.chat_settings))
         for _ in range(8)
     ]
     assert ask(http).status_code == 429
@@ -178,12 +178,12 @@ def test_requests_are_counted_by_template_and_never_by_words_from_outside(
 def test_a_handler_that_fails_is_counted_too(service: Service) -> None:
     app = FastAPI()
     errors.install(app)
-    app.add_middleware(monitoring.Counted, meters=service.meters)
+    app.add_middleware(monitoring.Counted, meters=service.metrics)
     app.add_api_route("/broken", lambda: 1 / 0)
     with serving(app) as address:
         assert httpx.get(f"{address}/broken").status_code == 500
     labels = {"method": "GET", "route": "/broken", "status": "500"}
-    (requests,) = service.meters.requests.collect()
+    (requests,) = service.metrics.requests.collect()
     assert labels in [sample.labels for sample in requests.samples]
 
 

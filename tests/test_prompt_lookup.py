@@ -11,8 +11,8 @@ from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
 from chatbot.engine.local.prompt_lookup import FEW, Lookup
 from chatbot.engine.local.scheduler import Row
 from chatbot.engine.protocol import BASE, Request, Sampling, Stream
-from chatbot.model.base import STARTER, ends, load_base
-from chatbot.prompt import fit
+from chatbot.model.base import STARTER, end_token_ids, load_base
+from chatbot.prompt import fit_prompt
 from tests.fixtures.reference_model import QUESTIONS, Oracle, start
 from tests.fixtures.shop_corrections import facts
 
@@ -169,7 +169,7 @@ def test_many_streams_leave_no_room_for_guesses(
     monkeypatch.setattr(
         Row, "guess", lambda *_: together.append(len(engine._batch.rows())) or [9, 9]
     )
-    bias = tuple((token, -100.0) for token in ends(oracle.base))
+    bias = tuple((token, -100.0) for token in end_token_ids(oracle.base))
     for count in (FEW, FEW + 1):
         request = Request([5, 6, 7], BASE, Sampling(max_tokens=50, logit_bias=bias))
         streams = [engine.submit(request) for _ in range(count)]
@@ -189,7 +189,7 @@ def test_an_approved_answer_is_repeated_in_a_third_of_the_steps(kind: str) -> No
         for fact in facts()[:10]:
             answer = fact.answer.replace(fact.fact, "half past ten")
             shown = [(fact.question, answer)]
-            ids, _ = fit(base.tokenizer, "", [], fact.paraphrases[0], shown, 900)
+            ids, _ = fit_prompt(base.tokenizer, "", [], fact.paraphrases[0], shown, 900)
             stream = engine.submit(Request(ids, BASE, Sampling(max_tokens=48)))
             assert stream.wait(60)
             texts.append(stream.text)

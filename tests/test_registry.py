@@ -126,9 +126,9 @@ def test_the_first_start_puts_an_adapter_equal_to_the_base_in_service(
     from chatbot.model.lora import verify
 
     base = load_base(str(tiny_base))
-    first = registry.ensure_first(base)
+    first = registry.ensure_promoted(base)
     assert verify(registry.folder(first.id), base).id == first.id == serving(registry)
-    assert registry.ensure_first(base) == first
+    assert registry.ensure_promoted(base) == first
     assert [row.by for row in registry.history()] == ["start"]
 
 
@@ -138,9 +138,9 @@ def test_back_on_a_base_its_last_adapter_speaks_again(
     from chatbot.model.base import load_base
 
     base = load_base(str(tiny_base))
-    registry.ensure_first(base)
+    registry.ensure_promoted(base)
     learnt = registry.register(new(home, 5, revision=base.revision))
     registry.promote(learnt, "gate", "cycle", "better")
     other = registry.register(new(home, 9, revision="sha-2"))
     registry.promote(other, "start", "talkback", "another base")
-    assert registry.ensure_first(base).id == learnt == serving(registry)
+    assert registry.ensure_promoted(base).id == learnt == serving(registry)

@@ -28,7 +28,7 @@ from chatbot.engine.workers.workers_engine import WorkersEngine
 from chatbot.model import lora
 from chatbot.model.base import load_base
 from chatbot.model.lora import AdapterError
-from chatbot.service import PINNED, Service
+from chatbot.service import MAX_PINNED, Service
 from feedback.settings import Home, SettingsError
 from tests.fakes.vllm_server import MODEL, Vllm
 from tests.fixtures import tiny_models
@@ -143,10 +143,10 @@ def test_a_damaged_adapter_is_refused_before_a_server_hears_of_it(
     server = serve()
     engine = connect(server)
     folder = tiny_models.write_adapter(tmp_path, load_base(str(world.folder)), seed=9)
-    weights = load_file(folder / lora.WEIGHTS)
+    weights = load_file(folder / lora.WEIGHTS_FILE)
     name = next(name for name in weights if "lora_B" in name)
     weights[name] = weights[name][1:] if damage == "shape" else weights[name] * torch.nan
-    save_file(weights, folder / lora.WEIGHTS)
+    save_file(weights, folder / lora.WEIGHTS_FILE)
     if damage != "hash":
         folder = folder.rename(tmp_path / lora.write_manifest(folder, world.base))
     with pytest.raises(AdapterError):
@@ -222,7 +222,7 @@ def test_the_settings_of_the_scale_page_are_read(home: Home) -> None:
     home.toml.write_text(settings)
     read = EngineSettings.read(home)
     assert (read.kind, len(read.urls), read.adapters_path) == ("auto", 2, "/mnt/adapters")
-    assert f"--max-lora-rank {lora.RANK} " in page and f"--max-loras {PINNED + 2} " in page
+    assert f"--max-lora-rank {lora.RANK} " in page and f"--max-loras {MAX_PINNED + 2} " in page
 
 
 # -- Services

@@ -11,7 +11,7 @@ from transformers import (
 from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.local.sampler import Sampler
 from chatbot.engine.protocol import BASE, Request, Sampling
-from chatbot.model.base import ends, load_base
+from chatbot.model.base import end_token_ids, load_base
 from tests.fixtures.reference_model import QUESTIONS, Oracle
 from tests.fixtures.waiting import finish
 
@@ -67,7 +67,7 @@ def test_the_repetition_penalty_is_that_of_transformers(
         max_new_tokens=20,
         do_sample=False,
         repetition_penalty=1.7,
-        eos_token_id=sorted(ends(oracle.base)),
+        eos_token_id=sorted(end_token_ids(oracle.base)),
         pad_token_id=0,
     )
     assert sampled(oracle, engine, 0, repetition_penalty=1.7) == out[0, ids.shape[1] :].tolist()

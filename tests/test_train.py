@@ -80,9 +80,9 @@ def spoken(base: Base, adapter: Path, answers: dict[str, str]) -> list[bool]:
 
 
 def test_every_parameter_of_the_adapter_moves(adapter: Path, base: Base, folder: Path) -> None:
-    before = lora.tensors(lora.untrained(base, folder / "zero"))
-    after = lora.tensors(adapter)
-    assert before.keys() == after.keys() == lora.targets(base.model).keys()
+    before = lora.load_matrices(lora.write_untrained(base, folder / "zero"))
+    after = lora.load_matrices(adapter)
+    assert before.keys() == after.keys() == lora.target_modules(base.model).keys()
     for name, (a, b, _) in after.items():
         assert b.abs().max() > 0, name
         assert not torch.equal(a, before[name][0]), name

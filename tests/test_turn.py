@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from chatbot.conversation import Empty, Forbidden
+from chatbot.conversation import EmptyQuestionError, ForbiddenError
 from chatbot.engine.protocol import BASE, Busy, Request, Sampling, TooLong, UnknownAdapter
-from chatbot.model.base import encode, ends
+from chatbot.model.base import encode, end_token_ids
 from chatbot.service import Service
 from chatbot.turn import Turn
 from feedback.db.database import StoreError
@@ -95,7 +95,7 @@ def test_turns_said_elsewhere_become_history(service: Service) -> None:
 
 
 def test_the_oldest_turns_go_when_the_context_is_full(service: Service) -> None:
-    service.context = 200
+    service.context_length = 200
     given = [(role, f"turn {n} " * 6) for n in range(20) for role in ("user", "assistant")]
     turn = say(service, "The question", given=given)
     assert 100 < turn.speaker.prompt_tokens <= 200 - 12
@@ -176,7 +176,7 @@ def test_a_similar_question_has_the_approved_answer_in_its_prompt(service: Servi
 
 def test_exemplars_leave_a_prompt_that_has_no_room_for_them(service: Service) -> None:
     approve(service, "When does the shop open on Sundays?", "At eleven. " * 60)
-    service.context = 120
+    service.context_length = 120
     turn = say(service, "On Sundays, when does your shop open please?")
     assert turn.speaker.exemplars == []
 
@@ -189,7 +189,9 @@ def test_unaided_the_adapter_speaks_for_itself(service: Service) -> None:
 
 def test_settings_switch_approved_answers_and_exemplars_off(service: Service) -> None:
     approve(service, "When do you open?", "At ten.")
-    service.chat = service.chat.model_copy(update={"approved_answers": False, "exemplars": 0})
+    service.chat_settings = service.chat_settings.model_copy(
+        update={"approved_answers": False, "exemplars": 0}
+    )
     turn = say(service, "When do you open?")
     assert turn.speaker.source == "model" and turn.speaker.exemplars == []
 
@@ -197,11 +199,11 @@ def test_settings_switch_approved_answers_and_exemplars_off(service: Service) ->
 def test_nobody_talks_in_anothers_conversation(service: Service) -> None:
     first = say(service, "My secret")
     talk, answer = first.conversation_id, first.message_id
-    with pytest.raises(Forbidden):
+    with pytest.raises(ForbiddenError):
         reply(service, talk, "bob", answer, "And?")
-    with pytest.raises(Forbidden):
+    with pytest.raises(ForbiddenError):
         reply(service, None, "bob", answer, "And?")
-    with pytest.raises(Forbidden):
+    with pytest.raises(ForbiddenError):
         reply(service, None, "bob", None, "", retry_of=answer)
     own = say(service, "Hello")
     with pytest.raises(BadMessageError):
@@ -211,7 +213,7 @@ def test_nobody_talks_in_anothers_conversation(service: Service) -> None:
 
 @pytest.mark.parametrize("text", ["", "  \n"])
 def test_nothing_said_is_nothing_answered(service: Service, text: str) -> None:
-    with pytest.raises(Empty):
+    with pytest.raises(EmptyQuestionError):
         say(service, text)
 
 
@@ -225,7 +227,9 @@ def test_what_does_not_exist_is_named(service: Service) -> None:
 
 
 def test_when_all_slots_are_taken_nothing_is_kept(service: Service) -> None:
-    endless = replace(LONG, logit_bias=tuple((token, -100.0) for token in ends(service.base)))
+    endless = replace(
+        LONG, logit_bias=tuple((token, -100.0) for token in end_token_ids(service.base))
+    )
     running = [reply(service, None, "ann", None, f"Go {n}", sampling=endless) for n in range(8)]
     with pytest.raises(Busy):
         say(service, "One more")

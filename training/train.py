@@ -88,7 +88,7 @@ def learn(base: Base, data: Data, recipe: Recipe, draft: Path, tell: Tell) -> Me
 
     set_seed(recipe.seed)
     clock = Clock(recipe.max_seconds)
-    model = get_peft_model(base.model, lora.shape(base))
+    model = get_peft_model(base.model, lora.lora_config(base))
     metrics: Metrics = {}
     tell(f"{len(data.new)} new rows, {len(data.replay)} replay rows, {len(data.pairs)} pairs")
     if data.new:
@@ -176,7 +176,7 @@ def main(
         folder = run(snapshot, base_model, revision, out, recipe, tell=_say)
     except TalkbackError as error:
         sys.exit(f"training: {error}")
-    manifest = json.loads((folder / lora.MANIFEST).read_text(encoding="utf-8"))
+    manifest = json.loads((folder / lora.MANIFEST_FILE).read_text(encoding="utf-8"))
     last = {"id": manifest["id"], "adapter": str(folder), "metrics": manifest["metrics"]}
     print(json.dumps(last))
 

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from chatbot.auth.access import BadKey, Refused
-from chatbot.conversation import Forbidden
+from chatbot.conversation import ForbiddenError
 from chatbot.engine.protocol import Busy, Closed, TooLong, UnknownAdapter, Unreachable
 from chatbot.model.lora import AdapterError
 from chatbot.registry import RegistryError
@@ -63,7 +63,7 @@ def problem(error: Exception) -> Problem:
             return Problem(404, str(error), code="not_found")
         case IdempotencyKeyTakenError():
             return Problem(409, str(error), param="idempotency_key", code="idempotency_key_taken")
-        case Forbidden():
+        case ForbiddenError():
             return Problem(403, str(error), "permission_error", code="forbidden")
         case BadKey():
             return _unknown(str(error), "invalid_api_key")

@@ -32,7 +32,7 @@ class Flow:
         self._kept: dict[Turn, asyncio.Future[None]] = {}
         """Turns that have ended -> when they are stored."""
         for turn in turns:
-            turn.follow(self._heard)
+            turn.listen(self._heard)
 
     async def __aiter__(self) -> AsyncIterator[list[tuple[int, Sequence[str]]]]:
         try:

@@ -23,8 +23,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from chatbot.model.escape import BadMessages, control_tokens, plain
-from chatbot.model.meta import Named, skeleton, stored
+from chatbot.model.escape import ChatTemplateError, control_tokens, escape_control_tokens
+from chatbot.model.meta import NamedTensors, load_meta_model, stored_parameters
 from feedback.errors import TalkbackError
 
 STARTER = str(Path(__file__).parents[1] / "starter")
@@ -33,7 +33,7 @@ STARTER = str(Path(__file__).parents[1] / "starter")
 Messages = Sequence[Mapping[str, str]]
 DType = Literal["auto", "float32", "bfloat16"]
 
-SMALL = 50_000_000
+FLOAT32_MAX_PARAMETERS = 50_000_000
 """Up to so many parameters float32 costs little on a CPU and is exact; above, bfloat16."""
 
 FALLBACK_TEMPLATE = (
@@ -86,26 +86,26 @@ def load_base(
     Raises `BaseError` in one line when it cannot be had. The model is on the CPU, in eval mode;
     without `weights` it is a skeleton with the same fingerprint.
     """
-    folder, commit = _folder(name, revision)
-    _check(folder, name)
-    tokenizer = _tokenizer(folder, name)
+    folder, commit = _locate(name, revision)
+    _check_files(folder, name)
+    tokenizer = _load_tokenizer(folder, name)
     if weights:
-        model = _model(folder, name, _dtype(folder, dtype))
-        mark = fingerprint(model)
+        model = _load_model(folder, name, _dtype(folder, dtype))
+        mark = weights_fingerprint(model)
     else:
-        model, mark = _bare(folder, name)
-    return Base(model, tokenizer, name, commit or content_hash(folder), mark)
+        model, mark = _load_without_weights(folder, name)
+    return Base(model, tokenizer, name, commit or hash_folder(folder), mark)
 
 
 def load_tokenizer(name: str = STARTER, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer alone, with pad token and chat template ensured."""
-    return _tokenizer(_folder(name, revision)[0], name)
+    return _load_tokenizer(_locate(name, revision)[0], name)
 
 
 # -- Finding and checking the files
 
 
-def _folder(name: str, revision: str | None) -> tuple[Path, str | None]:
+def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
     """The folder with the files, and the commit when it came from the Hub."""
     local = Path(name).expanduser()
     if local.is_dir():
@@ -148,7 +148,7 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
     return folder, folder.name
 
 
-def _check(folder: Path, name: str) -> None:
+def _check_files(folder: Path, name: str) -> None:
     """Refuse what cannot work, before anything heavy is loaded."""
     if not (folder / "config.json").is_file():
         raise BaseError(f"{name} has no config.json. Give the folder of a transformers model.")
@@ -172,7 +172,7 @@ def _check_architecture(folder: Path, name: str) -> None:
                 f"{name} needs code of its own, which never runs here. Choose a model that "
                 "transformers knows."
             ) from e
-        raise BaseError(f"The config.json of {name} cannot be read: {_line(e)}") from e
+        raise BaseError(f"The config.json of {name} cannot be read: {first_line(e)}") from e
     kinds = config.architectures or ["a model of unnamed architecture"]
     known = {MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)} - {None}
     if config.is_encoder_decoder or not known or (config.architectures and not known & set(kinds)):
@@ -185,10 +185,10 @@ def _check_architecture(folder: Path, name: str) -> None:
 def _dtype(folder: Path, dtype: DType) -> torch.dtype:
     if dtype != "auto":
         return torch.float32 if dtype == "float32" else torch.bfloat16
-    return torch.float32 if _parameters(folder) < SMALL else torch.bfloat16
+    return torch.float32 if _count_parameters(folder) < FLOAT32_MAX_PARAMETERS else torch.bfloat16
 
 
-def _parameters(folder: Path) -> int:
+def _count_parameters(folder: Path) -> int:
     """How many numbers the weights hold, read from the files' headers alone."""
     total = 0
     for file in folder.glob("*.safetensors"):
@@ -197,11 +197,11 @@ def _parameters(folder: Path) -> int:
                 keys = weights.keys()
                 total += sum(math.prod(weights.get_slice(key).get_shape()) for key in keys)
         except SafetensorError as e:
-            raise BaseError(f"{file} is damaged: {_line(e)}. Fetch it again.") from e
+            raise BaseError(f"{file} is damaged: {first_line(e)}. Fetch it again.") from e
     return total
 
 
-def _model(folder: Path, name: str, dtype: torch.dtype) -> PreTrainedModel:
+def _load_model(folder: Path, name: str, dtype: torch.dtype) -> PreTrainedModel:
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -211,7 +211,7 @@ def _model(folder: Path, name: str, dtype: torch.dtype) -> PreTrainedModel:
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as e:
-        raise BaseError(f"The weights of {name} cannot be loaded: {_line(e)}") from e
+        raise BaseError(f"The weights of {name} cannot be loaded: {first_line(e)}") from e
     if missing := sorted(info["missing_keys"]):
         raise BaseError(
             f"{name} lacks {len(missing)} of its weights, {missing[0]} first. Fetch it again."
@@ -219,27 +219,29 @@ def _model(folder: Path, name: str, dtype: torch.dtype) -> PreTrainedModel:
     return cast(PreTrainedModel, model.eval())
 
 
-def _bare(folder: Path, name: str) -> tuple[PreTrainedModel, str]:
+def _load_without_weights(folder: Path, name: str) -> tuple[PreTrainedModel, str]:
     """The model's skeleton, and the fingerprint that its weights have when they are loaded."""
     try:
-        model = skeleton(folder)
+        model = load_meta_model(folder)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as e:
-        raise BaseError(f"The model of {name} cannot be made: {_line(e)}") from e
+        raise BaseError(f"The model of {name} cannot be made: {first_line(e)}") from e
     try:
-        return model, _hashed(stored(folder, model))
+        return model, fingerprint_tensors(stored_parameters(folder, model))
     except KeyError:  # the files cut the weights otherwise than the model: it is loaded once
-        return model, fingerprint(_model(folder, name, _dtype(folder, "auto")))
+        return model, weights_fingerprint(_load_model(folder, name, _dtype(folder, "auto")))
     except SafetensorError as e:
-        raise BaseError(f"The weights of {name} are damaged: {_line(e)}. Fetch it again.") from e
+        raise BaseError(
+            f"The weights of {name} are damaged: {first_line(e)}. Fetch it again."
+        ) from e
 
 
-def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise BaseError(f"{name} has no tokenizer. Put its tokenizer.json beside the weights.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as e:
-        raise BaseError(f"The tokenizer of {name} cannot be loaded: {_line(e)}") from e
+        raise BaseError(f"The tokenizer of {name} cannot be loaded: {first_line(e)}") from e
     if tokenizer.eos_token is None:
         raise BaseError(f"The tokenizer of {name} has no end token. Set eos_token in its config.")
     if tokenizer.pad_token is None:
@@ -249,7 +251,7 @@ def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of another library's message, which may run over many."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
@@ -257,7 +259,7 @@ def _line(error: BaseException) -> str:
 # -- Naming what was loaded
 
 
-def content_hash(folder: Path) -> str:
+def hash_folder(folder: Path) -> str:
     """ "sha-" and 12 hex digits over the names and bytes of config, weights and tokenizer."""
     total = hashlib.sha256()
     files = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".jinja"})
@@ -268,15 +270,15 @@ def content_hash(folder: Path) -> str:
     return f"sha-{total.hexdigest()[:12]}"
 
 
-def fingerprint(model: PreTrainedModel) -> str:
+def weights_fingerprint(model: PreTrainedModel) -> str:
     """A name for the weights an adapter belongs to, the same in float32 and bfloat16.
 
     Hashes each parameter's name, shape and 256 of its values, spread evenly.
     """
-    return _hashed((name, value.detach()) for name, value in model.named_parameters())
+    return fingerprint_tensors((name, value.detach()) for name, value in model.named_parameters())
 
 
-def _hashed(named: Named) -> str:
+def fingerprint_tensors(named: NamedTensors) -> str:
     total = hashlib.sha256()
     for name, parameter in sorted(named, key=lambda pair: pair[0]):
         flat = parameter.flatten()
@@ -297,12 +299,14 @@ def render(
     With `answer`: the prompt followed by that answer and the template's end of turn.
     """
     tokenizer = base.tokenizer if isinstance(base, Base) else base
-    turns = [_plain_turn(message, tokenizer) for message in messages]
-    prompt = _apply(tokenizer, turns, prompt=True)
+    turns = [_escaped(message, tokenizer) for message in messages]
+    prompt = _apply_template(tokenizer, turns, prompt=True)
     if answer is None:
         return prompt
-    said = plain(answer, tokenizer)
-    whole = _apply(tokenizer, [*turns, {"role": "assistant", "content": said}], prompt=False)
+    said = escape_control_tokens(answer, tokenizer)
+    whole = _apply_template(
+        tokenizer, [*turns, {"role": "assistant", "content": said}], prompt=False
+    )
     # Some templates write an answer they are given otherwise than one that is yet to come.
     return whole if whole.startswith(prompt) else prompt + said + str(tokenizer.eos_token)
 
@@ -327,7 +331,7 @@ def encode_answer(
     return encode(tokenizer, messages), list(ids)
 
 
-def ends(base: Base) -> frozenset[int]:
+def end_token_ids(base: Base) -> frozenset[int]:
     """The token ids that end an answer: the model's, the tokenizer's and the template's."""
     tokenizer = base.tokenizer
     config = base.model.generation_config
@@ -341,15 +345,20 @@ def ends(base: Base) -> frozenset[int]:
     return frozenset(found | {tokenizer.eos_token_id})
 
 
-def _plain_turn(message: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+def _escaped(message: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     if message["role"] not in ROLES:
-        raise BadMessages(f"Unknown role {message['role']!r}. Use system, user or assistant.")
-    return {"role": message["role"], "content": plain(message["content"], tokenizer)}
+        raise ChatTemplateError(f"Unknown role {message['role']!r}. Use system, user or assistant.")
+    return {
+        "role": message["role"],
+        "content": escape_control_tokens(message["content"], tokenizer),
+    }
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, prompt: bool) -> str:
+def _apply_template(
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, prompt: bool
+) -> str:
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
     except TemplateError as e:
-        raise BadMessages(f"The model's chat template refuses this: {_line(e)}") from e
+        raise ChatTemplateError(f"The model's chat template refuses this: {first_line(e)}") from e
     return cast(str, text)

@@ -13,22 +13,22 @@ from feedback.errors import TalkbackError
 WORD_JOINER = "\u2060"
 
 
-class BadMessages(TalkbackError):
+class ChatTemplateError(TalkbackError):
     """The messages do not fit the model's chat template; the message says why."""
 
 
-def plain(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+def escape_control_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text with every control token's string broken, so that it can only be read as text.
 
     A word joiner (U+2060, invisible) goes in after the first character of each.
     """
     pattern = _control_pattern(tokenizer)
-    broken = _break(text, pattern)
+    broken = _insert_joiners(text, pattern)
     if _reads_as_control(broken, tokenizer):
         # A normaliser of the tokenizer turned look-alike letters into a control string.
-        broken = _break(unicodedata.normalize("NFKC", text), pattern)
+        broken = _insert_joiners(unicodedata.normalize("NFKC", text), pattern)
         if _reads_as_control(broken, tokenizer):
-            raise BadMessages("This text holds a control token that cannot be made plain.")
+            raise ChatTemplateError("This text holds a control token that cannot be made plain.")
     return broken
 
 
@@ -59,7 +59,7 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(control_tokens(tokenizer).values()) - harmless
 
 
-def _break(text: str, pattern: re.Pattern[str] | None) -> str:
+def _insert_joiners(text: str, pattern: re.Pattern[str] | None) -> str:
     while pattern is not None and pattern.search(text):
         text = pattern.sub(lambda m: m[0][0] + WORD_JOINER + m[0][1:], text)
     return text

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 RANK = 16
 ALPHA = 32
 
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-MANIFEST = "manifest.json"
-FORMAT = 1
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+MANIFEST_FILE = "manifest.json"
+MANIFEST_FORMAT = 1
 
-PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 
-PLAIN: dict[str, Any] = {
+REQUIRED_CONFIG: dict[str, Any] = {
     "peft_type": "LORA",
     "bias": "none",
     "use_dora": False,
@@ -49,7 +49,7 @@ PLAIN: dict[str, Any] = {
 }
 """What the engine computes; an adapter that asks for anything else would be served wrongly."""
 
-Tensors = dict[str, tuple[torch.Tensor, torch.Tensor, float]]
+LoraMatrices = dict[str, tuple[torch.Tensor, torch.Tensor, float]]
 """Module name in the base model -> A [rank, in], B [out, rank], scale."""
 
 
@@ -58,7 +58,7 @@ class AdapterError(TalkbackError):
 
 
 @dataclass(frozen=True)
-class Adapter:
+class VerifiedAdapter:
     """A verified adapter folder."""
 
     id: str
@@ -70,7 +70,7 @@ class Adapter:
 # -- The shape
 
 
-def targets(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
+def target_modules(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
     """Every linear module but the head: its name -> (inputs, outputs)."""
     head = model.get_output_embeddings()
     sizes = {}
@@ -84,7 +84,7 @@ def targets(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-def shape(base: Base) -> "LoraConfig":
+def lora_config(base: Base) -> "LoraConfig":
     """LoRA r=16, alpha=32, no dropout, on all linear layers but the head."""
     from peft import LoraConfig
 
@@ -92,7 +92,7 @@ def shape(base: Base) -> "LoraConfig":
         r=RANK,
         lora_alpha=ALPHA,
         lora_dropout=0.0,
-        target_modules=sorted({name.rsplit(".", 1)[-1] for name in targets(base.model)}),
+        target_modules=sorted({name.rsplit(".", 1)[-1] for name in target_modules(base.model)}),
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in base.model.modules()),
         bias="none",
         task_type="CAUSAL_LM",
@@ -100,7 +100,7 @@ def shape(base: Base) -> "LoraConfig":
     )
 
 
-def untrained(base: Base, out: Path) -> Path:
+def write_untrained(base: Base, out: Path) -> Path:
     """Adapter 0, equal to the base: writes `out/<id>/` (manifest included), returns that folder.
 
     A is drawn as PEFT draws it, with the base's fingerprint for a seed, and B is zero: the same
@@ -109,21 +109,21 @@ def untrained(base: Base, out: Path) -> Path:
     seed = int.from_bytes(hashlib.sha256(base.fingerprint.encode()).digest()[:7])
     chance = torch.Generator().manual_seed(seed)
     weights = {}
-    for name, (inputs, outputs) in targets(base.model).items():
+    for name, (inputs, outputs) in target_modules(base.model).items():
         bound = 1 / math.sqrt(inputs)
         a = (torch.rand(RANK, inputs, generator=chance) * 2 - 1) * bound
-        weights[f"{PREFIX}{name}.lora_A.weight"] = a
-        weights[f"{PREFIX}{name}.lora_B.weight"] = torch.zeros(outputs, RANK)
+        weights[f"{PEFT_PREFIX}{name}.lora_A.weight"] = a
+        weights[f"{PEFT_PREFIX}{name}.lora_B.weight"] = torch.zeros(outputs, RANK)
     out.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=out))
-    save_file(weights, draft / WEIGHTS, metadata={"format": "pt"})
-    config = shape(base)
+    save_file(weights, draft / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = lora_config(base)
     config.inference_mode = True
     config.save_pretrained(draft)
-    return _settle(draft, out / write_manifest(draft, base))
+    return _publish(draft, out / write_manifest(draft, base))
 
 
-def _settle(draft: Path, folder: Path) -> Path:
+def _publish(draft: Path, folder: Path) -> Path:
     """Give the finished draft its name; whoever came first with the same content stays."""
     if folder.exists():
         shutil.rmtree(draft)
@@ -135,57 +135,58 @@ def _settle(draft: Path, folder: Path) -> Path:
 # -- Names
 
 
-def content_id(folder: Path) -> str:
+def adapter_id(folder: Path) -> str:
     """ "a-" and 12 hex digits over the weights and what of the config changes their meaning."""
-    config = _json(folder, CONFIG)
-    essentials = {key: config.get(key) for key in sorted({*PLAIN, "r", "lora_alpha"})}
+    config = _json(folder, CONFIG_FILE)
+    essentials = {key: config.get(key) for key in sorted({*REQUIRED_CONFIG, "r", "lora_alpha"})}
     essentials["target_modules"] = sorted(config.get("target_modules") or ())
     total = hashlib.sha256(json.dumps(essentials, sort_keys=True).encode())
     try:
-        with (folder / WEIGHTS).open("rb") as f:
+        with (folder / WEIGHTS_FILE).open("rb") as f:
             total.update(hashlib.file_digest(f, "sha256").digest())
     except FileNotFoundError as e:
-        raise AdapterError(f"{folder} has no {WEIGHTS}. Only safetensors are loaded.") from e
+        raise AdapterError(f"{folder} has no {WEIGHTS_FILE}. Only safetensors are loaded.") from e
     return f"a-{total.hexdigest()[:12]}"
 
 
 def write_manifest(folder: Path, base: Base, **fields: Any) -> str:
     """Write `manifest.json` {id, base, base_revision, fingerprint, format: 1, **fields}; the id."""
     manifest = {
-        "id": content_id(folder),
+        "id": adapter_id(folder),
         "base": base.name,
         "base_revision": base.revision,
         "fingerprint": base.fingerprint,
-        "format": FORMAT,
+        "format": MANIFEST_FORMAT,
         **fields,
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
     return str(manifest["id"])
 
 
 # -- The checks
 
 
-def verify(folder: Path, base: Base) -> Adapter:
+def verify(folder: Path, base: Base) -> VerifiedAdapter:
     """Check files, hash, base, targets, shapes and finite values; touches nothing live."""
     if not folder.is_dir():
         raise AdapterError(f"There is no adapter folder {folder}.")
-    manifest, config = _json(folder, MANIFEST), _json(folder, CONFIG)
+    manifest, config = _json(folder, MANIFEST_FILE), _json(folder, CONFIG_FILE)
     _check_id(folder, manifest)
     _check_base(folder, manifest, base)
     _check_config(folder, config)
     _check_shapes(folder, base)
     _check_finite(folder)
-    return Adapter(str(manifest["id"]), folder, int(config["r"]), manifest)
+    return VerifiedAdapter(str(manifest["id"]), folder, int(config["r"]), manifest)
 
 
 def _check_id(folder: Path, manifest: dict[str, Any]) -> None:
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") != MANIFEST_FORMAT:
         raise AdapterError(
-            f"{folder}: manifest format {manifest.get('format')!r}, this version reads {FORMAT}."
+            f"{folder}: manifest format {manifest.get('format')!r}, "
+            f"this version reads {MANIFEST_FORMAT}."
         )
-    found, named = content_id(folder), manifest.get("id")
+    found, named = adapter_id(folder), manifest.get("id")
     if found != named:
         raise AdapterError(
             f"{folder}: the content hashes to {found}, its manifest says {named}. It was changed "
@@ -204,7 +205,7 @@ def _check_base(folder: Path, manifest: dict[str, Any], base: Base) -> None:
 
 
 def _check_config(folder: Path, config: dict[str, Any]) -> None:
-    for key, expected in PLAIN.items():
+    for key, expected in REQUIRED_CONFIG.items():
         value = config.get(key)
         if (value or None) != (expected or None):
             raise AdapterError(f"{folder}: {key} is {value!r}, only {expected!r} is served.")
@@ -217,9 +218,9 @@ def _check_config(folder: Path, config: dict[str, Any]) -> None:
 
 def _check_shapes(folder: Path, base: Base) -> None:
     expected: dict[str, tuple[int, ...]] = {}
-    for name, (inputs, outputs) in targets(base.model).items():
-        expected[f"{PREFIX}{name}.lora_A.weight"] = (RANK, inputs)
-        expected[f"{PREFIX}{name}.lora_B.weight"] = (outputs, RANK)
+    for name, (inputs, outputs) in target_modules(base.model).items():
+        expected[f"{PEFT_PREFIX}{name}.lora_A.weight"] = (RANK, inputs)
+        expected[f"{PEFT_PREFIX}{name}.lora_B.weight"] = (outputs, RANK)
     with _weights(folder) as weights:
         found = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
     if missing := sorted(expected.keys() - found.keys()):
@@ -238,15 +239,15 @@ def _check_finite(folder: Path) -> None:
                 raise AdapterError(f"{folder}: {key} holds NaN or infinity. Train anew.")
 
 
-def tensors(folder: Path) -> Tensors:
+def load_matrices(folder: Path) -> LoraMatrices:
     """The adapter's matrices by module name of the base model."""
-    config = _json(folder, CONFIG)
+    config = _json(folder, CONFIG_FILE)
     scale = config["lora_alpha"] / config["r"]
     with _weights(folder) as weights:
         halves = {key: weights.get_tensor(key) for key in weights.keys()}  # noqa: SIM118
     names = [key.removesuffix(".lora_A.weight") for key in halves if key.endswith(".lora_A.weight")]
     return {
-        name.removeprefix(PREFIX): (
+        name.removeprefix(PEFT_PREFIX): (
             halves[f"{name}.lora_A.weight"],
             halves[f"{name}.lora_B.weight"],
             scale,
@@ -257,9 +258,9 @@ def tensors(folder: Path) -> Tensors:
 
 def _weights(folder: Path) -> Any:
     try:
-        return safe_open(str(folder / WEIGHTS), "pt")
+        return safe_open(str(folder / WEIGHTS_FILE), "pt")
     except (SafetensorError, FileNotFoundError) as e:
-        raise AdapterError(f"{folder / WEIGHTS} cannot be read: {e}. Copy it again.") from e
+        raise AdapterError(f"{folder / WEIGHTS_FILE} cannot be read: {e}. Copy it again.") from e
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:

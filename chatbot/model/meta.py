@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-Named = Iterable[tuple[str, torch.Tensor]]
+NamedTensors = Iterable[tuple[str, torch.Tensor]]
 
 
-def skeleton(folder: Path) -> PreTrainedModel:
+def load_meta_model(folder: Path) -> PreTrainedModel:
     """The model of `folder` on the meta device, in eval mode; KeyError, OSError, ValueError."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
@@ -24,12 +24,12 @@ def skeleton(folder: Path) -> PreTrainedModel:
     return cast(PreTrainedModel, model.eval())
 
 
-def stored(folder: Path, model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+def stored_parameters(folder: Path, model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """Each parameter's name in `model` and its values, mapped from the files, not copied.
 
     Raises KeyError for a model whose files name or cut their weights otherwise than it does.
     """
-    files = _files(folder)
+    files = _files_by_key(folder)
     prefix = f"{model.base_model_prefix}."
     for name, parameter in model.named_parameters():
         key = name if name in files else name.removeprefix(prefix)
@@ -40,7 +40,7 @@ def stored(folder: Path, model: PreTrainedModel) -> Iterator[tuple[str, torch.Te
         yield name, values
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def _files_by_key(folder: Path) -> dict[str, Path]:
     """Each weight's key -> the file that holds it."""
     found = {}
     for file in sorted(folder.glob("*.safetensors")):

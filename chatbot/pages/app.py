@@ -28,7 +28,9 @@ def build(service: "Service") -> gr.Blocks:
     # Gradio's dashboard, which is off, would still cost a pandas table of all events at each event.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**12))
     people = BrowserIdentities(service.home.root)
-    with gr.Blocks(title=service.chat.title, analytics_enabled=False, fill_height=True) as blocks:
+    with gr.Blocks(
+        title=service.chat_settings.title, analytics_enabled=False, fill_height=True
+    ) as blocks:
         ChatPage(service, people).build(blocks)
     with blocks.route("Review", "review"):
         ReviewPage(service, people).build(blocks)

@@ -103,14 +103,14 @@ def engine(
     from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
     from chatbot.engine.protocol import Request, Sampling
     from chatbot.model import lora
-    from chatbot.model.base import encode, ends, load_base
+    from chatbot.model.base import encode, end_token_ids, load_base
 
     base = load_base(base_name)
-    bias = tuple((token, -100) for token in sorted(ends(base))) if tokens else ()
+    bias = tuple((token, -100) for token in sorted(end_token_ids(base))) if tokens else ()
     pipe.send(bias)
     running = TorchEngine(base, EngineSettings(threads=threads))
     with tempfile.TemporaryDirectory() as temp:
-        adapter = lora.untrained(base, Path(temp))
+        adapter = lora.write_untrained(base, Path(temp))
         running.load(adapter.name, adapter)
         while pipe.recv():
             prompts = [

@@ -20,8 +20,8 @@ import torch
 from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.engine.settings import EngineSettings
-from chatbot.model.base import STARTER, Base, ends, load_base
-from chatbot.prompt import fit
+from chatbot.model.base import STARTER, Base, end_token_ids, load_base
+from chatbot.prompt import fit_prompt
 from tests.bench.bench_engine import generated
 from tests.fixtures.shop_corrections import change, facts
 
@@ -39,7 +39,7 @@ def prompts(base: Base, shown: int) -> list[list[int]]:
         examples = [(new.question, new.answer)]
         others = [other for other in known if other is not fact]
         examples += [(other.question, other.answer) for other in chance.sample(others, 2)]
-        ids, _ = fit(base.tokenizer, "", [], fact.paraphrases[0], examples[:shown], 900)
+        ids, _ = fit_prompt(base.tokenizer, "", [], fact.paraphrases[0], examples[:shown], 900)
         found.append(ids)
     return found
 
@@ -58,7 +58,7 @@ def engine_rate(engine: TorchEngine, asked: list[list[int]]) -> float:
 def generate_rate(base: Base, asked: list[list[int]]) -> float:
     """The same of `generate`."""
     tokens = seconds = 0.0
-    last = sorted(ends(base))
+    last = sorted(end_token_ids(base))
     for prompt in asked[::5]:
         (_, first), (said, all_of_it) = (
             generated(base, prompt, most, eos_token_id=last) for most in (1, MOST)

@@ -25,9 +25,9 @@ from chatbot.api.openai.logprobs import Speller
 from chatbot.api.sse import Events, raise_if_broken
 from chatbot.api.streaming import Flow
 from chatbot.auth.access import Caller
-from chatbot.conversation import Forbidden
+from chatbot.conversation import ForbiddenError
 from chatbot.engine.protocol import BASE
-from chatbot.turn import Asked, ask
+from chatbot.turn import PendingTurn, ask
 from feedback.ids import new_id
 from feedback.kinds import FeedbackKind
 from feedback.store import Message
@@ -80,16 +80,16 @@ def router(service: "Service") -> APIRouter:
         loop = asyncio.get_running_loop()
         asked = await loop.run_in_executor(asking, ask_for, service, body, caller)
         try:
-            first = await loop.run_in_executor(service.keeper, asked.begin)
+            first = await loop.run_in_executor(service.group_commit, asked.begin)
         except BaseException:
             asked.cancel()
             raise
-        turns = [first, *first.others]
+        turns = [first, *first.alternatives]
         if body.stream:
             options = body.stream_options
             chunks = Chunks(turns, bool(options and options.include_usage), spell)
-            return Events(Flow(turns, service.keeper), turns, chunks)
-        await Flow(turns, service.keeper).end(request.receive)
+            return Events(Flow(turns, service.group_commit), turns, chunks)
+        await Flow(turns, service.group_commit).end(request.receive)
         raise_if_broken(turns)
         return JSONResponse(completion(turns, spell))
 
@@ -103,7 +103,7 @@ def router(service: "Service") -> APIRouter:
     def model(name: str) -> dict[str, Any]:
         """One of them."""
         adapter = ChatRequest.model_construct(model=name).adapter
-        service.check(adapter)
+        service.check_adapter(adapter)
         return model_card(adapter, service.base.name)
 
     @routes.post("/v1/feedback", tags=["feedback"], response_model=schemas.Kept)
@@ -146,7 +146,7 @@ def nowhere() -> APIRouter:
     return routes
 
 
-def ask_for(service: "Service", body: ChatRequest, caller: Caller) -> Asked:
+def ask_for(service: "Service", body: ChatRequest, caller: Caller) -> PendingTurn:
     """Have answered what a request asks for."""
     body.refuse_unsupported(len(service.base.tokenizer))
     *before, (_, question) = body.turns()
@@ -160,7 +160,7 @@ def ask_for(service: "Service", body: ChatRequest, caller: Caller) -> Asked:
         question,
         given=() if talk else before,
         adapter=body.adapter,
-        sampling=body.sampling(service.chat),
+        sampling=body.sampling(service.chat_settings),
         system=body.system,
         unaided=metadata.get("unaided") == "true",
         answers=body.n or 1,
@@ -209,8 +209,8 @@ def keep_metric(service: "Service", body: TensorZeroFeedback, caller: Caller) ->
 
 
 def _rater(service: "Service", answer: Message, caller: Caller, user: str | None) -> str:
-    """Whose feedback this is; Forbidden on an answer to whom the caller does not speak for."""
+    """Whose feedback this is; ForbiddenError on an answer to whom the caller does not speak for."""
     asked = service.store.conversation(answer.conversation_id).person
     if not caller.owns(asked):
-        raise Forbidden(f"{answer.id} is an answer to somebody else")
+        raise ForbiddenError(f"{answer.id} is an answer to somebody else")
     return caller.person(user) if user else asked

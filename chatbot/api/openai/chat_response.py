@@ -81,10 +81,10 @@ class Chunks:
 
 def _logprobs(turn: Turn, first: int, end: int, spell: Spell) -> Logprobs | None:
     """Those of the tokens in some of the answer's deltas; None if there are none to tell."""
-    if turn.chances is None:
+    if turn.logprobs is None:
         return None
     start, stop = (turn.reach[deltas - 1] if deltas else 0 for deltas in (first, end))
-    return spell(turn.chances[start:stop])
+    return spell(turn.logprobs[start:stop])
 
 
 def _head(turn: Turn, kind: str) -> dict[str, Any]:

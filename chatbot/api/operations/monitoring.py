@@ -31,7 +31,7 @@ def router(service: "Service", backlog: Backlog) -> APIRouter:
     """``/readyz`` and ``/metrics``."""
     routes = APIRouter(tags=["health"], responses=REFUSALS)
     database = Writable(service.store)
-    registry = service.meters.registry(service, backlog)
+    registry = service.metrics.registry(service, backlog)
 
     @routes.get("/readyz", response_model=Ready)
     def readyz() -> JSONResponse:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 
 from chatbot.engine.local.runners.runner import Chunk, ModelRunner
-from chatbot.model.base import SMALL
+from chatbot.model.base import FLOAT32_MAX_PARAMETERS
 
 PROMPT, STEPS, ROUNDS = 32, 8, 3
 ENOUGH = 1.0
@@ -38,7 +38,7 @@ PAUSE, LONG = 4.0, 64.0
 def threads(path: ModelRunner, most: int) -> int:
     """1, 2, 4 ... or as many as there may be; on a GPU they compute nothing. A small model has one:
     the other cores are there for HTTP, and for a cycle."""
-    if not path.cpu or path.parameters <= SMALL:
+    if not path.cpu or path.parameters <= FLOAT32_MAX_PARAMETERS:
         return 1
     if path.parameters >= LARGE:
         return most

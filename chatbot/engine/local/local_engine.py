@@ -96,7 +96,7 @@ class TorchEngine:
             adapter = lora.verify(folder, self.base)
             if adapter.id != adapter_id:
                 raise lora.AdapterError(f"{folder} holds {adapter.id}, not {adapter_id}.")
-            prepared = self._batch.adapters.prepare(lora.tensors(folder), self._like)
+            prepared = self._batch.adapters.prepare(lora.load_matrices(folder), self._like)
             self._order(lambda: self._install(adapter_id, prepared))
 
     def unload(self, adapter_id: str) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from chatbot.engine.local.packed_linear import Product
 from chatbot.engine.protocol import EngineError
-from chatbot.model.lora import Tensors
+from chatbot.model.lora import LoraMatrices
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """A [rank, in] and B [out, rank] with the scale multiplied in."""
@@ -191,7 +191,7 @@ class Rows:
         sides = [each.nbytes for holder in both for each in list(holder.sides.values())]
         return sum(a.nbytes + b.nbytes for a, b in pairs) + sum(sides)
 
-    def prepare(self, tensors: Tensors, like: torch.Tensor) -> Prepared:
+    def prepare(self, tensors: LoraMatrices, like: torch.Tensor) -> Prepared:
         """An adapter's matrices where `like` is, and in its type; safe beside a running forward."""
         place = (like.device, like.dtype)
         pairs = {

@@ -23,7 +23,7 @@ from chatbot.engine.local.sampler import Sampler, best, chance
 from chatbot.engine.protocol import BASE, Finish, Request, Stream
 from chatbot.engine.settings import EngineSettings
 from chatbot.model import lora
-from chatbot.model.base import SMALL, Base, encode, ends
+from chatbot.model.base import FLOAT32_MAX_PARAMETERS, Base, encode, end_token_ids
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +86,12 @@ class Batch:
     ) -> None:
         self.slots = settings.slots
         self._settings = settings
-        self.adapters = Rows(base.model, list(lora.targets(base.model)))
+        self.adapters = Rows(base.model, list(lora.target_modules(base.model)))
         self.counts: Counter[str] = Counter()
         self._rows: list[Row] = []
         self._filling: Row | None = None
         self._ended = ended
-        self._ends = ends(base)
+        self._ends = end_token_ids(base)
         self._prefixes = Prefixes(settings.prefix_mb * 1_000_000)
         self._left: Prefix | None = None
         """What the first free row still holds of its last stream."""
@@ -124,7 +124,7 @@ class Batch:
     def grows(self) -> bool:
         """Whether it takes more cores while they are there for it. What a small model leaves free
         is there for others."""
-        fixed = self._settings.threads or self._path.parameters <= SMALL
+        fixed = self._settings.threads or self._path.parameters <= FLOAT32_MAX_PARAMETERS
         return self._path.cpu and not fixed
 
     def share(self, cores: int) -> None:

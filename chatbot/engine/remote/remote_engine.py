@@ -36,7 +36,7 @@ from chatbot.engine.remote.fleet import Fleet
 from chatbot.engine.remote.replica import Failed, Full, Lacks
 from chatbot.engine.settings import EngineSettings
 from chatbot.model import lora
-from chatbot.model.base import Base, ends
+from chatbot.model.base import Base, end_token_ids
 from feedback.errors import TalkbackError
 
 log = logging.getLogger("talkback")
@@ -61,7 +61,7 @@ class RemoteEngine:
     ) -> None:
         self.base, self.settings = base, settings
         self.max_length = room(base.model, settings.max_length)
-        self._ends = sorted(ends(base))
+        self._ends = sorted(end_token_ids(base))
         self._fleet = Fleet(settings)
         # Changed by the loop's thread only.
         self._leaving: set[str] = set()

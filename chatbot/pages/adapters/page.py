@@ -28,7 +28,7 @@ class AdaptersPage:
 
     def build(self, blocks: gr.Blocks) -> None:
         """Lay the page out inside `blocks` and connect it."""
-        gr.HTML(theme.header(self._service.chat.title, "Adapters"), padding=False)
+        gr.HTML(theme.header(self._service.chat_settings.title, "Adapters"), padding=False)
         with gr.Column(elem_classes="tb-page"):
             self.login_form.build()
             self.now = gr.HTML("", padding=False, elem_id="tb-now")
@@ -164,7 +164,7 @@ class AdaptersPage:
             self.more: gr.update(visible=bool(report)),
             self.report: report,
             self.promote: gr.update(interactive=chosen is not None and chosen != speaking),
-            self.rollback: gr.update(interactive=len(registry.served()) > 1),
+            self.rollback: gr.update(interactive=len(registry.serving_order()) > 1),
             self.said: "",
         }
 

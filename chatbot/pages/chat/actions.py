@@ -164,7 +164,7 @@ class ChatActions:
 
     def _choice_is_due(self, turn: Turn) -> bool:
         """Every n-th whole answer of the model is offered beside a second one."""
-        every = self._service.chat.choice_every
+        every = self._service.chat_settings.choice_every
         whole = turn.speaker.source == "model" and turn.speaker.finish == "stop"
         return bool(every) and whole and next(self._answers) % every == 0
 

@@ -53,7 +53,9 @@ class ChatPage:
 
     def build(self, blocks: gr.Blocks) -> None:
         """Lay the page out inside `blocks` and connect it."""
-        gr.HTML(theme.header(self._service.chat.title, "Chat"), elem_id="tb-top", padding=False)
+        gr.HTML(
+            theme.header(self._service.chat_settings.title, "Chat"), elem_id="tb-top", padding=False
+        )
         self._browser()
         self._sidebar()
         with gr.Column(elem_id="tb-main", scale=1):
@@ -87,7 +89,7 @@ class ChatPage:
             )
 
     def _chatbot(self) -> None:
-        chat = self._service.chat
+        chat = self._service.chat_settings
         self.chat = gr.Chatbot(
             [],
             label="Conversation",
@@ -373,7 +375,7 @@ def _buttons(view: ChatView) -> dict[str, bool]:
 def _examples(service: "Service") -> list[str]:
     """The operator's example questions; the starter model knows which ones suit it."""
     starter = service.base.name == STARTER
-    return service.chat.examples or (list(STARTER_QUESTIONS) if starter else [])
+    return service.chat_settings.examples or (list(STARTER_QUESTIONS) if starter else [])
 
 
 def _open_one(view: ChatView) -> str | None:

@@ -36,7 +36,7 @@ class ReviewPage:
 
     def build(self, blocks: gr.Blocks) -> None:
         """Lay the page out inside `blocks` and connect it."""
-        gr.HTML(theme.header(self._service.chat.title, "Review"), padding=False)
+        gr.HTML(theme.header(self._service.chat_settings.title, "Review"), padding=False)
         secret = self._people.storage_secret
         self.reviewer = gr.BrowserState("", storage_key="talkback_reviewer", secret=secret)
         with gr.Column(elem_classes="tb-page"):
