@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field, replace
 
 from feedback.errors import TalkbackError
-from feedback.store import BadMessageError, Message, Store
+from feedback.messages import BadMessageError, Message
+from feedback.store import Store
 
 
 class ForbiddenError(TalkbackError):

@@ -22,7 +22,8 @@ from prometheus_client.registry import Collector
 from chatbot.webhooks import outbox
 from feedback import kinds
 from feedback.ids import now
-from feedback.store import Speaker, Store
+from feedback.messages import Speaker
+from feedback.store import Store
 
 if TYPE_CHECKING:
     from chatbot.registry import Promotion

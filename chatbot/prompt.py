@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chatbot.model.base import encode
 from feedback.exemplars import format_exemplars
-from feedback.store import Message
+from feedback.messages import Message
 
 ChatMessages = list[dict[str, str]]
 

@@ -25,8 +25,8 @@ from chatbot.prompt import fit_prompt
 from feedback import exemplars
 from feedback.exemplars import ApprovedAnswer
 from feedback.ids import new_id
+from feedback.messages import Message, Role, Speaker
 from feedback.settings import Settings
-from feedback.store import Message, Role, Speaker
 
 if TYPE_CHECKING:
     from chatbot.service import Service

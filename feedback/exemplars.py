@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from feedback.ids import now
+from feedback.messages import Message
 from feedback.similarity import (
     content_words,
     count_shared_words,
@@ -15,7 +16,7 @@ from feedback.similarity import (
     same_but_for_typo,
     word_overlap,
 )
-from feedback.store import Message, Store
+from feedback.store import Store
 
 MIN_OVERLAP = 0.5
 """How much of their content words two questions must share for one to be the other's exemplar; or

@@ -1,7 +1,10 @@
 """What people can say of an answer, and the shape of each: checked before a row is written."""
 
+import json
+import sqlite3
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
 
 from feedback.errors import TalkbackError
 
@@ -18,6 +21,24 @@ class BadFeedbackError(TalkbackError):
 
 class IdempotencyKeyTakenError(BadFeedbackError):
     """An idempotency key that came with other feedback before."""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """Holds one thing that a person said of an answer; ``value`` has the shape of its ``kind``."""
+
+    id: str
+    message_id: str
+    person: str
+    kind: FeedbackKind
+    value: dict[str, Any]
+    idempotency_key: str | None
+    created_at: str
+
+    @classmethod
+    def from_row(cls, row: sqlite3.Row) -> Self:
+        """Return a row of the table ``feedback`` with its JSON parsed."""
+        return cls(**{**dict(row), "value": json.loads(row["value"])})
 
 
 def validate(kind: str, value: Mapping[str, Any]) -> None:

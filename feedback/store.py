@@ -6,80 +6,23 @@ asked = store.add_message(talk, None, "user", "When do you open?")
 """
 
 import json
-import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from feedback import kinds
 from feedback.db.database import Connection, Database
-from feedback.errors import TalkbackError
 from feedback.ids import new_id, now
-from feedback.kinds import BadFeedbackError as BadFeedbackError
+from feedback.kinds import BadFeedbackError, Feedback
+from feedback.messages import (
+    BadMessageError,
+    Conversation,
+    Message,
+    NotFoundError,
+    Role,
+    Speaker,
+)
 
-Role = Literal["user", "assistant"]
 TITLE_LENGTH = 60
-
-
-class NotFoundError(TalkbackError, KeyError):
-    """No such conversation or message; names the id."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
-class BadMessageError(TalkbackError):
-    """A message that cannot be part of its conversation."""
-
-
-@dataclass(frozen=True)
-class Conversation:
-    id: str
-    person: str
-    title: str
-    created_at: str
-
-
-@dataclass(frozen=True)
-class Message:
-    id: str
-    conversation_id: str
-    parent_id: str | None
-    role: Role
-    content: str
-    created_at: str
-
-
-@dataclass(frozen=True)
-class Speaker:
-    """Who gave an answer, and how: all that is needed to understand feedback on it."""
-
-    adapter: str
-    base: str
-    base_revision: str | None = None
-    system_prompt: str = ""
-    exemplars: list[str] = field(default_factory=list)
-    """Ids of the approved answers that were in the prompt, or that were given as they stand."""
-    sampling: dict[str, Any] = field(default_factory=dict)
-    source: Literal["model", "approved"] = "model"
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    first_token_ms: float | None = None
-    total_ms: float | None = None
-    finish: Literal["stop", "length", "cancelled", "error"] = "stop"
-    message_id: str = ""
-    """Filled in by the store."""
-
-
-@dataclass(frozen=True)
-class Feedback:
-    id: str
-    message_id: str
-    person: str
-    kind: kinds.FeedbackKind
-    value: dict[str, Any]
-    idempotency_key: str | None
-    created_at: str
 
 
 class Store(Database):
@@ -248,7 +191,7 @@ class Store(Database):
     def feedback_on(self, message_id: str) -> list[Feedback]:
         """All that was said of an answer, oldest first."""
         sql = "select * from feedback where message_id = ? order by rowid"
-        return [feedback_from_row(row) for row in self.rows(sql, (message_id,))]
+        return [Feedback.from_row(row) for row in self.rows(sql, (message_id,))]
 
     def thumb_of(self, message_id: str, person: str) -> bool | None:
         """This person's thumb as it stands: up, down, or None (never given, or taken back)."""
@@ -280,11 +223,6 @@ _COUNTS = """select
     (select count(*) from adapter) as adapters,
     (select count(*) from promotion) as promotions,
     (select count(*) from cycle) as cycles"""
-
-
-def feedback_from_row(row: sqlite3.Row) -> Feedback:
-    """A row of the table as the dataclass."""
-    return Feedback(**{**dict(row), "value": json.loads(row["value"])})
 
 
 def _insert_feedback(

@@ -27,9 +27,10 @@ from chatbot.auth.sessions import COOKIE, Sessions
 from chatbot.pages.browser_identity import BrowserIdentities, LoginName
 from chatbot.server import create_app
 from chatbot.service import Service
+from feedback.messages import Speaker
 from feedback.review.decisions import decision_on
 from feedback.settings import Home
-from feedback.store import Speaker, Store
+from feedback.store import Store
 from tests.fakes.scripted_engine import ScriptedEngine, new_adapter, open_service
 from tests.fixtures.http_server import serving
 from tests.test_api_chat import ASK, refusal

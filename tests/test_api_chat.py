@@ -12,8 +12,8 @@ import pytest
 
 from chatbot.api.openai import chat as api
 from chatbot.service import Service
+from feedback.messages import Message
 from feedback.review.decisions import decide
-from feedback.store import Message
 from tests.fixtures.api_client import ASK, ask, events, refusal
 from tests.fixtures.tiny_models import write_adapter
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from chatbot.registry import Registry
+from feedback.messages import Speaker
 from feedback.settings import Home
-from feedback.store import Speaker, Store
+from feedback.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from feedback.curation.curate import CurateSettings, Curation, Row, curate
+from feedback.messages import Speaker
 from feedback.review.decisions import decide
-from feedback.store import Speaker, Store
+from feedback.store import Store
 from tests.fixtures import public_data
 from tests.fixtures.conversations import SPEAKER, answer, retry
 

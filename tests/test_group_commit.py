@@ -11,7 +11,8 @@ import pytest
 
 from feedback.db.database import Connection, StoreError
 from feedback.db.group_commit import GroupCommit
-from feedback.store import BadMessageError, Store
+from feedback.messages import BadMessageError
+from feedback.store import Store
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from chatbot.pages.chat.actions import ChatActions
 from chatbot.pages.chat.update_rate import throttled_text
 from chatbot.pages.chat.view import BrowserPosition
 from chatbot.pages.text import escape_markdown, unescape_markdown
+from feedback.kinds import Feedback
 from feedback.review.decisions import decide
-from feedback.store import Feedback, Store
+from feedback.store import Store
 from tests.fakes.scripted_engine import (
     ANSWER,
     ScriptedEngine,

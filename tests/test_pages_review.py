@@ -11,9 +11,9 @@ from chatbot.auth import api_keys
 from chatbot.auth.access import Access
 from chatbot.pages.text import mark_differences
 from feedback.exemplars import find_approved
+from feedback.messages import Speaker
 from feedback.review import queue
 from feedback.review.decisions import decide, decision_on
-from feedback.store import Speaker
 from tests.fakes.scripted_engine import ScriptedEngine, open_service, serve
 
 if TYPE_CHECKING:

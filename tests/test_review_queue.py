@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from feedback.exemplars import active_answers, find_approved
+from feedback.messages import NotFoundError, Speaker
 from feedback.review.decisions import BadDecisionError, decide, decision_on
 from feedback.review.queue import count_pending, list_pending
-from feedback.store import NotFoundError, Speaker, Store
+from feedback.store import Store
 from tests.fixtures import public_data
 from tests.fixtures.conversations import SPEAKER, answer, retry
 

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from feedback.db.database import StoreError
-from feedback.store import BadFeedbackError, BadMessageError, NotFoundError, Role, Speaker, Store
+from feedback.kinds import BadFeedbackError
+from feedback.messages import BadMessageError, NotFoundError, Role, Speaker
+from feedback.store import Store
 from tests.fixtures import public_data
 from tests.fixtures.conversations import SPEAKER, answer, retry
 

@@ -13,8 +13,8 @@ from chatbot.service import Service
 from chatbot.turn import Turn
 from feedback.db.database import StoreError
 from feedback.ids import now
+from feedback.messages import BadMessageError, NotFoundError, Speaker
 from feedback.review.decisions import decide
-from feedback.store import BadMessageError, NotFoundError, Speaker
 from tests.fixtures.tiny_models import write_adapter
 from tests.fixtures.turns import reply
 

@@ -21,7 +21,7 @@ from chatbot.registry import RegistryError
 from feedback.db.database import StoreError
 from feedback.errors import TalkbackError
 from feedback.kinds import IdempotencyKeyTakenError
-from feedback.store import NotFoundError
+from feedback.messages import NotFoundError
 
 log = logging.getLogger("talkback")
 

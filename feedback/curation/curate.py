@@ -16,10 +16,11 @@ from feedback.curation.rows import Dropped as Dropped
 from feedback.curation.rows import Row as Row
 from feedback.curation.split import SplitItem, assign
 from feedback.exemplars import question_and_earlier
+from feedback.kinds import Feedback
 from feedback.review.queue import is_pending
 from feedback.settings import Settings
 from feedback.similarity import normalise_text
-from feedback.store import Feedback, Store, feedback_from_row
+from feedback.store import Store
 
 
 class CurateSettings(Settings):
@@ -114,7 +115,7 @@ def _explain_unused(store: Store, used: set[str]) -> Iterable[Dropped]:
     """What people said that became neither a row nor a reason yet. Signals are not feedback to
     learn from, so nothing is said of them."""
     sql = "select * from feedback where kind in ('thumb', 'edit', 'comment') order by rowid"
-    said = [feedback_from_row(row) for row in store.rows(sql)]
+    said = [Feedback.from_row(row) for row in store.rows(sql)]
     newest = {(one.message_id, one.person, one.kind): one.id for one in said}
     for one in said:
         latest = newest[one.message_id, one.person, one.kind] == one.id

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from feedback.messages import Message
 from feedback.similarity import normalise_text
-from feedback.store import Message, Store
+from feedback.store import Store
 
 Side = Literal["train", "held_out"]
 MessageDict = dict[str, str]

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from feedback.curation.rows import Side
 from feedback.exemplars import question_and_earlier
 from feedback.ids import now
+from feedback.messages import NotFoundError
 from feedback.similarity import near_duplicates, normalise_text
-from feedback.store import NotFoundError, Store
+from feedback.store import Store
 
 NEAR_DUPLICATE = 0.6
 """Trigram similarity from which two questions count as one. Low on purpose: a cluster too large

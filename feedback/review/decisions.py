@@ -11,7 +11,9 @@ from feedback.db.database import Connection
 from feedback.errors import TalkbackError
 from feedback.exemplars import question_and_earlier, question_key
 from feedback.ids import new_id, now
-from feedback.store import Feedback, Message, Store
+from feedback.kinds import Feedback
+from feedback.messages import Message
+from feedback.store import Store
 
 Action = Literal["approve", "correct", "reject"]
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from feedback.exemplars import question_and_earlier
+from feedback.kinds import Feedback
+from feedback.messages import Message
 from feedback.review.decisions import decision_on, newest_edit
-from feedback.store import Feedback, Message, Store
+from feedback.store import Store
 
 _EDIT, _DOWN, _COMMENT = 1000, 10, 1
 """Priorities: an edit offers the right answer, so any edit goes before any number of thumbs."""

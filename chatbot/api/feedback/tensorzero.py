@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 
 from chatbot.api.errors import Problem
-from feedback.store import Message, NotFoundError, Store
+from feedback.messages import Message, NotFoundError
+from feedback.store import Store
 
 THUMBS = ("thumb", "thumbs_up")
 """Names of the boolean metric whose true is a thumb up. Of another metric nobody here knows which

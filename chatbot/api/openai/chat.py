@@ -30,7 +30,7 @@ from chatbot.engine.protocol import BASE
 from chatbot.turn import PendingTurn, ask
 from feedback.ids import new_id
 from feedback.kinds import FeedbackKind
-from feedback.store import Message
+from feedback.messages import Message
 
 if TYPE_CHECKING:
     from chatbot.service import Service

@@ -11,7 +11,7 @@ from pydantic.config import JsonDict
 from chatbot.api.errors import Problem
 from chatbot.engine.protocol import BASE, Sampling
 from chatbot.turn import ChatSettings
-from feedback.store import Role
+from feedback.messages import Role
 
 FOLLOWING = "talkback"
 """The model that follows promotions; ``talkback:<adapter>`` pins one."""

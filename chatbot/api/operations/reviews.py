@@ -13,10 +13,10 @@ from pydantic import BaseModel, Field
 from chatbot.api.schemas import REFUSALS
 from chatbot.auth.access import Caller
 from chatbot.registry import AdapterRow, Promotion
+from feedback.messages import Role
 from feedback.review import decisions, queue
 from feedback.review.decisions import Action, Decision
 from feedback.review.queue import QueueItem
-from feedback.store import Role
 
 if TYPE_CHECKING:
     from chatbot.service import Service

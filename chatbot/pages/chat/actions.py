@@ -17,7 +17,7 @@ from chatbot.pages.chat.view import BrowserPosition, ChatView
 from chatbot.pages.text import unescape_markdown
 from chatbot.turn import Turn, ask
 from feedback.errors import TalkbackError
-from feedback.store import Message
+from feedback.messages import Message
 
 if TYPE_CHECKING:
     from chatbot.service import Service

@@ -3,7 +3,8 @@
 from chatbot.pages.chat import transcript
 from chatbot.pages.chat.view import BrowserPosition, ChatView
 from chatbot.pages.text import truncate
-from feedback.store import Message, NotFoundError, Store
+from feedback.messages import Message, NotFoundError
+from feedback.store import Store
 
 
 def owned_message(store: Store, person: str, message_id: str | None) -> Message | None:

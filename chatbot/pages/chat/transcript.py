@@ -9,8 +9,9 @@ from html import escape
 from typing import Any
 
 from chatbot.pages.text import escape_markdown
+from feedback.messages import Message, Speaker
 from feedback.review.decisions import decision_on
-from feedback.store import Message, Speaker, Store
+from feedback.store import Store
 
 Bubble = dict[str, Any]
 

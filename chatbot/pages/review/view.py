@@ -7,9 +7,10 @@ from html import escape
 
 from chatbot.pages import theme
 from chatbot.pages.text import mark_differences, truncate
+from feedback.messages import Message
 from feedback.review.decisions import newest_edit
 from feedback.review.queue import QueueItem
-from feedback.store import Message, Store
+from feedback.store import Store
 
 APPROVE_LABELS = {True: "Approve the correction", False: "Approve the answer as it is"}
 CONFIRMATIONS = {

@@ -1,0 +1,58 @@
+"""Defines what a conversation consists of: messages in a tree, and who gave each answer."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from feedback.errors import TalkbackError
+
+Role = Literal["user", "assistant"]
+
+
+class NotFoundError(TalkbackError, KeyError):
+    """No such conversation or message; names the id."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class BadMessageError(TalkbackError):
+    """A message that cannot be part of its conversation."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    id: str
+    person: str
+    title: str
+    created_at: str
+
+
+@dataclass(frozen=True)
+class Message:
+    id: str
+    conversation_id: str
+    parent_id: str | None
+    role: Role
+    content: str
+    created_at: str
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Who gave an answer, and how: all that is needed to understand feedback on it."""
+
+    adapter: str
+    base: str
+    base_revision: str | None = None
+    system_prompt: str = ""
+    exemplars: list[str] = field(default_factory=list)
+    """Ids of the approved answers that were in the prompt, or that were given as they stand."""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    source: Literal["model", "approved"] = "model"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    first_token_ms: float | None = None
+    total_ms: float | None = None
+    finish: Literal["stop", "length", "cancelled", "error"] = "stop"
+    message_id: str = ""
+    """Filled in by the store."""
