@@ -17,15 +17,15 @@ from chatbot.auth.access import Access
 from chatbot.engine import factory
 from chatbot.engine.protocol import (
     BASE,
-    Busy,
     Engine,
+    EngineBusyError,
     Request,
     Sampling,
-    Stream,
-    UnknownAdapter,
-    Unreachable,
+    UnknownAdapterError,
+    UnreachableError,
 )
 from chatbot.engine.settings import EngineSettings
+from chatbot.engine.stream import Stream
 from chatbot.engine.workers.worker_handle import Worker
 from chatbot.metrics import Meters
 from chatbot.model import lora
@@ -127,16 +127,16 @@ class Service:
         return [row.id for row in self.registry.adapters() if row.base_revision == ours]
 
     def check_adapter(self, adapter: str | None) -> None:
-        """Raise UnknownAdapter for a name that nobody here answers to; None is fine."""
+        """Raise UnknownAdapterError for a name that nobody here answers to; None is fine."""
         if adapter is not None and adapter != BASE and adapter not in (known := self.adapters()):
-            raise UnknownAdapter(adapter, [BASE, *known])
+            raise UnknownAdapterError(adapter, [BASE, *known])
 
     def submit(
         self, prompt_ids: list[int], adapter: str | None, sampling: Sampling
     ) -> tuple[str, Stream]:
         """Ask ``adapter`` (None: the one in service), loading it if need be; who speaks, and how.
 
-        Raises UnknownAdapter, AdapterError, Busy, TooLong.
+        Raises UnknownAdapterError, AdapterError, EngineBusyError, PromptTooLongError.
         """
         for _ in range(3):
             chosen = adapter or self.speaking
@@ -144,12 +144,12 @@ class Service:
                 self._pin(adapter)
             try:
                 return chosen, self.engine.submit(Request(prompt_ids, chosen, sampling))
-            except Busy:
+            except EngineBusyError:
                 self.metrics.refused.inc()
                 raise
-            except UnknownAdapter:
+            except UnknownAdapterError:
                 continue  # it was unloaded between the choice and the question: choose again
-        raise UnknownAdapter(chosen, self.engine.adapters())
+        raise UnknownAdapterError(chosen, self.engine.adapters())
 
     def follow(self) -> bool:
         """Let the newest promotion speak; True if that changed who speaks. The watcher calls it."""
@@ -169,7 +169,10 @@ class Service:
             return None
         try:
             self._take(promotion.adapter)
-        except (Busy, Unreachable) as error:  # no fault of the adapter's: tried again
+        except (
+            EngineBusyError,
+            UnreachableError,
+        ) as error:  # no fault of the adapter's: tried again
             self._warn(f"{promotion.adapter} was promoted but has to wait: {error}")
             return None
         except TalkbackError as error:

@@ -20,7 +20,8 @@ from pydantic import Field
 
 from chatbot import conversation as places
 from chatbot.conversation import QuestionPosition
-from chatbot.engine.protocol import Chance, Sampling, Stream
+from chatbot.engine.protocol import Sampling
+from chatbot.engine.stream import Stream, TokenLogprob
 from chatbot.prompt import fit_prompt
 from feedback import exemplars
 from feedback.exemplars import ApprovedAnswer
@@ -119,15 +120,15 @@ class Turn:
         return self._speaker
 
     @property
-    def logprobs(self) -> list[Chance] | None:
+    def logprobs(self) -> list[TokenLogprob] | None:
         """How likely each token was; None if that was not asked or nothing was generated."""
         asked = self._speaker.sampling.get("logprobs") is not None
-        return self._stream.chances if asked and self._speaker.source == "model" else None
+        return self._stream.logprobs if asked and self._speaker.source == "model" else None
 
     @property
     def reach(self) -> list[int]:
         """Up to which token each delta goes; tokens after the last one are no part of the text."""
-        return self._stream.reach
+        return self._stream.token_counts
 
     def __iter__(self) -> Iterator[str]:
         try:
@@ -138,10 +139,10 @@ class Turn:
             self.close()
 
     def listen(self, heard: Callable[[], None]) -> None:
-        """Have ``heard`` called when the answer begins and when it has ended (`Stream.listen`).
+        """Have ``heard`` called when the answer begins and when it has ended (`Stream.on_update`).
         All that comes until then counts as handed out."""
         self._num_delivered = None
-        self._stream.listen(heard)
+        self._stream.on_update(heard)
 
     def wait(self, seconds: float) -> bool:
         """Sleep until the answer has ended, at most so long; True if it has."""
@@ -218,8 +219,8 @@ def ask(
     ``alternatives``.
 
     Nothing is stored when this or `PendingTurn.begin` raises: ForbiddenError, NotFoundError,
-    BadMessageError, EmptyQuestionError, Busy, UnknownAdapter, AdapterError, TooLong,
-    ChatTemplateError.
+    BadMessageError, EmptyQuestionError, EngineBusyError, UnknownAdapterError, AdapterError,
+    PromptTooLongError, ChatTemplateError.
     """
     service.check_adapter(adapter)
     place = places.find_position(service.store, conversation_id, person, parent_id, text, retry_of)
@@ -347,7 +348,7 @@ def _finished_stream(answer: str) -> Stream:
     """A stream that has ended already: nothing had to be generated."""
     stream = Stream(0)
     stream.first_token_ms = 0.0
-    stream.say(answer)
+    stream.append_text(answer)
     stream.end("stop")
     return stream
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from chatbot.engine.local.local_engine import TorchEngine
-from chatbot.engine.protocol import Request, Sampling, Stream, TooLong
+from chatbot.engine.protocol import PromptTooLongError, Request, Sampling
 from chatbot.engine.settings import EngineSettings
+from chatbot.engine.stream import Stream
 from chatbot.model.base import Base, Messages, encode, encode_answer
 from feedback.errors import TalkbackError
 from feedback.similarity import near_duplicates, normalise_text
@@ -128,7 +129,7 @@ def answers(
 def _ask(engine: TorchEngine, adapter: str, prompt: list[int], max_tokens: int) -> Stream | None:
     try:
         return engine.submit(Request(prompt, adapter, Sampling(max_tokens=max_tokens)))
-    except TooLong:
+    except PromptTooLongError:
         return None
 
 

@@ -197,8 +197,8 @@ def serve(world: "World") -> "Iterator[Serve]":
 @pytest.fixture
 def connect(world: "World", serve: "Serve") -> "Iterator[Connect]":
     """Makes engines over servers; they see ten times a second how these are."""
-    from chatbot.engine.local.local_engine import EngineSettings
     from chatbot.engine.remote.remote_engine import RemoteEngine
+    from chatbot.engine.settings import EngineSettings
 
     with ExitStack() as running:
 

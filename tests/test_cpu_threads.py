@@ -9,12 +9,13 @@ import torch
 
 from chatbot.engine.local import cpu_threads
 from chatbot.engine.local.kv_cache import SlotCache
-from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
+from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.local.multi_lora import Rows
 from chatbot.engine.local.runners.runner import Chunk
 from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 from chatbot.engine.local.scheduler import kind_of
-from chatbot.engine.protocol import BASE, Closed, Request, Sampling
+from chatbot.engine.protocol import BASE, EngineClosedError, Request, Sampling
+from chatbot.engine.settings import EngineSettings
 from chatbot.model.base import load_base
 from tests.fixtures import tiny_models
 
@@ -94,7 +95,7 @@ def test_an_engine_that_cannot_begin_says_why_and_keeps_nobody_waiting(
     with pytest.raises(MemoryError, match="no room"):
         engine.begun()
     assert early.wait(30) and early.finish == "cancelled"
-    with pytest.raises(Closed):
+    with pytest.raises(EngineClosedError):
         engine.submit(Request([5, 6, 7], BASE, Sampling(max_tokens=8)))
     engine.close()
 

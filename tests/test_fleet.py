@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from chatbot.engine.local.local_engine import EngineSettings
-from chatbot.engine.protocol import BASE, Busy, Unreachable
+from chatbot.engine.protocol import BASE, EngineBusyError, UnreachableError
 from chatbot.engine.remote.remote_engine import RemoteEngine
+from chatbot.engine.settings import EngineSettings
 from chatbot.model.lora import AdapterError
 from tests.fakes.vllm_server import MODEL
 from tests.fixtures.remote_base import LONG, Connect, Serve, World, trouble
@@ -139,7 +139,7 @@ def test_busy_is_said_when_every_replica_is_full(
     for _ in range(2):
         assert ended(engine.submit(world.request())).text == world.said[BASE].text
     servers[1].full = True
-    with pytest.raises(Busy):
+    with pytest.raises(EngineBusyError):
         engine.submit(world.request())
 
 
@@ -149,9 +149,9 @@ def test_with_no_replica_left_the_error_says_so_and_the_next_start_heals_it(
     server = serve()
     engine = connect(server)
     server.kill()
-    with pytest.raises(Unreachable):
+    with pytest.raises(UnreachableError):
         engine.submit(world.request())
-    with pytest.raises(Unreachable, match=server.url):
+    with pytest.raises(UnreachableError, match=server.url):
         engine.load(world.adapters[0].name, world.adapters[0])
     server.start()
     until(lambda: trouble(engine, server) is None)

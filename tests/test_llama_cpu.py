@@ -10,12 +10,13 @@ from torch.nn import functional
 from chatbot.engine.local import kernels
 from chatbot.engine.local.kernels import Arena, Panels
 from chatbot.engine.local.kv_cache import SlotCache
-from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
+from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.local.multi_lora import Rows
 from chatbot.engine.local.runners.llama_cpu import LlamaCpuRunner, LlamaInt8Runner
 from chatbot.engine.local.runners.runner import Chunk
 from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 from chatbot.engine.protocol import BASE, Request, Sampling
+from chatbot.engine.settings import EngineSettings
 from chatbot.model.base import load_base
 from chatbot.model.lora import load_matrices, target_modules
 from tests.fixtures import tiny_models

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
+from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.local.runners import fused_linear, llama_torch
 from chatbot.engine.local.runners.rotary import FIRST, Angles
 from chatbot.engine.protocol import BASE, Request, Sampling
+from chatbot.engine.settings import EngineSettings
 from chatbot.model.base import load_base
 from tests.fixtures import tiny_models
 from tests.fixtures.reference_model import QUESTIONS, Oracle, start

@@ -7,19 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatbot.engine.local.local_engine import EngineSettings, TorchEngine, device
+from chatbot.engine.local.local_engine import TorchEngine, device
 from chatbot.engine.protocol import (
     BASE,
-    Busy,
-    Closed,
     Engine,
+    EngineBusyError,
+    EngineClosedError,
     EngineError,
+    PromptTooLongError,
     Request,
     Sampling,
-    Stream,
-    TooLong,
-    UnknownAdapter,
+    UnknownAdapterError,
 )
+from chatbot.engine.settings import EngineSettings
+from chatbot.engine.stream import Stream
 from chatbot.model.lora import AdapterError
 from tests.fixtures import tiny_models
 from tests.fixtures.reference_model import QUESTIONS, Oracle, start
@@ -122,7 +123,7 @@ def test_an_unloaded_adapter_ends_its_streams_and_then_leaves(oracle: Oracle) ->
     stream = engine.submit(oracle.request(QUESTIONS[0], name, 200))
     engine.unload(name)
     assert name not in engine.adapters()
-    with pytest.raises(UnknownAdapter, match=name):
+    with pytest.raises(UnknownAdapterError, match=name):
         engine.submit(oracle.request("Hello", name))
     finish(stream)
     assert stream.ids == oracle.answer(QUESTIONS[0], name, 200)
@@ -193,7 +194,7 @@ def test_a_stream_cancelled_while_it_waits_or_reads_its_prompt_never_runs(oracle
 def test_a_full_queue_says_busy(oracle: Oracle) -> None:
     engine = start(oracle, slots=1, queue=2)
     streams = [engine.submit(oracle.request("Hello", BASE, 450)) for _ in range(3)]
-    with pytest.raises(Busy) as refusal:
+    with pytest.raises(EngineBusyError) as refusal:
         engine.submit(oracle.request("Hello", BASE))
     assert refusal.value.retry_after > 0
     for stream in streams:
@@ -206,26 +207,26 @@ def test_a_full_queue_says_busy(oracle: Oracle) -> None:
 def test_who_is_turned_away_is_told_how_long_those_who_wait_will_take(oracle: Oracle) -> None:
     engine = start(oracle, slots=1, queue=2)
     for ended, seconds in (([], 1), ([10.0, 13.5, 17.0], 7), ([0.0, 400.0], 60), ([1.0, 1.1], 1)):
-        engine._patience._ends.clear()
-        engine._patience._ends.extend(ended)
+        engine._retry_after._ends.clear()
+        engine._retry_after._ends.extend(ended)
         streams = [engine.submit(oracle.request("Hello", BASE, 450)) for _ in range(3)]
         until(lambda: engine.stats()["running"] == 1)
-        with pytest.raises(Busy, match=f"Try again in {seconds} s") as refusal:
+        with pytest.raises(EngineBusyError, match=f"Try again in {seconds} s") as refusal:
             engine.submit(oracle.request("Hello", BASE))
         assert refusal.value.retry_after == seconds
         for stream in streams:
             stream.cancel()
         until(lambda: engine.stats()["running"] + engine.stats()["waiting"] == 0)
-    assert len(engine._patience._ends) > 2, "and each end is noted"
+    assert len(engine._retry_after._ends) > 2, "and each end is noted"
     engine.close()
 
 
 def test_what_cannot_be_answered_is_refused_with_the_reason(engine: TorchEngine) -> None:
-    with pytest.raises(TooLong, match="600 tokens and 512"):
+    with pytest.raises(PromptTooLongError, match="600 tokens and 512"):
         engine.submit(Request([5] * 600))
     with pytest.raises(EngineError, match="empty"):
         engine.submit(Request([]))
-    with pytest.raises(UnknownAdapter, match="a-nowhere"):
+    with pytest.raises(UnknownAdapterError, match="a-nowhere"):
         engine.submit(Request([5], "a-nowhere"))
     limits = {"max_tokens": 0, "temperature": -1.0, "top_p": 0.0, "min_p": 2.0, "stop": ("",)}
     for bad in ({name: value} for name, value in limits.items()):
@@ -258,7 +259,7 @@ def test_closing_ends_streams_as_cancelled(oracle: Oracle) -> None:
     streams = [engine.submit(oracle.request("Hello", BASE, 450)) for _ in range(3)]
     engine.close()
     assert [stream.finish for stream in streams] == ["cancelled"] * 3
-    with pytest.raises(Closed):
+    with pytest.raises(EngineClosedError):
         engine.submit(oracle.request("Hello", BASE))
     engine.close()
 
@@ -267,7 +268,7 @@ def test_an_adapter_that_comes_too_late_is_told_so(oracle: Oracle) -> None:
     engine = TorchEngine(oracle.base, EngineSettings(threads=1))
     engine.close()
     name, folder = next(iter(oracle.adapters.items()))
-    with pytest.raises(Closed):
+    with pytest.raises(EngineClosedError):
         engine.load(name, folder)
 
 

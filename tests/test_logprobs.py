@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from chatbot.api.openai.logprobs import Speller
-from chatbot.engine.protocol import Chance
+from chatbot.engine.stream import TokenLogprob
 from tests.fixtures.tiny_models import STOP, write_tokenizer
 
 
@@ -29,7 +29,7 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerF
 
 
 def spelt(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[tuple[str, list[int] | None]]:
-    told = Speller(tokenizer)([Chance(id, -1.0) for id in ids])["content"]
+    told = Speller(tokenizer)([TokenLogprob(id, -1.0) for id in ids])["content"]
     return [(entry["token"], entry["bytes"]) for entry in told]
 
 

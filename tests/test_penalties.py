@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from chatbot.engine.local.penalties import Penalties
-from chatbot.engine.local.sampler import Sampler, best, chance, check
+from chatbot.engine.local.sampler import Sampler, best, chance
 from chatbot.engine.protocol import EngineError, Sampling
+from chatbot.engine.validation import check_sampling
 
 LOGITS = torch.tensor([1.0, 2.0, 3.0, 4.0])
 
@@ -52,7 +53,7 @@ def test_a_chance_is_of_the_raw_logits() -> None:
 )
 def test_values_out_of_range_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(EngineError, match=next(iter(bad))):
-        check(Sampling(**bad))  # type: ignore[arg-type]
+        check_sampling(Sampling(**bad))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -8,7 +8,8 @@ import torch
 from chatbot.engine.local.kv_cache import SlotCache
 from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.local.prefix_cache import Prefix, Prefixes
-from chatbot.engine.protocol import BASE, Request, Sampling, Stream
+from chatbot.engine.protocol import BASE, Request, Sampling
+from chatbot.engine.stream import Stream
 from tests.fixtures.reference_model import QUESTIONS, Oracle, start
 from tests.fixtures.waiting import finish, until
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 
 from chatbot.engine.local.kernels import library
-from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
+from chatbot.engine.local.local_engine import TorchEngine
 from chatbot.engine.local.prompt_lookup import FEW, Lookup
 from chatbot.engine.local.scheduler import Row
-from chatbot.engine.protocol import BASE, Request, Sampling, Stream
+from chatbot.engine.protocol import BASE, Request, Sampling
+from chatbot.engine.settings import EngineSettings
+from chatbot.engine.stream import Stream
 from chatbot.model.base import STARTER, end_token_ids, load_base
 from chatbot.prompt import fit_prompt
 from tests.fixtures.reference_model import QUESTIONS, Oracle, start
@@ -112,8 +114,8 @@ def test_the_text_is_the_same_as_without_guesses(
     foresee(monkeypatch, list(zip(requests, plain, strict=True)))
     for one, other in zip(said(any_oracle, requests), plain, strict=True):
         assert (one.ids, one.text, one.finish) == (other.ids, other.text, other.finish)
-        assert [chance.token for chance in one.chances] == (one.ids if name == "chances" else [])
-        for mine, its in zip(one.chances, other.chances, strict=True):
+        assert [chance.token for chance in one.logprobs] == (one.ids if name == "chances" else [])
+        for mine, its in zip(one.logprobs, other.logprobs, strict=True):
             assert mine.logprob == pytest.approx(its.logprob, abs=1e-3)
 
 

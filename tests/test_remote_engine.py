@@ -12,18 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatbot.engine import factory
-from chatbot.engine.local.local_engine import EngineSettings
 from chatbot.engine.protocol import (
     BASE,
-    Closed,
     Engine,
+    EngineClosedError,
     EngineError,
+    PromptTooLongError,
     Request,
     Sampling,
-    TooLong,
-    UnknownAdapter,
+    UnknownAdapterError,
 )
 from chatbot.engine.remote.remote_engine import RemoteEngine
+from chatbot.engine.settings import EngineSettings
 from chatbot.engine.workers.workers_engine import WorkersEngine
 from chatbot.model import lora
 from chatbot.model.base import load_base
@@ -73,7 +73,7 @@ def test_an_answer_has_the_room_that_the_server_leaves(
     stream = ended(engine.submit(request))
     assert engine.max_length == 100 and stream.finish == "length"
     assert len(request.prompt_ids) + stream.completion_tokens == 100
-    with pytest.raises(TooLong, match="100"):
+    with pytest.raises(PromptTooLongError, match="100"):
         engine.submit(Request([5] * 100))
 
 
@@ -97,7 +97,7 @@ def test_closing_ends_streams_as_cancelled(world: World, serve: Serve, connect: 
     stream = speaks(engine.submit(world.request(BASE, LONG)))
     engine.close()
     assert ended(stream).finish == "cancelled"
-    with pytest.raises(Closed):
+    with pytest.raises(EngineClosedError):
         engine.submit(world.request())
 
 
@@ -106,7 +106,7 @@ def test_requests_that_make_no_sense_are_not_sent(
 ) -> None:
     server = serve()
     engine = connect(server)
-    with pytest.raises(UnknownAdapter, match="a-unknown"):
+    with pytest.raises(UnknownAdapterError, match="a-unknown"):
         engine.submit(world.request("a-unknown"))
     with pytest.raises(EngineError, match="temperature"):
         engine.submit(world.request(BASE, Sampling(temperature=-1)))
@@ -126,7 +126,7 @@ def test_an_unloaded_adapter_leaves_the_servers_when_its_last_stream_has_ended(
     engine.load(adapter.name, adapter)
     stream = speaks(engine.submit(world.request(adapter.name, LONG)))
     engine.unload(adapter.name)
-    with pytest.raises(UnknownAdapter):
+    with pytest.raises(UnknownAdapterError):
         engine.submit(world.request(adapter.name))
     time.sleep(0.1)
     assert adapter.name in server.loaded and engine.stats()["adapters"][adapter.name] == 1

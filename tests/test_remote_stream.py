@@ -37,8 +37,8 @@ def test_log_probabilities_and_penalties_are_those_of_the_in_process_engine(
     alone = ended(server.engine.submit(world.request(BASE, sampling)))
     stream = ended(connect(server).submit(world.request(BASE, sampling)))
     assert stream.ids == alone.ids and stream.text == alone.text
-    assert len(stream.chances) == len(stream.ids)
-    for one, other in zip(stream.chances, alone.chances, strict=True):  # its prefix was recalled
+    assert len(stream.logprobs) == len(stream.ids)
+    for one, other in zip(stream.logprobs, alone.logprobs, strict=True):  # its prefix was recalled
         assert dict(one.top) == pytest.approx(dict(other.top), abs=1e-4)
         assert one.token == other.token and one.logprob == pytest.approx(other.logprob, abs=1e-4)
     wanted = {"frequency_penalty": 0.5, "presence_penalty": -0.5, "logit_bias": {"70": 3.0}}

@@ -13,7 +13,8 @@ import pytest
 from chatbot.api import streaming as flows
 from chatbot.api.openai.chat_response import Chunks
 from chatbot.api.streaming import Flow
-from chatbot.engine.protocol import Chance, Request, Sampling, Stream
+from chatbot.engine.protocol import Request, Sampling
+from chatbot.engine.stream import Stream, TokenLogprob
 from chatbot.service import Service
 from chatbot.turn import Turn
 from tests.fakes.scripted_engine import ScriptedEngine, open_service
@@ -79,10 +80,10 @@ def test_first_and_last_words_wait_for_no_tick(
 
     async def hear() -> None:
         batches: AsyncIterator[Batch] = aiter(Flow([turn]))
-        stream.put(1, "We")
+        stream.append_token(1, "We")
         assert await anext(batches) == [(0, ["We"])]
-        stream.put(2, " open")
-        stream.put(3, " at ten.")
+        stream.append_token(2, " open")
+        stream.append_token(3, " at ten.")
         stream.end("stop")
         assert [batch async for batch in batches] == [[(0, [" open", " at ten."])]]
         assert kept(service, turn) == ("We open at ten.", "stop"), "stored before the end is told"
@@ -98,11 +99,11 @@ def test_what_comes_between_two_ticks_is_one_piece(
 
     async def hear() -> None:
         batches: AsyncIterator[Batch] = aiter(Flow([turn]))
-        stream.put(1, "a")
+        stream.append_token(1, "a")
         await anext(batches)
         next_batch = asyncio.ensure_future(anext(batches))
         for token in "bcd":
-            stream.put(2, token)
+            stream.append_token(2, token)
             await asyncio.sleep(0)
         assert await next_batch == [(0, ["b", "c", "d"])]
         turn.cancel()
@@ -113,8 +114,8 @@ def test_what_comes_between_two_ticks_is_one_piece(
 def test_every_token_is_told_once_however_many_come_together(engine: ByHand, turn: Turn) -> None:
     stream = engine.stream
     for token, delta in enumerate(["", "ab", "c", "", "", "d", "e"]):
-        stream.chances.append(Chance(token, -1.0))
-        stream.put(token, delta)
+        stream.logprobs.append(TokenLogprob(token, -1.0))
+        stream.append_token(token, delta)
     chunks = Chunks([turn], False, lambda chances: {"content": [c.token for c in chances]})
     told = [chunks.words(0, deltas) for deltas in (["ab"], ["c", "d"], ["e"])]
     choices = [chunk["choices"][0] for chunk in told]
@@ -128,7 +129,7 @@ def test_a_turn_that_nobody_hears_is_kept(service: Service, engine: ByHand, turn
 
     async def ignore() -> None:
         Flow([turn])
-        stream.put(1, "Ten.")
+        stream.append_token(1, "Ten.")
         stream.end("stop")
         await asyncio.sleep(0)
         await until_kept(service, turn)
@@ -144,9 +145,9 @@ def test_who_leaves_in_the_middle_ends_the_turn_and_what_came_is_kept(
 
     async def leave() -> None:
         batches = Flow([turn]).__aiter__()
-        stream.put(1, "We")
+        stream.append_token(1, "We")
         await anext(batches)
-        stream.put(2, " are")
+        stream.append_token(2, " are")
         await batches.aclose()  # type: ignore[attr-defined]
         assert stream.finish == "cancelled"
         await until_kept(service, turn)
@@ -162,7 +163,7 @@ def test_who_leaves_while_the_answer_is_being_kept_does_not_stop_that(
         release = threading.Event()
         asyncio.get_running_loop().set_default_executor(busy := ThreadPoolExecutor(1))
         busy.submit(release.wait, 10)
-        engine.stream.put(1, "We")
+        engine.stream.append_token(1, "We")
         engine.stream.end("stop")
         heard = asyncio.ensure_future(anext(batches := aiter(Flow([turn]))))
         assert await heard == [(0, ["We"])]
@@ -184,7 +185,7 @@ def test_a_stop_of_the_service_keeps_what_has_come(
 
     async def stop() -> None:
         Flow([turn])
-        engine.stream.put(1, "We")
+        engine.stream.append_token(1, "We")
         turn.close()
 
     run(stop())
@@ -198,7 +199,7 @@ def test_an_answer_that_cannot_be_kept_is_an_error_for_who_hears_it(
         raise OSError("no space")
 
     monkeypatch.setattr(turn, "close", full)
-    engine.stream.put(1, "We")
+    engine.stream.append_token(1, "We")
     engine.stream.end("stop")
 
     async def hear() -> None:
@@ -213,13 +214,13 @@ def test_what_was_heard_to_the_end_leaves_no_cycle_for_the_garbage_collector() -
     class Ear:
         def __init__(self, stream: Stream) -> None:
             self.stream, self.heard = stream, 0
-            stream.listen(self.hear)
+            stream.on_update(self.hear)
 
         def hear(self) -> None:
             self.heard += 1
 
     ear = Ear(Stream(0))
-    ear.stream.put(1, "Yes")
+    ear.stream.append_token(1, "Yes")
     ear.stream.end("stop")
     assert ear.heard == 2
     gone = weakref.ref(ear)

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from chatbot.conversation import EmptyQuestionError, ForbiddenError
-from chatbot.engine.protocol import BASE, Busy, Request, Sampling, TooLong, UnknownAdapter
+from chatbot.engine.protocol import (
+    BASE,
+    EngineBusyError,
+    PromptTooLongError,
+    Request,
+    Sampling,
+    UnknownAdapterError,
+)
 from chatbot.model.base import encode, end_token_ids
 from chatbot.service import Service
 from chatbot.turn import Turn
@@ -103,7 +110,7 @@ def test_the_oldest_turns_go_when_the_context_is_full(service: Service) -> None:
 
 
 def test_a_question_that_is_too_long_alone_is_refused_and_not_kept(service: Service) -> None:
-    with pytest.raises(TooLong):
+    with pytest.raises(PromptTooLongError):
         say(service, "x" * 9000)
     assert service.store.counts()["messages"] == 0
 
@@ -222,7 +229,7 @@ def test_what_does_not_exist_is_named(service: Service) -> None:
         say(service, "Hello", talk="con-x")
     with pytest.raises(NotFoundError, match="msg-x"):
         say(service, "Hello", parent="msg-x")
-    with pytest.raises(UnknownAdapter, match="a-nobody"):
+    with pytest.raises(UnknownAdapterError, match="a-nobody"):
         say(service, "Hello", adapter="a-nobody")
 
 
@@ -231,7 +238,7 @@ def test_when_all_slots_are_taken_nothing_is_kept(service: Service) -> None:
         LONG, logit_bias=tuple((token, -100.0) for token in end_token_ids(service.base))
     )
     running = [reply(service, None, "ann", None, f"Go {n}", sampling=endless) for n in range(8)]
-    with pytest.raises(Busy):
+    with pytest.raises(EngineBusyError):
         say(service, "One more")
     kept = service.store.counts()["messages"]
     assert kept == 8

@@ -14,23 +14,22 @@ import httpx
 import pytest
 
 from chatbot.engine import factory
-from chatbot.engine.local.cpu_threads import cores
 from chatbot.engine.local.local_engine import TorchEngine
+from chatbot.engine.machine import available_cores
 from chatbot.engine.protocol import (
     BASE,
-    Busy,
-    Chance,
-    Closed,
     Engine,
+    EngineBusyError,
+    EngineClosedError,
     EngineError,
+    PromptTooLongError,
     Request,
     Sampling,
-    Stream,
-    TooLong,
-    UnknownAdapter,
-    Unreachable,
+    UnknownAdapterError,
+    UnreachableError,
 )
 from chatbot.engine.settings import EngineSettings
+from chatbot.engine.stream import Stream, TokenLogprob
 from chatbot.engine.workers import worker_process
 from chatbot.engine.workers.capacity import MOST, how_many
 from chatbot.engine.workers.messages import Account, Order, Ready, hear
@@ -96,8 +95,8 @@ def test_it_says_what_the_engine_says_in_this_process(
         deltas = list(heard)
         assert expected.wait(60)
         assert (heard.ids, deltas, heard.finish) == (expected.ids, expected.deltas, expected.finish)
-        assert heard.reach == expected.reach
-        assert [c.token for c in heard.chances] == [c.token for c in expected.chances]
+        assert heard.token_counts == expected.token_counts
+        assert [c.token for c in heard.logprobs] == [c.token for c in expected.logprobs]
         assert heard.first_token_ms is not None and heard.total_ms is not None
     here.close()
 
@@ -107,11 +106,11 @@ def test_cores_are_there_for_those_who_speak(engine: WorkersEngine) -> None:
         return [worker._cores for worker in engine._workers if worker.live]
 
     first = begun(engine.submit(long()))
-    assert shares() == [cores()]
+    assert shares() == [available_cores()]
     second = begun(engine.submit(long(prompt=1)))
-    assert shares() == [cores() // 2] * 2
+    assert shares() == [available_cores() // 2] * 2
     first.cancel()
-    until(lambda: shares() == [cores()])
+    until(lambda: shares() == [available_cores()])
     second.cancel()
 
 
@@ -129,7 +128,7 @@ def test_streams_are_spread_over_the_workers(engine: WorkersEngine) -> None:
 
 def test_more_than_slots_and_queue_are_turned_away(engine: WorkersEngine) -> None:
     streams = [engine.submit(long()) for _ in range(2 * SLOTS + QUEUE)]
-    with pytest.raises(Busy) as caught:
+    with pytest.raises(EngineBusyError) as caught:
         engine.submit(long())
     assert caught.value.retry_after >= 1
     for stream in streams:
@@ -142,8 +141,8 @@ def test_more_than_slots_and_queue_are_turned_away(engine: WorkersEngine) -> Non
     "request_, error",
     [
         (Request([], BASE), EngineError),
-        (Request([5] * 10_000, BASE), TooLong),
-        (Request([5], "a-000000000000"), UnknownAdapter),
+        (Request([5] * 10_000, BASE), PromptTooLongError),
+        (Request([5], "a-000000000000"), UnknownAdapterError),
         (Request([5], BASE, Sampling(temperature=-1)), EngineError),
     ],
 )
@@ -161,7 +160,7 @@ def test_an_adapter_leaves_every_worker_when_its_last_stream_has_ended(
     stream = begun(engine.submit(long(folder.name)))
     engine.unload(folder.name)
     assert folder.name not in engine.adapters()
-    with pytest.raises(UnknownAdapter):
+    with pytest.raises(UnknownAdapterError):
         engine.submit(long(folder.name))
     assert engine.stats()["adapters"][folder.name] == 1 and stream.finish is None
     stream.cancel()
@@ -189,13 +188,13 @@ def test_a_worker_that_dies_takes_only_its_own_streams_and_comes_back(
     ended = [stream for stream in streams if stream.finish]
     assert [stream.finish for stream in ended] == ["error"]
     assert "ended with code -9" in str(ended[0].error)
-    assert engine.trouble is None and engine.stats()["decoded"] >= counted
+    assert engine.unavailable_reason is None and engine.stats()["decoded"] >= counted
     os.kill(second.process.pid or 0, signal.SIGKILL)
-    until(lambda: engine.trouble is not None)
-    with pytest.raises(Unreachable, match="started again"):
+    until(lambda: engine.unavailable_reason is not None)
+    with pytest.raises(UnreachableError, match="started again"):
         engine.submit(long())
     assert all(stream.finish == "error" for stream in streams)
-    until(lambda: engine.trouble is None)
+    until(lambda: engine.unavailable_reason is None)
     answer = engine.submit(Request(PROMPTS[0], adapters[0].name, Sampling(max_tokens=4)))
     assert answer.wait(10) and answer.finish in ("stop", "length")
 
@@ -208,7 +207,7 @@ def test_close_ends_streams_as_cancelled_and_all_processes(tiny_base: Path) -> N
     engine.close()
     assert stream.finish == "cancelled" and stream.text
     assert [process.exitcode for process in processes] == [0]
-    with pytest.raises(Closed):
+    with pytest.raises(EngineClosedError):
         engine.submit(long())
 
 
@@ -344,18 +343,22 @@ def test_a_stream_told_in_pieces_is_the_same_stream(every: int) -> None:
     told, heard = Stream(3), Stream(3)
     account = Account(told)
     for number, delta in enumerate(["", "ab", "c", "", "", "d", "e", ""]):
-        told.chances.append(Chance(number, -1.0))
-        told.put(number, delta)
+        told.logprobs.append(TokenLogprob(number, -1.0))
+        told.append_token(number, delta)
         if number % every == 0 and (news := account.news()) is not None:
             hear(heard, news)
             assert heard.ids == told.ids, "also those that have made no text yet"
-    told.say("f")
+    told.append_text("f")
     assert heard.finish is None
     told.end("stop")
     if (news := account.news()) is not None:
         hear(heard, news)
-    assert (heard.ids, heard.deltas, heard.reach) == (told.ids, told.deltas, told.reach)
-    assert heard.chances == told.chances and heard.finish == "stop"
+    assert (heard.ids, heard.deltas, heard.token_counts) == (
+        told.ids,
+        told.deltas,
+        told.token_counts,
+    )
+    assert heard.logprobs == told.logprobs and heard.finish == "stop"
 
 
 def test_an_answer_that_ends_before_its_first_token_has_no_first_token() -> None:

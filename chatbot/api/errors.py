@@ -15,7 +15,13 @@ from starlette.exceptions import HTTPException
 
 from chatbot.auth.access import BadKey, Refused
 from chatbot.conversation import ForbiddenError
-from chatbot.engine.protocol import Busy, Closed, TooLong, UnknownAdapter, Unreachable
+from chatbot.engine.protocol import (
+    EngineBusyError,
+    EngineClosedError,
+    PromptTooLongError,
+    UnknownAdapterError,
+    UnreachableError,
+)
 from chatbot.model.lora import AdapterError
 from chatbot.registry import RegistryError
 from feedback.db.database import StoreError
@@ -52,12 +58,12 @@ def problem(error: Exception) -> Problem:
     match error:
         case Problem():
             return error
-        case Busy(retry_after=seconds):
+        case EngineBusyError(retry_after=seconds):
             wait = {"Retry-After": str(max(1, round(seconds)))}
             return Problem(429, str(error), "rate_limit_error", code="busy", headers=wait)
-        case UnknownAdapter():
+        case UnknownAdapterError():
             return Problem(404, str(error), param="model", code="model_not_found")
-        case TooLong():
+        case PromptTooLongError():
             return Problem(400, str(error), param="messages", code="context_length_exceeded")
         case NotFoundError():
             return Problem(404, str(error), code="not_found")
@@ -73,7 +79,7 @@ def problem(error: Exception) -> Problem:
             return Problem(403, str(error), "permission_error", code="forbidden")
         case RegistryError():
             return Problem(404, str(error), code="not_found")
-        case Closed() | Unreachable() | AdapterError() | StoreError():
+        case EngineClosedError() | UnreachableError() | AdapterError() | StoreError():
             return Problem(503, str(error), "server_error", code="unavailable")
         case TalkbackError():
             return Problem(400, str(error))

@@ -26,14 +26,14 @@ class TopLogprob(BaseModel):
     logprob: float
 
 
-class TokenLogprob(TopLogprob):
+class ChatTokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
 class Logprobs(BaseModel):
     """The tokens of an answer. An approved answer that is given as it stands has none."""
 
-    content: list[TokenLogprob]
+    content: list[ChatTokenLogprob]
     refusal: None = None
 
 

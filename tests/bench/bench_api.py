@@ -41,7 +41,8 @@ from tests.fixtures.server_process import Server
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-    from chatbot.engine.protocol import Engine, Request, Stream
+    from chatbot.engine.protocol import Engine, Request
+    from chatbot.engine.stream import Stream
 
 MOST = 64
 """Tokens of an answer that ends by itself, as the starter's do after a sentence."""
@@ -100,8 +101,9 @@ def engine(
 ) -> None:
     """In a process of its own: rounds of bare streams, told as (tokens, wall, cpu, firsts).
     Before them the bias of all requests is told: where `tokens` are asked, none ends before."""
-    from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
+    from chatbot.engine.local.local_engine import TorchEngine
     from chatbot.engine.protocol import Request, Sampling
+    from chatbot.engine.settings import EngineSettings
     from chatbot.model import lora
     from chatbot.model.base import encode, end_token_ids, load_base
 
@@ -136,7 +138,7 @@ def asked_in_turn(engine: "Engine", requests: Sequence["Request"], each: int) ->
 
     def submit(number: int) -> None:
         stream = engine.submit(requests[number])
-        stream.listen(lambda: heard.put((number, stream)) if stream.finish else None)
+        stream.on_update(lambda: heard.put((number, stream)) if stream.finish else None)
         asked.append(stream)
         left[number] -= 1
 

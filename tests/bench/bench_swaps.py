@@ -18,8 +18,9 @@ from pathlib import Path
 
 from chatbot.engine import factory
 from chatbot.engine.local.local_engine import TorchEngine
-from chatbot.engine.protocol import Engine, Request, Sampling, Stream
+from chatbot.engine.protocol import Engine, Request, Sampling
 from chatbot.engine.settings import EngineSettings
+from chatbot.engine.stream import Stream
 from chatbot.model.base import STARTER, Base, encode, load_base
 from tests.fixtures import tiny_models
 

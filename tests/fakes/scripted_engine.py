@@ -14,8 +14,14 @@ from typing import Any
 import uvicorn
 from playwright.sync_api import Browser, Page, expect
 
-from chatbot.engine.local.local_engine import COUNTS
-from chatbot.engine.protocol import BASE, Busy, Request, Stream, UnknownAdapter
+from chatbot.engine.protocol import (
+    BASE,
+    TOKEN_COUNTERS,
+    EngineBusyError,
+    Request,
+    UnknownAdapterError,
+)
+from chatbot.engine.stream import Stream
 from chatbot.model.base import load_base
 from chatbot.server import create_app
 from chatbot.service import Service
@@ -32,8 +38,8 @@ class ScriptedEngine:
     """Gives `answers` in their order, then "I have nothing to say."; `pause` seconds a word."""
 
     max_length = 4096
-    waits = False
-    trouble = None
+    submit_blocks = False
+    unavailable_reason = None
 
     def __init__(self, answers: list[str] | None = None, pause: float = 0.01) -> None:
         self.answers = answers or []
@@ -53,9 +59,9 @@ class ScriptedEngine:
 
     def submit(self, request: Request) -> Stream:
         if self.busy:
-            raise Busy(9)
+            raise EngineBusyError(9)
         if request.adapter not in self._loaded:
-            raise UnknownAdapter(request.adapter, self._loaded)
+            raise UnknownAdapterError(request.adapter, self._loaded)
         stream = Stream(len(request.prompt_ids))
         warming = request.sampling.max_tokens == 2
         answer = "Hello" if warming or not self.answers else self.answers.pop(0)
@@ -67,11 +73,11 @@ class ScriptedEngine:
             if stream.cancelled:
                 return stream.end("cancelled")
             time.sleep(self.pause)
-            stream.put(0, word)
+            stream.append_token(0, word)
         stream.end("stop")
 
     def stats(self) -> dict[str, Any]:
-        numbers = ("slots", "running", "waiting", "requests", *COUNTS)
+        numbers = ("slots", "running", "waiting", "requests", *TOKEN_COUNTERS)
         return {"adapters": {}, **dict.fromkeys(numbers, 0)}
 
     def close(self) -> None:

@@ -21,8 +21,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from starlette.concurrency import iterate_in_threadpool
 
 from chatbot.engine import protocol
-from chatbot.engine.local.local_engine import EngineSettings, TorchEngine
-from chatbot.engine.protocol import BASE, Sampling, Stream
+from chatbot.engine.local.local_engine import TorchEngine
+from chatbot.engine.protocol import BASE, Sampling
+from chatbot.engine.settings import EngineSettings
+from chatbot.engine.stream import Stream, TokenLogprob
 from chatbot.model.base import load_base
 from feedback.errors import TalkbackError
 
@@ -187,11 +189,11 @@ class Vllm:
             async for delta in iterate_in_threadpool(stream):
                 while body["model"] in self.held:
                     await asyncio.sleep(0.01)
-                ids, chances = stream.ids[sent:], stream.chances[sent:]
+                ids, chances = stream.ids[sent:], stream.logprobs[sent:]
                 ids = ids[: len(chances)] if body.get("logprobs") is not None else ids
                 sent += len(ids)
                 yield self._chunk(body, delta, ids, None, chances[: len(ids)])
-            rest = stream.chances[sent:]
+            rest = stream.logprobs[sent:]
             yield self._chunk(body, "", stream.ids[sent:], stream.finish, rest)
             counts = {
                 "prompt_tokens": stream.prompt_tokens,
@@ -208,7 +210,7 @@ class Vllm:
         text: str,
         ids: list[int],
         finish: str | None,
-        chances: list[protocol.Chance],
+        chances: list[TokenLogprob],
     ) -> str:
         told = _logprobs(chances) if body.get("logprobs") is not None else None
         choice: dict[str, Any] = {"index": 0, "text": text, "logprobs": told}
@@ -218,7 +220,7 @@ class Vllm:
         return _event({"object": "text_completion", "model": body["model"], "choices": [choice]})
 
 
-def _logprobs(chances: list[protocol.Chance]) -> dict[str, Any]:
+def _logprobs(chances: list[TokenLogprob]) -> dict[str, Any]:
     """The chosen token first, then as many of the likeliest as were asked for, itself or not."""
     tops = [{chance.token: chance.logprob} | dict(chance.top) for chance in chances]
     return {

@@ -70,7 +70,7 @@ def router(service: "Service") -> APIRouter:
     routes = APIRouter(responses=schemas.REFUSALS)
     user = Depends(service.access.at_least("user"))
     spell = Speller(service.base.tokenizer)
-    asking = ThreadPoolExecutor(MANY if service.engine.waits else 1, "asking")
+    asking = ThreadPoolExecutor(MANY if service.engine.submit_blocks else 1, "asking")
 
     @routes.post("/v1/chat/completions", tags=["chat"], responses=schemas.STREAMED)
     async def chat_completions(

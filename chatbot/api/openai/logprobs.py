@@ -8,10 +8,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from chatbot.engine.protocol import Chance
+from chatbot.engine.stream import TokenLogprob
 
 Logprobs = dict[str, Any]
-Spell = Callable[[list[Chance]], Logprobs]
+Spell = Callable[[list[TokenLogprob]], Logprobs]
 
 REPLACEMENT = "\ufffd"
 
@@ -34,11 +34,11 @@ class Speller:
         self._tokenizer = tokenizer
         self._known: dict[int, dict[str, Any]] = {}
 
-    def __call__(self, chances: list[Chance]) -> Logprobs:
+    def __call__(self, chances: list[TokenLogprob]) -> Logprobs:
         """The ``logprobs`` of a choice, or of a chunk of one."""
         return {"content": [self._entry(chance) for chance in chances], "refusal": None}
 
-    def _entry(self, chance: Chance) -> dict[str, Any]:
+    def _entry(self, chance: TokenLogprob) -> dict[str, Any]:
         top = [self._spelt(token, logprob) for token, logprob in chance.top]
         return self._spelt(chance.token, chance.logprob) | {"top_logprobs": top}
 

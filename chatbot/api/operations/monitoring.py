@@ -36,7 +36,7 @@ def router(service: "Service", backlog: Backlog) -> APIRouter:
     @routes.get("/readyz", response_model=Ready)
     def readyz() -> JSONResponse:
         """Whether to send people here: somebody can answer, and what they say can be kept."""
-        complaint = service.engine.trouble or database.complaint()
+        complaint = service.engine.unavailable_reason or database.complaint()
         ready = {"ready": not complaint, "adapter": service.speaking, "warning": service.warning}
         if complaint:
             return JSONResponse({**ready, "reason": complaint}, 503)

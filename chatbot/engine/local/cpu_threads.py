@@ -5,7 +5,6 @@ two, and a larger one does more for many streams in several workers of few threa
 worker alone makes of all cores, and what else runs on them, only trying tells.
 """
 
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
@@ -133,11 +132,6 @@ class Gear:
             self._rests[kind] = self._next.get(kind, REST)
             self._next[kind] = min(2 * self._rests[kind], LONGEST)
         del self._took[here]
-
-
-def cores() -> int:
-    """Those this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 @torch.inference_mode()

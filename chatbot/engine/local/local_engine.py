@@ -16,48 +16,43 @@ from typing import Any
 
 import torch
 
-from chatbot.engine.local import sampler
 from chatbot.engine.local.detokenizer import Detokenizer
 from chatbot.engine.local.multi_lora import Prepared
-from chatbot.engine.local.runners.transformers_runner import room
+from chatbot.engine.local.sampler import Sampler
 from chatbot.engine.local.scheduler import Batch, Row
 from chatbot.engine.protocol import (
     BASE,
-    Busy,
-    Closed,
-    Finish,
+    TOKEN_COUNTERS,
+    EngineBusyError,
+    EngineClosedError,
     Request,
-    Stream,
-    UnknownAdapter,
-    check_prompt,
+    UnknownAdapterError,
 )
-from chatbot.engine.retry_after import Patience
+from chatbot.engine.retry_after import RetryAfter
 from chatbot.engine.settings import EngineSettings
+from chatbot.engine.stream import FinishReason, Stream
+from chatbot.engine.validation import check_prompt, check_sampling, effective_max_length
 from chatbot.model import lora
 from chatbot.model.base import Base
 
 log = logging.getLogger(__name__)
 
-COUNTS = ("prompt", "recalled", "recalls", "decoded", "guessed", "steps")
-"""Prompt tokens read, those spared and in how many prompts, tokens said, those of them that were
-guessed and took no step of their own, decode steps."""
 PAUSE_SECONDS = 0.1
 """With nothing to do: until then somebody may go on with what was said last."""
-CLOSED = "The engine has been closed. Start the server again."
 
 
 class TorchEngine:
     """Continuous batching over transformers' forward; see `Engine` for what the methods promise."""
 
-    waits = False
-    trouble = None
+    submit_blocks = False
+    unavailable_reason = None
 
     def __init__(self, base: Base, settings: EngineSettings | None = None, tried: int = 0) -> None:
         """`tried` is the number of threads that suits the model, where that is known."""
         self.base = base
         self.settings = settings or EngineSettings()
         model = base.model.to(device(self.settings.device))
-        self.max_length = room(model, self.settings.max_length)
+        self.max_length = effective_max_length(model, self.settings.max_length)
         self.threads, self._tried = 0, tried
         """CPU threads of a step; 0 until it has `begun`."""
         self.parameters = model.num_parameters()  # before the fast path takes them
@@ -71,7 +66,7 @@ class TorchEngine:
         """Loaded adapters -> whether they take new requests."""
         self._users: Counter[str] = Counter()
         self._requests = 0
-        self._patience = Patience()
+        self._retry_after = RetryAfter()
         self._closed = False
         self._begun: Future[None] = Future()
         self._loading = threading.Lock()
@@ -112,15 +107,20 @@ class TorchEngine:
             return [BASE, *(name for name, open_ in self._adapters.items() if open_)]
 
     def submit(self, request: Request) -> Stream:
-        """Queue a request. Raises `Busy`, `UnknownAdapter`, `TooLong` or `Closed`."""
+        """Queue a request and return its stream.
+
+        Raises EngineBusyError, UnknownAdapterError, PromptTooLongError, EngineClosedError.
+        """
         row = self._row(request)
         with self._lock:
             if self._closed:
-                raise Closed(CLOSED)
+                raise EngineClosedError()
             if request.adapter != BASE and not self._adapters.get(request.adapter):
-                raise UnknownAdapter(request.adapter, [BASE, *self._adapters])
+                raise UnknownAdapterError(request.adapter, [BASE, *self._adapters])
             if self._taken() >= self.settings.slots + self.settings.queue:
-                raise Busy(len(self._waiting), self._patience.seconds(len(self._waiting)))
+                raise EngineBusyError(
+                    len(self._waiting), self._retry_after.estimate_seconds(len(self._waiting))
+                )
             self._users[request.adapter] += 1
             self._waiting.append(row)
             self._lock.notify()
@@ -141,7 +141,7 @@ class TorchEngine:
                 "fast": self._batch.fast,
                 "int8": self._batch.int8,
                 "memory": self._batch.memory(),
-                **{name: counts[name] for name in COUNTS},
+                **{name: counts[name] for name in TOKEN_COUNTERS},
             }
 
     @property
@@ -162,13 +162,13 @@ class TorchEngine:
         atexit.unregister(self.close)
 
     def _row(self, request: Request) -> Row:
-        sampler.check(request.sampling)
+        check_sampling(request.sampling)
         prompt = request.prompt_ids
         check_prompt(prompt, self.max_length)
         return Row(
             request=request,
             stream=Stream(len(prompt), self._wake),
-            sampler=sampler.Sampler(request.sampling, prompt),
+            sampler=Sampler(request.sampling, prompt),
             words=Detokenizer(self.base.tokenizer, request.sampling.stop),
             limit=min(request.sampling.max_tokens, self.max_length - len(prompt)),
         )
@@ -185,7 +185,7 @@ class TorchEngine:
         done: Future[None] = Future()
         with self._lock:
             if self._closed:
-                raise Closed(CLOSED)
+                raise EngineClosedError()
             self._orders.append((work, done))
             self._lock.notify()
         done.result()
@@ -264,11 +264,11 @@ class TorchEngine:
         for name in idle:
             self._batch.drop(name)
 
-    def _ended(self, row: Row, finish: Finish, error: str | None) -> None:
+    def _ended(self, row: Row, finish: FinishReason, error: str | None) -> None:
         with self._lock:
             self._users[row.request.adapter] -= 1
             self._requests += 1
-        self._patience.ended()
+        self._retry_after.record_end()
         row.stream.end(finish, error)
 
     def _stop(self) -> None:
@@ -280,7 +280,7 @@ class TorchEngine:
         for row in rows:
             self._ended(row, "cancelled", None)
         for _, done in orders:
-            done.set_exception(Closed(CLOSED))
+            done.set_exception(EngineClosedError())
         self._batch.detach()
 
 

@@ -9,32 +9,14 @@ import numpy as np
 import torch
 
 from chatbot.engine.local.penalties import Penalties
-from chatbot.engine.protocol import Chance, EngineError, Sampling
+from chatbot.engine.protocol import Sampling
+from chatbot.engine.stream import TokenLogprob
 
 NUCLEUS = 1024
 """Top-p looks at so many best tokens first; a full sort of the vocabulary costs milliseconds."""
 
 LEAST = -9999.0
 """The log probability that is told of what cannot come; JSON knows no infinity."""
-
-
-def check(sampling: Sampling) -> None:
-    """Refuse values that make no distribution."""
-    rules = {
-        "max_tokens": (sampling.max_tokens >= 1, "at least 1"),
-        "temperature": (0 <= sampling.temperature <= 100, "from 0 to 100"),
-        "top_p": (0 < sampling.top_p <= 1, "above 0, at most 1"),
-        "top_k": (sampling.top_k >= 0, "0 or more"),
-        "min_p": (0 <= sampling.min_p <= 1, "from 0 to 1"),
-        "repetition_penalty": (0 < sampling.repetition_penalty <= 100, "above 0, at most 100"),
-        "stop": (all(sampling.stop), "without empty strings"),
-        "frequency_penalty": (-2 <= sampling.frequency_penalty <= 2, "from -2 to 2"),
-        "presence_penalty": (-2 <= sampling.presence_penalty <= 2, "from -2 to 2"),
-        "logprobs": (0 <= (sampling.logprobs or 0) <= 20, "from 0 to 20, or None"),
-    }
-    for name, (good, rule) in rules.items():
-        if not good:
-            raise EngineError(f"{name} is {getattr(sampling, name)!r}, it must be {rule}.")
 
 
 def best(logits: torch.Tensor) -> tuple[list[bool], list[int]]:
@@ -50,11 +32,13 @@ def best(logits: torch.Tensor) -> tuple[list[bool], list[int]]:
     return np.isfinite(scores[np.arange(len(ids)), ids]).tolist(), ids.tolist()
 
 
-def chance(logits: torch.Tensor, token: int, top: int) -> Chance:
+def chance(logits: torch.Tensor, token: int, top: int) -> TokenLogprob:
     """How likely the model itself held `token` to be, by its raw logits [vocabulary]."""
     sure = logits.float().log_softmax(-1).clamp(min=LEAST)
     best, ids = sure.topk(min(top, len(sure)))
-    return Chance(token, float(sure[token]), tuple(zip(ids.tolist(), best.tolist(), strict=True)))
+    return TokenLogprob(
+        token, float(sure[token]), tuple(zip(ids.tolist(), best.tolist(), strict=True))
+    )
 
 
 class Sampler:

@@ -20,8 +20,10 @@ from chatbot.engine.local.runners import select_runner
 from chatbot.engine.local.runners.runner import Chunk, KVCache
 from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 from chatbot.engine.local.sampler import Sampler, best, chance
-from chatbot.engine.protocol import BASE, Finish, Request, Stream
+from chatbot.engine.machine import available_cores
+from chatbot.engine.protocol import BASE, Request
 from chatbot.engine.settings import EngineSettings
+from chatbot.engine.stream import FinishReason, Stream
 from chatbot.model import lora
 from chatbot.model.base import FLOAT32_MAX_PARAMETERS, Base, encode, end_token_ids
 
@@ -82,7 +84,7 @@ class Batch:
         base: Base,
         settings: EngineSettings,
         max_length: int,
-        ended: Callable[[Row, Finish, str | None], None],
+        ended: Callable[[Row, FinishReason, str | None], None],
     ) -> None:
         self.slots = settings.slots
         self._settings = settings
@@ -112,7 +114,7 @@ class Batch:
     def settle(self, tried: int) -> int:
         """Take as many CPU threads as the settings say or as suit this model, where they were not
         `tried` elsewhere; how many they are."""
-        most = max(1, cpu_threads.cores() // (self._settings.workers or 1))
+        most = max(1, available_cores() // (self._settings.workers or 1))
         threads = self._settings.threads or tried or cpu_threads.threads(self._path, most)
         self._path.set_threads(threads)
         cpu_threads.warm(self._path, self.slots)
@@ -306,7 +308,7 @@ class Batch:
                 break
             token = told.best[at] if row.sampler.plain else row.sampler.choose(told.logits[at])
             if (count := row.request.sampling.logprobs) is not None:
-                row.stream.chances.append(chance(told.logits[at], token, count))
+                row.stream.logprobs.append(chance(told.logits[at], token, count))
             self.counts["decoded"] += 1
             if (finish := self._say(row, token)) is not None:
                 self._leave(index, finish)
@@ -318,16 +320,16 @@ class Batch:
         if guess:
             row.lookup.judge(row.position - before)
 
-    def _say(self, row: Row, token: int) -> Finish | None:
+    def _say(self, row: Row, token: int) -> FinishReason | None:
         """Send a token's text; why the answer ends with it, if it does."""
         if token in self._ends:
-            row.stream.put(token, row.words.rest()[0])
+            row.stream.append_token(token, row.words.rest()[0])
             return "stop"
         text, stopped = row.words.add(token)
-        row.stream.put(token, text)
+        row.stream.append_token(token, text)
         if not stopped and len(row.stream.ids) >= row.limit:
             text, stopped = row.words.rest()
-            row.stream.say(text)
+            row.stream.append_text(text)
             return "stop" if stopped else "length"
         return "stop" if stopped else None
 
@@ -338,7 +340,7 @@ class Batch:
         log.error(reason)
         self._leave(index, "error", reason)
 
-    def _leave(self, index: int, finish: Finish, error: str | None = None) -> None:
+    def _leave(self, index: int, finish: FinishReason, error: str | None = None) -> None:
         """End a running stream; the last row takes its place, the prompt being read moves up."""
         self.rest()
         self._left = None  # another row will be the first free one

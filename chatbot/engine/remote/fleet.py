@@ -7,8 +7,8 @@ import asyncio
 import logging
 from typing import Any
 
-from chatbot.engine.protocol import BASE, EngineError, Unreachable
-from chatbot.engine.remote.replica import Failed, Replica, address, client
+from chatbot.engine.protocol import BASE, EngineError, UnreachableError
+from chatbot.engine.remote.replica import Replica, ReplicaError, address, client
 from chatbot.engine.settings import RemoteSettings
 from chatbot.model.lora import AdapterError
 
@@ -89,7 +89,7 @@ class Fleet:
                 for adapter in [name for name in self.paths if name not in replica.loaded]:
                     await self._give(replica, adapter)
             replica.trouble = None
-        except Failed as error:
+        except ReplicaError as error:
             replica.trouble = str(error)
         if replica.trouble != before:
             log.info("%s", replica.trouble or f"{replica.url} is up")
@@ -100,7 +100,9 @@ class Fleet:
         self.model = self.model or next(iter(bases), "")
         if self.model not in bases:
             there = ", ".join(bases) or "nothing"
-            raise Failed(f"{replica.url} serves {there}, not {self.model!r}: see model in [engine]")
+            raise ReplicaError(
+                f"{replica.url} serves {there}, not {self.model!r}: see model in [engine]"
+            )
         most = bases[self.model].get("max_model_len")
         if isinstance(most, int):
             self.room = min(self.room or most, most)
@@ -111,7 +113,10 @@ class Fleet:
     # -- Adapters
 
     async def load(self, adapter: str, path: str) -> None:
-        """Have all that are up load it; AdapterError names the one that refuses, Unreachable."""
+        """Load an adapter on every replica that is up, or on none.
+
+        Raises AdapterError, which names the replica that refuses; UnreachableError if none answers.
+        """
         async with self._changing:
             up = self._up()
             news = await asyncio.gather(
@@ -123,14 +128,14 @@ class Fleet:
                 await self._unload(adapter, [replica for replica, new in pairs if new is True])
                 raise refusal
             if all(isinstance(new, BaseException) for new in news):
-                raise Unreachable(f"No replica can load {adapter} now: {self.troubles()}")
+                raise UnreachableError(f"No replica can load {adapter} now: {self.troubles()}")
             self.paths = {**self.paths, adapter: path}
 
     async def heal(self, replica: Replica, adapter: str) -> None:
         """Load what a replica that is up has lost, by a restart or by another process's doing."""
         try:
             await self._give(replica, adapter)
-        except Failed as error:
+        except ReplicaError as error:
             log.warning("%s", error)
 
     async def _give(self, replica: Replica, adapter: str) -> None:

@@ -17,24 +17,20 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
-from chatbot.engine.local import sampler
-from chatbot.engine.local.local_engine import CLOSED
-from chatbot.engine.local.runners.transformers_runner import room
 from chatbot.engine.protocol import (
     BASE,
-    Busy,
-    Closed,
-    Finish,
+    EngineBusyError,
+    EngineClosedError,
     Request,
-    Stream,
-    UnknownAdapter,
-    Unreachable,
-    check_prompt,
+    UnknownAdapterError,
+    UnreachableError,
 )
 from chatbot.engine.remote import remote_stream
 from chatbot.engine.remote.fleet import Fleet
-from chatbot.engine.remote.replica import Failed, Full, Lacks
+from chatbot.engine.remote.replica import AdapterMissingError, ReplicaBusyError, ReplicaError
 from chatbot.engine.settings import EngineSettings
+from chatbot.engine.stream import FinishReason, Stream
+from chatbot.engine.validation import check_prompt, check_sampling, effective_max_length
 from chatbot.model import lora
 from chatbot.model.base import Base, end_token_ids
 from feedback.errors import TalkbackError
@@ -54,13 +50,13 @@ class RemoteEngine:
     Raises EngineError if no replica can be used at the start.
     """
 
-    waits = True
+    submit_blocks = True
 
     def __init__(
         self, base: Base, settings: EngineSettings, *, check_seconds: float = CHECK_SECONDS
     ) -> None:
         self.base, self.settings = base, settings
-        self.max_length = room(base.model, settings.max_length)
+        self.max_length = effective_max_length(base.model, settings.max_length)
         self._ends = sorted(end_token_ids(base))
         self._fleet = Fleet(settings)
         # Changed by the loop's thread only.
@@ -98,15 +94,16 @@ class RemoteEngine:
         return [BASE, *self._fleet.paths]
 
     @property
-    def trouble(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """What all servers suffer from; None when one is well."""
         well = any(replica.trouble is None for replica in self._fleet.replicas)
         return None if well else self._fleet.troubles()
 
     def submit(self, request: Request) -> Stream:
-        """Ask a replica. Raises Busy, UnknownAdapter, TooLong, Unreachable, Closed, EngineError.
+        """Send a request to a replica; return its stream once a replica has accepted it.
 
-        Returns when a replica has taken the request; the answer comes after that.
+        Raises EngineBusyError, UnknownAdapterError, PromptTooLongError, UnreachableError,
+        EngineClosedError, EngineError.
         """
         self._check(request)
         opened: Future[None] = Future()
@@ -118,7 +115,7 @@ class RemoteEngine:
         served = self._do(self._serve(request, stream, opened))
         wait([opened, served], return_when=FIRST_COMPLETED)
         if not opened.done():
-            raise Closed(CLOSED)
+            raise EngineClosedError()
         opened.result()
         return stream
 
@@ -157,7 +154,7 @@ class RemoteEngine:
         atexit.unregister(self.close)
 
     def _check(self, request: Request) -> None:
-        sampler.check(request.sampling)
+        check_sampling(request.sampling)
         check_prompt(request.prompt_ids, self.max_length)
 
     def _seen_there(self, folder: Path) -> str:
@@ -169,14 +166,14 @@ class RemoteEngine:
         with self._lock:
             if self._closed:
                 work.close()
-                raise Closed(CLOSED)
+                raise EngineClosedError()
             return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         try:
             return self._do(work).result()
         except CancelledError as error:
-            raise Closed(CLOSED) from error
+            raise EngineClosedError() from error
 
     # -- Everything below runs on the loop's thread
 
@@ -215,9 +212,11 @@ class RemoteEngine:
             else:
                 opened.set_exception(error)
 
-    async def _counted(self, request: Request, stream: Stream, opened: "Future[None]") -> Finish:
+    async def _counted(
+        self, request: Request, stream: Stream, opened: "Future[None]"
+    ) -> FinishReason:
         if request.adapter not in self.adapters():
-            raise UnknownAdapter(request.adapter, self.adapters())
+            raise UnknownAdapterError(request.adapter, self.adapters())
         self._users[request.adapter] += 1
         try:
             return await self._answer(request, stream, opened)
@@ -228,11 +227,13 @@ class RemoteEngine:
             )
             self._drop_idle()
 
-    async def _answer(self, request: Request, stream: Stream, opened: "Future[None]") -> Finish:
+    async def _answer(
+        self, request: Request, stream: Stream, opened: "Future[None]"
+    ) -> FinishReason:
         """Ask one replica after the other until one has said something."""
         body, adapter = self._body(request), request.adapter
         chances = dict.fromkeys(self._fleet.replicas, CHANCES)
-        full: Full | None = None
+        full: ReplicaBusyError | None = None
         while (replica := self._fleet.best(adapter, chances)) is not None:
             chances[replica] -= 1
             try:
@@ -240,17 +241,17 @@ class RemoteEngine:
                     if not opened.done():
                         opened.set_result(None)
                     return await remote_stream.relay(events, stream, request.sampling.logprobs or 0)
-            except Lacks:
+            except AdapterMissingError:
                 await self._fleet.heal(replica, adapter)
-            except Failed as error:
+            except ReplicaError as error:
                 log.warning("%s: %s", replica.url, error)
                 if stream.first_token_ms is not None:
-                    raise Failed("The server that was answering broke off.") from error
+                    raise ReplicaError("The server that was answering broke off.") from error
                 chances[replica] = 0
-                full = error if isinstance(error, Full) else full
+                full = error if isinstance(error, ReplicaBusyError) else full
         if full is not None:
-            raise Busy(sum(self._users.values()), full.retry_after)
-        raise Unreachable(f"No server can speak as {adapter} now. Try again in a while.")
+            raise EngineBusyError(sum(self._users.values()), full.retry_after)
+        raise UnreachableError(f"No server can speak as {adapter} now. Try again in a while.")
 
     def _body(self, request: Request) -> dict[str, Any]:
         name = self._fleet.name(request.adapter)

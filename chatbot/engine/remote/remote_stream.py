@@ -5,10 +5,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from chatbot.engine.protocol import Chance, EngineError, Finish, Request, Sampling, Stream
-from chatbot.engine.remote.replica import Failed
+from chatbot.engine.protocol import EngineError, Request, Sampling
+from chatbot.engine.remote.replica import ReplicaError
+from chatbot.engine.stream import FinishReason, Stream, TokenLogprob
 
-FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length"}
+FINISHES: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 TOKEN = "token_id:"
 """How vLLM writes a token among log probabilities, for a token's text need not be its own."""
 
@@ -73,7 +74,7 @@ def _common(sampling: Sampling, model: str, limit: int) -> dict[str, Any]:
 
 async def relay(
     events: AsyncIterator[dict[str, Any]], stream: Stream, likeliest: int = 0
-) -> Finish:
+) -> FinishReason:
     """Put an answer into its stream as it comes; how it ended. Raises Failed where it breaks off.
 
     A server may send several tokens in one event, or text without its tokens.
@@ -81,30 +82,30 @@ async def relay(
     finish = ""
     async for event in events:
         if error := event.get("error"):
-            raise Failed(f"It broke off: {_message(error)}")
+            raise ReplicaError(f"It broke off: {_message(error)}")
         for choice in event.get("choices") or []:
-            stream.chances += _chances(choice.get("logprobs") or {}, likeliest)
+            stream.logprobs += _chances(choice.get("logprobs") or {}, likeliest)
             _hand_over(choice.get("token_ids") or [], str(choice.get("text") or ""), stream)
             finish = str(choice.get("finish_reason") or finish)
         if (usage := event.get("usage")) and not stream.ids:
-            stream.counted = usage.get("completion_tokens")
+            stream.reported_tokens = usage.get("completion_tokens")
     if finish not in FINISHES:
-        raise Failed(f"It broke off: {finish or 'the answer has no end'}")
+        raise ReplicaError(f"It broke off: {finish or 'the answer has no end'}")
     return FINISHES[finish]
 
 
 def _hand_over(tokens: list[int], text: str, stream: Stream) -> None:
     if tokens or text:
-        stream.begin()
+        stream.mark_first_token()
     for token in tokens[:-1]:
-        stream.put(token, "")
+        stream.append_token(token, "")
     for token in tokens[-1:]:
-        stream.put(token, text)
+        stream.append_token(token, text)
     if not tokens:
-        stream.say(text)
+        stream.append_text(text)
 
 
-def _chances(told: dict[str, Any], most: int) -> list[Chance]:
+def _chances(told: dict[str, Any], most: int) -> list[TokenLogprob]:
     """The tokens' chances, each with ``most`` likeliest: vLLM lists the chosen token with them."""
     listed = zip(
         told.get("tokens") or [],
@@ -112,7 +113,9 @@ def _chances(told: dict[str, Any], most: int) -> list[Chance]:
         told.get("top_logprobs") or [],
         strict=True,
     )
-    return [Chance(_id(token), logprob, _likeliest(top, most)) for token, logprob, top in listed]
+    return [
+        TokenLogprob(_id(token), logprob, _likeliest(top, most)) for token, logprob, top in listed
+    ]
 
 
 def _likeliest(top: dict[str, float], most: int) -> tuple[tuple[int, float], ...]:

@@ -20,11 +20,11 @@ LOOK_SECONDS = 5
 """How long /v1/models may take; it answers in milliseconds also under load."""
 
 
-class Failed(EngineError):
+class ReplicaError(EngineError):
     """This replica did not answer; another one may."""
 
 
-class Full(Failed):
+class ReplicaBusyError(ReplicaError):
     """This replica takes no more requests now."""
 
     def __init__(self, message: str, retry_after: float) -> None:
@@ -32,7 +32,7 @@ class Full(Failed):
         self.retry_after = retry_after
 
 
-class Lacks(Failed):
+class AdapterMissingError(ReplicaError):
     """This replica does not know the adapter (any more)."""
 
 
@@ -90,7 +90,9 @@ class Replica:
         before = self._changes
         answer = await self._send("GET", "/v1/models", timeout=LOOK_SECONDS)
         if not answer.is_success:
-            raise Failed(f"{self.url}/v1/models says {_said(answer)}. {_remedy(answer)}".strip())
+            raise ReplicaError(
+                f"{self.url}/v1/models says {_said(answer)}. {_remedy(answer)}".strip()
+            )
         cards = _json(answer).get("data")
         cards = [card for card in cards or [] if isinstance(card, dict) and card.get("id")]
         if before == self._changes:  # else the list may be older than what was loaded meanwhile
@@ -102,7 +104,7 @@ class Replica:
         body = {"lora_name": adapter, "lora_path": path}
         answer = await self._send("POST", "/v1/load_lora_adapter", json=body)
         if answer.status_code in (429, 502, 503, 504):
-            raise Failed(f"{self.url} does not load now: {_said(answer)}.")
+            raise ReplicaError(f"{self.url} does not load now: {_said(answer)}.")
         # A name is a content hash: a server that lists it has what it was asked for.
         there = not answer.is_success and adapter in [card["id"] for card in await self.look()]
         if not answer.is_success and not there:
@@ -118,7 +120,7 @@ class Replica:
         self.loaded.discard(adapter)
         answer = await self._send("POST", "/v1/unload_lora_adapter", json={"lora_name": adapter})
         if not answer.is_success and answer.status_code != 404:
-            raise Failed(f"{self.url} does not unload {adapter}: {_said(answer)}.")
+            raise ReplicaError(f"{self.url} does not unload {adapter}: {_said(answer)}.")
 
     @asynccontextmanager
     async def complete(self, body: dict[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
@@ -146,19 +148,19 @@ class Replica:
         except httpx.TransportError as error:
             raise self._lost(error) from error
 
-    def _lost(self, error: httpx.TransportError) -> Failed:
+    def _lost(self, error: httpx.TransportError) -> ReplicaError:
         self.trouble = f"{self.url} does not answer ({str(error) or type(error).__name__})"
-        return Failed(self.trouble)
+        return ReplicaError(self.trouble)
 
     def _refusal(self, answer: httpx.Response, model: str) -> EngineError:
         said, status = _said(answer), answer.status_code
         if status in (429, 503):
-            return Full(f"{self.url} is full: {said}.", _retry_after(answer))
+            return ReplicaBusyError(f"{self.url} is full: {said}.", _retry_after(answer))
         if status == 404:
             self.loaded.discard(model)
-            return Lacks(f"{self.url} does not serve {model}: {said}.")
+            return AdapterMissingError(f"{self.url} does not serve {model}: {said}.")
         if status in (401, 403) or status >= 500:
-            return Failed(f"{self.url} failed: {said}. {_remedy(answer)}".strip())
+            return ReplicaError(f"{self.url} failed: {said}. {_remedy(answer)}".strip())
         return EngineError(f"The server refuses the request: {said}.")
 
 
@@ -185,7 +187,7 @@ def _event(data: bytes) -> dict[str, Any]:
     except ValueError:
         event = None
     if not isinstance(event, dict):
-        raise Failed(f"It sent {data[:80]!r}, which is no event of an answer.")
+        raise ReplicaError(f"It sent {data[:80]!r}, which is no event of an answer.")
     return event
 
 

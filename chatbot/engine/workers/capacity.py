@@ -1,15 +1,10 @@
 """How many workers a machine bears."""
 
-import os
-from pathlib import Path
-
 from chatbot.engine.workers.messages import Ready
 from chatbot.model.base import FLOAT32_MAX_PARAMETERS
 
 MOST = 4
 """Unless the settings say otherwise: each holds the weights."""
-LIMIT = ("max", "current")
-"""A container's memory, as Linux tells it."""
 
 
 def how_many(ready: Ready, cores: int, free: int) -> int:
@@ -21,13 +16,3 @@ def how_many(ready: Ready, cores: int, free: int) -> int:
     room = 1 + free // (2 * ready.weights)  # the first has its weights, half of the rest is left
     each = 2 * ready.threads if ready.grows else ready.threads
     return max(1, min(cores // each, room, MOST))
-
-
-def free_bytes() -> int:
-    """Memory that nobody uses, of the machine and of the container around this process."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        most, used = (Path(f"/sys/fs/cgroup/memory.{part}").read_text() for part in LIMIT)
-        return min(free, int(most) - int(used))
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return free

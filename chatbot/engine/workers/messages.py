@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from chatbot.engine.protocol import Chance, Finish, Stream
 from chatbot.engine.settings import EngineSettings
+from chatbot.engine.stream import FinishReason, Stream, TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class News:
 
     pieces: list[tuple[list[int], str]]
     """Tokens, and the text that they made certain."""
-    chances: list[Chance]
-    end: tuple[Finish, str | None] | None = None
+    chances: list[TokenLogprob]
+    end: tuple[FinishReason, str | None] | None = None
     """How it ended, and why when it broke off."""
 
 
@@ -69,7 +69,7 @@ class Account:
         deltas = stream.deltas[self._deltas :]
         pieces = [
             (self._until(reach), delta)
-            for delta, reach in zip(deltas, stream.reach[self._deltas :], strict=False)
+            for delta, reach in zip(deltas, stream.token_counts[self._deltas :], strict=False)
         ]
         self._deltas += len(pieces)
         if self._ids < count:
@@ -77,7 +77,7 @@ class Account:
         if not pieces and finish is None:
             return None
         end = None if finish is None else (finish, stream.error)
-        return News(pieces, stream.chances[first : self._ids], end)
+        return News(pieces, stream.logprobs[first : self._ids], end)
 
     def _until(self, reach: int) -> list[int]:
         """The tokens that are told with a piece."""
@@ -88,11 +88,11 @@ class Account:
 
 def hear(stream: Stream, news: News) -> None:
     """Let a stream say what another process told of it."""
-    stream.chances += news.chances
+    stream.logprobs += news.chances
     for ids, delta in news.pieces:
         if ids:
-            stream.begin()
+            stream.mark_first_token()
         stream.ids += ids
-        stream.say(delta)
+        stream.append_text(delta)
     if news.end is not None:
         stream.end(*news.end)

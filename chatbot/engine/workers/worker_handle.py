@@ -11,8 +11,9 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
-from chatbot.engine.protocol import EngineError, Request, Stream, Unreachable
+from chatbot.engine.protocol import EngineError, Request, UnreachableError
 from chatbot.engine.settings import EngineSettings
+from chatbot.engine.stream import Stream
 from chatbot.engine.workers import worker_process
 from chatbot.engine.workers.messages import Answer, News, Order, Ready, hear
 from feedback.errors import TalkbackError
@@ -86,22 +87,22 @@ class Worker:
         self._listener.start()
 
     def submit(self, request: Request) -> Stream:
-        """Have it answer; Unreachable when its process has ended."""
+        """Have it answer; UnreachableError when its process has ended."""
         number = next(self._numbers)
         stream = Stream(len(request.prompt_ids), lambda: self._send("cancel", number))
         with self._lock:
             if self.over is not None:
-                raise Unreachable(self.over)
+                raise UnreachableError(self.over)
             self._streams[number] = stream
         self._send("submit", number, request)
         return stream
 
     def call(self, kind: str, *told: object) -> "Future[Any]":
-        """An order that is answered; Unreachable in the future when its process has ended."""
+        """An order that is answered; UnreachableError in the future when its process has ended."""
         number, answer = next(self._numbers), Future[Any]()
         with self._lock:
             if self.over is not None:
-                answer.set_exception(Unreachable(self.over))
+                answer.set_exception(UnreachableError(self.over))
                 return answer
             self._answers[number] = answer
         self._send(kind, number, *told)
@@ -188,7 +189,7 @@ class Worker:
         for stream in streams:
             stream.end("error", why)
         for answer in answers:
-            answer.set_exception(Unreachable(why))
+            answer.set_exception(UnreachableError(why))
 
     def _death(self, remark: str) -> str:
         self.process.join()

@@ -122,7 +122,7 @@ class Desk:
             self._send([(number, News([], [], ("error", str(error))))])
             return
         self._accounts[number] = Account(stream)
-        stream.listen(self._news.set)
+        stream.on_update(self._news.set)
         self._news.set()  # from now on there are ticks
 
     def _beside(self, number: int, work: Callable[[], object]) -> None:

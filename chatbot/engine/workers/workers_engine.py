@@ -10,23 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chatbot.engine.local import sampler
-from chatbot.engine.local.cpu_threads import cores
-from chatbot.engine.local.local_engine import CLOSED, COUNTS
+from chatbot.engine.machine import available_cores, free_bytes
 from chatbot.engine.protocol import (
     BASE,
-    Busy,
-    Closed,
+    TOKEN_COUNTERS,
+    EngineBusyError,
+    EngineClosedError,
     EngineError,
     Request,
-    Stream,
-    UnknownAdapter,
-    Unreachable,
-    check_prompt,
+    UnknownAdapterError,
+    UnreachableError,
 )
-from chatbot.engine.retry_after import Patience
+from chatbot.engine.retry_after import RetryAfter
 from chatbot.engine.settings import EngineSettings
-from chatbot.engine.workers.capacity import free_bytes, how_many
+from chatbot.engine.stream import Stream
+from chatbot.engine.validation import check_prompt, check_sampling
+from chatbot.engine.workers.capacity import how_many
 from chatbot.engine.workers.messages import Order
 from chatbot.engine.workers.router import Router
 from chatbot.engine.workers.worker_handle import Worker
@@ -38,7 +37,7 @@ log = logging.getLogger("talkback")
 
 STATS_SECONDS = 5
 """After so long the numbers are those of the time before."""
-COUNTED = (*COUNTS, "requests")
+COUNTED = (*TOKEN_COUNTERS, "requests")
 SUMS = (*COUNTED, "slots", "running", "waiting")
 PAUSES = (1, 5, 30)
 """Seconds before a worker is started again that could not start; the last from then on."""
@@ -52,7 +51,7 @@ class WorkersEngine:
     EngineError when it cannot begin.
     """
 
-    waits = False
+    submit_blocks = False
 
     def __init__(self, base: Base, settings: EngineSettings, order: Order, first: Worker) -> None:
         self.base, self.settings = base, settings
@@ -63,7 +62,7 @@ class WorkersEngine:
         self._coming: Worker | None = first
         self._adapters: dict[str, Path] = {}
         self._router = Router()
-        self._patience = Patience()
+        self._retry_after = RetryAfter()
         self._past: Counter[str] = Counter()
         """What workers that are gone had counted when they were last asked."""
         self._closed = False
@@ -72,7 +71,7 @@ class WorkersEngine:
         ready = first.ready
         self.max_length = ready.max_length
         self._order = replace(order, tried=ready.threads)
-        self.wanted: int = settings.workers or how_many(ready, cores(), free_bytes())
+        self.wanted: int = settings.workers or how_many(ready, available_cores(), free_bytes())
         """How many workers there should be."""
         self._keeper = threading.Thread(target=self._keep, name="workers", daemon=True)
         self._keeper.start()
@@ -109,24 +108,28 @@ class WorkersEngine:
             return [BASE, *self._adapters]
 
     @property
-    def trouble(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """While no worker is alive."""
         return None if self._workers else GONE
 
     def submit(self, request: Request) -> Stream:
-        """Have a worker answer. Raises Busy, UnknownAdapter, TooLong, Unreachable or Closed."""
-        sampler.check(request.sampling)
+        """Send a request to a worker and return its stream.
+
+        Raises EngineBusyError, UnknownAdapterError, PromptTooLongError, UnreachableError,
+        EngineClosedError.
+        """
+        check_sampling(request.sampling)
         check_prompt(request.prompt_ids, self.max_length)
         with self._lock:
             if self._closed:
-                raise Closed(CLOSED)
+                raise EngineClosedError()
             if request.adapter != BASE and request.adapter not in self._adapters:
-                raise UnknownAdapter(request.adapter, [BASE, *self._adapters])
+                raise UnknownAdapterError(request.adapter, [BASE, *self._adapters])
             if not self._workers:
-                raise Unreachable(GONE)
+                raise UnreachableError(GONE)
             waiting = sum(worker.live for worker in self._workers) - self._slots()
             if waiting >= self.settings.queue:
-                raise Busy(waiting, self._patience.seconds(waiting))
+                raise EngineBusyError(waiting, self._retry_after.estimate_seconds(waiting))
             chosen = self._router.choose(request, self._workers)
             self._share_cores(chosen)
             return chosen.submit(request)
@@ -158,7 +161,7 @@ class WorkersEngine:
 
     def _ended(self) -> None:
         """A stream has."""
-        self._patience.ended()
+        self._retry_after.record_end()
         with self._lock:
             self._share_cores()
 
@@ -166,7 +169,7 @@ class WorkersEngine:
         """They are there for those who speak, and for ``more`` who are about to."""
         speaking = {*more, *(worker for worker in self._workers if worker.live)}
         for worker in speaking:
-            worker.share(cores() // len(speaking))
+            worker.share(available_cores() // len(speaking))
 
     def _slots(self) -> int:
         return sum(worker.ready.slots for worker in self._workers)
@@ -216,7 +219,7 @@ class WorkersEngine:
             _all([worker.call("load", name, folder) for name, folder in self._adapters.items()])
             with self._lock:
                 if self._closed:
-                    raise Closed(CLOSED)
+                    raise EngineClosedError()
                 if worker.over is not None:
                     raise EngineError(worker.over)
                 self._coming = None
@@ -231,7 +234,7 @@ def _all(answers: "list[Future[Any]]") -> None:
     """Wait for all; raises the first error. A worker that is gone meanwhile counts only if it was
     the last: its successor gets what it lacks."""
     errors = [error for answer in answers if (error := answer.exception()) is not None]
-    gone = [error for error in errors if isinstance(error, Unreachable)]
+    gone = [error for error in errors if isinstance(error, UnreachableError)]
     if refusals := [error for error in errors if error not in gone]:
         raise refusals[0]
     if gone and len(gone) == len(answers):
@@ -242,7 +245,7 @@ def _in_time(answer: "Future[Any]") -> dict[str, Any] | None:
     """What a worker tells, unless it is gone or a step takes very long."""
     try:
         told: dict[str, Any] = answer.result(STATS_SECONDS)
-    except (TimeoutError, Unreachable):
+    except (TimeoutError, UnreachableError):
         return None
     return told
 

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from chatbot.engine.protocol import Busy, TooLong
+from chatbot.engine.protocol import EngineBusyError, PromptTooLongError
 from chatbot.pages import theme
 from chatbot.pages.browser_identity import BrowserIdentities
 from chatbot.pages.chat import ownership, transcript
@@ -212,9 +212,9 @@ class ChatActions:
 def _error_banner(error: TalkbackError) -> str:
     """What went wrong, for people who know nothing of queues and tokens."""
     match error:
-        case Busy(retry_after=seconds):
+        case EngineBusyError(retry_after=seconds):
             wait = "a moment" if seconds < 5 else f"{seconds:.0f} seconds"
             return theme.banner(f"Many people are asking just now. Try again in {wait}.", "warn")
-        case TooLong():
+        case PromptTooLongError():
             return theme.banner("This is too long to answer. Shorten it and send it again.", "warn")
     return theme.banner(str(error), "error")

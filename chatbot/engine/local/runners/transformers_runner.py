@@ -15,7 +15,6 @@ from chatbot.engine.local.kv_cache import SlotCache
 from chatbot.engine.local.multi_lora import Rows
 from chatbot.engine.local.runners.padding import Group, grouped
 from chatbot.engine.local.runners.runner import Chunk
-from chatbot.engine.protocol import EngineError
 
 PADDING = 32
 """Tokens of it that cost as much as one more step."""
@@ -25,22 +24,6 @@ which takes milliseconds and, kept, megabytes."""
 FAR = 128
 """The same on a GPU, or a quarter of the positions if that is more: what is read for nothing costs
 less than a `Recording`."""
-
-
-def room(model: PreTrainedModel, wanted: int) -> int:
-    """How many positions a stream may have: as wanted, or what the model was made for."""
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if other := kinds - {"full_attention", "sliding_attention"}:
-        raise EngineError(
-            f"{config.model_type} has {sorted(other)[0]} layers, which this engine cannot batch. "
-            "Choose a base with attention layers only."
-        )
-    limits = [wanted, getattr(config, "max_position_embeddings", None)]
-    if "sliding_attention" in kinds or getattr(config, "use_sliding_window", True):
-        # Inside one window sliding attention is full attention.
-        limits.append(getattr(config, "sliding_window", None))
-    return min(int(limit) for limit in limits if limit)
 
 
 class TransformersRunner:

@@ -1,0 +1,22 @@
+"""Measures what this machine offers an engine: CPU cores and free memory."""
+
+import os
+from pathlib import Path
+
+CGROUP_FILES = ("max", "current")
+"""A container's memory, as Linux tells it."""
+
+
+def available_cores() -> int:
+    """Return how many CPU cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def free_bytes() -> int:
+    """Memory that nobody uses, of the machine and of the container around this process."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        most, used = (Path(f"/sys/fs/cgroup/memory.{part}").read_text() for part in CGROUP_FILES)
+        return min(free, int(most) - int(used))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return free
