@@ -24,8 +24,8 @@ from chatbot.model import lora
 from chatbot.model.base import STARTER, Base, load_base
 from evaluation import metrics, suites
 from evaluation.gate import GateSettings, judge
-from evaluation.report import Item, Pair, Report, Said
-from evaluation.suites import Case, Choice, Scorer
+from evaluation.report import Comparison, PreferenceMargin, Report, ScoredAnswer
+from evaluation.suites import AnswerScorer, Case, PreferencePair
 from feedback.errors import TalkbackError
 from feedback.settings import Home, Settings
 from feedback.snapshot import Record, Snapshot
@@ -44,7 +44,7 @@ class EvaluationSettings(Settings):
     """Threads of the arithmetic; 0 leaves it to OMP_NUM_THREADS, which the cycle sets."""
 
 
-def run(
+def compare_adapters(
     candidate: Path,
     current: Path,
     base_name: str,
@@ -79,15 +79,17 @@ def measure(
     adapters = [lora.verify(folder, base) for folder in (candidate, current)]
     new, old = (adapter.id for adapter in adapters)
     folders = {adapter.id: adapter.folder for adapter in adapters}
-    asked = gather(snapshot, retention, settings)
+    asked = build_suites(snapshot, retention, settings)
     everything = [case for suite in asked.values() for case in suite]
-    said = suites.answers(base, folders, everything, settings.max_tokens)
-    scorer = Scorer(base, folders)
+    said = suites.generate_answers(base, folders, everything, settings.max_tokens)
+    scorer = AnswerScorer(base, folders)
     try:
-        heard = {name: judged(scorer, name, everything, said[name]) for name in folders}
+        heard = {name: score_answers(scorer, name, everything, said[name]) for name in folders}
         both = zip(heard[new], heard[old], strict=True)
         found = {name: [item(case, *next(both)) for case in suite] for name, suite in asked.items()}
-        pairs = preferences(scorer, new, old, suites.choices(snapshot.rows("held_out_pairs")))
+        pairs = measure_preferences(
+            scorer, new, old, suites.parse_pairs(snapshot.rows("held_out_pairs"))
+        )
     finally:
         scorer.close()
     return Report(
@@ -97,35 +99,35 @@ def measure(
         snapshot=snapshot.id,
         suites=found,
         pairs=pairs,
-        leaks=suites.leaks(snapshot),
+        leaks=suites.find_leaks(snapshot),
         seconds=round(time.monotonic() - started, 1),
     )
 
 
-def gather(
+def build_suites(
     snapshot: Snapshot, retention: Sequence[Record], settings: EvaluationSettings
 ) -> dict[str, list[Case]]:
     """The suites by name; retention without what trained, and thinned evenly by chance."""
-    trained = suites.cases(snapshot.rows("sft"))
-    kept = suites.untouched(suites.cases(retention), trained)
+    trained = suites.parse_cases(snapshot.rows("sft"))
+    kept = suites.exclude_trained(suites.parse_cases(retention), trained)
     if len(kept) > settings.retention:
         kept = random.Random(0).sample(kept, settings.retention)
     return {
-        "repairs": suites.cases(snapshot.rows("repairs")),
-        "held_out": suites.cases(snapshot.rows("held_out")),
+        "repairs": suites.parse_cases(snapshot.rows("repairs")),
+        "held_out": suites.parse_cases(snapshot.rows("held_out")),
         "retention": kept,
     }
 
 
-def judged(
-    scorer: Scorer, adapter: str, asked: Sequence[Case], answers: Sequence[str]
-) -> list[Said]:
+def score_answers(
+    scorer: AnswerScorer, adapter: str, asked: Sequence[Case], answers: Sequence[str]
+) -> list[ScoredAnswer]:
     """One adapter's answers with the numbers on each."""
-    scores = scorer.logps(adapter, [(case.prompt, case.expected) for case in asked])
+    scores = scorer.answer_logprobs(adapter, [(case.prompt, case.expected) for case in asked])
     return [
-        Said(
+        ScoredAnswer(
             answer=answer,
-            right=metrics.exact(answer, case.expected),
+            right=metrics.exact_match(answer, case.expected),
             chrf=round(metrics.chrf(answer, case.expected), 1),
             loss=-total / tokens,
         )
@@ -133,26 +135,26 @@ def judged(
     ]
 
 
-def item(case: Case, candidate: Said, current: Said) -> Item:
+def item(case: Case, candidate: ScoredAnswer, current: ScoredAnswer) -> Comparison:
     """What both said to one question."""
-    return Item(case.question, case.expected, case.rejected, candidate, current)
+    return Comparison(case.question, case.expected, case.rejected, candidate, current)
 
 
-def preferences(
-    scorer: Scorer, candidate: str, current: str, pairs: Sequence[Choice]
-) -> list[Pair]:
+def measure_preferences(
+    scorer: AnswerScorer, candidate: str, current: str, pairs: Sequence[PreferencePair]
+) -> list[PreferenceMargin]:
     """By how many nats each adapter prefers the chosen answers of held-out pairs."""
     margins = {}
     for name in (candidate, current):
-        chosen = scorer.logps(name, [(pair.prompt, pair.chosen) for pair in pairs])
-        rejected = scorer.logps(name, [(pair.prompt, pair.rejected) for pair in pairs])
+        chosen = scorer.answer_logprobs(name, [(pair.prompt, pair.chosen) for pair in pairs])
+        rejected = scorer.answer_logprobs(name, [(pair.prompt, pair.rejected) for pair in pairs])
         margins[name] = [a - b for (a, _), (b, _) in zip(chosen, rejected, strict=True)]
     questions = [pair.prompt[-1]["content"] for pair in pairs]
     rows = zip(questions, margins[candidate], margins[current], strict=True)
-    return [Pair(*row) for row in rows]
+    return [PreferenceMargin(*row) for row in rows]
 
 
-def read_rows(file: Path | None) -> list[Record]:
+def read_json_lines(file: Path | None) -> list[Record]:
     """A JSON object a line; no file, no rows."""
     if file is None:
         return []
@@ -180,8 +182,10 @@ def main(
     try:
         place = Home.find(home)
         settings, gate = EvaluationSettings.read(place), GateSettings.read(place)
-        rows = read_rows(retention)
-        report = run(candidate, current, base_model, revision, snapshot, rows, out, settings, gate)
+        rows = read_json_lines(retention)
+        report = compare_adapters(
+            candidate, current, base_model, revision, snapshot, rows, out, settings, gate
+        )
     except TalkbackError as error:
         sys.exit(f"evaluation: {error}")
     assert report.verdict

@@ -38,7 +38,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from evaluation import metrics
-from evaluation.report import Item, Report, Verdict, gained, lost
+from evaluation.report import Comparison, Report, Verdict, is_loss, is_win
 from feedback.settings import Settings
 
 
@@ -69,23 +69,23 @@ def judge(report: Report, settings: GateSettings | None = None) -> Verdict:
     """The verdict with all its reasons, the deciding ones first."""
     gate = settings or GateSettings()
     harm = [
-        *_leakage(report),
-        *_collapse(report, gate),
-        *_forgetting(report, gate),
-        *_overfitting(report, gate),
-        *_preferences(report, gate),
+        *_leakage_reasons(report),
+        *_collapse_reasons(report, gate),
+        *_forgetting_reasons(report, gate),
+        *_overfitting_reasons(report, gate),
+        *_preference_reasons(report, gate),
     ]
-    said = [*_underfitting(report), *_seen(report, gate)]
+    said = [*_underfitting_remarks(report), *_retention_summary(report, gate)]
     if harm:
         return Verdict("refuse", [*harm, *said])
-    verdict = _evidence(report, gate)
+    verdict = _weigh_evidence(report, gate)
     return Verdict(verdict.kind, [*verdict.reasons, *said])
 
 
 # -- What refuses
 
 
-def _leakage(report: Report) -> Iterator[str]:
+def _leakage_reasons(report: Report) -> Iterator[str]:
     if report.leaks:
         yield (
             f"Data leakage: {_count(len(report.leaks), 'held-out question')} trained as well, "
@@ -93,22 +93,26 @@ def _leakage(report: Report) -> Iterator[str]:
         )
 
 
-def _collapse(report: Report, gate: GateSettings) -> Iterator[str]:
+def _collapse_reasons(report: Report, gate: GateSettings) -> Iterator[str]:
     for name, items in (("corrected", _targets(report)), ("retention", _retention(report))):
         now, before = [i.candidate.answer for i in items], [i.current.answer for i in items]
-        worst = metrics.collapse(now, before)
-        if worst and worst.before >= gate.collapse_count and worst.share >= gate.collapse_share:
+        worst = metrics.find_collapse(now, before)
+        if (
+            worst
+            and worst.distinct_before >= gate.collapse_count
+            and worst.share >= gate.collapse_share
+        ):
             yield (
                 f"Collapse: {worst.questions} of {len(items)} {name} questions now get one and the "
                 f"same answer, {_quote(worst.answer)}; the adapter in service gave them "
-                f"{worst.before} different ones."
+                f"{worst.distinct_before} different ones."
             )
 
 
-def _forgetting(report: Report, gate: GateSettings) -> Iterator[str]:
+def _forgetting_reasons(report: Report, gate: GateSettings) -> Iterator[str]:
     items = _retention(report)
-    worse, better = sum(map(lost, items)), sum(map(gained, items))
-    drop = metrics.fall(worse, better, len(items), gate.alpha)
+    worse, better = sum(map(is_loss, items)), sum(map(is_win, items))
+    drop = metrics.accuracy_drop(worse, better, len(items), gate.alpha)
     p = metrics.sign_test(worse, better)
     if drop.value > gate.margin and p <= gate.alpha:
         yield (
@@ -116,23 +120,23 @@ def _forgetting(report: Report, gate: GateSettings) -> Iterator[str]:
             f"answered right are now wrong and {better} the other way round, a fall of "
             f"{drop.value:.1%} where {gate.margin:.0%} is allowed (p = {p:.2g})."
         )
-    if rise := _perplexity(items, gate):
+    if rise := _perplexity_rise(items, gate):
         yield (
             f"Catastrophic forgetting: perplexity on the answers of {len(items)} retention "
             f"questions rose by a factor of {rise:.2f}; {gate.perplexity:g} is allowed."
         )
 
 
-def _overfitting(report: Report, gate: GateSettings) -> Iterator[str]:
+def _overfitting_reasons(report: Report, gate: GateSettings) -> Iterator[str]:
     items = report.suites["held_out"]
-    if rise := _perplexity(items, gate):
+    if rise := _perplexity_rise(items, gate):
         yield (
             f"Overfitting: perplexity on {len(items)} corrections that did not train rose by a "
             f"factor of {rise:.2f}; {gate.perplexity:g} is allowed."
         )
 
 
-def _preferences(report: Report, gate: GateSettings) -> Iterator[str]:
+def _preference_reasons(report: Report, gate: GateSettings) -> Iterator[str]:
     better = sum(pair.candidate > 0 >= pair.current for pair in report.pairs)
     worse = sum(pair.current > 0 >= pair.candidate for pair in report.pairs)
     p = metrics.sign_test(worse, better)
@@ -143,21 +147,21 @@ def _preferences(report: Report, gate: GateSettings) -> Iterator[str]:
         )
 
 
-def _perplexity(items: Sequence[Item], gate: GateSettings) -> float | None:
+def _perplexity_rise(items: Sequence[Comparison], gate: GateSettings) -> float | None:
     """The factor by which perplexity rose, if beyond doubt by more than is allowed."""
     rises = [item.candidate.loss - item.current.loss for item in items]
     if not all(math.isfinite(rise) for rise in rises):
         return math.inf
-    rise = metrics.mean(rises, gate.alpha)
+    rise = metrics.mean_interval(rises, gate.alpha)
     return math.exp(min(rise.value, 50)) if rise.low > math.log(gate.perplexity) else None
 
 
 # -- The evidence
 
 
-def _evidence(report: Report, gate: GateSettings) -> Verdict:
+def _weigh_evidence(report: Report, gate: GateSettings) -> Verdict:
     items = _targets(report)
-    wins, losses = sum(map(gained, items)), sum(map(lost, items))
+    wins, losses = sum(map(is_win, items)), sum(map(is_loss, items))
     p = metrics.sign_test(wins, losses)
     found = (
         f"of {_count(len(items), 'corrected question')} the candidate alone is right on {wins} and "
@@ -170,16 +174,18 @@ def _evidence(report: Report, gate: GateSettings) -> Verdict:
         return Verdict("refuse", [f"Not better: {found}."])
     if p > gate.alpha:
         return Verdict("not_enough_evidence", [f"It may be chance: {found} (p = {p:.2g})."])
-    if blind := _blind(report, gate):
+    if blind := _undetectable_forgetting(report, gate):
         return Verdict("not_enough_evidence", [blind])
     return Verdict("promote", [f"Better: {found} (p = {p:.2g})."])
 
 
-def _blind(report: Report, gate: GateSettings) -> str | None:
+def _undetectable_forgetting(report: Report, gate: GateSettings) -> str | None:
     items = _retention(report)
     if not items:
-        return f"{_UNSEEN} [gate] need_retention is on." if gate.need_retention else None
-    drop = metrics.fall(sum(map(lost, items)), sum(map(gained, items)), len(items), gate.alpha)
+        return f"{_NO_RETENTION} [gate] need_retention is on." if gate.need_retention else None
+    drop = metrics.accuracy_drop(
+        sum(map(is_loss, items)), sum(map(is_win, items)), len(items), gate.alpha
+    )
     if drop.high <= gate.blind:
         return None
     return (
@@ -191,7 +197,7 @@ def _blind(report: Report, gate: GateSettings) -> str | None:
 # -- What is said beside the verdict
 
 
-def _underfitting(report: Report) -> Iterator[str]:
+def _underfitting_remarks(report: Report) -> Iterator[str]:
     items = report.suites["repairs"]
     right = sum(item.candidate.right for item in items)
     if items and right < len(items) / 2:
@@ -201,19 +207,22 @@ def _underfitting(report: Report) -> Iterator[str]:
         )
 
 
-_UNSEEN = "Forgetting was not looked for: there are no retention questions."
+_NO_RETENTION = "Forgetting was not looked for: there are no retention questions."
 
 
-def _seen(report: Report, gate: GateSettings) -> Iterator[str]:
+def _retention_summary(report: Report, gate: GateSettings) -> Iterator[str]:
     items = _retention(report)
     if not items:
-        yield _UNSEEN
+        yield _NO_RETENTION
         return
     before = sum(item.current.right for item in items)
     now = sum(item.candidate.right for item in items)
-    drop = metrics.fall(sum(map(lost, items)), sum(map(gained, items)), len(items), gate.alpha)
+    drop = metrics.accuracy_drop(
+        sum(map(is_loss, items)), sum(map(is_win, items)), len(items), gate.alpha
+    )
     yield (
-        f"Retention: {before} of {len(items)} right before, {now} now; {_change(drop.value)}; "
+        f"Retention: {before} of {len(items)} right before, {now} now; "
+        f"{_describe_drop(drop.value)}; "
         f"a fall beyond {max(drop.high, 0):.1%} is ruled out at {1 - gate.alpha:.0%} confidence."
     )
     if held := report.suites["held_out"]:
@@ -221,15 +230,15 @@ def _seen(report: Report, gate: GateSettings) -> Iterator[str]:
         yield f"Held out: {right} of {_count(len(held), 'correction')} that did not train is right."
 
 
-def _change(fall: float) -> str:
+def _describe_drop(fall: float) -> str:
     return f"a rise of {-fall:.1%}" if fall < 0 else f"a fall of {fall:.1%}"
 
 
-def _targets(report: Report) -> list[Item]:
+def _targets(report: Report) -> list[Comparison]:
     return [*report.suites["repairs"], *report.suites["held_out"]]
 
 
-def _retention(report: Report) -> list[Item]:
+def _retention(report: Report) -> list[Comparison]:
     return report.suites["retention"]
 
 
@@ -237,6 +246,6 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
-def _quote(text: str, most: int = 80) -> str:
+def _quote(text: str, max_chars: int = 80) -> str:
     line = " ".join(text.split())
-    return f"“{line if len(line) <= most else line[: most - 1] + '…'}”"
+    return f"“{line if len(line) <= max_chars else line[: max_chars - 1] + '…'}”"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 
-_ALIKE = str.maketrans(
+_PUNCTUATION_VARIANTS = str.maketrans(
     {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": "-"}
 )
 """Curly quotes and long dashes, which people and editors put in or leave out at will."""
@@ -17,15 +17,15 @@ _ALIKE = str.maketrans(
 # -- One answer
 
 
-def normalise(answer: str) -> str:
+def normalise_for_exact_match(answer: str) -> str:
     """Case, spacing, kinds of quotes and a full stop at the end aside; digits and signs stay."""
-    text = unicodedata.normalize("NFKC", answer).translate(_ALIKE).casefold()
+    text = unicodedata.normalize("NFKC", answer).translate(_PUNCTUATION_VARIANTS).casefold()
     return re.sub(r"\s+", " ", text).strip().rstrip(".!").strip()
 
 
-def exact(answer: str, expected: str) -> bool:
+def exact_match(answer: str, expected: str) -> bool:
     """Whether the answer is the expected one after normalising."""
-    return normalise(answer) == normalise(expected)
+    return normalise_for_exact_match(answer) == normalise_for_exact_match(expected)
 
 
 def chrf(answer: str, expected: str) -> float:
@@ -38,7 +38,7 @@ def chrf(answer: str, expected: str) -> float:
 # -- Many answers
 
 
-def share(right: Iterable[bool]) -> float:
+def share_of_true(right: Iterable[bool]) -> float:
     """The share of True, 0 for none at all."""
     flags = list(right)
     return sum(flags) / len(flags) if flags else 0.0
@@ -46,29 +46,29 @@ def share(right: Iterable[bool]) -> float:
 
 @dataclass(frozen=True)
 class Collapse:
-    """The answer that swallowed most others: so many questions now get `answer`.
+    """Holds the answer that replaced most others: `questions` many now get `answer`.
 
-    `before` counts the different answers those questions got from the adapter in service, and
-    `share` is how many of all its different answers that is.
+    `distinct_before` counts the different answers that those questions got from the adapter in
+    service; `share` is that count over all of its different answers.
     """
 
     answer: str
     questions: int
-    before: int
+    distinct_before: int
     share: float
 
 
-def collapse(now: Sequence[str], before: Sequence[str]) -> Collapse | None:
+def find_collapse(now: Sequence[str], before: Sequence[str]) -> Collapse | None:
     """The worst case of one answer to questions that used to get many, question by question.
 
     An answer that was given to several questions before (an honest "I don't know") is no
     collapse as long as it is given to at most twice as many as before.
     """
-    old = [normalise(answer) for answer in before]
+    old = [normalise_for_exact_match(answer) for answer in before]
     usual = Counter(old)
     places: dict[str, list[int]] = defaultdict(list)
     for place, answer in enumerate(now):
-        places[normalise(answer)].append(place)
+        places[normalise_for_exact_match(answer)].append(place)
     found = [
         Collapse(
             now[at[0]], len(at), (kinds := len({old[i] for i in at})), kinds / max(1, len(usual))
@@ -76,7 +76,7 @@ def collapse(now: Sequence[str], before: Sequence[str]) -> Collapse | None:
         for answer, at in places.items()
         if not (usual[answer] > 1 and len(at) <= 2 * usual[answer])
     ]
-    return max(found, key=lambda c: (c.before, c.questions), default=None)
+    return max(found, key=lambda c: (c.distinct_before, c.questions), default=None)
 
 
 # -- Statistics of pairs: the same questions, answered by both adapters
@@ -100,7 +100,7 @@ class Interval:
     high: float
 
 
-def fall(lost: int, gained: int, n: int, alpha: float = 0.05) -> Interval:
+def accuracy_drop(lost: int, gained: int, n: int, alpha: float = 0.05) -> Interval:
     """How much the share of right answers fell, from paired counts (Agresti and Min 2005)."""
     value = (lost - gained) / n if n else 0.0
     lost_, gained_, total = lost + 0.5, gained + 0.5, n + 2
@@ -110,7 +110,7 @@ def fall(lost: int, gained: int, n: int, alpha: float = 0.05) -> Interval:
     return Interval(value, max(-1.0, middle - reach), min(1.0, middle + reach))
 
 
-def mean(values: Sequence[float], alpha: float = 0.05) -> Interval:
+def mean_interval(values: Sequence[float], alpha: float = 0.05) -> Interval:
     """The mean of paired differences; without bounds (infinite ones) below two values."""
     if len(values) < 2:
         return Interval(fmean(values) if values else 0.0, -math.inf, math.inf)

@@ -16,7 +16,7 @@ from feedback.errors import TalkbackError
 from feedback.similarity import near_duplicates, normalise_text
 from feedback.snapshot import Record, Snapshot
 
-LEAK = 0.9
+LEAK_SIMILARITY = 0.9
 """Trigram similarity from which a held-out question counts as one that trained."""
 
 
@@ -39,7 +39,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Choice:
+class PreferencePair:
     """A held-out pair."""
 
     prompt: Messages
@@ -50,12 +50,12 @@ class Choice:
 # -- What is asked
 
 
-def cases(rows: Iterable[Record]) -> list[Case]:
+def parse_cases(rows: Iterable[Record]) -> list[Case]:
     """Rows of sft.jsonl's form, or of the retention's (``{"messages": [...]}``)."""
-    return [_case(row) for row in rows]
+    return [_parse_case(row) for row in rows]
 
 
-def _case(row: Record) -> Case:
+def _parse_case(row: Record) -> Case:
     try:
         turns = [*row["prompt"], *row["completion"]] if "prompt" in row else row["messages"]
         *prompt, last = turns
@@ -66,21 +66,21 @@ def _case(row: Record) -> Case:
         raise SuiteError(f"a row needs messages, or prompt and completion: {row}") from error
 
 
-def choices(rows: Iterable[Record]) -> list[Choice]:
+def parse_pairs(rows: Iterable[Record]) -> list[PreferencePair]:
     """Rows of dpo.jsonl's form."""
     return [
-        Choice(row["prompt"], row["chosen"][0]["content"], row["rejected"][0]["content"])
+        PreferencePair(row["prompt"], row["chosen"][0]["content"], row["rejected"][0]["content"])
         for row in rows
     ]
 
 
-def untouched(retention: Sequence[Case], trained: Iterable[Case]) -> list[Case]:
+def exclude_trained(retention: Sequence[Case], trained: Iterable[Case]) -> list[Case]:
     """The retention cases whose question did not train: only those show what is forgotten."""
-    seen = {_key(case.prompt) for case in trained}
-    return [case for case in retention if _key(case.prompt) not in seen]
+    seen = {_comparable_dialogue(case.prompt) for case in trained}
+    return [case for case in retention if _comparable_dialogue(case.prompt) not in seen]
 
 
-def leaks(snapshot: Snapshot) -> list[str]:
+def find_leaks(snapshot: Snapshot) -> list[str]:
     """Held-out questions that trained after all, word for word or nearly."""
     files = {"train": ("sft", "dpo"), "held": ("held_out", "held_out_pairs")}
     prompts = {
@@ -89,12 +89,14 @@ def leaks(snapshot: Snapshot) -> list[str]:
         for name in names
         for number, row in enumerate(snapshot.rows(name))
     }
-    near = near_duplicates({key: _key(prompt) for key, prompt in prompts.items()}, LEAK)
+    near = near_duplicates(
+        {key: _comparable_dialogue(prompt) for key, prompt in prompts.items()}, LEAK_SIMILARITY
+    )
     leaked = {key for pair in near if pair[0][0] != pair[1][0] for key in pair if key[0] == "h"}
     return sorted(prompts[key][-1]["content"] for key in leaked)
 
 
-def _key(prompt: Messages) -> str:
+def _comparable_dialogue(prompt: Messages) -> str:
     """The whole dialogue but the system message, which changes no question."""
     return normalise_text(" ".join(turn["content"] for turn in prompt if turn["role"] != "system"))
 
@@ -102,7 +104,7 @@ def _key(prompt: Messages) -> str:
 # -- How they are heard
 
 
-def answers(
+def generate_answers(
     base: Base, adapters: Mapping[str, Path], asked: Sequence[Case], max_tokens: int
 ) -> dict[str, list[str]]:
     """Each adapter's greedy answers to all cases, through the engine, by adapter id."""
@@ -118,22 +120,22 @@ def answers(
         for name, folder in adapters.items():
             engine.load(name, folder)
         streams = {
-            name: [_ask(engine, name, prompt, max_tokens) for prompt in prompts]
+            name: [_submit(engine, name, prompt, max_tokens) for prompt in prompts]
             for name in adapters
         }
-        return {name: [_hear(stream) for stream in streams[name]] for name in adapters}
+        return {name: [_wait_for_text(stream) for stream in streams[name]] for name in adapters}
     finally:
         engine.close()
 
 
-def _ask(engine: TorchEngine, adapter: str, prompt: list[int], max_tokens: int) -> Stream | None:
+def _submit(engine: TorchEngine, adapter: str, prompt: list[int], max_tokens: int) -> Stream | None:
     try:
         return engine.submit(Request(prompt, adapter, Sampling(max_tokens=max_tokens)))
     except PromptTooLongError:
         return None
 
 
-def _hear(stream: Stream | None) -> str:
+def _wait_for_text(stream: Stream | None) -> str:
     """The whole answer; none where the prompt leaves no room for one."""
     if stream is None:
         return ""
@@ -143,7 +145,7 @@ def _hear(stream: Stream | None) -> str:
     return stream.text
 
 
-class Scorer:
+class AnswerScorer:
     """How likely each adapter finds given answers, by its own weights."""
 
     def __init__(self, base: Base, adapters: Mapping[str, Path]) -> None:
@@ -160,7 +162,9 @@ class Scorer:
         """Give the base its model back as it was."""
         self.model.unload()
 
-    def logps(self, adapter: str, asked: Sequence[tuple[Messages, str]]) -> list[tuple[float, int]]:
+    def answer_logprobs(
+        self, adapter: str, asked: Sequence[tuple[Messages, str]]
+    ) -> list[tuple[float, int]]:
         """For each prompt and answer: the answer's log-probability and its number of tokens."""
         self.model.set_adapter(adapter, inference_mode=True)
         self.model.eval()
@@ -182,7 +186,7 @@ class Scorer:
             mask[i, : len(prompt) + len(answer)] = 1
         device = self.base.model.device
         logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-        logps = torch.log_softmax(logits[:, :-1].float().cpu(), -1)
-        taken = logps.gather(-1, ids[:, 1:, None])[..., 0]
+        answer_logprobs = torch.log_softmax(logits[:, :-1].float().cpu(), -1)
+        taken = answer_logprobs.gather(-1, ids[:, 1:, None])[..., 0]
         spans = [(len(p) - 1, len(p) + len(a) - 1) for p, a in rows]
         return [(float(taken[i, a:b].sum()), b - a) for i, (a, b) in enumerate(spans)]

@@ -1,1 +1,1 @@
-"""Talkback: a chatbot that learns from the people who talk to it."""
+"""Ties the stages together: the command line, the cycle, and the demo."""

@@ -1,4 +1,4 @@
-"""Talkback: a chatbot that learns from the people who talk to it. The command line.
+"""Defines the command line of Talkback, a chatbot that learns from the people who talk to it.
 
 talkback serve                        # the chat, its API, the review page
 talkback cycle                        # learn from what people said; from cron
@@ -14,19 +14,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from chatbot.auth import api_keys
 from chatbot.registry import Registry
-from feedback.curation.curate import Curation
 from feedback.errors import TalkbackError
 from feedback.review.decisions import decide
-from feedback.review.queue import QueueItem, count_pending, list_pending
+from feedback.review.queue import count_pending, list_pending
 from feedback.settings import Home, check_tables
 from feedback.store import Store
-from talkback import cycle as cycles
+from talkback.cycle import preview_rows, run_cycle
+from talkback.history import CycleHistory
+from talkback.output import console, show_curation, show_outcome, show_queue, show_rows, stderr
 
 app = typer.Typer(
     help="A chatbot that learns from the people who talk to it.",
@@ -52,9 +51,6 @@ TABLES = (
 )
 """All tables of talkback.toml; each is declared beside the code that reads it."""
 
-console = Console()
-stderr = Console(stderr=True)
-
 HomeOption = Annotated[
     Path | None,
     typer.Option(
@@ -71,12 +67,12 @@ BaseOption = Annotated[
 WhoOption = Annotated[str | None, typer.Option("--who", help="Your name. Default: your login.")]
 
 
-def example(text: str) -> str:
-    """The last line of a command's help: one that can be copied and run."""
+def example_line(text: str) -> str:
+    """Return the last line of a command's help: an example that can be copied and run."""
     return f"Example: [bold]{text}[/bold]"
 
 
-@app.command(epilog=example("talkback serve --base-model Qwen/Qwen3-0.6B --port 8000"))
+@app.command(epilog=example_line("talkback serve --base-model Qwen/Qwen3-0.6B --port 8000"))
 def serve(
     home: HomeOption = None,
     base_model: BaseOption = None,
@@ -87,22 +83,22 @@ def serve(
     """Serve the chat page, the review page and the API."""
     from chatbot.server import run
 
-    run(at(home), base_model, revision=revision, host=host, port=port)
+    run(find_home(home), base_model, revision=revision, host=host, port=port)
 
 
-@app.command(epilog=example("talkback demo --exit"))
+@app.command(epilog=example_line("talkback demo --exit"))
 def demo(
     exit_: Annotated[bool, typer.Option("--exit", help="End after the table.")] = False,
     port: Annotated[int, typer.Option(help="Where the demo's server listens; 0: any.")] = 8000,
     home: HomeOption = None,
 ) -> None:
     """Play the whole loop on the starter model: ask, correct, learn, ask again."""
-    from talkback.demo import play
+    from talkback.demo import play_demo
 
-    play(home, port=port, stay=not exit_)
+    play_demo(home, port=port, stay=not exit_)
 
 
-@app.command(epilog=example("talkback cycle --dry-run"))
+@app.command(epilog=example_line("talkback cycle --dry-run"))
 def cycle(
     home: HomeOption = None,
     dry_run: Annotated[bool, typer.Option(help="Show what would train, and why not.")] = False,
@@ -110,13 +106,15 @@ def cycle(
     as_json: JsonOption = False,
 ) -> None:
     """Learn from new feedback, judge the result, promote it if it is better."""
-    place = at(home)
+    root = find_home(home)
     if dry_run:
-        show_curation(cycles.rows_now(place), as_json)
+        show_curation(preview_rows(root), as_json)
         return
     with stderr.status("the cycle begins") as status:
-        outcome = cycles.run(
-            place, force=force, tell=lambda stage, line: status.update(f"[bold]{stage}[/] {line}")
+        outcome = run_cycle(
+            root,
+            force=force,
+            on_progress=lambda stage, line: status.update(f"[bold]{stage}[/] {line}"),
         )
     if as_json:
         print(json.dumps(asdict(outcome)))
@@ -125,12 +123,12 @@ def cycle(
     raise typer.Exit(outcome.exit_code)
 
 
-@app.command(epilog=example("talkback status --json"))
+@app.command(epilog=example_line("talkback status --json"))
 def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Who speaks, what people said, what waits for a reviewer, how the last cycle ended."""
-    store, registry = opened(home)
-    current, last = registry.promotion(), cycles.last_end(store)
-    told: dict[str, Any] = {
+    """Show who speaks, what people said, what waits for a reviewer, how the last cycle ended."""
+    store, registry = open_home(home)
+    current, last = registry.promotion(), CycleHistory(store).last_outcome()
+    summary: dict[str, Any] = {
         "home": str(store.path.parent),
         "adapter": current.adapter if current else None,
         "since": current.created_at if current else None,
@@ -139,18 +137,18 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
         **store.counts(),
     }
     if as_json:
-        print(json.dumps(told))
+        print(json.dumps(summary))
         return
     table = Table(box=None, show_header=False)
-    for name, value in told.items():
+    for name, value in summary.items():
         table.add_row(f"[bold]{name}", "none yet" if value is None else str(value))
     console.print(table)
 
 
-@app.command(epilog=example("talkback adapters --json"))
+@app.command(epilog=example_line("talkback adapters --json"))
 def adapters(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """All adapters, newest first, with the verdict on each."""
-    _, registry = opened(home)
+    """List all adapters, newest first, with the verdict on each."""
+    _, registry = open_home(home)
     current = registry.current()
     rows = [
         {
@@ -166,7 +164,7 @@ def adapters(home: HomeOption = None, as_json: JsonOption = False) -> None:
     show_rows(rows, as_json, "No adapter yet: start [bold]talkback serve[/bold] once.")
 
 
-@app.command(epilog=example("talkback promote a-3f9c02b1d7e4 --reason 'reads better'"))
+@app.command(epilog=example_line("talkback promote a-3f9c02b1d7e4 --reason 'reads better'"))
 def promote(
     adapter: Annotated[str, typer.Argument(help="An id that `talkback adapters` lists.")],
     reason: Annotated[str, typer.Option(help="Why; it is kept with your name.")] = "",
@@ -174,24 +172,24 @@ def promote(
     home: HomeOption = None,
 ) -> None:
     """Put an adapter in service by your decision; a running server follows within a second."""
-    _, registry = opened(home)
-    promotion = registry.promote(adapter, "person", name(who), reason or "by hand")
+    _, registry = open_home(home)
+    promotion = registry.promote(adapter, "person", decider(who), reason or "by hand")
     console.print(f"{promotion.adapter} is in service, promoted by {promotion.who}.")
 
 
-@app.command(epilog=example("talkback rollback --reason 'too terse'"))
+@app.command(epilog=example_line("talkback rollback --reason 'too terse'"))
 def rollback(
     reason: Annotated[str, typer.Option(help="Why; it is kept with your name.")] = "",
     who: WhoOption = None,
     home: HomeOption = None,
 ) -> None:
     """Put the adapter that was in service before back; a running server follows in a second."""
-    _, registry = opened(home)
-    promotion = registry.rollback(name(who), reason or "rollback")
+    _, registry = open_home(home)
+    promotion = registry.rollback(decider(who), reason or "rollback")
     console.print(f"{promotion.adapter} is back in service, by {promotion.who}.")
 
 
-@app.command(epilog=example("talkback review msg-01kav3 --correct 'We open at 8 am.'"))
+@app.command(epilog=example_line("talkback review msg-01kav3 --correct 'We open at 8 am.'"))
 def review(
     message: Annotated[str | None, typer.Argument(help="An answer; none: list the queue.")] = None,
     approve: Annotated[bool, typer.Option("--approve", help="The proposed text is right.")] = False,
@@ -203,7 +201,7 @@ def review(
     as_json: JsonOption = False,
 ) -> None:
     """List the answers that wait for a reviewer, or decide about one."""
-    store, _ = opened(home)
+    store, _ = open_home(home)
     if message is None:
         show_queue(list_pending(store), as_json)
         return
@@ -211,119 +209,67 @@ def review(
     actions = [action for action, given in chosen.items() if given]
     if len(actions) != 1:
         raise typer.BadParameter("decide with one of --approve, --correct TEXT, --reject")
-    decision = decide(store, message, name(who), actions[0], correct, note)
+    decision = decide(store, message, decider(who), actions[0], correct, note)
     print(json.dumps(asdict(decision)) if as_json else f"Saved: {decision.action} {message}.")
 
 
-@keys_app.command("add", epilog=example("talkback keys add rita --role reviewer"))
+@keys_app.command("add", epilog=example_line("talkback keys add rita --role reviewer"))
 def add_key(
     whose: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is.")],
     role: Annotated[str, typer.Option(help="user, reviewer or operator.")] = "user",
     home: HomeOption = None,
 ) -> None:
     """Make a key and show it, this once. A reviewer decides on answers, an operator on adapters."""
-    store, _ = opened(home)
+    store, _ = open_home(home)
     made = api_keys.make(store, whose, role)
     print(made.secret)
     stderr.print(f"The {made.role} key of {made.name}. It is shown only now: keep it well.")
 
 
-@keys_app.command("list", epilog=example("talkback keys list --json"))
+@keys_app.command("list", epilog=example_line("talkback keys list --json"))
 def list_keys(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """All keys, newest first, without their secrets."""
-    store, _ = opened(home)
+    """List all keys, newest first, without their secrets."""
+    store, _ = open_home(home)
     rows = [asdict(key) for key in api_keys.every(store)]
-    nothing = "No key yet: make one with [bold]talkback keys add NAME[/bold]."
-    show_rows(rows, as_json, nothing)
+    empty_message = "No key yet: make one with [bold]talkback keys add NAME[/bold]."
+    show_rows(rows, as_json, empty_message)
 
 
-@keys_app.command("revoke", epilog=example("talkback keys revoke tb-3f9c02b1"))
+@keys_app.command("revoke", epilog=example_line("talkback keys revoke tb-3f9c02b1"))
 def revoke_key(
     which: Annotated[str, typer.Argument(metavar="KEY", help="Its prefix or its id.")],
     home: HomeOption = None,
 ) -> None:
     """End a key at once; a running server refuses the next request with it."""
-    store, _ = opened(home)
+    store, _ = open_home(home)
     revoked = api_keys.revoke(store, which)
     console.print(f"{revoked.prefix}… of {revoked.name} is revoked.")
 
 
-app.add_typer(keys_app, name="keys", epilog=example("talkback keys add rita --role reviewer"))
+app.add_typer(keys_app, name="keys", epilog=example_line("talkback keys add rita --role reviewer"))
 
 
-def at(home: Path | None) -> Home:
-    """The home, whose talkback.toml has no table that nobody reads."""
-    place = Home.find(home)
-    check_tables(place, TABLES)
-    return place
+def find_home(home: Path | None) -> Home:
+    """Return the home; SettingsError when its talkback.toml has a table that nothing reads."""
+    found = Home.find(home)
+    check_tables(found, TABLES)
+    return found
 
 
-def opened(home: Path | None) -> tuple[Store, Registry]:
-    """The store and the registry of a home."""
-    place = at(home)
-    store = Store(place.db)
-    return store, Registry(store, place)
+def open_home(home: Path | None) -> tuple[Store, Registry]:
+    """Open the store and the registry of a home."""
+    root = find_home(home)
+    store = Store(root.db)
+    return store, Registry(store, root)
 
 
-def show_outcome(outcome: cycles.Outcome) -> None:
-    """How the cycle ended, why, and where the report is."""
-    console.print(f"[bold]{outcome.kind}[/bold]: {escape(outcome.detail)}")
-    for reason in outcome.reasons:
-        console.print(f"  · {escape(reason)}")
-    if outcome.report:
-        console.print(f"  report: {outcome.report}")
-
-
-def show_curation(curation: Curation, as_json: bool) -> None:
-    """The rows that would train, and why the others would not."""
-    if as_json:
-        print(json.dumps(asdict(curation)))
-        return
-    rows = Table("kind", "side", "question", "answer", title="would train or be held out")
-    for row in curation.rows:
-        rows.add_row(row.kind, row.side, escape(row.prompt[-1]["content"]), escape(row.chosen))
-    dropped = Table("answer", "why not", "text", title="would not train")
-    for drop in curation.dropped:
-        dropped.add_row(drop.message_id, drop.reason, escape(drop.text))
-    console.print(rows, dropped)
-
-
-def name(who: str | None) -> str:
-    """Who decides: the name given, else the login."""
+def decider(who: str | None) -> str:
+    """Return the name that a decision is kept under: the one given, else the login."""
     return who or getpass.getuser()
 
 
-def show_rows(rows: list[dict[str, Any]], as_json: bool, nothing: str) -> None:
-    """JSON, or a table whose columns are the rows' keys, or what is said where there are none."""
-    if as_json:
-        print(json.dumps(rows))
-        return
-    if not rows:
-        console.print(nothing)
-        return
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*(", ".join(v) if isinstance(v, list) else str(v) for v in row.values()))
-    console.print(table)
-
-
-def show_queue(items: list[QueueItem], as_json: bool) -> None:
-    """The review queue, most pressing first."""
-    rows = [
-        {
-            "message": item.message.id,
-            "why": item.why,
-            "question": item.question,
-            "answer": item.message.content,
-            "proposed": item.proposed,
-        }
-        for item in items
-    ]
-    show_rows(rows, as_json, "Nothing waits for a reviewer.")
-
-
 def main() -> None:
-    """The entry point: a person's mistake is one line with its remedy, never a traceback."""
+    """Run the command line; a user's mistake is one line with its remedy, never a traceback."""
     try:
         app()
     except TalkbackError as error:

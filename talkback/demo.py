@@ -28,9 +28,9 @@ from feedback.errors import TalkbackError
 from feedback.review.decisions import decide
 from feedback.settings import Home
 from feedback.store import Store
-from talkback import cycle as cycles
+from talkback.cycle import run_cycle
 
-NEWS = {
+CHANGED_FACTS = {
     "opening_hours": ("9 am", "8 am"),
     "return_window": ("30 days", "60 days"),
     "refund_time": ("5 working days", "3 working days"),
@@ -52,30 +52,32 @@ SHOWN = 3
 """Answers shown of each group; all are counted."""
 
 
-class DemoFailed(TalkbackError):
+class DemoError(TalkbackError):
     """The demo's server did not start or answer; the message says what it last said."""
 
 
 @dataclass(frozen=True)
-class Question:
+class DemoQuestion:
     """Something to ask, and the words that a right answer must contain."""
 
     text: str
     fact: str
 
 
-def play(folder: Path | None, *, port: int, stay: bool, console: Console | None = None) -> None:
+def play_demo(
+    folder: Path | None, *, port: int, stay: bool, console: Console | None = None
+) -> None:
     """Ask, rate, correct, ask again, learn, ask again; then stay up or end."""
     console = console or Console()
-    with place(folder) as home, serving(home.root, port, console) as talk:
-        Demo(home, talk, console).run()
+    with demo_home(folder) as home, start_server(home.root, port, console) as client:
+        Demo(home, client, console).run()
         if stay:
-            console.print(f"\nThe server stays up: [bold]{talk.url}[/bold]   (Ctrl-C ends it)")
+            console.print(f"\nThe server stays up: [bold]{client.url}[/bold]   (Ctrl-C ends it)")
             signal.sigwait({signal.SIGINT, signal.SIGTERM})
 
 
 @contextmanager
-def place(folder: Path | None) -> Iterator[Home]:
+def demo_home(folder: Path | None) -> Iterator[Home]:
     """The home in the folder given, else one that goes away with the demo."""
     if folder is not None:
         yield Home.find(folder)
@@ -84,7 +86,7 @@ def place(folder: Path | None) -> Iterator[Home]:
         yield Home.find(Path(temporary))
 
 
-class Talk:
+class DemoClient:
     """A customer who uses the API."""
 
     def __init__(self, url: str) -> None:
@@ -102,7 +104,7 @@ class Talk:
         answer = self.post("/v1/chat/completions", body)
         return answer["choices"][0]["message"]["content"], answer["id"]
 
-    def say(self, message_id: str, kind: str, value: dict[str, Any]) -> None:
+    def give_feedback(self, message_id: str, kind: str, value: dict[str, Any]) -> None:
         """Give feedback on an answer."""
         body = {"message_id": message_id, "kind": kind, "user": "demo", "value": value}
         self.post("/v1/feedback", body)
@@ -111,16 +113,16 @@ class Talk:
         """The JSON that the server answers; DemoFailed when it refuses."""
         response = self.http.post(path, json=body)
         if response.is_error:
-            raise DemoFailed(f"{path} answered {response.status_code}: {response.text}")
+            raise DemoError(f"{path} answered {response.status_code}: {response.text}")
         return response.json()
 
-    def speaking(self) -> str:
+    def current_adapter(self) -> str:
         """The id of the adapter in service."""
         return str(self.http.get("/healthz").raise_for_status().json()["adapter"])
 
 
 @contextmanager
-def serving(home: Path, port: int, console: Console) -> Iterator[Talk]:
+def start_server(home: Path, port: int, console: Console) -> Iterator[DemoClient]:
     """A server of its own process on the starter model, up and answering."""
     port = port or free_port()
     command = [sys.executable, "-m", "talkback", "serve", "--home", str(home), "--port", str(port)]
@@ -130,21 +132,21 @@ def serving(home: Path, port: int, console: Console) -> Iterator[Talk]:
     with log.open("w") as file:
         server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         try:
-            talk = Talk(f"http://127.0.0.1:{port}")
-            wait_until(lambda: healthy(talk, server, log), "the server to answer")
+            client = DemoClient(f"http://127.0.0.1:{port}")
+            wait_until(lambda: is_healthy(client, server, log), "the server to answer")
             console.print(f"It answers after {time.monotonic() - began:.1f} s.")
-            yield talk
+            yield client
         finally:
             server.terminate()
             server.wait(30)
 
 
-def healthy(talk: Talk, server: subprocess.Popen[bytes], log: Path) -> bool:
+def is_healthy(client: DemoClient, server: subprocess.Popen[bytes], log: Path) -> bool:
     """Whether the server answers; DemoFailed, with its last words, once it has died."""
     if server.poll() is not None:
-        raise DemoFailed(f"the server ended: {log.read_text()[-500:]}")
+        raise DemoError(f"the server ended: {log.read_text()[-500:]}")
     try:
-        return bool(talk.http.get("/healthz").json().get("adapter"))
+        return bool(client.http.get("/healthz").json().get("adapter"))
     except httpx.TransportError:
         return False
 
@@ -154,7 +156,7 @@ def wait_until(done: Callable[[], bool], what: str, seconds: float = WAIT_SECOND
     end = time.monotonic() + seconds
     while not done():
         if time.monotonic() > end:
-            raise DemoFailed(f"waited {seconds:.0f} s for {what}, in vain")
+            raise DemoError(f"waited {seconds:.0f} s for {what}, in vain")
         time.sleep(0.2)
 
 
@@ -168,25 +170,25 @@ def free_port() -> int:
 class Demo:
     """The story, told in the terminal while it happens."""
 
-    def __init__(self, home: Home, talk: Talk, console: Console) -> None:
-        self.home, self.talk, self.console = home, talk, console
-        self.changed: list[Question] = []
-        self.rephrased: list[Question] = []
-        self.untouched: list[Question] = []
-        self.news: dict[str, str] = {}
-        self.collect()
+    def __init__(self, home: Home, client: DemoClient, console: Console) -> None:
+        self.home, self.client, self.console = home, client, console
+        self.changed: list[DemoQuestion] = []
+        self.rephrased: list[DemoQuestion] = []
+        self.untouched: list[DemoQuestion] = []
+        self.corrections: dict[str, str] = {}
+        self.load_questions()
 
-    def collect(self) -> None:
+    def load_questions(self) -> None:
         """What is asked: the changed questions, other ways to ask them, and all the rest."""
         for line in (STARTER / "questions.jsonl").read_text().splitlines():
             entry = json.loads(line)
-            if entry["topic"] not in NEWS:
-                self.untouched.append(Question(entry["question"], entry["fact"]))
+            if entry["topic"] not in CHANGED_FACTS:
+                self.untouched.append(DemoQuestion(entry["question"], entry["fact"]))
                 continue
-            old, new = NEWS[entry["topic"]]
-            self.changed.append(Question(entry["question"], new))
-            self.rephrased += [Question(text, new) for text in entry["paraphrases"]]
-            self.news[entry["question"]] = entry["answer"].replace(old, new)
+            old, new = CHANGED_FACTS[entry["topic"]]
+            self.changed.append(DemoQuestion(entry["question"], new))
+            self.rephrased += [DemoQuestion(text, new) for text in entry["paraphrases"]]
+            self.corrections[entry["question"]] = entry["answer"].replace(old, new)
 
     def run(self) -> None:
         """From the first question to the table."""
@@ -213,11 +215,11 @@ class Demo:
             self.score(group, unaided) for group in (self.changed, self.rephrased, self.untouched)
         ]
 
-    def score(self, group: list[Question], unaided: bool) -> str:
+    def score(self, group: list[DemoQuestion], unaided: bool) -> str:
         """ "11/12": how many answers hold their fact."""
         right = 0
         for number, question in enumerate(group):
-            answer, _ = self.talk.ask(question.text, unaided=unaided)
+            answer, _ = self.client.ask(question.text, unaided=unaided)
             right += question.fact in answer
             if number < SHOWN:
                 mark = "[green]✓[/green]" if question.fact in answer else "[red]✗[/red]"
@@ -228,10 +230,12 @@ class Demo:
         """A thumb down and an edit by the customer over HTTP, then a reviewer's decision."""
         store = Store(self.home.db)
         for question in self.changed:
-            said, message_id = self.talk.ask(question.text, unaided=True)
-            right = self.news[question.text]
-            self.talk.say(message_id, "thumb", {"up": False, "reasons": ["not_factually_correct"]})
-            self.talk.say(message_id, "edit", {"text": right})
+            said, message_id = self.client.ask(question.text, unaided=True)
+            right = self.corrections[question.text]
+            self.client.give_feedback(
+                message_id, "thumb", {"up": False, "reasons": ["not_factually_correct"]}
+            )
+            self.client.give_feedback(message_id, "edit", {"text": right})
             decide(store, message_id, "reviewer", "approve", right)
             self.console.print(f"  [red]- {escape(said)}[/red]\n  [green]+ {escape(right)}[/green]")
         store.close()
@@ -239,8 +243,9 @@ class Demo:
     def cycle(self) -> None:
         """A real cycle, and the swap in the running server."""
         with self.console.status("the cycle begins") as status:
-            outcome = cycles.run(
-                self.home, tell=lambda stage, line: status.update(f"[bold]{stage}[/bold] {line}")
+            outcome = run_cycle(
+                self.home,
+                on_progress=lambda stage, line: status.update(f"[bold]{stage}[/bold] {line}"),
             )
         self.console.print(
             f"  [bold]{outcome.kind}[/bold] in {sum(outcome.seconds.values()):.0f} s"
@@ -248,9 +253,9 @@ class Demo:
         for reason in outcome.reasons:
             self.console.print(f"  · {escape(reason)}")
         if outcome.kind != "promoted":
-            raise DemoFailed(f"the cycle ended with {outcome.kind!r}: {outcome.detail}")
+            raise DemoError(f"the cycle ended with {outcome.kind!r}: {outcome.detail}")
         began = time.monotonic()
-        wait_until(lambda: self.talk.speaking() == outcome.adapter, "the swap")
+        wait_until(lambda: self.client.current_adapter() == outcome.adapter, "the swap")
         self.console.print(
             f"  {outcome.adapter} speaks {time.monotonic() - began:.1f} s after its promotion"
         )

@@ -1,4 +1,4 @@
-"""Run a stage (``python -m training.train``) as a process of its own, in the background.
+"""Runs a stage (``python -m training.train``) as a background process of its own.
 
 Lowest priority and few threads keep the chat beside it usable: two OpenMP threads that spin while
 they wait would slow both down tenfold, so they sleep instead.
@@ -10,42 +10,72 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from feedback.errors import TalkbackError
 
 PR_SET_PDEATHSIG = 1
 """Linux: the signal that this process gets when its parent dies (prctl(2))."""
+MAX_KEPT_LINES = 20
+StageProgress = Callable[[str, str], None]
+"""Called with a stage's name and a line about its progress."""
 
 
-class StageFailed(TalkbackError):
-    """A stage's process ended badly; the message carries its last words."""
+class StageError(TalkbackError):
+    """Says that a stage's process failed; the message holds its exit code and last line."""
 
 
-def stage(
-    module: str, arguments: list[str], *, threads: int, tell: Callable[[str], None]
+class StageTimer:
+    """Announces each stage of a cycle and measures how many seconds it takes."""
+
+    def __init__(self, on_progress: StageProgress) -> None:
+        self.on_progress = on_progress
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Record the seconds of the block under `name`; a block that raises is not recorded."""
+        self.on_progress(name, "")
+        began = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - began, 2)
+
+
+def run_stage(
+    module: str, arguments: list[str], *, threads: int, on_output: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Run ``module`` to its end; its lines go to ``tell``, its last line is the JSON returned."""
-    command = [sys.executable, "-m", module, *arguments]
+    """Run ``python -m module`` to its end and return the JSON object of its last line.
+
+    Each non-blank line of its output goes to `on_output`. Raises StageError when the process fails
+    or ends without JSON.
+    """
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-        text=True, errors="replace", env=environment(threads), preexec_fn=step_back,
-    )  # fmt: skip
-    last = deque[str](maxlen=20)
+        [sys.executable, "-m", module, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+        env=stage_environment(threads),
+        preexec_fn=prepare_child,
+    )
+    recent = deque[str](maxlen=MAX_KEPT_LINES)
     assert process.stdout is not None
     with process.stdout as lines:
         for line in filter(None, map(str.strip, lines)):
-            last.append(line)
-            tell(line)
+            recent.append(line)
+            on_output(line)
     if process.wait() != 0:
-        raise StageFailed(f"{module} ended with {process.returncode}: {last_words(last)}")
-    return result(module, last[-1] if last else "")
+        raise StageError(f"{module} ended with {process.returncode}: {last_line(recent)}")
+    return parse_result(module, recent[-1] if recent else "")
 
 
-def environment(threads: int) -> dict[str, str]:
-    """This process's environment, with threads that sleep while they wait."""
+def stage_environment(threads: int) -> dict[str, str]:
+    """Return this process's environment, with OpenMP threads that sleep while they wait."""
     return os.environ | {
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -55,24 +85,28 @@ def environment(threads: int) -> dict[str, str]:
     }
 
 
-def step_back() -> None:
-    """Runs in the child: lowest priority, and no life after a parent that is killed."""
+def prepare_child() -> None:
+    """Lower the child's priority, and have the kernel kill it when its parent dies.
+
+    Runs in the child between fork and exec. A cycle that is killed must not leave a training
+    running that the next cycle knows nothing of.
+    """
     os.nice(19)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def last_words(lines: deque[str]) -> str:
-    """The line that says what went wrong: the last one that is not part of a traceback's frame."""
+def last_line(lines: deque[str]) -> str:
+    """Return the last line of the output: of a traceback, the one that names the error."""
     return lines[-1] if lines else "it said nothing"
 
 
-def result(module: str, line: str) -> dict[str, Any]:
-    """The stage's answer, from its last line."""
+def parse_result(module: str, line: str) -> dict[str, Any]:
+    """Return the stage's result from its last line; StageError when that is no JSON object."""
     try:
-        answer = json.loads(line)
+        result = json.loads(line)
     except json.JSONDecodeError as error:
-        raise StageFailed(f"{module} ended without its JSON line, but with {line!r}") from error
-    if not isinstance(answer, dict):
-        raise StageFailed(f"{module} answered {answer!r}, not an object")
-    return answer
+        raise StageError(f"{module} ended without its JSON line, but with {line!r}") from error
+    if not isinstance(result, dict):
+        raise StageError(f"{module} answered {result!r}, not an object")
+    return result

@@ -17,7 +17,7 @@ from feedback.snapshot import Snapshot
 from tests.fixtures import tiny_models
 from tests.fixtures.snapshots import LESSON, OLD, REPLAY, dialogue, dialogues, lesson, row
 from training.recipe import Recipe
-from training.train import run as train
+from training.train import train_adapter
 
 FAST = Recipe(threads=1, sft={"learning_rate": 5e-3, "num_train_epochs": 60})
 SHORT = EvaluationSettings(max_tokens=32, threads=1)
@@ -38,7 +38,7 @@ class World:
         self.candidate = self.trained(self.snapshot)
 
     def trained(self, snapshot: Snapshot, recipe: Recipe = FAST) -> Path:
-        return train(snapshot.folder, self.base_name, None, self.root / "adapters", recipe)
+        return train_adapter(snapshot.folder, self.base_name, None, self.root / "adapters", recipe)
 
     def compared(
         self,
@@ -49,7 +49,7 @@ class World:
         chosen = snapshot or self.snapshot
         out = self.root / "reports" / f"{candidate.name}-{chosen.id}"
         rows = dialogues(known)
-        return compare.run(
+        return compare.compare_adapters(
             candidate, self.current, self.base_name, None, chosen.folder, rows, out, SHORT
         )
 
@@ -141,14 +141,14 @@ def test_the_comparison_leaves_the_model_as_it_was(world: World) -> None:
 
 def test_a_retention_question_that_trained_shows_nothing_and_is_left_out(world: World) -> None:
     rows = [*dialogues(KNOWN), dialogue("when do you open", "We open at nine.")]
-    asked = compare.gather(world.snapshot, rows, SHORT)
+    asked = compare.build_suites(world.snapshot, rows, SHORT)
     assert len(asked["retention"]) == len(KNOWN)
 
 
 def test_too_many_retention_questions_are_thinned_the_same_way_each_time(world: World) -> None:
     few = SHORT.model_copy(update={"retention": 7})
-    first = compare.gather(world.snapshot, dialogues(KNOWN), few)["retention"]
-    again = compare.gather(world.snapshot, dialogues(KNOWN), few)["retention"]
+    first = compare.build_suites(world.snapshot, dialogues(KNOWN), few)["retention"]
+    again = compare.build_suites(world.snapshot, dialogues(KNOWN), few)["retention"]
     assert len(first) == 7
     assert first == again
 
@@ -157,8 +157,8 @@ def test_a_held_out_question_that_trains_is_found_even_when_written_otherwise(
     tmp_path: Path,
 ) -> None:
     sly = lesson(tmp_path, {"DO you sell KAYAKS": "Yes."}, pairs=False, more=HELD)
-    assert suites.leaks(sly) == ["Do you sell kayaks?"]
-    assert suites.leaks(lesson(tmp_path, LESSON, more=HELD)) == []
+    assert suites.find_leaks(sly) == ["Do you sell kayaks?"]
+    assert suites.find_leaks(lesson(tmp_path, LESSON, more=HELD)) == []
 
 
 @pytest.fixture
@@ -168,13 +168,13 @@ def base(world: World) -> Base:
 
 def test_a_prompt_that_leaves_no_room_is_answered_with_nothing(world: World, base: Base) -> None:
     case = suites.Case([{"role": "user", "content": "x " * 2000}], "y")
-    found = suites.answers(base, {world.current.name: world.current}, [case], 8)
+    found = suites.generate_answers(base, {world.current.name: world.current}, [case], 8)
     assert found == {world.current.name: [""]}
 
 
 def test_a_row_that_is_no_dialogue_is_an_error_that_shows_it() -> None:
     with pytest.raises(suites.SuiteError, match="'text': 'hello'"):
-        suites.cases([{"text": "hello"}])
+        suites.parse_cases([{"text": "hello"}])
 
 
 # -- The job as a process

@@ -11,22 +11,20 @@ from typing import Any
 
 import pytest
 
-from feedback.curation.split import NEAR_DUPLICATE
-from feedback.exemplars import format_exemplars
-from feedback.similarity import normalise_text, trigrams
+from feedback.similarity import trigrams
+from training.starter.augmentation import add_typing_noise, add_typo
 from training.starter.corpus import MIXTURE, Corpus
-from training.starter.phrasing import sloppy, typo
-from training.starter.question_sets import write_suites
+from training.starter.question_sets import write_question_sets
 from training.starter.shop import (
-    CHOICE,
+    ALTERNATIVES,
     FACT,
     SLOT,
-    change,
-    changed,
-    expand,
-    facts,
+    change_fact,
+    change_facts,
+    expand_template,
+    extract_facts,
     load_shop,
-    plain,
+    remove_fact_marks,
 )
 
 SHOP = load_shop()
@@ -42,7 +40,7 @@ FILLERS = {
 def test_every_topic_has_a_fact_and_enough_ways_to_ask() -> None:
     assert len(SHOP.topics) >= 35
     for topic in SHOP.topics:
-        assert facts(topic.marked), topic.name
+        assert extract_facts(topic.marked_answer), topic.name
         assert len(topic.questions.train) >= 80 and len(topic.questions.held_out) >= 8, topic.name
 
 
@@ -58,7 +56,7 @@ def test_no_held_out_question_has_anything_alike_that_trains() -> None:
 
 def ways(template: str) -> Iterator[str]:
     """All that a template can say, with one filler of each kind."""
-    parts = CHOICE.split(SLOT.sub(lambda slot: FILLERS[slot[1]], template))
+    parts = ALTERNATIVES.split(SLOT.sub(lambda slot: FILLERS[slot[1]], template))
     choices = (part.split("|") if n % 2 else [part] for n, part in enumerate(parts))
     return map("".join, product(*choices))
 
@@ -87,7 +85,10 @@ def test_no_phrasing_belongs_to_two_topics() -> None:
 
 
 def test_no_two_topics_answer_alike() -> None:
-    answers = [plain(topic.marked) for topic in (*SHOP.topics, *SHOP.small_talk, SHOP.outside)]
+    answers = [
+        remove_fact_marks(topic.marked_answer)
+        for topic in (*SHOP.topics, *SHOP.small_talk, SHOP.outside)
+    ]
     assert len(set(answers)) == len(answers)
 
 
@@ -97,7 +98,7 @@ def test_follow_ups_mean_what_the_topic_before_says_and_are_split_by_combination
         for side in (False, True)
     )
     assert held_out and not train & held_out
-    kinds = {kind for topic in SHOP.topics for kind in topic.then}
+    kinds = {kind for topic in SHOP.topics for kind in topic.follow_up_answers}
     assert kinds == set(SHOP.follow_ups)
 
 
@@ -114,8 +115,8 @@ def test_each_kind_ends_with_an_answer_that_it_accepts(kind: str, held_out: bool
         sample = corpus.draw({kind: 1.0})
         assert sample.messages[-1]["role"] == "assistant"
         assert [m["role"] for m in sample.messages[-2:]] == ["user", "assistant"]
-        assert sample.right(sample.answer)
-        assert not sample.right("No idea.")
+        assert sample.is_right(sample.answer)
+        assert not sample.is_right("No idea.")
         assert not any(mark in sample.answer for mark in "[]{}|")
 
 
@@ -128,7 +129,10 @@ def test_a_relevant_exemplar_holds_the_answer_word_for_word() -> None:
 
 def test_an_irrelevant_exemplar_leaves_the_canonical_answer() -> None:
     corpus = Corpus(2)
-    canonical = {t.name: plain(t.marked) for t in (*SHOP.topics, *SHOP.small_talk, SHOP.outside)}
+    canonical = {
+        t.name: remove_fact_marks(t.marked_answer)
+        for t in (*SHOP.topics, *SHOP.small_talk, SHOP.outside)
+    }
     for _ in range(100):
         sample = corpus.irrelevant()
         assert sample.messages[-2]["content"].startswith("Approved answers:\nQ: ")
@@ -137,9 +141,9 @@ def test_an_irrelevant_exemplar_leaves_the_canonical_answer() -> None:
 
 def test_changed_facts_are_of_their_kind() -> None:
     rng = random.Random(0)
-    every = chain.from_iterable(facts(t.marked) for t in SHOP.topics)
+    every = chain.from_iterable(extract_facts(t.marked_answer) for t in SHOP.topics)
     for fact in every:
-        other = changed(fact, rng)
+        other = change_fact(fact, rng)
         for sign in ("@", "£", "%", "example"):
             assert (sign in fact) == (sign in other), (fact, other)
 
@@ -147,21 +151,21 @@ def test_changed_facts_are_of_their_kind() -> None:
 def test_a_change_leaves_the_words_around_the_facts() -> None:
     marked = "Open from [9 am] to [6 pm] at [York]."
     outside = FACT.split(marked)[::2]
-    new = change(marked, random.Random(1))
-    assert new != plain(marked)
+    new = change_facts(marked, random.Random(1))
+    assert new != remove_fact_marks(marked)
     assert all(part in new for part in outside)
 
 
 def test_expand_chooses_and_fills() -> None:
     rng = random.Random(0)
-    text = expand("(Can|May) I buy {thing}?", rng, {"thing": ["kayaks"]})
+    text = expand_template("(Can|May) I buy {thing}?", rng, {"thing": ["kayaks"]})
     assert text in {"Can I buy kayaks?", "May I buy kayaks?"}
 
 
 def test_sloppy_typing_changes_little() -> None:
     question = "What are your opening hours?"
     rng = random.Random(0)
-    drawn = [sloppy(question, rng).lower() for _ in range(300)]
+    drawn = [add_typing_noise(question, rng).lower() for _ in range(300)]
     assert len(set(drawn)) > 20
     for text in drawn:
         assert SequenceMatcher(None, question.lower(), text).ratio() > 0.6
@@ -171,7 +175,7 @@ def test_sloppy_typing_changes_little() -> None:
 def test_a_typo_touches_one_letter(text: str) -> None:
     rng = random.Random(0)
     for _ in range(100):
-        assert abs(len(typo(text, rng)) - len(text)) <= 1
+        assert abs(len(add_typo(text, rng)) - len(text)) <= 1
 
 
 def test_preface_places_exemplars_before_the_question() -> None:
@@ -182,7 +186,7 @@ def test_preface_places_exemplars_before_the_question() -> None:
 
 
 def test_suites_cover_every_topic(tmp_path: Path) -> None:
-    write_suites(tmp_path)
+    write_question_sets(tmp_path)
     names = {topic.name for topic in SHOP.topics}
     for suite in ("retention", "replay", "questions"):
         rows = read(tmp_path / f"{suite}.jsonl")
@@ -192,7 +196,7 @@ def test_suites_cover_every_topic(tmp_path: Path) -> None:
 
 
 def test_what_retention_asks_is_never_replayed(tmp_path: Path) -> None:
-    write_suites(tmp_path)
+    write_question_sets(tmp_path)
     asked, replayed = (
         {" ".join(m["content"].lower() for m in row["messages"][:-1]) for row in read(path)}
         for path in (tmp_path / "retention.jsonl", tmp_path / "replay.jsonl")

@@ -18,7 +18,8 @@ from feedback import exemplars
 from feedback.review.decisions import decide
 from feedback.settings import Home
 from feedback.store import Store
-from talkback import cycle as cycles
+from talkback.cycle import preview_rows, run_cycle
+from talkback.lock import cycle_lock
 from tests.fixtures.server_process import TOML
 from tests.fixtures.shop_corrections import ask
 
@@ -66,32 +67,32 @@ def soon(done: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def test_without_a_served_base_there_is_nothing_to_do(home: Home) -> None:
-    outcome = cycles.run(home)
+    outcome = run_cycle(home)
     assert outcome.kind == "nothing to do"
     assert "talkback serve" in outcome.detail
 
 
 def test_little_feedback_is_left_to_grow(service: Service, home: Home) -> None:
     teach(service, dict(list(LESSONS.items())[:2]))
-    outcome = cycles.run(home)
+    outcome = run_cycle(home)
     assert (outcome.kind, outcome.detail) == ("nothing to do", "2 new of 5 needed")
 
 
 def test_one_cycle_at_a_time(taught: Service, home: Home) -> None:
-    with cycles.lock(home) as ours:
+    with cycle_lock(home) as ours:
         assert ours
-        assert cycles.run(home).kind == "busy"
+        assert run_cycle(home).kind == "busy"
 
 
 def test_a_dry_run_decides_nothing(taught: Service, home: Home) -> None:
-    assert len(cycles.rows_now(home).rows) >= len(LESSONS)
+    assert len(preview_rows(home).rows) >= len(LESSONS)
     assert taught.store.rows("select * from split") == []
 
 
 def test_what_was_corrected_is_learnt_promoted_and_spoken(taught: Service, home: Home) -> None:
     before = taught.speaking
     stages: list[str] = []
-    outcome = cycles.run(home, tell=lambda stage, line: stages.append(stage))
+    outcome = run_cycle(home, tell=lambda stage, line: stages.append(stage))
     assert outcome.kind == "promoted", outcome
     assert list(dict.fromkeys(stages)) == ["curate", "snapshot", "train", "compare"]
     soon(lambda: taught.speaking == outcome.adapter)
@@ -107,7 +108,7 @@ def test_what_was_corrected_is_learnt_promoted_and_spoken(taught: Service, home:
 
     lineage = taught.registry.adapter(str(outcome.adapter)).lineage
     assert set(lineage) >= {row["id"] for row in taught.store.rows("select id from review limit 1")}
-    assert cycles.run(home).kind == "nothing to do"
+    assert run_cycle(home).kind == "nothing to do"
 
 
 @pytest.mark.slow
@@ -115,11 +116,11 @@ def test_a_failing_stage_is_told_and_not_tried_for_ever(taught: Service, home: H
     home.toml.write_text("[training.sft]\nlerning_rate = 1\n")
     before = taught.registry.promotion()
     for _ in range(3):
-        outcome = cycles.run(home)
+        outcome = run_cycle(home)
         assert outcome.kind == "failed"
         assert outcome.exit_code == 1
         assert "lerning_rate" in outcome.detail
-    outcome = cycles.run(home)
+    outcome = run_cycle(home)
     assert outcome.kind == "nothing to do"
     assert "--force" in outcome.detail
     assert taught.registry.promotion() == before
@@ -164,7 +165,7 @@ def test_a_killed_cycle_leaves_the_service_as_it_was_and_the_next_succeeds(
     assert taught.registry.promotion() == before
     assert taught.speaking == speaking
     assert ask(taught, "Hello?")[1]
-    assert cycles.run(home).kind == "promoted"
+    assert run_cycle(home).kind == "promoted"
 
 
 def test_the_outcome_is_one_json_line(home: Home, cycle: subprocess.Popen[str]) -> None:

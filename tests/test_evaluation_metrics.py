@@ -15,7 +15,7 @@ from evaluation import metrics
     ],
 )
 def test_how_an_answer_is_written_does_not_matter(answer: str, expected: str) -> None:
-    assert metrics.exact(answer, expected)
+    assert metrics.exact_match(answer, expected)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_how_an_answer_is_written_does_not_matter(answer: str, expected: str) ->
     ],
 )
 def test_every_fact_of_an_answer_matters(answer: str, expected: str) -> None:
-    assert not metrics.exact(answer, expected)
+    assert not metrics.exact_match(answer, expected)
 
 
 def test_chrf_is_100_for_the_same_and_falls_with_distance() -> None:
@@ -46,32 +46,32 @@ REFUSAL = "I don't know that."
 
 
 def test_one_answer_in_place_of_many_is_a_collapse() -> None:
-    found = metrics.collapse(["Buy!"] * 20, MANY)
-    assert found == metrics.Collapse("Buy!", questions=20, before=20, share=1.0)
+    found = metrics.find_collapse(["Buy!"] * 20, MANY)
+    assert found == metrics.Collapse("Buy!", questions=20, distinct_before=20, share_of_true=1.0)
 
 
 def test_different_answers_are_no_collapse() -> None:
-    found = metrics.collapse([f"new {n}" for n in range(20)], MANY)
+    found = metrics.find_collapse([f"new {n}" for n in range(20)], MANY)
     assert found is not None
-    assert found.before == 1
+    assert found.distinct_before == 1
 
 
 def test_one_answer_where_there_was_one_before_is_no_collapse() -> None:
-    found = metrics.collapse(["We open at ten."] * 20, ["We open at nine."] * 20)
+    found = metrics.find_collapse(["We open at ten."] * 20, ["We open at nine."] * 20)
     assert found is not None
-    assert found.before == 1
+    assert found.distinct_before == 1
 
 
 def test_an_honest_refusal_may_grow_but_not_swallow_the_rest() -> None:
     before = [REFUSAL] * 6 + MANY
     grown = [REFUSAL] * 12 + MANY[6:]
     swallowed = [REFUSAL] * 26
-    assert (kept := metrics.collapse(grown, before)) and kept.answer != REFUSAL
-    assert (gone := metrics.collapse(swallowed, before)) and gone.before == 21
+    assert (kept := metrics.find_collapse(grown, before)) and kept.answer != REFUSAL
+    assert (gone := metrics.find_collapse(swallowed, before)) and gone.distinct_before == 21
 
 
 def test_nothing_asked_is_no_collapse() -> None:
-    assert metrics.collapse([], []) is None
+    assert metrics.find_collapse([], []) is None
 
 
 # -- Statistics
@@ -92,7 +92,7 @@ def test_the_sign_test_errs_no_more_often_than_it_says() -> None:
 
 
 def test_the_fall_is_uncertain_in_small_suites_and_sure_in_large_ones() -> None:
-    small, large = metrics.fall(0, 0, 10), metrics.fall(0, 0, 1000)
+    small, large = metrics.accuracy_drop(0, 0, 10), metrics.accuracy_drop(0, 0, 1000)
     assert small.value == large.value == 0
     assert small.high > 0.1 > 0.01 > large.high
 
@@ -104,15 +104,15 @@ def test_the_interval_of_the_fall_covers_as_often_as_it_says() -> None:
     for _ in range(1000):
         draws = [chance.random() for _ in range(200)]
         lost, gained = sum(d < 0.05 for d in draws), sum(d > 0.98 for d in draws)
-        covered += metrics.fall(lost, gained, 200).high >= 0.03
+        covered += metrics.accuracy_drop(lost, gained, 200).high >= 0.03
     assert covered / 1000 > 0.93
 
 
 def test_the_mean_of_too_few_values_is_sure_of_nothing() -> None:
-    assert metrics.mean([3.0]) == metrics.Interval(3.0, -math.inf, math.inf)
-    assert metrics.mean([1.0, 1.0, 1.0]).low == 1.0
+    assert metrics.mean_interval([3.0]) == metrics.Interval(3.0, -math.inf, math.inf)
+    assert metrics.mean_interval([1.0, 1.0, 1.0]).low == 1.0
 
 
 def test_the_share_of_nothing_is_nothing() -> None:
-    assert metrics.share([]) == 0
-    assert metrics.share([True, False]) == 0.5
+    assert metrics.share_of_true([]) == 0
+    assert metrics.share_of_true([True, False]) == 0.5

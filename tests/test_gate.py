@@ -6,22 +6,22 @@ from pathlib import Path
 import pytest
 
 from evaluation.gate import GateSettings, judge
-from evaluation.report import Item, Pair, Report, ReportError, Said
+from evaluation.report import Comparison, PreferenceMargin, Report, ReportError, ScoredAnswer
 from feedback.settings import Home, SettingsError
 
 
-def said(answer: str, right: bool, loss: float = 0.1) -> Said:
-    return Said(answer=answer, right=right, chrf=100.0 if right else 30.0, loss=loss)
+def said(answer: str, right: bool, loss: float = 0.1) -> ScoredAnswer:
+    return ScoredAnswer(answer=answer, right=right, chrf=100.0 if right else 30.0, loss=loss)
 
 
 def items(
     won: int = 0, lost: int = 0, both: int = 0, neither: int = 0, *, rise: float = 0.0
-) -> list[Item]:
+) -> list[Comparison]:
     """Questions by who is right; `rise` in the candidate's loss, a little different for each."""
     kinds = [(True, False)] * won + [(False, True)] * lost
     kinds += [(True, True)] * both + [(False, False)] * neither
     return [
-        Item(
+        Comparison(
             question=f"question {n}?",
             expected=f"right {n}",
             rejected=f"wrong {n}",
@@ -41,7 +41,7 @@ GOOD = Report(
 )
 
 
-def report(**suites: list[Item]) -> Report:
+def report(**suites: list[Comparison]) -> Report:
     return replace(GOOD, suites=GOOD.suites | suites)
 
 
@@ -172,7 +172,7 @@ def test_a_single_held_out_answer_is_no_proof_of_overfitting() -> None:
 
 
 def test_preferences_that_turned_are_refused() -> None:
-    turned = [Pair(f"q {n}", candidate=-1.0, current=1.0) for n in range(6)]
+    turned = [PreferenceMargin(f"q {n}", candidate=-1.0, current=1.0) for n in range(6)]
     assert "Preferences got worse" in reason(replace(GOOD, pairs=turned))
     assert judge(replace(GOOD, pairs=turned[:3])).kind == "promote"
 
@@ -202,7 +202,7 @@ def test_settings_are_read_from_their_table_and_unknown_keys_refused(tmp_path: P
 
 
 def test_a_report_reads_back_as_it_was_written(tmp_path: Path) -> None:
-    full = replace(GOOD, pairs=[Pair("q", 1.0, -1.0)], leaks=["x"], verdict=judge(GOOD))
+    full = replace(GOOD, pairs=[PreferenceMargin("q", 1.0, -1.0)], leaks=["x"], verdict=judge(GOOD))
     assert Report.read(full.write(tmp_path / "r")) == full
 
 

@@ -13,7 +13,7 @@ from chatbot.registry import Registry
 from feedback.review.decisions import decide
 from feedback.settings import Home
 from feedback.store import Store
-from talkback import cycle
+from talkback.cycle import run_cycle
 from tests.fakes.scripted_engine import ANSWER, settled, start, visitor
 from tests.fixtures.server_process import TOML, Server
 from tests.fixtures.tiny_models import write_model
@@ -90,7 +90,7 @@ def test_someone_corrects_an_answer_a_cycle_runs_and_the_next_answer_is_right(
 
         teach_the_others(server, store)
         untaught = registry.promotion()
-        outcome = cycle.run(home)
+        outcome = run_cycle(home)
         assert outcome.kind == "promoted", outcome
         expect(page.locator("#tb-status")).to_contain_text(str(outcome.adapter))
         ask_anew(page, QUESTION)

@@ -18,13 +18,13 @@ def test_trl_tables_go_verbatim_into_trl_configs(tmp_path: Path) -> None:
         tmp_path,
         "[training]\nseed = 7\n[training.sft]\nlearning_rate = 0.5\n[training.dpo]\nbeta = 0.3\n",
     )
-    assert sft.config(found, tmp_path).learning_rate == 0.5
-    assert sft.config(found, tmp_path).seed == 7
-    assert dpo.config(found, tmp_path).beta == 0.3
+    assert sft.build_config(found, tmp_path).learning_rate == 0.5
+    assert sft.build_config(found, tmp_path).seed == 7
+    assert dpo.build_config(found, tmp_path).beta == 0.3
 
 
 def test_without_a_file_the_defaults_are_the_houses_and_not_those_of_trl(tmp_path: Path) -> None:
-    config = dpo.config(Recipe.read(Home.find(tmp_path)), tmp_path)
+    config = dpo.build_config(Recipe.read(Home.find(tmp_path)), tmp_path)
     assert config.learning_rate > 1e-5
     assert config.precompute_ref_log_probs
 
@@ -33,7 +33,7 @@ def test_the_environment_sets_a_trl_key_as_a_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TALKBACK_TRAINING_SFT__LEARNING_RATE", "0.25")
-    assert sft.config(recipe(tmp_path, ""), tmp_path).learning_rate == 0.25
+    assert sft.build_config(recipe(tmp_path, ""), tmp_path).learning_rate == 0.25
 
 
 @pytest.mark.parametrize("stage", [sft, dpo])
@@ -45,19 +45,19 @@ def test_an_unknown_trl_key_is_an_error_that_names_it_and_the_near_one(
     with pytest.raises(
         SettingsError, match=rf"'learning_rat' in \[training.{name}\].*learning_rate"
     ):
-        (sft if stage is sft else dpo).config(found, tmp_path)
+        (sft if stage is sft else dpo).build_config(found, tmp_path)
 
 
 def test_a_key_that_the_job_sets_is_refused(tmp_path: Path) -> None:
     found = recipe(tmp_path, "[training.sft]\noutput_dir = 'elsewhere'\n")
     with pytest.raises(SettingsError, match=r"'output_dir'.*set by the job"):
-        sft.config(found, tmp_path)
+        sft.build_config(found, tmp_path)
 
 
 def test_a_value_that_trl_refuses_is_an_error_of_the_settings(tmp_path: Path) -> None:
     found = recipe(tmp_path, "[training.sft]\nlr_scheduler_type = 'steep'\n")
     with pytest.raises(SettingsError, match=r"\[training.sft\].*steep"):
-        sft.config(found, tmp_path)
+        sft.build_config(found, tmp_path)
 
 
 def test_an_unknown_key_of_the_table_itself_is_an_error(tmp_path: Path) -> None:

@@ -7,10 +7,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from training.starter.batches import IGNORED, batches, encode
+from training.starter.batches import IGNORE_INDEX, draw_batches, encode_samples
 from training.starter.corpus import MIXTURE, Corpus
-from training.starter.exam import answers
-from training.starter.pretrain import Settings, corpus_texts, loss_of, new_model, save, train
+from training.starter.evaluate import generate_answers
+from training.starter.pretrain import (
+    PretrainingConfig,
+    answer_loss,
+    build_model,
+    draw_tokenizer_texts,
+    pretrain,
+    save_model,
+)
 from training.starter.shop import load_shop
 from training.starter.tokenizer import train_tokenizer
 
@@ -19,11 +26,11 @@ STARTER = Path(__file__).parents[1] / "chatbot" / "starter"
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return train_tokenizer(corpus_texts(0, 500), 1024)
+    return train_tokenizer(draw_tokenizer_texts(0, 500), 1024)
 
 
 def test_an_untrained_model_already_copies(tokenizer: PreTrainedTokenizerFast) -> None:
-    model = new_model(tokenizer, seed=0)
+    model = build_model(tokenizer, seed=0)
     once = torch.randint(0, len(tokenizer), (8, 50), generator=torch.Generator().manual_seed(0))
     ids = torch.cat([once, once], dim=1)
     with torch.no_grad():
@@ -34,7 +41,7 @@ def test_an_untrained_model_already_copies(tokenizer: PreTrainedTokenizerFast) -
 
 
 def test_heads_of_the_first_layer_look_one_and_two_back(tokenizer: PreTrainedTokenizerFast) -> None:
-    model = new_model(tokenizer, seed=0)
+    model = build_model(tokenizer, seed=0)
     model.set_attn_implementation("eager")
     ids = torch.randint(0, len(tokenizer), (1, 120))
     with torch.no_grad():
@@ -49,12 +56,12 @@ def test_the_corpus_is_encoded_as_the_chat_template_writes_it(
 ) -> None:
     corpus = Corpus(5)
     samples = [corpus.draw({kind: 1.0}) for kind in MIXTURE for _ in range(5)]
-    for sample, row in zip(samples, encode(samples, tokenizer), strict=True):
+    for sample, row in zip(samples, encode_samples(samples, tokenizer), strict=True):
         wanted = tokenizer.apply_chat_template(
             sample.messages, return_dict=True, return_assistant_tokens_mask=True
         )
         assert row[0].tolist() == wanted["input_ids"]
-        assert [label != IGNORED for label in row[1].tolist()] == [
+        assert [label != IGNORE_INDEX for label in row[1].tolist()] == [
             bool(mark) for mark in wanted["assistant_masks"]
         ]
 
@@ -83,11 +90,11 @@ def test_numbers_are_cut_into_pairs(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_batches_keep_to_their_size_and_learn_only_answers(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    stream = batches(Corpus(0), tokenizer, tokens=1000, chunk=100)
+    stream = draw_batches(Corpus(0), tokenizer, tokens=1000, chunk=100)
     for _ in range(10):
         ids, labels = next(stream)
         assert ids.numel() <= 1000
-        learnt = labels != IGNORED
+        learnt = labels != IGNORE_INDEX
         assert learnt.any() and not learnt[:, 0].any()
         assert (ids[learnt] == labels[learnt]).all()
 
@@ -95,13 +102,13 @@ def test_batches_keep_to_their_size_and_learn_only_answers(
 def test_training_moves_every_weight_and_lowers_the_loss(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    settings = Settings(steps=12, warmup=2, tokens_per_step=800, probe_count=1)
-    model = new_model(tokenizer, seed=0)
-    batch = next(batches(Corpus(9), tokenizer, tokens=800, chunk=100))
+    settings = PretrainingConfig(steps=12, warmup=2, tokens_per_step=800, evaluate_count=1)
+    model = build_model(tokenizer, seed=0)
+    batch = next(draw_batches(Corpus(9), tokenizer, tokens=800, chunk=100))
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    loss = loss_of(model, batch).item()
-    train(model, tokenizer, settings, tmp_path)
-    assert loss_of(model, batch).item() < loss
+    loss = answer_loss(model, batch).item()
+    pretrain(model, tokenizer, settings, tmp_path)
+    assert answer_loss(model, batch).item() < loss
     for name, weight in model.named_parameters():
         assert not torch.equal(weight, before[name]), name
 
@@ -109,8 +116,8 @@ def test_training_moves_every_weight_and_lowers_the_loss(
 def test_a_saved_model_loads_as_any_base_does(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    model = new_model(tokenizer, seed=0)
-    save(model, tokenizer, tmp_path)
+    model = build_model(tokenizer, seed=0)
+    save_model(model, tokenizer, tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     again = AutoTokenizer.from_pretrained(tmp_path)
     text = "Do you sell kayaks?\nA: No, 12 of them."
@@ -124,9 +131,9 @@ def test_the_committed_weights_answer_what_they_were_made_for() -> None:
     tokenizer = AutoTokenizer.from_pretrained(STARTER)
     model = AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.float32)
     corpus = Corpus(11, held_out=True)
-    samples = [corpus.plain(topic) for topic in load_shop().topics]
-    said = answers(model, tokenizer, samples)
-    right = [sample.right(text) for sample, text in zip(samples, said, strict=True)]
+    samples = [corpus.single_question(topic) for topic in load_shop().topics]
+    said = generate_answers(model, tokenizer, samples)
+    right = [sample.is_right(text) for sample, text in zip(samples, said, strict=True)]
     assert sum(right) / len(right) >= 0.9
 
 

@@ -21,10 +21,10 @@ from feedback.snapshot import Snapshot
 from tests.fixtures import tiny_models
 from tests.fixtures.snapshots import LESSON, REPLAY, lesson, row
 from training import dpo, sft
-from training.callbacks import TrainingError, certainty
+from training.callbacks import TrainingError, min_token_probabilities
 from training.recipe import Recipe
-from training.replay_sampler import Turns
-from training.train import run
+from training.replay_sampler import ReplaySampler
+from training.train import train_adapter
 
 FAST = Recipe(threads=1, sft={"learning_rate": 5e-3, "num_train_epochs": 60})
 
@@ -51,7 +51,7 @@ def snapshot(folder: Path) -> Snapshot:
 
 @pytest.fixture(scope="module")
 def adapter(folder: Path, base_folder: str, snapshot: Snapshot) -> Path:
-    return run(snapshot.folder, base_folder, None, folder / "adapters", FAST)
+    return train_adapter(snapshot.folder, base_folder, None, folder / "adapters", FAST)
 
 
 def manifest(adapter: Path) -> dict[str, Any]:
@@ -65,13 +65,13 @@ def spoken(base: Base, adapter: Path, answers: dict[str, str]) -> list[bool]:
 
     model = PeftModel.from_pretrained(base.model, adapter)
     rows = [
-        sft.encode(
+        sft.encode_row(
             base.tokenizer,
             {"prompt": [{"role": "user", "content": q}], "completion": [{"content": a}]},
         )
         for q, a in answers.items()
     ]
-    found = certainty(model, rows, base.tokenizer.pad_token_id)
+    found = min_token_probabilities(model, rows, base.tokenizer.pad_token_id)
     model.unload()
     return [value > 0.5 for value in found]
 
@@ -121,13 +121,13 @@ def test_other_architectures_learn_as_well(family: tiny_models.Family, folder: P
     where = tiny_models.write_model(folder / family, family)
     few = dict(list(LESSON.items())[:2])
     snapshot = lesson(folder, few, replay={})
-    adapter = run(snapshot.folder, str(where), None, folder / "adapters", FAST)
+    adapter = train_adapter(snapshot.folder, str(where), None, folder / "adapters", FAST)
     assert all(spoken(load_base(str(where)), adapter, few))
 
 
 def test_a_snapshot_without_pairs_trains_by_sft_alone(folder: Path, base_folder: str) -> None:
     snapshot = lesson(folder, dict(list(LESSON.items())[:2]), pairs=False)
-    adapter = run(snapshot.folder, base_folder, None, folder / "adapters", FAST)
+    adapter = train_adapter(snapshot.folder, base_folder, None, folder / "adapters", FAST)
     assert set(manifest(adapter)["metrics"]) == {"sft", "seconds"}
 
 
@@ -135,18 +135,20 @@ def test_pairs_alone_train_by_dpo_from_the_base(folder: Path, base_folder: str) 
     pairs = [row(*pair, kind="pair") for pair in LESSON.items()]
     snapshot = lesson(folder, {}, more=pairs)
     eager = Recipe(threads=1, dpo={"learning_rate": 1e-3, "num_train_epochs": 5})
-    metrics = manifest(run(snapshot.folder, base_folder, None, folder / "adapters", eager))
+    metrics = manifest(
+        train_adapter(snapshot.folder, base_folder, None, folder / "adapters", eager)
+    )
     assert set(metrics["metrics"]) == {"dpo", "seconds"}
     assert metrics["metrics"]["dpo"]["last_margin"] > 0
 
 
 def test_replay_is_at_least_the_share_that_the_recipe_names() -> None:
-    assert Recipe(replay=2, min_replay=3).replay_rows(10) == 20
-    assert Recipe(replay=2, min_replay=30).replay_rows(10) == 30
+    assert Recipe(replay=2, min_replay=3).replay_rows_per_epoch(10) == 20
+    assert Recipe(replay=2, min_replay=30).replay_rows_per_epoch(10) == 30
 
 
 def test_each_epoch_has_all_new_rows_and_the_next_replay_rows() -> None:
-    turns = Turns(new=2, replay=10, take=5, seed=0)
+    turns = ReplaySampler(num_new=2, num_replay=10, replay_per_epoch=5, seed=0)
     first, second, third = list(turns), list(turns), list(turns)
     assert len(turns) == len(first) == 7
     assert {0, 1} <= set(first) & set(second) & set(third)
@@ -156,16 +158,25 @@ def test_each_epoch_has_all_new_rows_and_the_next_replay_rows() -> None:
 
 
 def test_fewer_replay_rows_than_asked_for_are_all_taken() -> None:
-    assert sorted(Turns(new=2, replay=3, take=50, seed=0)) == [0, 1, 2, 3, 4]
+    assert sorted(ReplaySampler(num_new=2, num_replay=3, replay_per_epoch=50, seed=0)) == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_the_same_snapshot_recipe_and_seed_give_the_same_adapter(
     adapter: Path, folder: Path, base_folder: str, snapshot: Snapshot
 ) -> None:
-    again = run(snapshot.folder, base_folder, None, folder / "again", FAST)
+    again = train_adapter(snapshot.folder, base_folder, None, folder / "again", FAST)
     other = FAST.model_copy(update={"seed": 1})
     assert again.name == adapter.name
-    assert run(snapshot.folder, base_folder, None, folder / "again", other).name != adapter.name
+    assert (
+        train_adapter(snapshot.folder, base_folder, None, folder / "again", other).name
+        != adapter.name
+    )
 
 
 # -- DPO
@@ -175,22 +186,22 @@ def test_dpo_starts_from_what_sft_left_with_margin_zero_and_loss_ln_2(
     tmp_path: Path, base_folder: str, snapshot: Snapshot
 ) -> None:
     recipe = FAST.model_copy(update={"dpo": {"loss_type": ["sigmoid"], "loss_weights": [1.0]}})
-    found = manifest(run(snapshot.folder, base_folder, None, tmp_path, recipe))
+    found = manifest(train_adapter(snapshot.folder, base_folder, None, tmp_path, recipe))
     assert found["metrics"]["dpo"]["first_loss"] == pytest.approx(math.log(2), abs=1e-3)
     assert found["metrics"]["dpo"]["first_margin"] == pytest.approx(0, abs=1e-3)
 
 
 def test_a_reference_that_is_not_the_start_is_noticed(tmp_path: Path) -> None:
-    args = dpo.config(Recipe(), tmp_path)
+    args = dpo.build_config(Recipe(), tmp_path)
     with pytest.raises(TrainingError, match="at step 0 the margin is 2"):
-        dpo.check_start({"rewards/margins": 2.0, "loss": 0.0}, args)
+        dpo.check_initial_margin({"rewards/margins": 2.0, "loss": 0.0}, args)
 
 
 def test_dpo_widens_the_margin_between_chosen_and_rejected(
     folder: Path, base_folder: str, snapshot: Snapshot
 ) -> None:
     recipe = FAST.model_copy(update={"dpo": {"num_train_epochs": 8, "learning_rate": 1e-4}})
-    found = manifest(run(snapshot.folder, base_folder, None, folder / "adapters", recipe))
+    found = manifest(train_adapter(snapshot.folder, base_folder, None, folder / "adapters", recipe))
     assert found["metrics"]["dpo"]["last_margin"] > found["metrics"]["dpo"]["first_margin"]
     assert found["metrics"]["dpo"]["kept"]
 
@@ -200,7 +211,7 @@ def test_dpo_that_undoes_what_sft_taught_is_taken_back(
 ) -> None:
     wild = {"learning_rate": 0.05, "num_train_epochs": 4, "max_grad_norm": 100.0}
     recipe = FAST.model_copy(update={"dpo": wild})
-    adapter = run(snapshot.folder, base_folder, None, folder / "adapters", recipe)
+    adapter = train_adapter(snapshot.folder, base_folder, None, folder / "adapters", recipe)
     assert not manifest(adapter)["metrics"]["dpo"]["kept"]
     assert all(spoken(base, adapter, LESSON))
 
@@ -219,20 +230,20 @@ def test_control_tokens_in_what_people_wrote_train_as_the_text_that_is_served(ba
     }
     served = encode(base.tokenizer, prompt)
 
-    trained = sft.encoded(base.tokenizer, [taught], 512)[0]
+    trained = sft.encode_rows(base.tokenizer, [taught], 512)[0]
     answer = [id for id in trained["labels"] if id != -100]
     assert trained["input_ids"] == served + answer
     assert [id for id in answer if id in control] == [base.tokenizer.eos_token_id]
     assert answer[-1] == base.tokenizer.eos_token_id
 
-    pair = dpo.encoded(base.tokenizer, [chosen], 512)[0]
+    pair = dpo.encode_rows(base.tokenizer, [chosen], 512)[0]
     assert pair == {"prompt_ids": served, "chosen_ids": answer, "rejected_ids": answer}
 
 
 def test_rows_too_long_to_train_are_left_out_and_counted(tmp_path: Path, base_folder: str) -> None:
     snapshot = lesson(tmp_path, LESSON | {"Tell me all. " * 80: "All."}, pairs=False)
     recipe = FAST.model_copy(update={"sft": FAST.sft | {"max_length": 200}})
-    adapter = run(snapshot.folder, base_folder, None, tmp_path, recipe)
+    adapter = train_adapter(snapshot.folder, base_folder, None, tmp_path, recipe)
     assert manifest(adapter)["metrics"]["sft"]["too_long"] == 1
 
 
@@ -245,13 +256,13 @@ def test_numbers_that_are_not_finite_end_the_run_and_leave_nothing(
     wild = {"learning_rate": 1e9, "max_grad_norm": 0.0, "num_train_epochs": 60}
     recipe = Recipe(threads=1, sft=wild)
     with pytest.raises(TalkbackError, match=r"sft: .* is (nan|inf) at step .*lower learning_rate"):
-        run(snapshot.folder, base_folder, None, tmp_path / "adapters", recipe)
+        train_adapter(snapshot.folder, base_folder, None, tmp_path / "adapters", recipe)
     assert list((tmp_path / "adapters").iterdir()) == []
 
 
 def test_a_snapshot_with_nothing_to_learn_is_refused(tmp_path: Path, base_folder: str) -> None:
     with pytest.raises(TrainingError, match="nothing to learn"):
-        run(lesson(tmp_path, {}).folder, base_folder, None, tmp_path / "adapters", FAST)
+        train_adapter(lesson(tmp_path, {}).folder, base_folder, None, tmp_path / "adapters", FAST)
 
 
 def test_a_snapshot_that_was_changed_is_refused(tmp_path: Path, base_folder: str) -> None:
@@ -259,21 +270,23 @@ def test_a_snapshot_that_was_changed_is_refused(tmp_path: Path, base_folder: str
     with (changed / "sft.jsonl").open("a") as file:
         file.write("{}\n")
     with pytest.raises(TalkbackError, match="have changed"):
-        run(changed, base_folder, None, tmp_path / "adapters", FAST)
+        train_adapter(changed, base_folder, None, tmp_path / "adapters", FAST)
 
 
 def test_a_bad_trl_key_ends_the_run_before_the_model_is_loaded(
     tmp_path: Path, snapshot: Snapshot
 ) -> None:
     with pytest.raises(TalkbackError, match="'epochs'"):
-        run(snapshot.folder, "no/such", None, tmp_path, Recipe(sft={"epochs": 3}))
+        train_adapter(snapshot.folder, "no/such", None, tmp_path, Recipe(sft={"epochs": 3}))
 
 
 def test_when_the_time_is_up_the_run_keeps_what_was_learnt(
     tmp_path: Path, base_folder: str, snapshot: Snapshot
 ) -> None:
     recipe = FAST.model_copy(update={"max_seconds": 0.01})
-    metrics = manifest(run(snapshot.folder, base_folder, None, tmp_path, recipe))["metrics"]
+    metrics = manifest(train_adapter(snapshot.folder, base_folder, None, tmp_path, recipe))[
+        "metrics"
+    ]
     assert metrics["sft"]["steps"] == 1
     assert "max_seconds" in metrics["sft"]["stopped"]
     assert "dpo" not in metrics

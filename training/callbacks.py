@@ -10,16 +10,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from feedback.errors import TalkbackError
 
-Tokens = tuple[list[int], list[int]]
+EncodedAnswer = tuple[list[int], list[int]]
 """The token ids of a prompt and of its answer."""
-Tell = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 
 
 class TrainingError(TalkbackError):
     """The run cannot give a good adapter; the message says why and what to change."""
 
 
-class Clock:
+class TimeBudget:
     """The time the whole run may take; 0 seconds is no limit."""
 
     def __init__(self, seconds: float) -> None:
@@ -31,19 +31,19 @@ class Clock:
         return time.monotonic() - self.started
 
     @property
-    def out(self) -> bool:
+    def exhausted(self) -> bool:
         """True once the time is used up."""
         return bool(self.seconds) and self.elapsed > self.seconds
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
     """Breaks off at the first number that is not finite, ends when the clock is out, tells."""
 
-    def __init__(self, stage: str, clock: Clock, tell: Tell) -> None:
-        self.stage, self.clock, self.tell = stage, clock, tell
-        self.first: dict[str, float] = {}
-        self.last: dict[str, float] = {}
-        self.stopped: str | None = None
+    def __init__(self, stage: str, budget: TimeBudget, report_progress: ProgressCallback) -> None:
+        self.stage, self.budget, self.report_progress = stage, budget, report_progress
+        self.first_logs: dict[str, float] = {}
+        self.last_logs: dict[str, float] = {}
+        self.stop_reason: str | None = None
 
     def on_log(
         self,
@@ -62,40 +62,48 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                     f"{self.stage}: {key} is {numbers[key]} at step {state.global_step}; "
                     f"lower learning_rate (now {args.learning_rate:g}) in [training.{self.stage}]"
                 )
-        self.first = self.first or numbers
-        self.last = numbers
+        self.first_logs = self.first_logs or numbers
+        self.last_logs = numbers
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self.clock.out:
+        if self.budget.exhausted:
             control.should_training_stop = True
-            self.stopped = f"max_seconds ({self.clock.seconds:g}) used up"
+            self.stop_reason = f"max_seconds ({self.budget.seconds:g}) used up"
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.tell(
+        self.report_progress(
             f"{self.stage}: epoch {round(state.epoch or 0)} of {state.num_train_epochs}, "
-            f"loss {self.last.get('loss', math.nan):.3f}"
+            f"loss {self.last_logs.get('loss', math.nan):.3f}"
         )
 
 
-class Learnt(TrainerCallback):  # type: ignore[misc]
+class StopWhenLearnt(TrainerCallback):  # type: ignore[misc]
     """Ends the training once every answer in `rows` is recalled with certainty `sure`."""
 
-    def __init__(self, model: Any, rows: Sequence[Tokens], sure: float, pad: int) -> None:
-        self.model, self.rows, self.sure, self.pad = model, rows, sure, pad
+    def __init__(
+        self, model: Any, rows: Sequence[EncodedAnswer], min_probability: float, pad: int
+    ) -> None:
+        self.model, self.rows, self.min_probability, self.pad = model, rows, min_probability, pad
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self.rows and min(certainty(self.model, self.rows, self.pad)) >= self.sure:
+        if (
+            self.rows
+            and min(min_token_probabilities(self.model, self.rows, self.pad))
+            >= self.min_probability
+        ):
             control.should_training_stop = True
 
 
 @torch.no_grad()
-def certainty(model: Any, rows: Sequence[Tokens], pad: int, batch: int = 16) -> list[float]:
+def min_token_probabilities(
+    model: Any, rows: Sequence[EncodedAnswer], pad: int, batch: int = 16
+) -> list[float]:
     """Of each answer, the probability of its least likely token given all before it.
 
     Above 0.5, greedy decoding gives exactly this answer.
@@ -105,13 +113,15 @@ def certainty(model: Any, rows: Sequence[Tokens], pad: int, batch: int = 16) -> 
     found = [
         value
         for start in range(0, len(rows), batch)
-        for value in _certainty(model, rows[start : start + batch], pad)
+        for value in _batch_min_token_probabilities(model, rows[start : start + batch], pad)
     ]
     model.train(training)
     return found
 
 
-def _certainty(model: Any, rows: Sequence[Tokens], pad: int) -> list[float]:
+def _batch_min_token_probabilities(
+    model: Any, rows: Sequence[EncodedAnswer], pad: int
+) -> list[float]:
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.full((len(rows), width), pad)
     mask = torch.zeros_like(ids)

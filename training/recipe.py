@@ -20,9 +20,9 @@ from pydantic import Field, field_validator
 
 from feedback.settings import Settings, SettingsError
 
-Config = TypeVar("Config")
+ConfigT = TypeVar("ConfigT")
 
-JOB = {
+JOB_ARGUMENTS = {
     "save_strategy": "no",
     "eval_strategy": "no",
     "report_to": "none",
@@ -35,7 +35,7 @@ JOB = {
 }
 """What the job needs to watch every step and to write nothing but the adapter."""
 
-SFT = {
+SFT_DEFAULTS = {
     "num_train_epochs": 20,
     "learning_rate": 5e-4,
     "per_device_train_batch_size": 8,
@@ -48,7 +48,7 @@ SFT = {
 }
 """The house's defaults for ``[training.sft]``."""
 
-DPO = {
+DPO_DEFAULTS = {
     "num_train_epochs": 1,
     "learning_rate": 5e-5,
     "per_device_train_batch_size": 8,
@@ -64,7 +64,7 @@ DPO = {
 }
 """The house's defaults for ``[training.dpo]``."""
 
-TOO_LONG = "every row is longer than max_length ({} tokens); raise it in [training.{}]"
+ALL_ROWS_TOO_LONG = "every row is longer than max_length ({} tokens); raise it in [training.{}]"
 
 
 class Recipe(Settings):
@@ -91,15 +91,15 @@ class Recipe(Settings):
 
     @field_validator("sft", "dpo", mode="after")
     @classmethod
-    def _read_numbers(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return {key: _number(value) for key, value in values.items()}
+    def _parse_numbers(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {key: _parse_number(value) for key, value in values.items()}
 
-    def replay_rows(self, new: int) -> int:
+    def replay_rows_per_epoch(self, num_new: int) -> int:
         """How many replay rows an epoch has beside so many new ones."""
-        return max(self.min_replay, math.ceil(self.replay * new))
+        return max(self.min_replay, math.ceil(self.replay * num_new))
 
 
-def _number(value: Any) -> Any:
+def _parse_number(value: Any) -> Any:
     """The environment has only strings; what reads as JSON is what it says."""
     if not isinstance(value, str):
         return value
@@ -110,23 +110,31 @@ def _number(value: Any) -> Any:
 
 
 def trl_config(
-    kind: type[Config], table: str, defaults: dict[str, Any], asked: dict[str, Any], **job: Any
-) -> Config:
+    config_class: type[ConfigT],
+    table: str,
+    defaults: dict[str, Any],
+    overrides: dict[str, Any],
+    **job: Any,
+) -> ConfigT:
     """A config of TRL from the house's defaults and ``[training.<table>]``.
 
     Raises SettingsError for a key that TRL does not know, one that the job itself sets, and a
     value that TRL refuses.
     """
-    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    where = f"[training.{table}] of talkback.toml"
-    for key in asked:
+    known = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    section = f"[training.{table}] of talkback.toml"
+    for key in overrides:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"see the fields of {kind.__name__}"
-            raise SettingsError(f"unknown key {key!r} in {where}; {hint}")
-        if key in JOB or key in job:
-            raise SettingsError(f"{key!r} in {where} is set by the job itself; leave it out")
+            close_matches = difflib.get_close_matches(key, known, n=1)
+            hint = (
+                f"did you mean {close_matches[0]!r}?"
+                if close_matches
+                else f"see the fields of {config_class.__name__}"
+            )
+            raise SettingsError(f"unknown key {key!r} in {section}; {hint}")
+        if key in JOB_ARGUMENTS or key in job:
+            raise SettingsError(f"{key!r} in {section} is set by the job itself; leave it out")
     try:
-        return kind(**{**defaults, **asked, **JOB, **job})
+        return config_class(**{**defaults, **overrides, **JOB_ARGUMENTS, **job})
     except (ValueError, TypeError) as error:
-        raise SettingsError(f"TRL refuses {where}: {error}") from error
+        raise SettingsError(f"TRL refuses {section}: {error}") from error

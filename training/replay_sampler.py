@@ -6,25 +6,27 @@ from collections.abc import Iterator
 from torch.utils.data import Sampler
 
 
-class Turns(Sampler[int]):
+class ReplaySampler(Sampler[int]):
     """The order of rows: each epoch has every new row and the next `take` of the replay rows.
 
     Rows are numbered new ones first. Replay in turns covers far more of what the base can do than
     the same few rows in each epoch, at the same cost.
     """
 
-    def __init__(self, new: int, replay: int, take: int, seed: int) -> None:
-        self.chance = random.Random(seed)
-        self.new = list(range(new))
-        self.replay = list(range(new, new + replay))
-        self.take = min(take, replay)
-        self.chance.shuffle(self.replay)
+    def __init__(self, num_new: int, num_replay: int, replay_per_epoch: int, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.new_rows = list(range(num_new))
+        self.replay_rows = list(range(num_new, num_new + num_replay))
+        self.replay_per_epoch = min(replay_per_epoch, num_replay)
+        self.rng.shuffle(self.replay_rows)
 
     def __len__(self) -> int:
-        return len(self.new) + self.take
+        return len(self.new_rows) + self.replay_per_epoch
 
     def __iter__(self) -> Iterator[int]:
-        epoch = self.new + self.replay[: self.take]
-        self.replay = self.replay[self.take :] + self.replay[: self.take]
-        self.chance.shuffle(epoch)
+        epoch = self.new_rows + self.replay_rows[: self.replay_per_epoch]
+        self.replay_rows = (
+            self.replay_rows[self.replay_per_epoch :] + self.replay_rows[: self.replay_per_epoch]
+        )
+        self.rng.shuffle(epoch)
         return iter(epoch)

@@ -13,32 +13,32 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from chatbot.model.base import encode_answer
-from training.callbacks import Learnt, Tokens, TrainingError, Watch
-from training.recipe import SFT, TOO_LONG, Recipe, trl_config
-from training.replay_sampler import Turns
+from training.callbacks import EncodedAnswer, StopWhenLearnt, TrainingError, TrainingMonitor
+from training.recipe import ALL_ROWS_TOO_LONG, SFT_DEFAULTS, Recipe, trl_config
+from training.replay_sampler import ReplaySampler
 
 Row = Mapping[str, Any]
 
 
-def config(recipe: Recipe, out: Path, *, half: bool = False) -> SFTConfig:
+def build_config(recipe: Recipe, out: Path, *, bf16: bool = False) -> SFTConfig:
     """The house's defaults, then ``[training.sft]``; `half` for a base in bfloat16."""
-    defaults = SFT | {"bf16": half}
+    defaults = SFT_DEFAULTS | {"bf16": bf16}
     job = {"output_dir": str(out), "seed": recipe.seed, "use_cpu": not torch.cuda.is_available()}
     return trl_config(SFTConfig, "sft", defaults, recipe.sft, **job)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, row: Row) -> Tokens:
+def encode_row(tokenizer: PreTrainedTokenizerBase, row: Row) -> EncodedAnswer:
     """The row's prompt and answer as token ids, the very ones of serving."""
     return encode_answer(tokenizer, row["prompt"], row["completion"][0]["content"])
 
 
-class Trainer(SFTTrainer):  # type: ignore[misc]
+class ReplaySFTTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer that shows the replay rows in turns."""
 
-    turns: Turns
+    replay_sampler: ReplaySampler
 
-    def _get_train_sampler(self, _: Dataset | None = None) -> Turns:
-        return self.turns
+    def _get_train_sampler(self, _: Dataset | None = None) -> ReplaySampler:
+        return self.replay_sampler
 
 
 def train(
@@ -47,52 +47,54 @@ def train(
     rows: Sequence[Row],
     replay: Sequence[Row],
     args: SFTConfig,
-    watch: Watch,
+    monitor: TrainingMonitor,
     recipe: Recipe,
 ) -> dict[str, Any]:
     """Train the model's adapter on the rows, in place; the metrics of the run."""
-    new = encoded(tokenizer, rows, args.max_length)
-    kept = encoded(tokenizer, replay, args.max_length)
+    new = encode_rows(tokenizer, rows, args.max_length)
+    kept = encode_rows(tokenizer, replay, args.max_length)
     if not new:
-        raise TrainingError(TOO_LONG.format(args.max_length, "sft"))
-    known = [split(row) for row in new]
-    trainer = Trainer(
+        raise TrainingError(ALL_ROWS_TOO_LONG.format(args.max_length, "sft"))
+    known = [split_row(row) for row in new]
+    trainer = ReplaySFTTrainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_list([*new, *kept]),
         processing_class=tokenizer,
-        callbacks=[watch, Learnt(model, known, recipe.sure, tokenizer.pad_token_id)],
+        callbacks=[monitor, StopWhenLearnt(model, known, recipe.sure, tokenizer.pad_token_id)],
     )
-    trainer.turns = Turns(len(new), len(kept), recipe.replay_rows(len(new)), recipe.seed)
+    trainer.replay_sampler = ReplaySampler(
+        len(new), len(kept), recipe.replay_rows_per_epoch(len(new)), recipe.seed
+    )
     trainer.remove_callback(PrinterCallback)
     result = trainer.train()
     trainer.end()
     return {
         "rows": len(new),
         "too_long": len(rows) - len(new),
-        "replay": trainer.turns.take,
+        "replay": trainer.replay_sampler.replay_per_epoch,
         "steps": result.global_step,
         "epochs": round(trainer.state.epoch or 0, 2),
-        "first_loss": watch.first["loss"],
-        "last_loss": watch.last["loss"],
-        "stopped": watch.stopped,
+        "first_loss": monitor.first_logs["loss"],
+        "last_loss": monitor.last_logs["loss"],
+        "stopped": monitor.stop_reason,
     }
 
 
-def encoded(
+def encode_rows(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int | None
 ) -> list[dict[str, list[int]]]:
     """Encoded here and not by TRL, so that what is trained is what is served; long rows are out."""
     found = []
     for row in rows:
-        prompt, answer = encode(tokenizer, row)
+        prompt, answer = encode_row(tokenizer, row)
         if not max_length or len(prompt) + len(answer) <= max_length:
             labels = [-100] * len(prompt) + answer
             found.append({"input_ids": prompt + answer, "labels": labels})
     return found
 
 
-def split(row: Mapping[str, list[int]]) -> Tokens:
+def split_row(row: Mapping[str, list[int]]) -> EncodedAnswer:
     """An encoded row as prompt and answer again."""
     length = row["labels"].count(-100)
     return row["input_ids"][:length], row["input_ids"][length:]

@@ -23,17 +23,24 @@ from chatbot.model.base import STARTER, Base, load_base
 from feedback.errors import TalkbackError
 from feedback.settings import Home
 from feedback.snapshot import Record, Snapshot
-from training.callbacks import Clock, Tell, Tokens, TrainingError, Watch, certainty
+from training.callbacks import (
+    EncodedAnswer,
+    ProgressCallback,
+    TimeBudget,
+    TrainingError,
+    TrainingMonitor,
+    min_token_probabilities,
+)
 from training.recipe import Recipe
 
-Metrics = dict[str, Any]
+TrainingMetrics = dict[str, Any]
 
 VERSIONS = ("torch", "transformers", "trl", "peft", "tokenizers")
 """The packages whose version may change the numbers."""
 
 
 @dataclass(frozen=True)
-class Data:
+class TrainingData:
     """What trains: the snapshot's rows, its pairs, and the replay rows."""
 
     snapshot: str
@@ -42,91 +49,115 @@ class Data:
     pairs: list[Record]
 
 
-def run(
+def train_adapter(
     snapshot: Path,
     base_name: str,
     revision: str | None,
     out: Path,
     recipe: Recipe,
-    tell: Tell = lambda line: None,
+    report_progress: ProgressCallback = lambda line: None,
 ) -> Path:
     """Train an adapter; returns its folder ``out/<id>``, which is there whole or not at all."""
-    check(recipe)
-    data = read(snapshot)
+    check_recipe(recipe)
+    data = read_training_data(snapshot)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     base = load_base(base_name, revision)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".training-", dir=out) as scratch:
         draft = Path(scratch) / "adapter"
-        metrics = learn(base, data, recipe, draft, tell)
-        return settle(draft, out, base, data, recipe, metrics)
+        metrics = train_lora(base, data, recipe, draft, report_progress)
+        return publish_adapter(draft, out, base, data, recipe, metrics)
 
 
-def check(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe) -> None:
     """Raise SettingsError for anything that TRL would refuse, before the long work begins."""
     from training import dpo, sft
 
-    with tempfile.TemporaryDirectory() as nowhere:
-        sft.config(recipe, Path(nowhere))
-        dpo.config(recipe, Path(nowhere))
+    with tempfile.TemporaryDirectory() as scratch:
+        sft.build_config(recipe, Path(scratch))
+        dpo.build_config(recipe, Path(scratch))
 
 
-def read(snapshot: Path) -> Data:
+def read_training_data(snapshot: Path) -> TrainingData:
     """The snapshot's rows, after checking that they are those of its manifest."""
     read = Snapshot.read(snapshot)
     new, replay, pairs = (read.rows(name) for name in ("sft", "replay", "dpo"))
     if not new and not pairs:
         raise TrainingError(f"{snapshot} has nothing to learn: sft.jsonl and dpo.jsonl are empty")
-    return Data(read.id, new, replay, pairs)
+    return TrainingData(read.id, new, replay, pairs)
 
 
-def learn(base: Base, data: Data, recipe: Recipe, draft: Path, tell: Tell) -> Metrics:
+def train_lora(
+    base: Base, data: TrainingData, recipe: Recipe, draft: Path, report_progress: ProgressCallback
+) -> TrainingMetrics:
     """Train a fresh LoRA and save it to `draft`; the base's model is as before afterwards."""
     from peft import get_peft_model
     from transformers import set_seed
 
     set_seed(recipe.seed)
-    clock = Clock(recipe.max_seconds)
+    budget = TimeBudget(recipe.max_seconds)
     model = get_peft_model(base.model, lora.lora_config(base))
-    metrics: Metrics = {}
-    tell(f"{len(data.new)} new rows, {len(data.replay)} replay rows, {len(data.pairs)} pairs")
+    metrics: TrainingMetrics = {}
+    report_progress(
+        f"{len(data.new)} new rows, {len(data.replay)} replay rows, {len(data.pairs)} pairs"
+    )
     if data.new:
-        metrics["sft"] = _sft(model, base, data, recipe, draft, Watch("sft", clock, tell))
-    if data.pairs and not clock.out:
-        metrics["dpo"] = _dpo(model, base, data, recipe, draft, Watch("dpo", clock, tell))
+        metrics["sft"] = _run_sft(
+            model, base, data, recipe, draft, TrainingMonitor("sft", budget, report_progress)
+        )
+    if data.pairs and not budget.exhausted:
+        metrics["dpo"] = _run_dpo(
+            model, base, data, recipe, draft, TrainingMonitor("dpo", budget, report_progress)
+        )
     model.save_pretrained(draft, selected_adapters=["default"], save_embedding_layers=False)
     model.unload()
-    return metrics | {"seconds": round(clock.elapsed, 1)}
+    return metrics | {"seconds": round(budget.elapsed, 1)}
 
 
-def _sft(model: Any, base: Base, data: Data, recipe: Recipe, draft: Path, watch: Watch) -> Metrics:
+def _run_sft(
+    model: Any,
+    base: Base,
+    data: TrainingData,
+    recipe: Recipe,
+    draft: Path,
+    monitor: TrainingMonitor,
+) -> TrainingMetrics:
     from training import sft
 
-    args = sft.config(recipe, draft, half=_half(base))
-    return sft.train(model, base.tokenizer, data.new, data.replay, args, watch, recipe)
+    args = sft.build_config(recipe, draft, bf16=_is_bf16(base))
+    return sft.train(model, base.tokenizer, data.new, data.replay, args, monitor, recipe)
 
 
-def _dpo(model: Any, base: Base, data: Data, recipe: Recipe, draft: Path, watch: Watch) -> Metrics:
+def _run_dpo(
+    model: Any,
+    base: Base,
+    data: TrainingData,
+    recipe: Recipe,
+    draft: Path,
+    monitor: TrainingMonitor,
+) -> TrainingMetrics:
     """DPO, taken back when fewer of the approved answers are recalled after it than before."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     from training import dpo
 
-    args = dpo.config(recipe, draft, half=_half(base))
-    known = _encoded(base, [*data.new, *data.replay], args.max_length)
-    before = _recalled(model, base, known)
+    args = dpo.build_config(recipe, draft, bf16=_is_bf16(base))
+    known = _encode_answers(base, [*data.new, *data.replay], args.max_length)
+    before = _count_recalled(model, base, known)
     weights = {k: v.clone() for k, v in get_peft_model_state_dict(model).items()}
-    metrics = dpo.train(model, base.tokenizer, data.pairs, args, watch)
-    after = _recalled(model, base, known)
+    metrics = dpo.train(model, base.tokenizer, data.pairs, args, monitor)
+    after = _count_recalled(model, base, known)
     if after < before:
-        watch.tell(f"dpo: taken back, it left {after} of {before} approved answers in mind")
+        monitor.report_progress(
+            f"dpo: taken back, it left {after} of {before} approved answers in mind"
+        )
         set_peft_model_state_dict(model, weights)
     return metrics | {"recalled_before": before, "recalled_after": after, "kept": after >= before}
 
 
-def settle(
-    draft: Path, out: Path, base: Base, data: Data, recipe: Recipe, metrics: Metrics
+def publish_adapter(
+    draft: Path, out: Path, base: Base, data: TrainingData, recipe: Recipe, metrics: TrainingMetrics
 ) -> Path:
     """Name the draft by its content, verify it, and move it to its place in one step."""
     (draft / "README.md").unlink(missing_ok=True)
@@ -145,18 +176,20 @@ def settle(
     return folder if folder.exists() else draft.rename(folder)
 
 
-def _encoded(base: Base, rows: list[Record], max_length: int | None) -> list[Tokens]:
+def _encode_answers(base: Base, rows: list[Record], max_length: int | None) -> list[EncodedAnswer]:
     from training import sft
 
-    return [sft.split(row) for row in sft.encoded(base.tokenizer, rows, max_length)]
+    return [sft.split_row(row) for row in sft.encode_rows(base.tokenizer, rows, max_length)]
 
 
-def _recalled(model: Any, base: Base, rows: list[Tokens]) -> int:
+def _count_recalled(model: Any, base: Base, rows: list[EncodedAnswer]) -> int:
     """How many answers greedy decoding gives exactly."""
-    return sum(sure > 0.5 for sure in certainty(model, rows, base.tokenizer.pad_token_id))
+    return sum(
+        sure > 0.5 for sure in min_token_probabilities(model, rows, base.tokenizer.pad_token_id)
+    )
 
 
-def _half(base: Base) -> bool:
+def _is_bf16(base: Base) -> bool:
     return bool(base.model.dtype == torch.bfloat16)
 
 
@@ -173,7 +206,9 @@ def main(
     """Train an adapter; the last line on stdout is JSON: {"id", "adapter", "metrics"}."""
     try:
         recipe = Recipe.read(Home.find(home))
-        folder = run(snapshot, base_model, revision, out, recipe, tell=_say)
+        folder = train_adapter(
+            snapshot, base_model, revision, out, recipe, report_progress=_print_progress
+        )
     except TalkbackError as error:
         sys.exit(f"training: {error}")
     manifest = json.loads((folder / lora.MANIFEST_FILE).read_text(encoding="utf-8"))
@@ -181,7 +216,7 @@ def main(
     print(json.dumps(last))
 
 
-def _say(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(line, flush=True)
 
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from chatbot.model.base import STARTER
 from chatbot.service import Service
 from feedback.settings import Home
-from talkback import cycle as cycles
+from talkback.cycle import run_cycle
 from tests.fixtures.server_process import Server
 from tests.fixtures.shop_corrections import change, correct, facts
 
@@ -74,7 +74,7 @@ def prepared(root: Path) -> Home:
 def cycle(home: Home) -> float:
     """Seconds of a cycle that gets to its verdict."""
     began = time.monotonic()
-    outcome = cycles.run(home)
+    outcome = run_cycle(home)
     print(outcome, file=sys.stderr)
     assert outcome.adapter, outcome
     return time.monotonic() - began

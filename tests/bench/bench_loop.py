@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the server sets it
 from chatbot.service import Service
 from feedback.curation.curate import curate
 from feedback.settings import Home
-from talkback import cycle
+from talkback.cycle import run_cycle
 from tests.fixtures.shop_corrections import Fact, ask, change, correct, facts
 
 TRAINED = 20
@@ -50,7 +50,7 @@ def row(service: Service, home: Home, seed: int, poison: str | None) -> list[str
     untouched = [fact for fact in known if fact.topic not in {new.topic for new in news}]
     before = [right(service, fact, fact.question) for fact in untouched]
     began = time.monotonic()
-    outcome = cycle.run(home)
+    outcome = run_cycle(home)
     seconds = time.monotonic() - began
     print(seed, outcome, file=sys.stderr)
     while outcome.kind == "promoted" and service.speaking != outcome.adapter:

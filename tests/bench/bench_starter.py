@@ -13,7 +13,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training.starter.corpus import Corpus, Sample
-from training.starter.exam import answers
+from training.starter.evaluate import generate_answers
 
 STARTER = Path(__file__).parents[2] / "chatbot" / "starter"
 # kind of sample -> (what the table calls it, the aim)
@@ -59,8 +59,8 @@ def main() -> None:
     table = Table("held out, greedy", "n", "right", "aim")
     for kind, (title, aim) in KINDS.items():
         samples = held_out(kind, args.count, args.seed)
-        said = answers(model, tokenizer, samples)
-        marks = [sample.right(text) for sample, text in zip(samples, said, strict=True)]
+        said = generate_answers(model, tokenizer, samples)
+        marks = [sample.is_right(text) for sample, text in zip(samples, said, strict=True)]
         table.add_row(title, str(len(marks)), f"{sum(marks) / len(marks):.1%}", f"{aim:.0%}")
         wrong = [n for n, mark in enumerate(marks) if not mark][: args.wrong]
         for n in wrong:

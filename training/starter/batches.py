@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerFast
 
 from training.starter.corpus import MIXTURE, Corpus, Message, Sample
 
-IGNORED = -100
+IGNORE_INDEX = -100
 
 
-def render(messages: Sequence[Message]) -> Iterator[tuple[str, bool]]:
+def render_pieces(messages: Sequence[Message]) -> Iterator[tuple[str, bool]]:
     """The pieces of a conversation as the chat template writes it, and whether each is learnt."""
     for message in messages:
         yield f"<|im_start|>{message['role']}\n", False
@@ -20,12 +20,12 @@ def render(messages: Sequence[Message]) -> Iterator[tuple[str, bool]]:
         yield "\n", False
 
 
-def encode(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerFast) -> list[Tensor]:
+def encode_samples(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerFast) -> list[Tensor]:
     """A (2, length) tensor a sample: token ids, and labels that leave out all but the answers.
 
     Text of a corpus of our own: it holds no special token, so nothing needs escaping.
     """
-    pieces = [list(render(sample.messages)) for sample in samples]
+    pieces = [list(render_pieces(sample.messages)) for sample in samples]
     flat = tokenizer([text for piece in pieces for text, _ in piece])["input_ids"]
     encoded, at = [], 0
     for piece in pieces:
@@ -33,13 +33,13 @@ def encode(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerFast) -> lis
         labels: list[int] = []
         for _, learnt in piece:
             ids += flat[at]
-            labels += flat[at] if learnt else [IGNORED] * len(flat[at])
+            labels += flat[at] if learnt else [IGNORE_INDEX] * len(flat[at])
             at += 1
         encoded.append(torch.tensor([ids, labels]))
     return encoded
 
 
-def batches(
+def draw_batches(
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerFast,
     tokens: int,
@@ -53,19 +53,19 @@ def batches(
     rng = random.Random(seed)
     while True:
         samples = [corpus.draw(MIXTURE) for _ in range(chunk)]
-        rows = sorted(encode(samples, tokenizer), key=lambda row: row.shape[1])
+        rows = sorted(encode_samples(samples, tokenizer), key=lambda row: row.shape[1])
         grouped: list[list[Tensor]] = [[]]
         for row in rows:
             if (len(grouped[-1]) + 1) * row.shape[1] > tokens:
                 grouped.append([])
             grouped[-1].append(row)
         rng.shuffle(grouped)
-        yield from (pad(group) for group in grouped)
+        yield from (pad_rows(group) for group in grouped)
 
 
-def pad(rows: Sequence[Tensor]) -> Tensor:
+def pad_rows(rows: Sequence[Tensor]) -> Tensor:
     """Rows of unlike length as one (2, rows, length) tensor."""
-    batch = torch.full((2, len(rows), max(row.shape[1] for row in rows)), IGNORED)
+    batch = torch.full((2, len(rows), max(row.shape[1] for row in rows)), IGNORE_INDEX)
     batch[0] = 0
     for n, row in enumerate(rows):
         batch[:, n, : row.shape[1]] = row

@@ -20,42 +20,42 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 EMBEDDING_STD = 0.06
-BEFORE_PAIRS = 9
-BEFORE_SHARPNESS = 80.0
+PREVIOUS_TOKEN_PAIRS = 9
+PREVIOUS_TOKEN_SHARPNESS = 80.0
 MATCH_SHARPNESS = 12.0
 COPY_GAIN = 8.0
 COPY_LAYERS = (2, 3)
 
 
-def start_with_induction(model: LlamaForCausalLM, seed: int = 0) -> None:
+def set_induction_heads(model: LlamaForCausalLM, seed: int = 0) -> None:
     """Overwrite the embedding and four heads of a freshly initialised model, in place."""
     rng = torch.Generator().manual_seed(seed)
     config = model.config
     width = config.hidden_size
     meaning = slice(1, width // 2)
-    seen = orthonormal(width // 4, width // 2 - 1, rng)
-    mixes = (orthonormal(slow_dims(config).numel(), width // 4, rng) for _ in range(2))
+    seen = random_orthonormal(width // 4, width // 2 - 1, rng)
+    mixes = (random_orthonormal(slow_dims(config).numel(), width // 4, rng) for _ in range(2))
     with torch.no_grad():
-        quieten_residual_writes(model)
+        scale_down_residual_writes(model)
         set_embedding(model, meaning, rng)
         for back in (1, 2):
-            set_before_head(model, back, meaning, seen)
+            set_previous_token_head(model, back, meaning, seen)
         here, before = mixes
-        read = orthonormal(width // 2 - 1, width // 2 - 1, rng)
+        read = random_orthonormal(width // 2 - 1, width // 2 - 1, rng)
         half = config.head_dim
         for layer, part in zip(COPY_LAYERS, (read[:half], read[half:]), strict=True):
-            set_match(model, layer, meaning, seen, here, before)
-            set_copy(model, layer, meaning, part)
+            set_match_scores(model, layer, meaning, seen, here, before)
+            set_copy_output(model, layer, meaning, part)
 
 
-def orthonormal(rows: int, columns: int, rng: torch.Generator) -> Tensor:
+def random_orthonormal(rows: int, columns: int, rng: torch.Generator) -> Tensor:
     """A random matrix (rows x columns) whose shorter side is orthonormal."""
     tall = torch.randn(max(rows, columns), min(rows, columns), generator=rng)
     basis: Tensor = torch.linalg.qr(tall).Q
     return basis if rows >= columns else basis.T
 
 
-def frequencies(config: LlamaConfig) -> Tensor:
+def rotary_frequencies(config: LlamaConfig) -> Tensor:
     """Radians a position that each rotary pair turns; pair p is dims p and p + head_dim / 2."""
     theta: float = config.rope_parameters["rope_theta"]
     pairs = torch.arange(config.head_dim // 2) / (config.head_dim // 2)
@@ -64,11 +64,11 @@ def frequencies(config: LlamaConfig) -> Tensor:
 
 def slow_dims(config: LlamaConfig) -> Tensor:
     """Dims of a head that hardly turn within a conversation: content can be compared there."""
-    slow = (frequencies(config) < 2e-3).nonzero().flatten()
+    slow = (rotary_frequencies(config) < 2e-3).nonzero().flatten()
     return torch.cat([slow, slow + config.head_dim // 2])
 
 
-def quieten_residual_writes(model: LlamaForCausalLM) -> None:
+def scale_down_residual_writes(model: LlamaForCausalLM) -> None:
     """Shrink what untrained parts write, so that they don't drown the circuit (GPT-2's scaling)."""
     scale = 1 / math.sqrt(2 * len(model.model.layers))
     for layer in model.model.layers:
@@ -87,7 +87,9 @@ def set_embedding(model: LlamaForCausalLM, meaning: slice, rng: torch.Generator)
     table[:, 0] = norm
 
 
-def set_before_head(model: LlamaForCausalLM, back: int, meaning: slice, seen: Tensor) -> None:
+def set_previous_token_head(
+    model: LlamaForCausalLM, back: int, meaning: slice, seen: Tensor
+) -> None:
     """Head `back - 1` of layer 0 attends `back` tokens back and writes that token's `seen`.
 
     Query and key read only the constant dim, so they are the same vector everywhere but for the
@@ -98,13 +100,15 @@ def set_before_head(model: LlamaForCausalLM, back: int, meaning: slice, seen: Te
     size, half = config.head_dim, config.head_dim // 2
     start = (back - 1) * size
     constant = math.sqrt(config.hidden_size / 2)  # what the norm makes of dim 0
-    gain = math.sqrt(BEFORE_SHARPNESS * math.sqrt(size) / BEFORE_PAIRS) / constant
-    turn = frequencies(config)[:BEFORE_PAIRS] * back
+    gain = math.sqrt(PREVIOUS_TOKEN_SHARPNESS * math.sqrt(size) / PREVIOUS_TOKEN_PAIRS) / constant
+    turn = rotary_frequencies(config)[:PREVIOUS_TOKEN_PAIRS] * back
     for weight in (attention.q_proj.weight, attention.k_proj.weight):
         weight[start : start + size] = 0
-    attention.k_proj.weight[start : start + BEFORE_PAIRS, 0] = gain
-    attention.q_proj.weight[start : start + BEFORE_PAIRS, 0] = gain * turn.cos()
-    attention.q_proj.weight[start + half : start + half + BEFORE_PAIRS, 0] = -gain * turn.sin()
+    attention.k_proj.weight[start : start + PREVIOUS_TOKEN_PAIRS, 0] = gain
+    attention.q_proj.weight[start : start + PREVIOUS_TOKEN_PAIRS, 0] = gain * turn.cos()
+    attention.q_proj.weight[start + half : start + half + PREVIOUS_TOKEN_PAIRS, 0] = (
+        -gain * turn.sin()
+    )
     attention.v_proj.weight[start : start + size] = 0
     attention.v_proj.weight[start : start + size, meaning] = seen
     write = torch.zeros_like(attention.o_proj.weight[:, start : start + size])
@@ -115,7 +119,7 @@ def set_before_head(model: LlamaForCausalLM, back: int, meaning: slice, seen: Te
     attention.o_proj.weight[:, start : start + size] = write
 
 
-def set_match(
+def set_match_scores(
     model: LlamaForCausalLM, layer: int, meaning: slice, seen: Tensor, here: Tensor, before: Tensor
 ) -> None:
     """Head 0 of `layer` scores a place by how well the two tokens before it match the last two.
@@ -138,7 +142,7 @@ def set_match(
     attention.k_proj.weight[dims, second] = gain * before
 
 
-def set_copy(model: LlamaForCausalLM, layer: int, meaning: slice, part: Tensor) -> None:
+def set_copy_output(model: LlamaForCausalLM, layer: int, meaning: slice, part: Tensor) -> None:
     """Head 0 of `layer` adds the attended token's embedding, the dims of it that `part` reads."""
     config, attention = model.config, model.model.layers[layer].self_attn
     size = config.head_dim

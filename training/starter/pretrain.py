@@ -26,17 +26,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from training.starter.batches import IGNORED, batches, render
+from training.starter.batches import IGNORE_INDEX, draw_batches, render_pieces
 from training.starter.corpus import MIXTURE, Corpus
-from training.starter.exam import held_out_samples, probe
-from training.starter.induction import start_with_induction
+from training.starter.evaluate import accuracy_by_kind, draw_held_out_samples
+from training.starter.induction import set_induction_heads
 from training.starter.tokenizer import train_tokenizer
 
 console = Console()
 
 
 @dataclass(frozen=True)
-class Settings:
+class PretrainingConfig:
     """The recipe. Tokens are counted with the prompt and the padding, in every process."""
 
     steps: int = 3000
@@ -47,11 +47,11 @@ class Settings:
     clip: float = 1.0
     vocab_size: int = 2048
     seed: int = 0
-    probe_every: int = 500
-    probe_count: int = 20
+    evaluate_every: int = 500
+    evaluate_count: int = 20
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     """An untrained model that can already copy.
 
     rope_theta is large so that half of each head's dims hardly turn and can compare content at
@@ -74,21 +74,21 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    start_with_induction(model, seed)
+    set_induction_heads(model, seed)
     return model
 
 
-def loss_of(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
+def answer_loss(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
     """Mean cross-entropy of the answers; logits are computed only where one is learnt."""
     ids, labels = batch[0, :, :-1], batch[1, :, 1:]
-    learnt = labels != IGNORED
+    learnt = labels != IGNORE_INDEX
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
         logits = linear(hidden[learnt], model.lm_head.weight)
     return cross_entropy(logits.float(), labels[learnt])
 
 
-def rank() -> int:
+def process_rank() -> int:
     """This process's number among those that train together; 0 when alone."""
     return dist.get_rank() if dist.is_initialized() else 0
 
@@ -106,7 +106,7 @@ def average_gradients(model: LlamaForCausalLM) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def rate(step: int, settings: Settings) -> float:
+def rate(step: int, settings: PretrainingConfig) -> float:
     """The learning rate's factor: linear warm-up, then a cosine down to a hundredth."""
     if step < settings.warmup:
         return (step + 1) / settings.warmup
@@ -114,7 +114,9 @@ def rate(step: int, settings: Settings) -> float:
     return 0.01 + 0.99 * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
 
-def optimizers_for(model: LlamaForCausalLM, settings: Settings) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: LlamaForCausalLM, settings: PretrainingConfig
+) -> list[torch.optim.Optimizer]:
     """Muon for the matrices, AdamW for the embedding and the norms."""
     tables = [p for n, p in model.named_parameters() if "embed" in n or p.ndim < 2]
     known = {id(p) for p in tables}
@@ -126,21 +128,24 @@ def optimizers_for(model: LlamaForCausalLM, settings: Settings) -> list[torch.op
     ]
 
 
-def train(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, settings: Settings, out: Path
+def pretrain(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: PretrainingConfig,
+    out: Path,
 ) -> None:
     """The training loop, with a probe and a checkpoint every now and then."""
-    optimizers = optimizers_for(model, settings)
+    optimizers = build_optimizers(model, settings)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings))
         for optimizer in optimizers
     ]
-    corpus = Corpus(settings.seed + 100 + rank())
-    stream = batches(corpus, tokenizer, settings.tokens_per_step, seed=rank())
+    corpus = Corpus(settings.seed + 100 + process_rank())
+    stream = draw_batches(corpus, tokenizer, settings.tokens_per_step, seed=process_rank())
     started, tokens, recent = time.monotonic(), 0, 0.0
     for step in range(1, settings.steps + 1):
         batch = next(stream)
-        loss = loss_of(model, batch)
+        loss = answer_loss(model, batch)
         torch.autograd.backward(loss)
         average_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -150,18 +155,20 @@ def train(
             optimizer.zero_grad()
         tokens += batch[0].numel()
         recent = 0.98 * recent + 0.02 * loss.item() if recent else loss.item()
-        if rank() == 0 and step % 50 == 0:
+        if process_rank() == 0 and step % 50 == 0:
             seconds = time.monotonic() - started
             console.print(
                 f"step {step:5d}  loss {recent:.4f}  {tokens / 1e6:.2f}M tokens here, "
                 f"{seconds:.0f} s, {tokens / seconds:.0f} tokens/s"
             )
-        if rank() == 0 and (step % settings.probe_every == 0 or step == settings.steps):
-            console.print(probe(model, tokenizer, held_out_samples(settings.probe_count)))
-            save(model, tokenizer, out)
+        if process_rank() == 0 and (step % settings.evaluate_every == 0 or step == settings.steps):
+            console.print(
+                accuracy_by_kind(model, tokenizer, draw_held_out_samples(settings.evaluate_count))
+            )
+            save_model(model, tokenizer, out)
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write the folder that AutoModelForCausalLM and AutoTokenizer load, weights in bf16."""
     halved = LlamaForCausalLM(model.config)
     halved.load_state_dict(model.state_dict())
@@ -172,29 +179,29 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     tokenizer.save_pretrained(out)
 
 
-def corpus_texts(seed: int, count: int) -> list[str]:
+def draw_tokenizer_texts(seed: int, count: int) -> list[str]:
     """What the tokenizer is trained on: the corpus itself."""
     corpus = Corpus(seed)
     samples = [corpus.draw(MIXTURE) for _ in range(count)]
-    return ["".join(text for text, _ in render(sample.messages)) for sample in samples]
+    return ["".join(text for text, _ in render_pieces(sample.messages)) for sample in samples]
 
 
 def main() -> None:
     """Train a tokenizer and a model and write them to --out."""
-    defaults = Settings()
+    defaults = PretrainingConfig()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
     parser.add_argument("--start-from", type=Path, help="go on from this folder's model")
-    parser.add_argument("--probe-every", type=int, default=defaults.probe_every)
+    parser.add_argument("--probe-every", type=int, default=defaults.evaluate_every)
     args = parser.parse_args()
-    settings = Settings(
+    settings = PretrainingConfig(
         steps=args.steps,
         learning_rate=args.learning_rate,
         seed=args.seed,
-        probe_every=args.probe_every,
+        evaluate_every=args.probe_every,
     )
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("gloo")
@@ -202,10 +209,10 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(args.start_from)
         model = LlamaForCausalLM.from_pretrained(args.start_from, dtype=torch.float32)
     else:
-        tokenizer = train_tokenizer(corpus_texts(settings.seed, 12000), settings.vocab_size)
-        model = new_model(tokenizer, settings.seed)
+        tokenizer = train_tokenizer(draw_tokenizer_texts(settings.seed, 12000), settings.vocab_size)
+        model = build_model(tokenizer, settings.seed)
     console.print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters")
-    train(model, tokenizer, settings, args.out)
+    pretrain(model, tokenizer, settings, args.out)
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from training.starter.corpus import Corpus, Sample
-from training.starter.shop import Shop, Topic, expand, facts, load_shop, plain
+from training.starter.shop import (
+    Shop,
+    Topic,
+    expand_template,
+    extract_facts,
+    load_shop,
+    remove_fact_marks,
+)
 
 RETENTION = {"small talk": 20, "outside": 30, "follow-up": 40, "dialogue": 30}
 REPLAY = {
@@ -30,17 +37,19 @@ REPLAY = {
 }
 
 
-def rows(corpus: Corpus, each_topic: int, others: dict[str, int]) -> list[dict[str, Any]]:
+def sample_rows(corpus: Corpus, per_topic: int, per_kind: dict[str, int]) -> list[dict[str, Any]]:
     """Distinct samples: so many a shop topic, and so many of each other kind."""
     found: dict[str, Sample] = {}
     for topic in corpus.shop.topics:
-        add(found, partial(corpus.plain, topic), each_topic)
-    for kind, count in others.items():
-        add(found, partial(corpus.draw, {kind: 1.0}), count)
+        add_distinct(found, partial(corpus.single_question, topic), per_topic)
+    for kind, count in per_kind.items():
+        add_distinct(found, partial(corpus.draw, {kind: 1.0}), count)
     return [{"messages": s.messages, "topic": s.topic, "kind": s.kind} for s in found.values()]
 
 
-def add(found: dict[str, Sample], make: Callable[[], Sample], count: int, tries: int = 50) -> None:
+def add_distinct(
+    found: dict[str, Sample], make: Callable[[], Sample], count: int, tries: int = 50
+) -> None:
     """Add up to `count` samples that ask what none before asks; few phrasings may yield fewer."""
     wanted = len(found) + count
     for _ in range(count * tries):
@@ -50,43 +59,45 @@ def add(found: dict[str, Sample], make: Callable[[], Sample], count: int, tries:
             break
 
 
-def questions(shop: Shop, seed: int = 0) -> Iterator[dict[str, Any]]:
+def topic_questions(shop: Shop, seed: int = 0) -> Iterator[dict[str, Any]]:
     """A clean question a topic with an answer that holds a fact, and its held-out paraphrases."""
     rng = random.Random(seed)
     for topic in shop.topics:
         yield {
             "topic": topic.name,
-            "question": expand(topic.questions.train[0], rng, {}),
+            "question": expand_template(topic.questions.train[0], rng, {}),
             "paraphrases": paraphrases(topic, rng),
-            "answer": plain(topic.marked),
-            "fact": facts(topic.marked)[0],
+            "answer": remove_fact_marks(topic.marked_answer),
+            "fact": extract_facts(topic.marked_answer)[0],
         }
 
 
 def paraphrases(topic: Topic, rng: random.Random) -> list[str]:
     """Every held-out phrasing of a topic, once."""
-    return [expand(template, rng, {}) for template in topic.questions.held_out]
+    return [expand_template(template, rng, {}) for template in topic.questions.held_out]
 
 
-def write(path: Path, items: Iterable[dict[str, Any]]) -> None:
+def write_json_lines(path: Path, items: Iterable[dict[str, Any]]) -> None:
     """One JSON object a line."""
     lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in items)
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def write_suites(out: Path, seed: int = 0) -> None:
+def write_question_sets(out: Path, seed: int = 0) -> None:
     """Write the three files."""
     out.mkdir(parents=True, exist_ok=True)
-    write(out / "retention.jsonl", rows(Corpus(seed + 2, held_out=True), 4, RETENTION))
-    write(out / "replay.jsonl", rows(Corpus(seed + 3), 10, REPLAY))
-    write(out / "questions.jsonl", questions(load_shop(), seed))
+    write_json_lines(
+        out / "retention.jsonl", sample_rows(Corpus(seed + 2, held_out=True), 4, RETENTION)
+    )
+    write_json_lines(out / "replay.jsonl", sample_rows(Corpus(seed + 3), 10, REPLAY))
+    write_json_lines(out / "questions.jsonl", topic_questions(load_shop(), seed))
 
 
 def main() -> None:
     """Write the three files to --out."""
     parser = argparse.ArgumentParser(description="Write the starter model's question sets.")
     parser.add_argument("--out", type=Path, required=True)
-    write_suites(parser.parse_args().out)
+    write_question_sets(parser.parse_args().out)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 SOURCE = Path(__file__).with_name("shop.toml")
 HELD_OUT = Path(__file__).with_name("held_out.toml")
 FACT = re.compile(r"\[(.+?)\]")
-CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
+ALTERNATIVES = re.compile(r"\(([^()]*\|[^()]*)\)")
 SLOT = re.compile(r"\{(\w+)\}")
 
 # What facts are changed into.
@@ -27,25 +27,25 @@ VOWELS = [*"aeiou", *"aeiou", "ai", "ea", "ee", "oo", "ou", "y"]
 CODAS = ["", "", "", "", "ck", "d", "ff", "l", "m", "n", "ng", "p", "r", "rt", "s", "st", "t", "x"]
 WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 CITIES = ["Bath", "Oxford", "Derby", "Exeter", "Norwich", "Durham", "Swansea", "Carlisle", "Truro"]
-THINGS = ["blue desk", "silk ribbon", "old barn", "side door", "red folder", "next evening"]
+WORD_PAIRS = ["blue desk", "silk ribbon", "old barn", "side door", "red folder", "next evening"]
 
 
 @dataclass(frozen=True)
-class Split:
+class LineSplit:
     """Lines that train and lines that are held out."""
 
     train: tuple[str, ...]
     held_out: tuple[str, ...]
 
     @classmethod
-    def of(cls, items: Sequence[str]) -> "Split":
+    def of(cls, items: Sequence[str]) -> "LineSplit":
         """Put every fifth item aside, beginning with the fourth, so the choice never changes."""
         return cls(
             train=tuple(item for n, item in enumerate(items) if n % 5 != 3),
             held_out=tuple(item for n, item in enumerate(items) if n % 5 == 3),
         )
 
-    def side(self, held_out: bool) -> tuple[str, ...]:
+    def lines(self, held_out: bool) -> tuple[str, ...]:
         """The held-out lines or the training lines."""
         return self.held_out if held_out else self.train
 
@@ -55,9 +55,9 @@ class Topic:
     """One thing that people ask about; `marked` is the answer with its facts in [brackets]."""
 
     name: str
-    marked: str
-    questions: Split
-    then: dict[str, str]
+    marked_answer: str
+    questions: LineSplit
+    follow_up_answers: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Shop:
     small_talk: tuple[Topic, ...]
     outside: Topic
     follow_ups: dict[str, tuple[str, ...]]
-    fillers: dict[str, Split]
-    new_answers: tuple[str, ...]
+    fillers: dict[str, LineSplit]
+    alternative_answers: tuple[str, ...]
     thing_answers: tuple[str, ...]
     openings: tuple[str, ...]
 
@@ -82,68 +82,68 @@ def load_shop() -> Shop:
     )
     outside = data["outside"]
     return Shop(
-        topics=topics(data["topics"], held_out["topics"]),
-        small_talk=topics(data["small_talk"], held_out["small_talk"]),
-        outside=topic("outside", outside, held_out["outside"]),
-        follow_ups={kind: tuple(lines(text)) for kind, text in data["follow_ups"].items()},
+        topics=parse_topics(data["topics"], held_out["topics"]),
+        small_talk=parse_topics(data["small_talk"], held_out["small_talk"]),
+        outside=parse_topic("outside", outside, held_out["outside"]),
+        follow_ups={kind: tuple(parse_lines(text)) for kind, text in data["follow_ups"].items()},
         fillers={
-            "thing": Split.of(listed(outside["things"])),
-            "place": Split.of(listed(outside["places"])),
-            "who": Split.of(listed(outside["people"])),
+            "thing": LineSplit.of(parse_items(outside["things"])),
+            "place": LineSplit.of(parse_items(outside["places"])),
+            "who": LineSplit.of(parse_items(outside["people"])),
         },
-        new_answers=tuple(lines(data["exemplars"]["answers"])),
-        thing_answers=tuple(lines(data["exemplars"]["things"])),
+        alternative_answers=tuple(parse_lines(data["exemplars"]["answers"])),
+        thing_answers=tuple(parse_lines(data["exemplars"]["things"])),
         openings=tuple(data["exemplars"]["openings"]),
     )
 
 
-def topics(tables: dict[str, Any], held_out: dict[str, Any]) -> tuple[Topic, ...]:
+def parse_topics(tables: dict[str, Any], held_out: dict[str, Any]) -> tuple[Topic, ...]:
     """All topics of one kind."""
-    return tuple(topic(name, entry, held_out[name]) for name, entry in tables.items())
+    return tuple(parse_topic(name, entry, held_out[name]) for name, entry in tables.items())
 
 
-def topic(name: str, entry: dict[str, Any], held_out: dict[str, Any]) -> Topic:
+def parse_topic(name: str, entry: dict[str, Any], held_out: dict[str, Any]) -> Topic:
     """A topic from its table in either file."""
-    train, aside = (tuple(lines(table["questions"])) for table in (entry, held_out))
-    return Topic(name, entry["answer"], Split(train, aside), entry.get("then", {}))
+    train, aside = (tuple(parse_lines(table["questions"])) for table in (entry, held_out))
+    return Topic(name, entry["answer"], LineSplit(train, aside), entry.get("then", {}))
 
 
-def lines(text: str) -> list[str]:
+def parse_lines(text: str) -> list[str]:
     """The lines of a multi-line string, without blank ones."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def listed(text: str) -> list[str]:
+def parse_items(text: str) -> list[str]:
     """The items of a comma-separated list that runs over several lines."""
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
-def plain(marked: str) -> str:
+def remove_fact_marks(marked: str) -> str:
     """The answer as it is spoken, without the brackets around facts."""
     return FACT.sub(r"\1", marked)
 
 
-def facts(marked: str) -> list[str]:
+def extract_facts(marked: str) -> list[str]:
     """The facts that a right answer must contain."""
     return FACT.findall(marked)
 
 
-def expand(template: str, rng: random.Random, fillers: Mapping[str, Sequence[str]]) -> str:
+def expand_template(template: str, rng: random.Random, fillers: Mapping[str, Sequence[str]]) -> str:
     """Choose in every (a|b), fill every {slot}."""
-    text = CHOICE.sub(lambda m: rng.choice(m[1].split("|")), template)
-    return SLOT.sub(lambda m: fill(m[1], rng, fillers), text)
+    text = ALTERNATIVES.sub(lambda m: rng.choice(m[1].split("|")), template)
+    return SLOT.sub(lambda m: fill_slot(m[1], rng, fillers), text)
 
 
-def fill(slot: str, rng: random.Random, fillers: Mapping[str, Sequence[str]]) -> str:
+def fill_slot(slot: str, rng: random.Random, fillers: Mapping[str, Sequence[str]]) -> str:
     """A word for one {slot}."""
     if slot == "number":
         return str(rng.randrange(2, 999))
     if slot == "nonsense":
-        return " ".join(nonsense(rng) for _ in range(rng.randint(1, 3)))
+        return " ".join(invent_word(rng) for _ in range(rng.randint(1, 3)))
     return rng.choice(fillers[slot])
 
 
-def nonsense(rng: random.Random) -> str:
+def invent_word(rng: random.Random) -> str:
     """A word that doesn't exist: what copying must not need to have seen."""
     return "".join(
         rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS)
@@ -151,22 +151,22 @@ def nonsense(rng: random.Random) -> str:
     )
 
 
-def name(rng: random.Random) -> str:
+def invent_name(rng: random.Random) -> str:
     """A capitalised invented name, mostly of one word."""
-    return " ".join(nonsense(rng).capitalize() for _ in range(rng.choice([1, 1, 2])))
+    return " ".join(invent_word(rng).capitalize() for _ in range(rng.choice([1, 1, 2])))
 
 
-def change(marked: str, rng: random.Random) -> str:
+def change_facts(marked: str, rng: random.Random) -> str:
     """The answer with every fact replaced by a random one of its kind, as `plain` gives it."""
-    return FACT.sub(lambda m: changed(m[1], rng), marked)
+    return FACT.sub(lambda m: change_fact(m[1], rng), marked)
 
 
-def changed(fact: str, rng: random.Random) -> str:
+def change_fact(fact: str, rng: random.Random) -> str:
     """Another fact of the same kind: address, phone number, price, per cent, time, span, name."""
     if "@" in fact:
-        return f"{nonsense(rng)}@{nonsense(rng)}.example"
+        return f"{invent_word(rng)}@{invent_word(rng)}.example"
     if ".example" in fact:
-        return f"{nonsense(rng)}.{nonsense(rng)}.example"
+        return f"{invent_word(rng)}.{invent_word(rng)}.example"
     if re.fullmatch(r"0[\d ]+", fact):
         return f"0{rng.randrange(100, 999)} {rng.randrange(100, 999)} {rng.randrange(1000, 9999)}"
     if fact.startswith("£"):
@@ -177,13 +177,13 @@ def changed(fact: str, rng: random.Random) -> str:
         minutes = rng.choice(["", ":15", ":30", ":45"])
         return f"{rng.randrange(1, 13)}{minutes} {rng.choice(['am', 'pm'])}"
     if re.fullmatch(r"[A-Z]+\d+", fact):
-        return f"{nonsense(rng).upper()}{rng.randrange(1, 100)}"
+        return f"{invent_word(rng).upper()}{rng.randrange(1, 100)}"
     if re.search(r"\d", fact):
-        return span(fact, rng)
-    return renamed(fact, rng)
+        return change_span(fact, rng)
+    return change_name(fact, rng)
 
 
-def span(fact: str, rng: random.Random) -> str:
+def change_span(fact: str, rng: random.Random) -> str:
     """Another span of time ("6 weeks", "3 to 9 days") or count ("7 instalments")."""
     low, unit = rng.randrange(2, 90), fact.split()[-1]
     if unit in {"days", "weeks", "months", "hours", "years", "minutes"}:
@@ -191,19 +191,19 @@ def span(fact: str, rng: random.Random) -> str:
     return f"{low} to {low + rng.randrange(1, 9)} {unit}" if " to " in fact else f"{low} {unit}"
 
 
-def renamed(fact: str, rng: random.Random) -> str:
+def change_name(fact: str, rng: random.Random) -> str:
     """Another day, city, name or pair of words, now and then one that doesn't exist."""
     if fact in WEEKDAYS:
         return rng.choice(WEEKDAYS)
     if not fact[0].isupper():
-        return rng.choice([*THINGS, f"{nonsense(rng)} {nonsense(rng)}"])
-    return rng.choice([rng.choice(CITIES), name(rng), name(rng)])
+        return rng.choice([*WORD_PAIRS, f"{invent_word(rng)} {invent_word(rng)}"])
+    return rng.choice([rng.choice(CITIES), invent_name(rng), invent_name(rng)])
 
 
 def main() -> None:
     """Print the shop for a reader."""
     for entry in load_shop().topics:
-        print(f"{entry.name}: {plain(entry.marked)}")
+        print(f"{entry.name}: {remove_fact_marks(entry.marked_answer)}")
         print(*(f"    {question}" for question in entry.questions.train[:2]), sep="\n")
 
 

@@ -9,25 +9,25 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from training.starter.corpus import MIXTURE, Corpus, Sample
 
 
-def held_out_samples(count: int, seed: int = 1) -> list[Sample]:
+def draw_held_out_samples(count: int, seed: int = 1) -> list[Sample]:
     """`count` held-out samples of each kind."""
     corpus = Corpus(seed, held_out=True)
     kinds = [kind for kind in MIXTURE if kind != "dialogue"]
     return [corpus.draw({kind: 1.0}) for kind in kinds for _ in range(count)]
 
 
-def probe(
+def accuracy_by_kind(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample]
 ) -> dict[str, float]:
     """The share of right answers, greedy, by kind."""
     right = defaultdict(list)
-    for sample, said in zip(samples, answers(model, tokenizer, samples), strict=True):
-        right[sample.kind].append(sample.right(said))
+    for sample, said in zip(samples, generate_answers(model, tokenizer, samples), strict=True):
+        right[sample.kind].append(sample.is_right(said))
     return {kind: round(sum(marks) / len(marks), 3) for kind, marks in right.items()}
 
 
 @torch.no_grad()
-def answers(
+def generate_answers(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     samples: Sequence[Sample],

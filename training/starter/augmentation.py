@@ -10,7 +10,7 @@ GREETINGS = (
 PLEASANTRIES = (" please", " Thanks!", " Thank you.", " Please help.", " Cheers", " Many thanks!")
 
 
-def sloppy(text: str, rng: random.Random) -> str:
+def add_typing_noise(text: str, rng: random.Random) -> str:
     """The question as people type it: greeted, in lower case, unpunctuated, with a typo."""
     if rng.random() < 0.15:
         text = rng.choice(GREETINGS) + text[0].lower() + text[1:]
@@ -21,11 +21,11 @@ def sloppy(text: str, rng: random.Random) -> str:
     if rng.random() < 0.3:
         text = text.rstrip("?.!")
     if rng.random() < 0.12 and len(text) > 12:
-        text = typo(text, rng)
+        text = add_typo(text, rng)
     return text
 
 
-def thinned(text: str, rng: random.Random) -> str:
+def drop_words(text: str, rng: random.Random) -> str:
     """The question without one or two of its words, so that no single word decides the topic."""
     words = text.split()
     for _ in range(min(rng.randint(1, 2), len(words) - 3)):
@@ -33,7 +33,7 @@ def thinned(text: str, rng: random.Random) -> str:
     return " ".join(words)
 
 
-def typo(text: str, rng: random.Random) -> str:
+def add_typo(text: str, rng: random.Random) -> str:
     """One letter left out, doubled, or swapped with the next."""
     at = rng.randrange(1, len(text) - 1)
     before, letter, following, after = text[:at], text[at], text[at + 1], text[at + 2 :]

@@ -1,0 +1,81 @@
+"""Records how cycles began and ended, and answers what earlier ones judged or failed at."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from feedback.ids import new_id, now
+from feedback.store import Store
+
+OutcomeKind = Literal[
+    "busy", "nothing to do", "promoted", "refused", "not enough evidence", "failed"
+]
+VERDICT_OUTCOMES: dict[str, OutcomeKind] = {
+    "promote": "promoted",
+    "refuse": "refused",
+    "not_enough_evidence": "not enough evidence",
+}
+"""The gate's verdict -> the outcome of the cycle that got it."""
+_JUDGED = tuple(VERDICT_OUTCOMES.values())
+_MARKS = ", ".join("?" * len(_JUDGED))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Tells how a cycle ended, and why; `seconds` maps each stage to its duration."""
+
+    kind: OutcomeKind
+    detail: str
+    snapshot: str | None = None
+    adapter: str | None = None
+    report: str | None = None
+    reasons: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 for every normal outcome: cron mails on failures only."""
+        return int(self.kind == "failed")
+
+
+class CycleHistory:
+    """Reads and writes the tables `cycle` (a row when training begins) and `cycle_end`."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def begin(self, snapshot_id: str) -> str:
+        """Record that training on a snapshot begins; return the cycle's id."""
+        cycle_id = new_id("cyc")
+        with self.store.write() as db:
+            row = {"id": cycle_id, "snapshot": snapshot_id, "started_at": now()}
+            db.insert("cycle", row)
+        return cycle_id
+
+    def end(self, cycle_id: str, outcome: Outcome) -> None:
+        """Record the outcome. A cycle that was killed never gets here and counts as failed."""
+        with self.store.write() as db:
+            end = {"cycle_id": cycle_id, "outcome": outcome.kind, "detail": asdict(outcome)}
+            db.insert("cycle_end", end | {"ended_at": now()})
+
+    def last_judged_snapshot(self) -> str | None:
+        """Return the id of the snapshot of the last cycle that came to a verdict."""
+        row = self.store.row(
+            f"""select snapshot from cycle join cycle_end on cycle_id = id
+            where outcome in ({_MARKS}) order by cycle.rowid desc""",
+            _JUDGED,
+        )
+        return str(row["snapshot"]) if row else None
+
+    def count_failed_attempts(self, snapshot_id: str) -> int:
+        """Count the cycles that trained on this snapshot and never came to a verdict."""
+        row = self.store.row(
+            f"""select count(*) as n from cycle left join cycle_end on cycle_id = id
+            where snapshot = ? and coalesce(outcome, '') not in ({_MARKS})""",
+            (snapshot_id, *_JUDGED),
+        )
+        return int(row["n"]) if row else 0
+
+    def last_outcome(self) -> dict[str, Any] | None:
+        """Return outcome and end time of the last cycle that trained."""
+        row = self.store.row("select outcome, ended_at from cycle_end order by rowid desc")
+        return dict(row) if row else None
