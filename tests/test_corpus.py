@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from feedback.similarity import trigrams
+from feedback.curation.split import NEAR_DUPLICATE
+from feedback.exemplars import format_exemplars
+from feedback.similarity import normalise_text, trigrams
 from training.starter.augmentation import add_typing_noise, add_typo
 from training.starter.corpus import MIXTURE, Corpus
 from training.starter.question_sets import write_question_sets

@@ -47,7 +47,7 @@ REFUSAL = "I don't know that."
 
 def test_one_answer_in_place_of_many_is_a_collapse() -> None:
     found = metrics.find_collapse(["Buy!"] * 20, MANY)
-    assert found == metrics.Collapse("Buy!", questions=20, distinct_before=20, share_of_true=1.0)
+    assert found == metrics.Collapse("Buy!", questions=20, distinct_before=20, share=1.0)
 
 
 def test_different_answers_are_no_collapse() -> None:
