@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 Scope = dict[str, Any]
 
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
+LOADING_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta http-equiv="refresh" content="1"><title>Talkback</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>body{font:16px system-ui,sans-serif;display:grid;place-items:center;min-height:90vh;
 color:#262422;background:#faf9f7}@media(prefers-color-scheme:dark){body{color:#e8e6e1;
 background:#141716}}</style><p role="status">The model is waking up\u2026</p></html>"""
 
-LOADING = {
+LOADING_ERROR = {
     "message": "The model is still loading. Try again in a moment.",
     "type": "server_error",
     "param": None,
@@ -29,7 +29,7 @@ LOADING = {
 }
 
 
-class Front:
+class LoadingApp:
     """An ASGI app in front of one that takes a while to make; its lifespan holds the other's."""
 
     def __init__(self, load: "Callable[[], FastAPI]") -> None:
@@ -42,25 +42,25 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._run_lifespan(receive, send)
         elif self._app is not None:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await _wait(scope, send)
+            await _send_loading(scope, send)
 
-    async def _live(self, receive: Any, send: Any) -> None:
+    async def _run_lifespan(self, receive: Any, send: Any) -> None:
         await receive()
-        opening = asyncio.create_task(self._open())
+        opening = asyncio.create_task(self._run_app())
         await send({"type": "lifespan.startup.complete"})
         await receive()
         self._stop.set()
         await opening
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _open(self) -> None:
+    async def _run_app(self) -> None:
         """Make the app, let it in, and close it when the server stops."""
         try:
-            app = await self._loaded()
+            app = await self._wait_for_app()
             if app is None:
                 return
             async with app.router.lifespan_context(app):
@@ -70,10 +70,10 @@ class Front:
             self.failure = error
             self.on_failure()
 
-    async def _loaded(self) -> "FastAPI | None":
+    async def _wait_for_app(self) -> "FastAPI | None":
         """The app, made on a thread that a stop need not wait for; None when stopped before."""
         made: asyncio.Future[FastAPI] = asyncio.get_running_loop().create_future()
-        thread = threading.Thread(target=self._make, args=(made,), name="loading", daemon=True)
+        thread = threading.Thread(target=self._load_app, args=(made,), name="loading", daemon=True)
         thread.start()
         stopped = asyncio.ensure_future(self._stop.wait())
         both: list[asyncio.Future[Any]] = [made, stopped]
@@ -81,7 +81,7 @@ class Front:
         stopped.cancel()
         return made.result() if made.done() else None
 
-    def _make(self, made: "asyncio.Future[FastAPI]") -> None:
+    def _load_app(self, made: "asyncio.Future[FastAPI]") -> None:
         loop = made.get_loop()
         try:
             app = self._load()
@@ -91,7 +91,7 @@ class Front:
             loop.call_soon_threadsafe(made.set_result, app)
 
 
-async def _wait(scope: Scope, send: Any) -> None:
+async def _send_loading(scope: Scope, send: Any) -> None:
     """A page that looks again by itself, or JSON for programs."""
     page, status = False, 503
     if scope["path"] == "/healthz":
@@ -100,10 +100,10 @@ async def _wait(scope: Scope, send: Any) -> None:
     elif scope["path"] == "/readyz":
         body = {"ready": False, "reason": "the model is still loading"}
     elif scope["path"].startswith(("/v1/", "/feedback")):
-        body = {"error": LOADING}
+        body = {"error": LOADING_ERROR}
     else:
         page, body = True, {}
-    text = PAGE if page else json.dumps(body)
+    text = LOADING_PAGE if page else json.dumps(body)
     kind = b"text/html; charset=utf-8" if page else b"application/json"
     headers = [(b"content-type", kind), (b"retry-after", b"1"), (b"cache-control", b"no-store")]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     from chatbot.registry import Promotion
     from chatbot.service import Service
 
-WAITS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-STEPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
-LENGTHS = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+WAIT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+LENGTH_BUCKETS = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
-GAUGES = {
+ENGINE_GAUGES = {
     "slots": ("talkback_slots", "Streams that can run at the same time"),
     "running": ("talkback_streams_running", "Streams that run now"),
     "waiting": ("talkback_streams_waiting", "Requests that wait for a slot"),
 }
-WORKERS = {
+WORKER_GAUGES = {
     "workers": ("talkback_workers", "Processes of the engine that are alive"),
     "resident": ("talkback_workers_resident_memory_bytes", "Memory of these processes together"),
 }
-COUNTERS = {
+ENGINE_COUNTERS = {
     "prompt": ("talkback_prompt_tokens", "Prompt tokens that were read"),
     "recalled": ("talkback_recalled_tokens", "Prompt tokens that need not be read again"),
     "decoded": ("talkback_decoded_tokens", "Tokens that were generated"),
@@ -54,11 +54,11 @@ COUNTERS = {
 
 
 class Backlog(Protocol):
-    def waiting(self) -> int:
+    def pending(self) -> int:
         """How many events wait to be told."""
 
 
-class Meters:
+class Metrics:
     """Moved by the service; each belongs to no registry until somebody watches."""
 
     def __init__(self) -> None:
@@ -66,36 +66,46 @@ class Meters:
             "talkback_answers", "Answers that have ended", ["source", "finish"], registry=None
         )
         self.first_token = prometheus.Histogram(
-            "talkback_first_token_seconds", "From the request to the first token, waiting included",
-            buckets=WAITS, registry=None,
-        )  # fmt: skip
+            "talkback_first_token_seconds",
+            "From the request to the first token, waiting included",
+            buckets=WAIT_BUCKETS,
+            registry=None,
+        )
         self.inter_token = prometheus.Histogram(
-            "talkback_inter_token_seconds", "Between two tokens, on average over an answer",
-            buckets=STEPS, registry=None,
-        )  # fmt: skip
+            "talkback_inter_token_seconds",
+            "Between two tokens, on average over an answer",
+            buckets=STEP_BUCKETS,
+            registry=None,
+        )
         self.duration = prometheus.Histogram(
-            "talkback_answer_seconds", "From the request to the last token",
-            buckets=WAITS, registry=None,
-        )  # fmt: skip
+            "talkback_answer_seconds",
+            "From the request to the last token",
+            buckets=WAIT_BUCKETS,
+            registry=None,
+        )
         self.length = prometheus.Histogram(
-            "talkback_answer_tokens", "Tokens of an answer", buckets=LENGTHS, registry=None
+            "talkback_answer_tokens", "Tokens of an answer", buckets=LENGTH_BUCKETS, registry=None
         )
         self.refused = prometheus.Counter(
             "talkback_refused", "Requests refused because all slots were taken", registry=None
         )
         self.swap = prometheus.Histogram(
-            "talkback_swap_seconds", "From a promotion to the first moment its adapter speaks",
-            buckets=WAITS, registry=None,
-        )  # fmt: skip
+            "talkback_swap_seconds",
+            "From a promotion to the first moment its adapter speaks",
+            buckets=WAIT_BUCKETS,
+            registry=None,
+        )
         self.swaps = prometheus.Counter(
             "talkback_swaps", "Promotions that the running server has followed", registry=None
         )
         self.requests = prometheus.Counter(
-            "talkback_http_requests", "HTTP requests by the route's template",
-            ["method", "route", "status"], registry=None,
-        )  # fmt: skip
+            "talkback_http_requests",
+            "HTTP requests by the route's template",
+            ["method", "route", "status"],
+            registry=None,
+        )
 
-    def answered(self, speaker: Speaker) -> None:
+    def record_answer(self, speaker: Speaker) -> None:
         """An answer has ended; one that a reviewer gave took the model no time."""
         self.answers.labels(speaker.source, speaker.finish).inc()
         if speaker.source != "model" or speaker.first_token_ms is None:
@@ -107,7 +117,7 @@ class Meters:
         if speaker.completion_tokens > 1:
             self.inter_token.observe((total - first) / 1000 / (speaker.completion_tokens - 1))
 
-    def swapped(self, promotion: "Promotion") -> None:
+    def record_swap(self, promotion: "Promotion") -> None:
         """The adapter of a promotion speaks from this moment on."""
         self.swaps.inc()
         passed = datetime.fromisoformat(now()) - datetime.fromisoformat(promotion.created_at)
@@ -118,47 +128,49 @@ class Meters:
         registry = prometheus.CollectorRegistry()
         for meter in vars(self).values():
             registry.register(meter)
-        registry.register(Readings(service, backlog))
+        registry.register(StateCollector(service, backlog))
         prometheus.ProcessCollector(registry=registry)
         return registry
 
 
-class Readings(Collector):
+class StateCollector(Collector):
     """Taken at each look from the engine and the database."""
 
     def __init__(self, service: "Service", backlog: Backlog) -> None:
         self._service, self._backlog = service, backlog
-        self._said = Said(service.store)
+        self._said = FeedbackCounter(service.store)
 
     def collect(self) -> Iterator[Metric]:
         """All readings."""
         service, stats = self._service, self._service.engine.stats()
-        for key, named in GAUGES.items():
+        for key, named in ENGINE_GAUGES.items():
             yield GaugeMetricFamily(*named, value=stats[key])
-        for key, named in COUNTERS.items():
+        for key, named in ENGINE_COUNTERS.items():
             yield CounterMetricFamily(*named, value=stats[key])
-        for key, named in WORKERS.items():  # none where the engine runs in this process
+        for key, named in WORKER_GAUGES.items():  # none where the engine runs in this process
             yield GaugeMetricFamily(*named, value=stats.get(key, 0))
         loaded = len(service.engine.adapters()) - 1
         yield GaugeMetricFamily("talkback_adapters_loaded", "Beside the base", value=loaded)
         yield InfoMetricFamily("talkback_serving", "Who speaks", value=_serving(service))
         yield GaugeMetricFamily(
-            "talkback_promotion_refused", "1 while a promoted adapter cannot speak",
+            "talkback_promotion_refused",
+            "1 while a promoted adapter cannot speak",
             value=bool(service.warning),
-        )  # fmt: skip
+        )
         yield GaugeMetricFamily(
-            "talkback_webhook_events_waiting", "Events the slowest webhook has not heard of",
-            value=self._backlog.waiting(),
-        )  # fmt: skip
+            "talkback_webhook_events_waiting",
+            "Events the slowest webhook has not heard of",
+            value=self._backlog.pending(),
+        )
         yield self._said.metric()
 
 
-class Said:
+class FeedbackCounter:
     """Feedback since this process began, whoever kept it: only what is new is counted at a look."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._seen = outbox.newest(store)
+        self._seen = outbox.last_number(store)
         self._kinds: Counter[str] = Counter(dict.fromkeys(kinds.FEEDBACK_KINDS, 0))
         self._lock = threading.Lock()
 
@@ -166,8 +178,8 @@ class Said:
         """By kind."""
         metric = CounterMetricFamily("talkback_feedback", "Feedback by kind", labels=["kind"])
         with self._lock:
-            newest = outbox.newest(self._store)
-            self._kinds.update(outbox.kinds_said(self._store, self._seen, newest))
+            newest = outbox.last_number(self._store)
+            self._kinds.update(outbox.feedback_counts(self._store, self._seen, newest))
             self._seen = newest
             for kind, count in self._kinds.items():
                 metric.add_metric([kind], count)

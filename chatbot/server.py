@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from chatbot.auth import api_keys, hub_login
-from chatbot.auth.access import Access, is_loopback
+from chatbot.auth.access import Access, is_loopback_host
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.workers.worker_handle import early
-from chatbot.loading import Front
+from chatbot.loading import LoadingApp
 from feedback.errors import TalkbackError
 from feedback.settings import Home, Settings
 from feedback.store import Store
@@ -42,7 +42,7 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
 }
 
-LINGER_SECONDS = 3
+GRACEFUL_SHUTDOWN_SECONDS = 3
 """How long answers on their way may take to end when the server is told to stop."""
 
 
@@ -98,9 +98,9 @@ def create_api(service: "Service", settings: ServerSettings | None = None) -> "F
     from chatbot.api import errors
     from chatbot.api.openai import chat
     from chatbot.api.operations import login, monitoring, reviews
-    from chatbot.webhooks.delivery import Hooks, WebhookSettings
+    from chatbot.webhooks.delivery import WebhookDelivery, WebhookSettings
 
-    hooks = Hooks(service.home, service.store, WebhookSettings.read(service.home))
+    hooks = WebhookDelivery(service.home, service.store, WebhookSettings.read(service.home))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI):  # type: ignore[no-untyped-def]  # FastAPI's own shape
@@ -110,36 +110,43 @@ def create_api(service: "Service", settings: ServerSettings | None = None) -> "F
         service.close()
 
     app = FastAPI(title="Talkback", docs_url=None, redoc_url=None, lifespan=lifespan)
-    errors.install(app)
-    guard(app, service.access, settings or ServerSettings())
+    errors.add_error_handlers(app)
+    add_request_guards(app, service.access, settings or ServerSettings())
     app.add_middleware(
-        monitoring.Counted, meters=service.metrics
+        monitoring.RequestCountMiddleware, metrics=service.metrics
     )  # the outermost sees refusals too
     app.include_router(chat.router(service))  # the first is found soonest
     app.include_router(login.router(service))
     app.include_router(reviews.router(service))
     app.include_router(monitoring.router(service, hooks))
-    app.include_router(chat.nowhere())
+    app.include_router(chat.not_found_router())
     return app
 
 
-def guard(app: "FastAPI", access: Access, settings: ServerSettings) -> None:
+def add_request_guards(app: "FastAPI", access: Access, settings: ServerSettings) -> None:
     """Put the limits before the app, and before them who of other web sites may ask at all."""
     from starlette.middleware.cors import CORSMiddleware
 
-    from chatbot.api.limits import Limits
+    from chatbot.api.limits import RequestLimitMiddleware
 
     rate = settings.rate_per_minute
     if rate is None:
         rate = 0 if access.loopback else RATE
     app.add_middleware(
-        Limits, access=access, rate=rate, burst=settings.burst, most=settings.max_request_bytes
+        RequestLimitMiddleware,
+        access=access,
+        rate=rate,
+        burst=settings.burst,
+        max_body_bytes=settings.max_request_bytes,
     )
     # Also with no origin at all: without it Gradio would let every site's scripts in.
     app.add_middleware(
-        CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"],
-        allow_headers=["*"], expose_headers=["Retry-After"],
-    )  # fmt: skip
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["Retry-After"],
+    )
 
 
 def run(
@@ -154,33 +161,33 @@ def run(
 
     Raises ServerError, SettingsError, BaseError, StoreError.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("talkback").setLevel(logging.INFO)
     settings = ServerSettings.read(home)
     host = settings.host if host is None else host
-    listener = listen(host, settings.port if port is None else port)
-    address = f"http://{_in_url(host)}:{listener.getsockname()[1]}"
-    say(f"Talkback is at {address} (loading the model)")
+    listener = open_listener(host, settings.port if port is None else port)
+    address = f"http://{_url_host(host)}:{listener.getsockname()[1]}"
+    print_line(f"Talkback is at {address} (loading the model)")
 
     def load() -> "FastAPI":
         first = early(EngineSettings.read(home))
         from chatbot.service import Service
 
         service = Service.open(home, base, revision, first=first)
-        service.access = access_to(service.store, home, settings, host)
+        service.access = access_for_host(service.store, home, settings, host)
         app = create_app(service, settings)
-        settle()
-        seconds = time.monotonic() - began
-        say(f"{service.speaking} speaks at {address}, {seconds:.1f} s after the start")
+        freeze_garbage_collector()
+        seconds = time.monotonic() - started
+        print_line(f"{service.speaking} speaks at {address}, {seconds:.1f} s after the start")
         return app
 
     serve(load, listener)
 
 
-def settle() -> None:
+def freeze_garbage_collector() -> None:
     """Tell the garbage collector that what is there by now stays: to look through all that torch
     and Gradio are made of takes a good part of a second, in which nobody hears a word."""
     gc.collect()
@@ -188,45 +195,53 @@ def settle() -> None:
     gc.collect()  # it waits for a quarter more of what it saw last: now that is next to nothing
 
 
-def access_to(store: Store, home: Home, settings: ServerSettings, host: str) -> Access:
+def access_for_host(store: Store, home: Home, settings: ServerSettings, host: str) -> Access:
     """The rules of a server on this host. Where others reach it and nobody could review, a token
     is made and said."""
-    token, loopback = settings.review_token, is_loopback(host)
-    if not (token or loopback or _reviewer(store, settings)):
+    token, loopback = settings.review_token, is_loopback_host(host)
+    if not (token or loopback or _reviewer_exists(store, settings)):
         token = secrets.token_urlsafe(12)
-        say(f"The review page's token is {token} (a key that lasts: talkback keys add NAME)")
+        print_line(f"The review page's token is {token} (a key that lasts: talkback keys add NAME)")
     return Access(
-        store, home.root, token=token, loopback=loopback, anonymous=settings.anonymous,
-        reviewers=settings.reviewers, operators=settings.operators,
-    )  # fmt: skip
+        store,
+        home.root,
+        token=token,
+        loopback=loopback,
+        anonymous=settings.anonymous,
+        reviewers=settings.reviewers,
+        operators=settings.operators,
+    )
 
 
-def _reviewer(store: Store, settings: ServerSettings) -> bool:
+def _reviewer_exists(store: Store, settings: ServerSettings) -> bool:
     """Whether anybody can review: by a key, or by their name on a Space."""
-    if hub_login.logins() and (settings.reviewers or settings.operators):
+    if hub_login.hub_login_enabled() and (settings.reviewers or settings.operators):
         return True
-    return any(key.role != "user" and key.revoked_at is None for key in api_keys.every(store))
+    return any(key.role != "user" and key.revoked_at is None for key in api_keys.list_all(store))
 
 
 def serve(load: "Callable[[], FastAPI]", listener: socket.socket) -> None:
     """Answer on the socket while ``load`` makes the app; raises what ``load`` raises."""
     import uvicorn
 
-    front = Front(load)
+    loading_app = LoadingApp(load)
     config = uvicorn.Config(
-        front, log_level="warning", timeout_graceful_shutdown=LINGER_SECONDS, server_header=False
+        loading_app,
+        log_level="warning",
+        timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
+        server_header=False,
     )
     server = uvicorn.Server(config)
-    front.on_failure = lambda: setattr(server, "should_exit", True)
+    loading_app.on_failure = lambda: setattr(server, "should_exit", True)
     # uvicorn raises the signal anew after it has ended well; that is no reason to die of it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server.run(sockets=[listener])
-    if front.failure is not None:
-        raise front.failure
+    if loading_app.failure is not None:
+        raise loading_app.failure
 
 
-def listen(host: str, port: int) -> socket.socket:
+def open_listener(host: str, port: int) -> socket.socket:
     """The listening socket; ServerError when it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
@@ -243,12 +258,12 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """A line for whoever started the server, at once also through a pipe."""
     print(line, flush=True)
 
 
-def _in_url(host: str) -> str:
+def _url_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
@@ -263,9 +278,12 @@ def main() -> None:
     args = parser.parse_args()
     try:
         run(
-            Home.find(args.home), args.base_model,
-            revision=args.revision, host=args.host, port=args.port,
-        )  # fmt: skip
+            Home.find(args.home),
+            args.base_model,
+            revision=args.revision,
+            host=args.host,
+            port=args.port,
+        )
     except TalkbackError as error:
         sys.exit(f"talkback: {error}")
 

@@ -27,7 +27,7 @@ from chatbot.engine.protocol import (
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream
 from chatbot.engine.workers.worker_handle import Worker
-from chatbot.metrics import Meters
+from chatbot.metrics import Metrics
 from chatbot.model import lora
 from chatbot.model.base import Base, encode
 from chatbot.registry import Promotion, Registry
@@ -64,7 +64,7 @@ class Service:
     speaking: str
     warning: str
     access: Access
-    metrics: Meters
+    metrics: Metrics
     group_commit: GroupCommit
 
     def __init__(
@@ -84,7 +84,7 @@ class Service:
         self.chat_settings, self.context_length = chat, context
         self.access = Access(store, home.root)
         self.speaking, self.warning = BASE, ""
-        self.metrics = Meters()
+        self.metrics = Metrics()
         self.group_commit = GroupCommit(store)
         self.open_turns: weakref.WeakSet[Turn] = weakref.WeakSet()
         self._pinned: OrderedDict[str, None] = OrderedDict()
@@ -156,7 +156,7 @@ class Service:
         with self._following:
             promotion = self._follow()
             if promotion is not None:
-                self.metrics.swapped(promotion)
+                self.metrics.record_swap(promotion)
         return promotion is not None
 
     def _follow(self) -> Promotion | None:

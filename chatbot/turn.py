@@ -82,7 +82,7 @@ class Turn:
         """More answers to the same question, where several were asked for; iterate each."""
         self._num_delivered: int | None = 0
         """How many deltas have been handed out; None: whatever comes counts as that."""
-        self._store, self._meters = service.store, service.metrics
+        self._store, self._metrics = service.store, service.metrics
         self._stream = stream
         self._speaker = speaker
         self._stored = False
@@ -171,7 +171,7 @@ class Turn:
             )
             self._stored = True
             self._store.on_rollback(self._mark_unstored)
-            self._meters.answered(self._speaker)
+            self._metrics.record_answer(self._speaker)
 
     def _mark_unstored(self) -> None:
         """It was stored with others and is not, after all."""

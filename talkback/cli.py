@@ -221,7 +221,7 @@ def add_key(
 ) -> None:
     """Make a key and show it, this once. A reviewer decides on answers, an operator on adapters."""
     store, _ = open_home(home)
-    made = api_keys.make(store, whose, role)
+    made = api_keys.create(store, whose, role)
     print(made.secret)
     stderr.print(f"The {made.role} key of {made.name}. It is shown only now: keep it well.")
 
@@ -230,7 +230,7 @@ def add_key(
 def list_keys(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """List all keys, newest first, without their secrets."""
     store, _ = open_home(home)
-    rows = [asdict(key) for key in api_keys.every(store)]
+    rows = [asdict(key) for key in api_keys.list_all(store)]
     empty_message = "No key yet: make one with [bold]talkback keys add NAME[/bold]."
     show_rows(rows, as_json, empty_message)
 

@@ -21,9 +21,9 @@ from chatbot.api.openai import chat as api
 from chatbot.api.operations import reviews
 from chatbot.auth import api_keys
 from chatbot.auth.access import Access, Caller
-from chatbot.auth.api_keys import NewKey, Role
-from chatbot.auth.hub_login import visitor_of
-from chatbot.auth.sessions import COOKIE, Sessions
+from chatbot.auth.api_keys import NewApiKey, Role
+from chatbot.auth.hub_login import hub_username
+from chatbot.auth.sessions import COOKIE_NAME, SessionCookies
 from chatbot.pages.browser_identity import BrowserIdentities, LoginName
 from chatbot.server import create_app
 from chatbot.service import Service
@@ -137,7 +137,7 @@ class House:
     service: Service
     app: FastAPI
     http: httpx.Client
-    keys: dict[str, NewKey]
+    keys: dict[str, NewApiKey]
     """By role, and one that is "revoked": it was an operator's."""
     names: dict[str, str]
     """What stands for the capitals in the tables."""
@@ -155,8 +155,8 @@ class House:
         if caller in api_keys.ROLES:
             assert self.http.post("/session", json={"key": self.keys[caller].secret}).is_success
         elif caller == "revoked":
-            value = self.service.access.sessions.write(self.keys["revoked"].id)
-            self.http.cookies.set(COOKIE, value)
+            value = self.service.access.sessions.issue(self.keys["revoked"].id)
+            self.http.cookies.set(COOKIE_NAME, value)
 
     def ask(self, caller: str, route: tuple[str, str]) -> httpx.Response:
         """The request of the table, with the caller's key."""
@@ -201,8 +201,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     service = open_service(tmp_path_factory.mktemp("access"), ScriptedEngine(pause=0))
     store = service.store
     service.access = Access(store, service.home.root, anonymous=False)
-    made = {str(role): api_keys.make(store, f"the {role}", role) for role in api_keys.ROLES}
-    made["revoked"] = api_keys.make(store, "gone", "operator")
+    made = {str(role): api_keys.create(store, f"the {role}", role) for role in api_keys.ROLES}
+    made["revoked"] = api_keys.create(store, "gone", "operator")
     api_keys.revoke(store, made["revoked"].id)
     message, secret = answered(service, "the user"), answered(service, "the user")
     store.add_feedback(secret, "the user", "edit", {"text": "A secret edit"})
@@ -357,7 +357,7 @@ def test_the_api_document_knows_what_is_sent(house: House) -> None:
 @pytest.fixture(scope="module")
 def other(house: House) -> dict[str, str]:
     """The key of another user, as programs send it."""
-    made = api_keys.make(house.service.store, "the user's friend", "user")
+    made = api_keys.create(house.service.store, "the user's friend", "user")
     return {"Authorization": f"Bearer {made.secret}"}
 
 
@@ -422,10 +422,10 @@ class TestWithoutAKey:
         """One request to the API alone, under these rules."""
         usual, service.access = service.access, access
         app = FastAPI()
-        errors.install(app)
+        errors.add_error_handlers(app)
         app.include_router(reviews.router(service))
         app.include_router(api.router(service))
-        app.include_router(api.nowhere())
+        app.include_router(api.not_found_router())
         service.access = usual
         with serving(app) as url:
             return httpx.request(request.pop("method", "GET"), f"{url}{path}", **request)
@@ -463,12 +463,12 @@ class TestRules:
 
     def test_all_is_open_on_loopback_until_there_is_a_key(self, store: Store, home: Home) -> None:
         access = Access(store, home.root)
-        assert access.caller(request()).role == "operator"
-        assert access.caller(request()).person("ann") == "ann"
-        made = api_keys.make(store, "ann", "user")
-        assert access.caller(request()).role == "user"
+        assert access.identify(request()).role == "operator"
+        assert access.identify(request()).person_named("ann") == "ann"
+        made = api_keys.create(store, "ann", "user")
+        assert access.identify(request()).role == "user"
         api_keys.revoke(store, made.id)
-        assert access.caller(request()).role == "user"
+        assert access.identify(request()).role == "user"
 
     @pytest.mark.parametrize(
         ("host", "settings"),
@@ -483,38 +483,38 @@ class TestRules:
         self, store: Store, home: Home, host: str, settings: Any
     ) -> None:
         access = Access(store, home.root, **settings)
-        assert access.caller(request(host)) == Caller("user", "anonymous")
+        assert access.identify(request(host)) == Caller("user", "anonymous")
         closed = Access(store, home.root, anonymous=False, **settings)
-        assert closed.caller(request(host)).role is None
+        assert closed.identify(request(host)).role is None
 
     def test_the_review_token_is_an_operators_key_until_it_changes(
         self, store: Store, home: Home
     ) -> None:
         access = Access(store, home.root, token="owl")
-        assert access.caller(request(authorization="Bearer owl")).role == "operator"
-        assert access.caller(request(authorization="Bearer howl")).role == "user"
-        known = access.known("owl")
+        assert access.identify(request(authorization="Bearer owl")).role == "operator"
+        assert access.identify(request(authorization="Bearer howl")).role == "user"
+        known = access.authenticate("owl")
         assert known is not None
-        cookie = f"{COOKIE}={access.sessions.write(known.id)}"
-        assert access.caller(request(cookie=cookie)).role == "operator"
+        cookie = f"{COOKIE_NAME}={access.sessions.issue(known.id)}"
+        assert access.identify(request(cookie=cookie)).role == "operator"
         changed = Access(store, home.root, token="eagle")
-        assert changed.caller(request(cookie=cookie)).role == "user"
+        assert changed.identify(request(cookie=cookie)).role == "user"
 
     def test_a_login_counts_for_our_own_pages_alone(self, store: Store, home: Home) -> None:
         access = Access(store, home.root)
-        made = api_keys.make(store, "rita", "reviewer")
-        cookie = f"{COOKIE}={access.sessions.write(made.id)}"
+        made = api_keys.create(store, "rita", "reviewer")
+        cookie = f"{COOKIE_NAME}={access.sessions.issue(made.id)}"
         for site, role in (
             ("same-origin", "reviewer"),
             ("none", "reviewer"),
             ("cross-site", "user"),
             ("same-site", "user"),
         ):
-            assert access.caller(request(cookie=cookie, sec_fetch_site=site)).role == role
+            assert access.identify(request(cookie=cookie, sec_fetch_site=site)).role == role
 
     def test_no_login_can_be_made_up(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-        sessions = Sessions(home.root)
-        good = sessions.write("key-1")
+        sessions = SessionCookies(home.root)
+        good = sessions.issue("key-1")
         assert sessions.read(good) == "key-1"
         person = BrowserIdentities(home.root).issue()
         for bad in (None, "", "key-1", ".", "..", good[:-1], good.replace("1", "2", 1), person):
@@ -531,12 +531,12 @@ class TestRules:
         self, store: Store, home: Home, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         access = Access(store, home.root, reviewers=["rita"], operators=["otto"], anonymous=False)
-        roles = {name: access.of_hub(name) for name in ("ann", "rita", "otto")}
+        roles = {name: access._hub_caller(name) for name in ("ann", "rita", "otto")}
         assert [c and c.role for c in roles.values()] == ["user", "reviewer", "operator"]
-        assert access.of_hub(None) is None
+        assert access._hub_caller(None) is None
         info = {"userinfo": {"preferred_username": "rita"}, "expires_at": 1e11}
         scope = {"session": {"oauth_info": info}}
-        assert visitor_of(scope) is None  # no Space
-        monkeypatch.setattr("chatbot.auth.hub_login.logins", lambda: True)
-        assert visitor_of(scope) == "rita" and visitor_of({}) is None
-        assert visitor_of({"session": {"oauth_info": {**info, "expires_at": 1}}}) is None
+        assert hub_username(scope) is None  # no Space
+        monkeypatch.setattr("chatbot.auth.hub_login.hub_login_enabled", lambda: True)
+        assert hub_username(scope) == "rita" and hub_username({}) is None
+        assert hub_username({"session": {"oauth_info": {**info, "expires_at": 1}}}) is None

@@ -10,10 +10,10 @@ from fastapi import FastAPI, Request
 from starlette.requests import HTTPConnection
 
 from chatbot.api import errors
-from chatbot.api.limits import CALLERS, Bucket, address, counted
+from chatbot.api.limits import MAX_TRACKED_CALLERS, TokenBucket, client_address, is_rate_limited
 from chatbot.auth import api_keys
 from chatbot.auth.access import Access
-from chatbot.server import ServerSettings, guard
+from chatbot.server import ServerSettings, add_request_guards
 from feedback.store import Store
 from tests.fixtures.http_server import serving
 from tests.test_api_chat import refusal
@@ -23,9 +23,9 @@ from tests.test_api_chat import refusal
 def guarded(store: Store, *, loopback: bool = True, **settings: object) -> Iterator[httpx.Client]:
     """An app that says how long a body is, with the guards of a server before it."""
     app = FastAPI()
-    errors.install(app)
+    errors.add_error_handlers(app)
     access = Access(store, store.path.parent, loopback=loopback)
-    guard(app, access, ServerSettings(**settings))
+    add_request_guards(app, access, ServerSettings(**settings))
 
     @app.post("/v1/length")
     async def length(request: Request) -> int:
@@ -41,7 +41,7 @@ def guarded(store: Store, *, loopback: bool = True, **settings: object) -> Itera
 
 def test_a_bucket_lets_a_burst_pass_and_fills_again() -> None:
     moment = [0.0]
-    bucket = Bucket(rate=60, burst=2, clock=lambda: moment[0])
+    bucket = TokenBucket(rate=60, burst=2, clock=lambda: moment[0])
     assert [bucket.take("ann") for _ in range(3)] == [0, 0, 1]
     assert bucket.take("bob") == 0
     moment[0] = 0.5
@@ -53,10 +53,10 @@ def test_a_bucket_lets_a_burst_pass_and_fills_again() -> None:
 
 
 def test_strangers_do_not_fill_the_memory() -> None:
-    bucket = Bucket(rate=1, burst=1)
-    for number in range(CALLERS + 100):
+    bucket = TokenBucket(rate=1, burst=1)
+    for number in range(MAX_TRACKED_CALLERS + 100):
         bucket.take(str(number))
-    assert len(bucket._left) == CALLERS
+    assert len(bucket._buckets) == MAX_TRACKED_CALLERS
 
 
 def test_too_many_requests_are_told_when_to_come_again(store: Store) -> None:
@@ -70,7 +70,7 @@ def test_too_many_requests_are_told_when_to_come_again(store: Store) -> None:
 
 
 def test_a_key_has_a_count_of_its_own_and_a_wrong_one_has_none(store: Store) -> None:
-    ann = api_keys.make(store, "ann", "user")
+    ann = api_keys.create(store, "ann", "user")
     with guarded(store, rate_per_minute=1, burst=1) as http:
 
         def ask(key: str) -> int:
@@ -130,7 +130,7 @@ def test_other_sites_may_ask_only_when_they_are_named(store: Store) -> None:
 
 def test_ipv6_is_counted_by_network() -> None:
     def at(host: str) -> str:
-        return address(HTTPConnection({"type": "http", "client": (host, 1), "headers": []}))
+        return client_address(HTTPConnection({"type": "http", "client": (host, 1), "headers": []}))
 
     assert at("2001:db8::1") == at("2001:db8::ffff") != at("2001:db8:0:1::1")
     assert ipaddress.ip_network(at("2001:db8::1")).prefixlen == 64
@@ -150,4 +150,4 @@ def test_ipv6_is_counted_by_network() -> None:
     ],
 )
 def test_what_costs_is_counted(method: str, path: str, costs: bool) -> None:
-    assert counted(method, path) is costs
+    assert is_rate_limited(method, path) is costs

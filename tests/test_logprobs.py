@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from chatbot.api.openai.logprobs import Speller
+from chatbot.api.openai.logprobs import LogprobsFormatter
 from chatbot.engine.stream import TokenLogprob
 from tests.fixtures.tiny_models import STOP, write_tokenizer
 
@@ -29,7 +29,7 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerF
 
 
 def spelt(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[tuple[str, list[int] | None]]:
-    told = Speller(tokenizer)([TokenLogprob(id, -1.0) for id in ids])["content"]
+    told = LogprobsFormatter(tokenizer)([TokenLogprob(id, -1.0) for id in ids])["content"]
     return [(entry["token"], entry["bytes"]) for entry in told]
 
 

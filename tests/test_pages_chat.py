@@ -442,7 +442,7 @@ def test_a_chat_for_people_with_keys_asks_for_one_and_knows_them_on_every_device
 ) -> None:
     service = open_service(tmp_path, ScriptedEngine(["At nine."]))
     service.access = Access(service.store, service.home.root, anonymous=False)
-    ann = api_keys.make(service.store, "ann", "user")
+    ann = api_keys.create(service.store, "ann", "user")
     with serve(service) as address:
         first, second = (enter(chromium, address, ann.secret) for _ in range(2))
         ask(first, "When do you open?")

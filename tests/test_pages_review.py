@@ -168,8 +168,8 @@ def test_a_reviewer_decides_by_the_name_of_the_key_until_logged_out_or_revoked(
 ) -> None:
     clear(service)
     message = edited(service, "Do you sell oars?", "No.", "Yes, of ash.")
-    user = api_keys.make(service.store, "ann", "user")
-    rita = api_keys.make(service.store, "rita", "reviewer")
+    user = api_keys.create(service.store, "ann", "user")
+    rita = api_keys.create(service.store, "rita", "reviewer")
     page = chromium.new_context(locale="en-US").new_page()
     page.set_default_timeout(30_000)
     page.goto(url)

@@ -13,7 +13,7 @@ from chatbot.api import errors
 from chatbot.api.openai import chat as api
 from chatbot.api.operations import monitoring
 from chatbot.service import Service
-from chatbot.webhooks.delivery import Hooks, WebhookSettings
+from chatbot.webhooks.delivery import WebhookDelivery, WebhookSettings
 from feedback.review.decisions import decide
 from feedback.store import Store
 from tests.fixtures.conversations import answer
@@ -27,17 +27,17 @@ ASK = [{"role": "user", "content": "When do you open?"}]
 @pytest.fixture
 def http(service: Service) -> Iterator[httpx.Client]:
     app = FastAPI()
-    errors.install(app)
-    app.add_middleware(monitoring.Counted, meters=service.metrics)
+    errors.add_error_handlers(app)
+    app.add_middleware(monitoring.RequestCountMiddleware, metrics=service.metrics)
     app.include_router(api.router(service))
     app.include_router(monitoring.router(service, backlog(service)))
-    app.include_router(api.nowhere())
+    app.include_router(api.not_found_router())
     with serving(app) as address, httpx.Client(base_url=address, timeout=60) as client:
         yield client
 
 
-def backlog(service: Service) -> Hooks:
-    return Hooks(service.home, service.store, WebhookSettings())
+def backlog(service: Service) -> WebhookDelivery:
+    return WebhookDelivery(service.home, service.store, WebhookSettings())
 
 
 def figures(http: httpx.Client) -> dict[str, float]:
@@ -177,8 +177,8 @@ def test_requests_are_counted_by_template_and_never_by_words_from_outside(
 
 def test_a_handler_that_fails_is_counted_too(service: Service) -> None:
     app = FastAPI()
-    errors.install(app)
-    app.add_middleware(monitoring.Counted, meters=service.metrics)
+    errors.add_error_handlers(app)
+    app.add_middleware(monitoring.RequestCountMiddleware, metrics=service.metrics)
     app.add_api_route("/broken", lambda: 1 / 0)
     with serving(app) as address:
         assert httpx.get(f"{address}/broken").status_code == 500
@@ -209,13 +209,13 @@ def test_a_database_that_cannot_be_written_is_not_ready(service: Service) -> Non
 def test_looking_at_the_database_changes_nothing_and_is_tried_once_a_second(store: Store) -> None:
     answer(store, "Hello?")
     before = [store.counts(), store.row("pragma user_version")[0]]  # type: ignore[index]
-    database = monitoring.Writable(store)
-    assert database.complaint() == ""
+    database = monitoring.WriteProbe(store)
+    assert database.error() == ""
     store.close()
     store.path.rename(store.path.with_suffix(".away"))
     store.path.mkdir()
-    assert database.complaint() == ""
-    assert "unable to open" in monitoring.Writable(store).complaint()
+    assert database.error() == ""
+    assert "unable to open" in monitoring.WriteProbe(store).error()
     store.path.rmdir()
     store.path.with_suffix(".away").rename(store.path)
     assert [store.counts(), store.row("pragma user_version")[0]] == before  # type: ignore[index]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from chatbot.auth import api_keys
 from chatbot.turn import ChatSettings
-from chatbot.webhooks.delivery import WebhookSettings, key_of
+from chatbot.webhooks.delivery import WebhookSettings, decode_secret
 from feedback.settings import Home, check_tables
 from feedback.store import Store
 from talkback.cli import TABLES
@@ -57,7 +57,7 @@ def test_the_settings_are_read(home: Home) -> None:
     assert ChatSettings.read(home).title == "Willow & Finch"
     assert CycleSettings.read(home).min_new == 20
     check_recipe(Recipe.read(home))
-    assert key_of(WebhookSettings.read(home).secret)
+    assert decode_secret(WebhookSettings.read(home).secret)
 
 
 def test_the_requests_are_answered(server: Server) -> None:
@@ -70,7 +70,7 @@ def test_the_requests_are_answered(server: Server) -> None:
     run_clients(server)
     (review,) = re.findall(r"^curl .*/v1/reviews/next.*$", README, re.M)
     store = Store(server.home.db)
-    secret = api_keys.make(store, "rita", "reviewer").secret
+    secret = api_keys.create(store, "rita", "reviewer").secret
     store.close()
     assert curl(review.replace("tb-…", secret), server)["waiting"] == 1
 

@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from chatbot.auth import api_keys
-from chatbot.auth.access import is_loopback
-from chatbot.server import ServerError, ServerSettings, listen
+from chatbot.auth.access import is_loopback_host
+from chatbot.server import ServerError, ServerSettings, open_listener
 from feedback.settings import Home
 from feedback.store import Store
 from tests.fixtures.server_process import TOML, Server
@@ -181,9 +181,9 @@ def test_a_port_that_is_taken_is_refused_with_the_remedy(home: Home) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ServerError, match=f"{port}.*--port"):
-            listen("127.0.0.1", port)
+            open_listener("127.0.0.1", port)
         with pytest.raises(ServerError, match="--host"):
-            listen("host.invalid", 0)
+            open_listener("host.invalid", 0)
 
 
 @pytest.mark.slow
@@ -200,7 +200,7 @@ def test_open_to_the_world_it_makes_a_token_until_a_reviewer_has_a_key(
     assert httpx.post(f"{url}/v1/chat/completions", json={"messages": ASK}).status_code == 200
     server.kill()
     store = Store(home.db)
-    api_keys.make(store, "rita", "reviewer")
+    api_keys.create(store, "rita", "reviewer")
     store.close()
     assert "token" not in start_server("--host", "0.0.0.0").ready().log.read_text()
 
@@ -210,7 +210,7 @@ def test_open_to_the_world_it_makes_a_token_until_a_reviewer_has_a_key(
     [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("::", False)],
 )
 def test_loopback_is_only_this_machine(host: str, only_here: bool) -> None:
-    assert is_loopback(host) is only_here
+    assert is_loopback_host(host) is only_here
 
 
 def test_settings_have_their_table(home: Home) -> None:

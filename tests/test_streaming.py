@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from chatbot.api import streaming as flows
-from chatbot.api.openai.chat_response import Chunks
-from chatbot.api.streaming import Flow
+from chatbot.api.openai.chat_response import ChatChunks
+from chatbot.api.streaming import AnswerStreams
 from chatbot.engine.protocol import Request, Sampling
 from chatbot.engine.stream import Stream, TokenLogprob
 from chatbot.service import Service
@@ -79,7 +79,7 @@ def test_first_and_last_words_wait_for_no_tick(
     stream = engine.stream
 
     async def hear() -> None:
-        batches: AsyncIterator[Batch] = aiter(Flow([turn]))
+        batches: AsyncIterator[Batch] = aiter(AnswerStreams([turn]))
         stream.append_token(1, "We")
         assert await anext(batches) == [(0, ["We"])]
         stream.append_token(2, " open")
@@ -98,7 +98,7 @@ def test_what_comes_between_two_ticks_is_one_piece(
     stream = engine.stream
 
     async def hear() -> None:
-        batches: AsyncIterator[Batch] = aiter(Flow([turn]))
+        batches: AsyncIterator[Batch] = aiter(AnswerStreams([turn]))
         stream.append_token(1, "a")
         await anext(batches)
         next_batch = asyncio.ensure_future(anext(batches))
@@ -116,8 +116,8 @@ def test_every_token_is_told_once_however_many_come_together(engine: ByHand, tur
     for token, delta in enumerate(["", "ab", "c", "", "", "d", "e"]):
         stream.logprobs.append(TokenLogprob(token, -1.0))
         stream.append_token(token, delta)
-    chunks = Chunks([turn], False, lambda chances: {"content": [c.token for c in chances]})
-    told = [chunks.words(0, deltas) for deltas in (["ab"], ["c", "d"], ["e"])]
+    chunks = ChatChunks([turn], False, lambda chances: {"content": [c.token for c in chances]})
+    told = [chunks.delta(0, deltas) for deltas in (["ab"], ["c", "d"], ["e"])]
     choices = [chunk["choices"][0] for chunk in told]
     assert [choice["delta"]["content"] for choice in choices] == ["ab", "cd", "e"]
     assert [choice["logprobs"]["content"] for choice in choices] == [[0, 1], [2, 3, 4, 5], [6]]
@@ -128,7 +128,7 @@ def test_a_turn_that_nobody_hears_is_kept(service: Service, engine: ByHand, turn
     stream = engine.stream
 
     async def ignore() -> None:
-        Flow([turn])
+        AnswerStreams([turn])
         stream.append_token(1, "Ten.")
         stream.end("stop")
         await asyncio.sleep(0)
@@ -144,7 +144,7 @@ def test_who_leaves_in_the_middle_ends_the_turn_and_what_came_is_kept(
     stream = engine.stream
 
     async def leave() -> None:
-        batches = Flow([turn]).__aiter__()
+        batches = AnswerStreams([turn]).__aiter__()
         stream.append_token(1, "We")
         await anext(batches)
         stream.append_token(2, " are")
@@ -165,7 +165,7 @@ def test_who_leaves_while_the_answer_is_being_kept_does_not_stop_that(
         busy.submit(release.wait, 10)
         engine.stream.append_token(1, "We")
         engine.stream.end("stop")
-        heard = asyncio.ensure_future(anext(batches := aiter(Flow([turn]))))
+        heard = asyncio.ensure_future(anext(batches := aiter(AnswerStreams([turn]))))
         assert await heard == [(0, ["We"])]
         waiting = asyncio.ensure_future(anext(batches))
         await asyncio.sleep(0.02)
@@ -184,7 +184,7 @@ def test_a_stop_of_the_service_keeps_what_has_come(
     """It closes the turns from the loop's own thread, which looks at nothing meanwhile."""
 
     async def stop() -> None:
-        Flow([turn])
+        AnswerStreams([turn])
         engine.stream.append_token(1, "We")
         turn.close()
 
@@ -204,7 +204,7 @@ def test_an_answer_that_cannot_be_kept_is_an_error_for_who_hears_it(
 
     async def hear() -> None:
         with pytest.raises(OSError, match="no space"):
-            async for _ in Flow([turn]):
+            async for _ in AnswerStreams([turn]):
                 pass
 
     run(hear())

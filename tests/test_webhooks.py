@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from chatbot.registry import Registry
-from chatbot.webhooks.delivery import Hooks, WebhookSettings
+from chatbot.webhooks.delivery import WebhookDelivery, WebhookSettings
 from feedback.ids import now
 from feedback.review.decisions import decide
 from feedback.settings import Home, SettingsError
@@ -18,7 +18,7 @@ from tests.fakes.webhook_receiver import SECRET, Receiver
 from tests.fixtures.conversations import answer
 from tests.fixtures.server_process import TOML, Server
 
-Tell = Callable[..., Hooks]
+Tell = Callable[..., WebhookDelivery]
 Start = Callable[..., Server]
 
 
@@ -33,9 +33,9 @@ def tell(home: Home, store: Store) -> Iterator[Tell]:
     """Starts hooks that are quick to look and to try again."""
     with ExitStack() as running:
 
-        def start(*urls: str, **settings: Any) -> Hooks:
+        def start(*urls: str, **settings: Any) -> WebhookDelivery:
             chosen = WebhookSettings(urls=list(urls), secret=SECRET, **settings)
-            hooks = Hooks(home, store, chosen, poll=0.01, first_wait=0.02)
+            hooks = WebhookDelivery(home, store, chosen, poll=0.01, first_wait=0.02)
             running.callback(hooks.close)
             hooks.start()
             return hooks
@@ -97,7 +97,7 @@ def test_what_fails_is_sent_again_before_anything_later(
     receiver.wait(lambda: len(receiver.heard) == 2)
     assert receiver.attempts == [first] * 4 + [second] * 2
     assert receiver.ids() == [first, second] and receiver.forged == 0
-    receiver.wait(lambda: hooks.waiting() == 0)
+    receiver.wait(lambda: hooks.pending() == 0)
     warnings = [r.message for r in caplog.records if r.levelno == logging.WARNING]
     assert "127.0.0.1 fails: it answered 500" in warnings[0] and "events wait" in warnings[0]
 
@@ -110,7 +110,7 @@ def test_a_receiver_that_is_down_is_told_when_it_is_back(
     hooks = tell(down.url, receiver.url)
     said = comments(store, 3)
     receiver.wait(lambda: receiver.ids() == said)
-    assert hooks.waiting() == 3
+    assert hooks.pending() == 3
     with Receiver(port=int(down.url.split(":")[2].split("/")[0])) as back:
         back.wait(lambda: back.ids() == said)
     assert receiver.attempts == said
@@ -122,7 +122,7 @@ def test_it_goes_on_where_it_was_after_a_restart(
     hooks = tell(receiver.url)
     before = comments(store, 2)
     receiver.wait(lambda: receiver.ids() == before)
-    receiver.wait(lambda: hooks.waiting() == 0)
+    receiver.wait(lambda: hooks.pending() == 0)
     hooks.close()
     other = Store(home.db)
     meanwhile = comments(other, 2)
@@ -144,11 +144,11 @@ def test_a_new_url_hears_what_happens_from_then_on(
 def test_of_two_servers_on_one_home_one_tells(store: Store, receiver: Receiver, tell: Tell) -> None:
     one, two = tell(receiver.url), tell(receiver.url)
     said = comments(store, 20)
-    receiver.wait(lambda: one.waiting() == 0)
+    receiver.wait(lambda: one.pending() == 0)
     assert receiver.attempts == said
     one.close()
     two_says = comments(store, 1)
-    receiver.wait(lambda: two.waiting() == 0)
+    receiver.wait(lambda: two.pending() == 0)
     assert receiver.attempts == said + two_says
 
 
@@ -175,7 +175,7 @@ def test_what_is_erased_is_told_to_nobody(store: Store, receiver: Receiver, tell
 def test_how_far_a_url_has_got_is_one_row(store: Store, receiver: Receiver, tell: Tell) -> None:
     hooks = tell(receiver.url)
     comments(store, 5)
-    receiver.wait(lambda: len(receiver.heard) == 5 and hooks.waiting() == 0)
+    receiver.wait(lambda: len(receiver.heard) == 5 and hooks.pending() == 0)
     (row,) = store.rows("select url, event from delivery")
     assert tuple(row) == (receiver.url, 5)
 
@@ -193,14 +193,14 @@ def test_a_secret_that_cannot_sign_is_refused_and_not_repeated(
 ) -> None:
     settings = WebhookSettings(urls=["http://127.0.0.1/"], secret=secret)
     with pytest.raises(SettingsError, match="make one with") as refusal:
-        Hooks(home, store, settings)
+        WebhookDelivery(home, store, settings)
     assert not secret or secret not in str(refusal.value)
 
 
 def test_without_urls_no_secret_is_needed(home: Home, store: Store) -> None:
-    hooks = Hooks(home, store, WebhookSettings.read(home))
+    hooks = WebhookDelivery(home, store, WebhookSettings.read(home))
     hooks.start()
-    assert hooks.waiting() == 0
+    assert hooks.pending() == 0
     hooks.close()
 
 

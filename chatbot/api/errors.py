@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from chatbot.auth.access import BadKey, Refused
+from chatbot.auth.access import BadKeyError, PermissionDeniedError
 from chatbot.conversation import ForbiddenError
 from chatbot.engine.protocol import (
     EngineBusyError,
@@ -33,7 +33,7 @@ log = logging.getLogger("talkback")
 
 
 @dataclass
-class Problem(Exception):
+class ApiError(Exception):
     """An answer that is an error: its HTTP status, and what the body says."""
 
     status: int
@@ -53,74 +53,74 @@ class Problem(Exception):
         return JSONResponse(self.body(), self.status, self.headers)
 
 
-def problem(error: Exception) -> Problem:
+def to_api_error(error: Exception) -> ApiError:
     """How an error of the house looks from outside; what is not the client's doing stays inside."""
     match error:
-        case Problem():
+        case ApiError():
             return error
         case EngineBusyError(retry_after=seconds):
             wait = {"Retry-After": str(max(1, round(seconds)))}
-            return Problem(429, str(error), "rate_limit_error", code="busy", headers=wait)
+            return ApiError(429, str(error), "rate_limit_error", code="busy", headers=wait)
         case UnknownAdapterError():
-            return Problem(404, str(error), param="model", code="model_not_found")
+            return ApiError(404, str(error), param="model", code="model_not_found")
         case PromptTooLongError():
-            return Problem(400, str(error), param="messages", code="context_length_exceeded")
+            return ApiError(400, str(error), param="messages", code="context_length_exceeded")
         case NotFoundError():
-            return Problem(404, str(error), code="not_found")
+            return ApiError(404, str(error), code="not_found")
         case IdempotencyKeyTakenError():
-            return Problem(409, str(error), param="idempotency_key", code="idempotency_key_taken")
+            return ApiError(409, str(error), param="idempotency_key", code="idempotency_key_taken")
         case ForbiddenError():
-            return Problem(403, str(error), "permission_error", code="forbidden")
-        case BadKey():
-            return _unknown(str(error), "invalid_api_key")
-        case Refused(known=False):
-            return _unknown(str(error), "missing_api_key")
-        case Refused():
-            return Problem(403, str(error), "permission_error", code="forbidden")
+            return ApiError(403, str(error), "permission_error", code="forbidden")
+        case BadKeyError():
+            return _unauthorized(str(error), "invalid_api_key")
+        case PermissionDeniedError(authenticated=False):
+            return _unauthorized(str(error), "missing_api_key")
+        case PermissionDeniedError():
+            return ApiError(403, str(error), "permission_error", code="forbidden")
         case RegistryError():
-            return Problem(404, str(error), code="not_found")
+            return ApiError(404, str(error), code="not_found")
         case EngineClosedError() | UnreachableError() | AdapterError() | StoreError():
-            return Problem(503, str(error), "server_error", code="unavailable")
+            return ApiError(503, str(error), "server_error", code="unavailable")
         case TalkbackError():
-            return Problem(400, str(error))
+            return ApiError(400, str(error))
     log.error("a request failed", exc_info=error)
-    return Problem(500, "Something went wrong here; the server's log has it.", "server_error")
+    return ApiError(500, "Something went wrong here; the server's log has it.", "server_error")
 
 
-def _unknown(message: str, code: str) -> Problem:
-    asks = {"WWW-Authenticate": "Bearer"}
-    return Problem(401, message, "authentication_error", code=code, headers=asks)
+def _unauthorized(message: str, code: str) -> ApiError:
+    headers = {"WWW-Authenticate": "Bearer"}
+    return ApiError(401, message, "authentication_error", code=code, headers=headers)
 
 
-def install(app: FastAPI) -> None:
+def add_error_handlers(app: FastAPI) -> None:
     """Have every error of this app leave in that shape."""
     handlers: dict[Any, Callable[[Request, Any], Awaitable[JSONResponse]]] = {
-        Problem: _of_the_house,
-        TalkbackError: _of_the_house,
-        RequestValidationError: _of_validation,
-        HTTPException: _of_http,
-        Exception: _of_the_house,
+        ApiError: _handle_error,
+        TalkbackError: _handle_error,
+        RequestValidationError: _handle_validation_error,
+        HTTPException: _handle_http_exception,
+        Exception: _handle_error,
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
 
 
-async def _of_the_house(request: Request, error: Exception) -> JSONResponse:
-    return problem(error).response()
+async def _handle_error(request: Request, error: Exception) -> JSONResponse:
+    return to_api_error(error).response()
 
 
-async def _of_validation(request: Request, error: RequestValidationError) -> JSONResponse:
+async def _handle_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        return Problem(400, f"the body is not JSON: {first['ctx']['error']}").response()
+        return ApiError(400, f"the body is not JSON: {first['ctx']['error']}").response()
     if first["loc"] == ("body",) and "json" not in request.headers.get("content-type", ""):
-        return Problem(400, "send JSON with the header content-type: application/json").response()
-    place = [str(part) for part in first["loc"] if part != "body"]
-    where = ".".join(place) or "the body"
-    said = str(first["msg"]).removeprefix("Value error, ")
-    return Problem(400, f"{where}: {said}", param=place[0] if place else None).response()
+        return ApiError(400, "send JSON with the header content-type: application/json").response()
+    location = [str(part) for part in first["loc"] if part != "body"]
+    where = ".".join(location) or "the body"
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    return ApiError(400, f"{where}: {reason}", param=location[0] if location else None).response()
 
 
-async def _of_http(request: Request, error: HTTPException) -> JSONResponse:
+async def _handle_http_exception(request: Request, error: HTTPException) -> JSONResponse:
     message = f"{request.method} {request.url.path}: {error.detail}"
-    return Problem(error.status_code, message, headers=dict(error.headers or {})).response()
+    return ApiError(error.status_code, message, headers=dict(error.headers or {})).response()

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 
-class Error(BaseModel):
+class ErrorInfo(BaseModel):
     """OpenAI's error object."""
 
     message: str
@@ -14,10 +14,10 @@ class Error(BaseModel):
     code: str | None
 
 
-class Refusal(BaseModel):
+class ErrorResponse(BaseModel):
     """Every answer that is an error."""
 
-    error: Error
+    error: ErrorInfo
 
 
 class TopLogprob(BaseModel):
@@ -30,36 +30,36 @@ class ChatTokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
-class Logprobs(BaseModel):
+class ChoiceLogprobs(BaseModel):
     """The tokens of an answer. An approved answer that is given as it stands has none."""
 
     content: list[ChatTokenLogprob]
     refusal: None = None
 
 
-class Said(BaseModel):
+class AssistantMessage(BaseModel):
     role: Literal["assistant"]
     content: str
     refusal: None = None
 
 
-class Choice(BaseModel):
+class ChatChoice(BaseModel):
     """One of the ``n`` answers."""
 
     index: int
-    message: Said
-    logprobs: Logprobs | None
+    message: AssistantMessage
+    logprobs: ChoiceLogprobs | None
     finish_reason: Literal["stop", "length"]
     message_id: str = Field(description="The answer's id, on which feedback hangs.")
 
 
-class Usage(BaseModel):
+class CompletionUsage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
 
 
-class Completion(BaseModel):
+class ChatCompletion(BaseModel):
     """A plain completion. ``id`` is the first choice's ``message_id``; ``metadata`` has the
     ``conversation_id`` that goes on where it is sent again, and the answer's ``source``."""
 
@@ -69,11 +69,11 @@ class Completion(BaseModel):
     model: str
     system_fingerprint: str | None
     metadata: dict[str, str]
-    choices: list[Choice]
-    usage: Usage
+    choices: list[ChatChoice]
+    usage: CompletionUsage
 
 
-class Model(BaseModel):
+class ModelCard(BaseModel):
     """A model that can be asked, with parent and root as in vLLM."""
 
     id: str
@@ -84,18 +84,18 @@ class Model(BaseModel):
     parent: str | None
 
 
-class Models(BaseModel):
+class ModelList(BaseModel):
     object: Literal["list"]
-    data: list[Model]
+    data: list[ModelCard]
 
 
-class Kept(BaseModel):
+class FeedbackResponse(BaseModel):
     """Feedback that is on the disk."""
 
     feedback_id: str
 
 
-class Ready(BaseModel):
+class ReadinessResponse(BaseModel):
     """Whether to send people here; ``reason`` says why not."""
 
     ready: bool
@@ -104,7 +104,7 @@ class Ready(BaseModel):
     reason: str | None = None
 
 
-EXAMPLE = {
+ERROR_EXAMPLE = {
     "error": {
         "message": "there is no model 'gpt-9'; GET /v1/models lists those there are",
         "type": "invalid_request_error",
@@ -113,18 +113,18 @@ EXAMPLE = {
     }
 }
 
-REFUSALS: dict[int | str, dict[str, Any]] = {
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {
-        "model": Refusal,
+        "model": ErrorResponse,
         "description": "The request is refused; the message says why",
-        "content": {"application/json": {"example": EXAMPLE}},
+        "content": {"application/json": {"example": ERROR_EXAMPLE}},
     },
-    "5XX": {"model": Refusal, "description": "This house is at fault or not ready"},
+    "5XX": {"model": ErrorResponse, "description": "This house is at fault or not ready"},
 }
 
-STREAMED: dict[int | str, dict[str, Any]] = {
+CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "model": Completion,
+        "model": ChatCompletion,
         "description": "The answers, or with `stream` the chunks of them as server-sent events",
         "content": {
             "text/event-stream": {

@@ -17,7 +17,7 @@ TICK_SECONDS = 0.04
 """What comes between two ticks is handed out together; the first words never wait for one."""
 
 
-class Flow:
+class AnswerStreams:
     """Follows the turns at once. Iterate for batches of (which turn, deltas); leaving cancels all.
     ``keeper`` stores them, the loop's own threads unless it is told.
 
@@ -54,16 +54,16 @@ class Flow:
         for turn in self._turns:
             turn.cancel()
 
-    async def end(self, receive: Receive) -> None:
+    async def wait(self, receive: Receive) -> None:
         """Wait for the end, as long as the client is there."""
-        with self.heard_by(receive):
+        with self.cancel_on_disconnect(receive):
             while len(self._kept) < len(self._turns):
                 await self._news.wait()
                 self._news.clear()
             await self._stored()
 
     @contextmanager
-    def heard_by(self, receive: Receive) -> Iterator[None]:
+    def cancel_on_disconnect(self, receive: Receive) -> Iterator[None]:
         """While this lasts, a client that goes away cancels the turns; so does its end. The body
         of the client's request has been read."""
         listener = asyncio.create_task(self._cancel_when_gone(receive))

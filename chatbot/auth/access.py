@@ -30,9 +30,9 @@ from typing import Any
 from starlette.requests import HTTPConnection, Request
 
 from chatbot.auth import api_keys
-from chatbot.auth.api_keys import MARK, ROLES, Role
-from chatbot.auth.hub_login import visitor_of
-from chatbot.auth.sessions import COOKIE, Sessions
+from chatbot.auth.api_keys import KEY_PREFIX, ROLES, Role
+from chatbot.auth.hub_login import hub_username
+from chatbot.auth.sessions import COOKIE_NAME, SessionCookies
 from feedback.db.database import Database
 from feedback.errors import TalkbackError
 
@@ -40,16 +40,16 @@ ANONYMOUS = "anonymous"
 """The person of a request that names none."""
 
 
-class BadKey(TalkbackError):
+class BadKeyError(TalkbackError):
     """A key of ours that was never made, or is revoked."""
 
 
-class Refused(TalkbackError):
+class PermissionDeniedError(TalkbackError):
     """What is asked for takes a role that this caller does not have; ``known``: but another."""
 
     def __init__(self, role: Role, caller: "Caller") -> None:
-        self.known = bool(caller.id)
-        mine = f"; the one given is a key of role {caller.role}" if self.known else ""
+        self.authenticated = bool(caller.id)
+        mine = f"; the one given is a key of role {caller.role}" if self.authenticated else ""
         super().__init__(f"This needs a key of role {role}{mine}.")
 
 
@@ -62,20 +62,20 @@ class Caller:
     name: str = ""
     id: str = ""
 
-    def may(self, role: Role) -> bool:
+    def has_role(self, role: Role) -> bool:
         """Whether this role, or one below, is theirs."""
         return self.role is not None and ROLES.index(self.role) >= ROLES.index(role)
 
-    def person(self, user: str | None) -> str:
+    def person_named(self, user: str | None) -> str:
         """The person that they speak for when they call them ``user``."""
-        if self.may("reviewer"):
+        if self.has_role("reviewer"):
             return user or self.name or ANONYMOUS
         return f"{self.name}/{user}" if user else self.name
 
-    def owns(self, person: str) -> bool:
+    def acts_for(self, person: str) -> bool:
         """Whether they may touch what is this person's."""
-        mine = person == self.name or person.startswith(f"{self.name}/")
-        return mine or self.may("reviewer")
+        is_self = person == self.name or person.startswith(f"{self.name}/")
+        return is_self or self.has_role("reviewer")
 
 
 class Access:
@@ -95,30 +95,30 @@ class Access:
     ) -> None:
         self._db = db
         self._token = token
-        self._nameless = Caller("user" if anonymous else None, ANONYMOUS)
+        self._anonymous = Caller("user" if anonymous else None, ANONYMOUS)
         self._reviewers, self._operators = set(reviewers), set(operators)
         self.loopback = loopback
-        self.sessions = Sessions(root)
+        self.sessions = SessionCookies(root)
 
-    def caller(self, request: HTTPConnection) -> Caller:
+    def identify(self, request: HTTPConnection) -> Caller:
         """Who sends this request; BadKey."""
-        given = _bearer(request.headers)
+        given = _bearer_token(request.headers)
         if given:
-            known = self.known(given)
+            known = self.authenticate(given)
             if known is not None:
                 return known
-            if given.startswith(MARK):
-                raise BadKey("This key was never made here, or it is revoked.")
-        return self._logged_in(request) or self._without_key(request)
+            if given.startswith(KEY_PREFIX):
+                raise BadKeyError("This key was never made here, or it is revoked.")
+        return self._session_caller(request) or self._keyless_caller(request)
 
     def require(self, request: HTTPConnection, role: Role) -> Caller:
         """Who sends this request, if they may do what takes this role; Refused, BadKey."""
-        caller = self.caller(request)
-        if not caller.may(role):
-            raise Refused(role, caller)
+        caller = self.identify(request)
+        if not caller.has_role(role):
+            raise PermissionDeniedError(role, caller)
         return caller
 
-    def at_least(self, role: Role) -> Callable[[Request], Awaitable[Caller]]:
+    def role_dependency(self, role: Role) -> Callable[[Request], Awaitable[Caller]]:
         """``require`` as what a route depends on. The look at the database is short, and a thread
         for it would take longer."""
 
@@ -127,31 +127,31 @@ class Access:
 
         return require
 
-    def known(self, secret: str) -> Caller | None:
+    def authenticate(self, secret: str) -> Caller | None:
         """Whose key, or the review token, this is."""
         if self._token and hmac.compare_digest(secret.encode(), self._token.encode()):
-            return self._of_token()
-        key = api_keys.find(self._db, secret) if secret.startswith(MARK) else None
+            return self._token_caller()
+        key = api_keys.find_by_secret(self._db, secret) if secret.startswith(KEY_PREFIX) else None
         return Caller(key.role, key.name, key.id) if key else None
 
-    def _logged_in(self, request: HTTPConnection) -> Caller | None:
+    def _session_caller(self, request: HTTPConnection) -> Caller | None:
         """Who has logged in on the pages. A browser sends cookies along for other sites' scripts
         too, so they count only for what our own pages ask."""
         if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             return None
-        subject = self.sessions.read(request.cookies.get(COOKIE))
+        subject = self.sessions.read(request.cookies.get(COOKIE_NAME))
         if subject is None:
-            return self.of_hub(visitor_of(request.scope))
-        if self._token and subject == self._of_token().id:
-            return self._of_token()
-        key = api_keys.valid(self._db, subject)
+            return self._hub_caller(hub_username(request.scope))
+        if self._token and subject == self._token_caller().id:
+            return self._token_caller()
+        key = api_keys.find_by_id(self._db, subject)
         return Caller(key.role, key.name, key.id) if key else None
 
-    def _of_token(self) -> Caller:
+    def _token_caller(self) -> Caller:
         """The id changes with the token, and who logged in with an old one is out."""
         return Caller("operator", "", self.sessions.fingerprint(self._token))
 
-    def of_hub(self, name: str | None) -> Caller | None:
+    def _hub_caller(self, name: str | None) -> Caller | None:
         """Whoever the Hub says it is; everybody there is a user at least."""
         if name is None:
             return None
@@ -159,27 +159,27 @@ class Access:
         role: Role = "operator" if operates else "reviewer" if reviews else "user"
         return Caller(role, f"hf:{name}", f"hf:{name}")
 
-    def _without_key(self, request: HTTPConnection) -> Caller:
-        guarded = self._token or not self.loopback or not _is_here(request)
-        if guarded or api_keys.any_made(self._db):
-            return self._nameless
+    def _keyless_caller(self, request: HTTPConnection) -> Caller:
+        guarded = self._token or not self.loopback or not _from_loopback(request)
+        if guarded or api_keys.any_exist(self._db):
+            return self._anonymous
         return Caller("operator")
 
 
-def _bearer(headers: Mapping[str, Any]) -> str:
+def _bearer_token(headers: Mapping[str, Any]) -> str:
     scheme, _, given = str(headers.get("authorization", "")).partition(" ")
     return given.strip() if scheme.lower() == "bearer" else ""
 
 
-def _is_here(request: HTTPConnection) -> bool:
+def _from_loopback(request: HTTPConnection) -> bool:
     """Whether it comes from this machine, also after uvicorn has asked the proxy."""
     try:
-        return request.client is not None and is_loopback(request.client.host)
+        return request.client is not None and is_loopback_host(request.client.host)
     except ValueError:
         return False
 
 
-def is_loopback(host: str) -> bool:
+def is_loopback_host(host: str) -> bool:
     """Whether only this machine can reach a server on that host."""
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -19,7 +19,7 @@ log = logging.getLogger("talkback")
 
 
 @functools.cache
-def logins() -> bool:
+def hub_login_enabled() -> bool:
     """Whether people can log in with the Hub here. Elsewhere Gradio's button raises."""
     wanted = os.environ.get("SYSTEM") == "spaces" and bool(os.environ.get("OAUTH_CLIENT_ID"))
     if wanted and importlib.util.find_spec("authlib") is None:
@@ -28,25 +28,25 @@ def logins() -> bool:
     return wanted
 
 
-def visitor_of(scope: Mapping[str, Any]) -> str | None:
+def hub_username(scope: Mapping[str, Any]) -> str | None:
     """The Hub's name of who sends a request, None for whoever has not logged in with it."""
-    info = scope.get("session", {}).get("oauth_info") if logins() else None
+    info = scope.get("session", {}).get("oauth_info") if hub_login_enabled() else None
     if not info or info.get("expires_at", 0) <= time.time():
         return None
     return str(info["userinfo"]["preferred_username"])
 
 
-def handlers() -> dict[Any, Any]:
+def exception_handlers() -> dict[Any, Any]:
     """What becomes of logins that fail, by their exception: Gradio's callback has nothing for it
     when somebody says no at the Hub."""
-    if not logins():
+    if not hub_login_enabled():
         return {}
     from authlib.integrations.base_client.errors import OAuthError  # type: ignore[import-untyped]
 
-    return {OAuthError: _back}
+    return {OAuthError: _redirect_back}
 
 
-async def _back(request: Request, error: Exception) -> RedirectResponse:
+async def _redirect_back(request: Request, error: Exception) -> RedirectResponse:
     """To the page they came from, never to another site's."""
     log.warning("a login with Hugging Face ended without one: %s", error)
     path = urlsplit(request.query_params.get("_target_url", "")).path

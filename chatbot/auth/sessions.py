@@ -11,21 +11,21 @@ from pathlib import Path
 
 from chatbot.pages.browser_identity import secret_of
 
-COOKIE = "talkback_session"
-LASTS = 30 * 24 * 3600
+COOKIE_NAME = "talkback_session"
+LIFETIME_SECONDS = 30 * 24 * 3600
 """Seconds."""
 
 
-class Sessions:
+class SessionCookies:
     """Writes and reads the cookie's value: ``subject.expires.signature``."""
 
     def __init__(self, root: Path) -> None:
         # Signed with a key of its own: no token of a browser's person is ever taken for a login.
         self._key = hmac.new(secret_of(root), b"session", hashlib.sha256).digest()
 
-    def write(self, subject: str) -> str:
+    def issue(self, subject: str) -> str:
         """The value that stands for ``subject``, which is an id and has no dot."""
-        text = f"{subject}.{int(time.time()) + LASTS}"
+        text = f"{subject}.{int(time.time()) + LIFETIME_SECONDS}"
         return f"{text}.{self._sign(text)}"
 
     def read(self, value: str | None) -> str | None:

@@ -72,6 +72,6 @@ def _mount(app: FastAPI, service: "Service", path: str) -> FastAPI:
             enable_monitoring=False,
             pwa=False,
             mcp_server=False,
-            app_kwargs={"exception_handlers": hub_login.handlers()},
+            app_kwargs={"exception_handlers": hub_login.exception_handlers()},
         )
     return mounted

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from chatbot.auth import hub_login
-from chatbot.auth.access import Caller, Refused
+from chatbot.auth.access import Caller, PermissionDeniedError
 from chatbot.auth.api_keys import Role
 from chatbot.pages import theme
 
@@ -52,11 +52,11 @@ class LoginForm:
             key = gr.Textbox(label="Key", type="password", container=False, placeholder="Key")
             enter = gr.Button("Open", variant="primary")
             self.refusal = gr.HTML("", padding=False)
-            if hub_login.logins():
+            if hub_login.hub_login_enabled():
                 gr.LoginButton()
         for knock in (enter.click, key.submit):
             knock(None, [key], [self.refusal], js=LOG_IN, show_progress="hidden")
-        log_out = LOG_OUT % (FROM_HUB if hub_login.logins() else "")
+        log_out = LOG_OUT % (FROM_HUB if hub_login.hub_login_enabled() else "")
         self.leave.click(None, None, None, js=log_out, show_progress="hidden")
 
     @property
@@ -66,7 +66,7 @@ class LoginForm:
 
     def caller(self, request: gr.Request) -> Caller:
         """Who uses the page; BadKey."""
-        return self._access.caller(request.request)
+        return self._access.identify(request.request)
 
     def require(self, request: gr.Request, role: Role | None = None) -> Caller:
         """Who uses the page, if they may (or may do what takes `role`); Refused, BadKey."""
@@ -74,11 +74,11 @@ class LoginForm:
 
     def lets(self, caller: Caller) -> bool:
         """Whether they may use the page."""
-        return caller.may(self._role)
+        return caller.has_role(self._role)
 
     def shut(self, caller: Caller) -> dict[Any, Any]:
         """Ask for a key; whoever has shown one that is not enough is told so."""
-        why = str(Refused(self._role, caller)) if caller.id else ""
+        why = str(PermissionDeniedError(self._role, caller)) if caller.id else ""
         return {
             self.whole: gr.update(visible=True),
             self.refusal: theme.banner(why, "error"),

@@ -26,20 +26,20 @@ import httpx
 from pydantic import AfterValidator, Field
 
 from chatbot.webhooks import outbox
-from chatbot.webhooks.outbox import Event, Kind
+from chatbot.webhooks.outbox import EventType, WebhookEvent
 from feedback.settings import Home, Settings, SettingsError
 from feedback.store import Store
 
 log = logging.getLogger("talkback")
 
 POLL_SECONDS = 0.5
-FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0
+FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 300.0
 """Seconds until a failed event is sent again: doubled at each failure, up to the longest."""
 TIMEOUT_SECONDS = 10
-MARK = "whsec_"
+SECRET_PREFIX = "whsec_"
 
 
-def _web_address(url: str) -> str:
+def _check_url(url: str) -> str:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
@@ -54,28 +54,28 @@ class WebhookSettings(Settings):
 
     table: ClassVar[str] = "webhooks"
 
-    urls: list[Annotated[str, AfterValidator(_web_address)]] = Field(default_factory=list)
+    urls: list[Annotated[str, AfterValidator(_check_url)]] = Field(default_factory=list)
     """Each hears all that happens from the first start with it on."""
     secret: str = ""
     """"whsec_" and at least 24 bytes in base64; receivers check the signature with it."""
-    events: list[Kind] = Field(default_factory=lambda: list(outbox.KINDS))
+    events: list[EventType] = Field(default_factory=lambda: list(outbox.EVENT_TYPES))
     """A rollback is a promotion too."""
 
 
 @dataclass(frozen=True)
-class Terms:
+class DeliveryContext:
     """What all hooks of a server share."""
 
     store: Store
     key: bytes
-    kinds: list[Kind]
-    sender: "Sender"
+    event_types: list[EventType]
+    sender_lock: "SenderLock"
     closing: threading.Event
     poll: float
     first_wait: float
 
 
-class Hooks:
+class WebhookDelivery:
     """A thread for each URL, so that one that is down keeps no other waiting."""
 
     def __init__(
@@ -85,90 +85,95 @@ class Hooks:
         settings: WebhookSettings,
         *,
         poll: float = POLL_SECONDS,
-        first_wait: float = FIRST_WAIT,
+        first_wait: float = FIRST_RETRY_SECONDS,
     ) -> None:
         """Raises SettingsError for a secret that cannot sign."""
-        key = key_of(settings.secret) if settings.urls else b""
-        self._sender, self._closing = Sender(home), threading.Event()
-        terms = Terms(
-            store, key, settings.events, self._sender, self._closing, poll, first_wait
-        )  # fmt: skip
-        self._hooks = [Hook(url, terms) for url in dict.fromkeys(settings.urls)]
+        key = decode_secret(settings.secret) if settings.urls else b""
+        self._sender_lock, self._closing = SenderLock(home), threading.Event()
+        terms = DeliveryContext(
+            store, key, settings.events, self._sender_lock, self._closing, poll, first_wait
+        )
+        self._threads = [WebhookThread(url, terms) for url in dict.fromkeys(settings.urls)]
 
     def start(self) -> None:
         """Tell from now on: also a URL that is new hears what happens next."""
-        for hook in self._hooks:
-            hook.begin()
+        for hook in self._threads:
+            hook.register()
             hook.start()
 
-    def waiting(self) -> int:
+    def pending(self) -> int:
         """How many events the URL that is furthest behind has not heard of."""
-        return max((hook.waiting() for hook in self._hooks), default=0)
+        return max((hook.pending() for hook in self._threads), default=0)
 
     def close(self) -> None:
         """Stop; returns when the deliveries on their way have ended."""
         self._closing.set()
-        for hook in self._hooks:
+        for hook in self._threads:
             if hook.is_alive():
                 hook.join()
-        self._sender.release()
+        self._sender_lock.release()
 
 
-class Hook(threading.Thread):
+class WebhookThread(threading.Thread):
     """Tells one URL; started and stopped by ``Hooks``."""
 
-    def __init__(self, url: str, terms: Terms) -> None:
+    def __init__(self, url: str, terms: DeliveryContext) -> None:
         super().__init__(name="webhook", daemon=True)
-        self._url, self._terms = url, terms
+        self._url, self._context = url, terms
         self._failures, self._wait = 0, terms.poll
 
-    def begin(self) -> None:
+    def register(self) -> None:
         """Be known to the database, which says from now on how far this URL has got."""
-        outbox.begin(self._terms.store, self._url)
+        outbox.register(self._context.store, self._url)
 
-    def waiting(self) -> int:
+    def pending(self) -> int:
         """How many events this URL has not heard of."""
-        terms = self._terms
-        return outbox.waiting(terms.store, outbox.told(terms.store, self._url) or 0, terms.kinds)
+        terms = self._context
+        return outbox.count_after(
+            terms.store, outbox.last_acknowledged(terms.store, self._url) or 0, terms.event_types
+        )
 
     def run(self) -> None:
         """Until closed."""
         with httpx.Client(timeout=TIMEOUT_SECONDS, follow_redirects=False) as http:
-            while not self._terms.closing.wait(self._wait):
+            while not self._context.closing.wait(self._wait):
                 try:
-                    if self._terms.sender.is_us():
-                        self._tell(http)
+                    if self._context.sender_lock.acquire():
+                        self._deliver_pending(http)
                 except Exception:  # a database that is locked or full may be well again later
-                    self._wait = self._later()
+                    self._wait = self._backoff_seconds()
                     log.exception("webhooks stumble; trying again in %.0f s", self._wait)
 
-    def _tell(self, http: httpx.Client) -> None:
+    def _deliver_pending(self, http: httpx.Client) -> None:
         """All that is new, until one is refused; what is erased is passed over."""
-        store, closing = self._terms.store, self._terms.closing
-        told = outbox.told(store, self._url) or 0
-        for event in outbox.after(store, told, self._terms.kinds):
+        store, closing = self._context.store, self._context.closing
+        told = outbox.last_acknowledged(store, self._url) or 0
+        for event in outbox.events_after(store, told, self._context.event_types):
             if closing.is_set():
                 return
-            if event.data and (why := send(http, self._url, self._terms.key, event)):
-                return self._refused(why)
+            if event.data and (why := post_event(http, self._url, self._context.key, event)):
+                return self._record_failure(why)
             outbox.acknowledge(store, self._url, event.number)
-        self._failures, self._wait = 0, self._terms.poll
+        self._failures, self._wait = 0, self._context.poll
 
-    def _refused(self, why: str) -> None:
-        self._wait = self._later()
+    def _record_failure(self, why: str) -> None:
+        self._wait = self._backoff_seconds()
         log.warning(
             "the webhook at %s fails: %s; %d events wait, trying again in %.0f s",
-            httpx.URL(self._url).host, why, self.waiting(), self._wait,
-        )  # fmt: skip
+            httpx.URL(self._url).host,
+            why,
+            self.pending(),
+            self._wait,
+        )
 
-    def _later(self) -> float:
+    def _backoff_seconds(self) -> float:
         """Seconds to wait after one more failure; by chance, lest all senders come at once."""
         self._failures += 1
-        wait = self._terms.first_wait * 2.0 ** min(self._failures - 1, 30)
-        return min(wait, LONGEST_WAIT) * random.uniform(0.5, 1)
+        wait = self._context.first_wait * 2.0 ** min(self._failures - 1, 30)
+        return min(wait, MAX_RETRY_SECONDS) * random.uniform(0.5, 1)
 
 
-class Sender:
+class SenderLock:
     """Whether this process is the one that sends: two servers on one home would tell all twice."""
 
     def __init__(self, home: Home) -> None:
@@ -176,11 +181,11 @@ class Sender:
         self._lock = threading.Lock()
         self._file: TextIO | None = None
 
-    def is_us(self) -> bool:
+    def acquire(self) -> bool:
         """Become it if nobody is; the system takes the lock back from a process that dies."""
         with self._lock:
             if self._file is None:
-                self._file = _locked(self._path)
+                self._file = _try_lock(self._path)
             return self._file is not None
 
     def release(self) -> None:
@@ -191,19 +196,19 @@ class Sender:
                 self._file = None
 
 
-def send(http: httpx.Client, url: str, key: bytes, event: Event) -> str | None:
+def post_event(client: httpx.Client, url: str, key: bytes, event: WebhookEvent) -> str | None:
     """Post one event; None once it is acknowledged (2xx), else why it is not."""
-    body = json.dumps(event.body(), ensure_ascii=False).encode()
-    headers = signed(key, event.id, int(time.time()), body)
+    body = json.dumps(event.payload(), ensure_ascii=False).encode()
+    headers = signature_headers(key, event.id, int(time.time()), body)
     try:
         # Closed unread: what the receiver says beside its status could be of any length.
-        with http.stream("POST", url, content=body, headers=headers) as answer:
+        with client.stream("POST", url, content=body, headers=headers) as answer:
             return None if answer.is_success else f"it answered {answer.status_code}"
     except httpx.HTTPError as error:
         return f"{type(error).__name__}: {error}"
 
 
-def signed(key: bytes, id: str, timestamp: int, body: bytes) -> dict[str, str]:
+def signature_headers(key: bytes, id: str, timestamp: int, body: bytes) -> dict[str, str]:
     """The headers of Standard Webhooks; the id is the same at each attempt."""
     digest = hmac.digest(key, f"{id}.{timestamp}.".encode() + body, hashlib.sha256)
     return {
@@ -214,13 +219,13 @@ def signed(key: bytes, id: str, timestamp: int, body: bytes) -> dict[str, str]:
     }
 
 
-def key_of(secret: str) -> bytes:
+def decode_secret(secret: str) -> bytes:
     """The bytes that sign; SettingsError, which does not repeat the secret."""
     try:
-        key = base64.b64decode(secret.removeprefix(MARK), validate=True)
+        key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
     except ValueError:
         key = b""
-    if not secret.startswith(MARK) or len(key) < 24:
+    if not secret.startswith(SECRET_PREFIX) or len(key) < 24:
         raise SettingsError(
             'secret in table [webhooks] has to be "whsec_" and at least 24 bytes in base64; '
             'make one with: echo "whsec_$(openssl rand -base64 32)"'
@@ -228,7 +233,7 @@ def key_of(secret: str) -> bytes:
     return key
 
 
-def _locked(path: Path) -> TextIO | None:
+def _try_lock(path: Path) -> TextIO | None:
     """The file at ``path``, locked until it is closed; None when another process has it."""
     file = path.open("w")
     try:

@@ -16,52 +16,54 @@ from feedback.exemplars import question_and_earlier
 from feedback.ids import now
 from feedback.store import Store
 
-Kind = Literal["feedback", "review", "promotion"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+EventType = Literal["feedback", "review", "promotion"]
+EVENT_TYPES: tuple[EventType, ...] = get_args(EventType)
 
 
 @dataclass(frozen=True)
-class Event:
+class WebhookEvent:
     """``id`` is the row's it speaks of, ``data`` all that the row says; None: it is erased."""
 
     number: int
-    type: Kind
+    type: EventType
     id: str
     created_at: str
     data: dict[str, Any] | None
 
-    def body(self) -> dict[str, Any]:
+    def payload(self) -> dict[str, Any]:
         """The payload as Standard Webhooks has it."""
         return {"type": f"{self.type}.created", "timestamp": self.created_at, "data": self.data}
 
 
-def after(store: Store, number: int, kinds: Sequence[Kind], limit: int = 100) -> list[Event]:
+def events_after(
+    store: Store, number: int, types: Sequence[EventType], limit: int = 100
+) -> list[WebhookEvent]:
     """The events of these kinds after one, oldest first."""
     rows = store.rows(
         """select * from event where number > ? and type in (select value from json_each(?))
         order by number limit ?""",
-        (number, json.dumps(list(kinds)), limit),
+        (number, json.dumps(list(types)), limit),
     )
-    return [Event(**row, data=_data(store, row["type"], row["id"])) for row in rows]
+    return [WebhookEvent(**row, data=_event_data(store, row["type"], row["id"])) for row in rows]
 
 
-def waiting(store: Store, number: int, kinds: Sequence[Kind]) -> int:
+def count_after(store: Store, number: int, types: Sequence[EventType]) -> int:
     """How many events of these kinds there are after one."""
     row = store.row(
         """select count(*) as n from event
         where number > ? and type in (select value from json_each(?))""",
-        (number, json.dumps(list(kinds))),
+        (number, json.dumps(list(types))),
     )
     return int(row["n"]) if row else 0
 
 
-def newest(store: Store) -> int:
+def last_number(store: Store) -> int:
     """The number of the last event; 0 before the first."""
     row = store.row("select max(number) as number from event")
     return int(row["number"] or 0) if row else 0
 
 
-def kinds_said(store: Store, number: int, until: int) -> dict[str, int]:
+def feedback_counts(store: Store, number: int, until: int) -> dict[str, int]:
     """How much feedback of each kind came after one event, up to another."""
     rows = store.rows(
         """select kind, count(*) as n from event join feedback using (id)
@@ -71,17 +73,17 @@ def kinds_said(store: Store, number: int, until: int) -> dict[str, int]:
     return {row["kind"]: row["n"] for row in rows}
 
 
-def told(store: Store, url: str) -> int | None:
+def last_acknowledged(store: Store, url: str) -> int | None:
     """The last event that this URL has acknowledged; None for one that was never told of any."""
     row = store.row("select max(event) as number from delivery where url = ?", (url,))
     return row["number"] if row else None
 
 
-def begin(store: Store, url: str) -> None:
+def register(store: Store, url: str) -> None:
     """Let a URL that is new hear what happens from now on."""
     with store.write():
-        if told(store, url) is None:
-            acknowledge(store, url, newest(store))
+        if last_acknowledged(store, url) is None:
+            acknowledge(store, url, last_number(store))
 
 
 def acknowledge(store: Store, url: str, number: int) -> None:
@@ -92,19 +94,19 @@ def acknowledge(store: Store, url: str, number: int) -> None:
         db.execute("delete from delivery where url = ? and event < ?", (url, number))
 
 
-def _data(store: Store, kind: Kind, id: str) -> dict[str, Any] | None:
+def _event_data(store: Store, kind: EventType, id: str) -> dict[str, Any] | None:
     row = store.row(f"select * from {kind} where id = ?", (id,))
     if row is None:
         return None
     data = dict(row)
     if kind == "promotion":
-        return data | {"before": _before(store, id)}
+        return data | {"before": _previous_adapter(store, id)}
     if kind == "feedback":
         data["value"] = json.loads(data["value"])
-    return data | {"message": _message(store, data["message_id"])}
+    return data | {"message": _message_data(store, data["message_id"])}
 
 
-def _message(store: Store, id: str) -> dict[str, Any]:
+def _message_data(store: Store, id: str) -> dict[str, Any]:
     """The answer that it is about, with its question and its speaker."""
     thread, speaker = store.thread(id), store.speaker(id)
     return {
@@ -116,7 +118,7 @@ def _message(store: Store, id: str) -> dict[str, Any]:
     }
 
 
-def _before(store: Store, id: str) -> str | None:
+def _previous_adapter(store: Store, id: str) -> str | None:
     """The adapter that was in service before this promotion."""
     row = store.row(
         """select adapter from promotion

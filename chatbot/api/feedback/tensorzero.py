@@ -8,11 +8,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 
-from chatbot.api.errors import Problem
+from chatbot.api.errors import ApiError
 from feedback.messages import Message, NotFoundError
 from feedback.store import Store
 
-THUMBS = ("thumb", "thumbs_up")
+THUMB_METRICS = ("thumb", "thumbs_up")
 """Names of the boolean metric whose true is a thumb up. Of another metric nobody here knows which
 of its ends is the good one."""
 
@@ -41,10 +41,10 @@ class TensorZeroFeedback(BaseModel):
         """One tag."""
         return (self.tags or {}).get(name) or None
 
-    def answer(self, store: Store) -> Message:
+    def find_answer(self, store: Store) -> Message:
         """The answer that this is about; NotFoundError."""
         if (self.inference_id is None) == (self.episode_id is None):
-            raise Problem(400, "name either inference_id or episode_id", param="inference_id")
+            raise ApiError(400, "name either inference_id or episode_id", param="inference_id")
         if self.inference_id is not None:
             return store.message(self.inference_id)
         talk = store.conversation(str(self.episode_id)).id
@@ -53,23 +53,23 @@ class TensorZeroFeedback(BaseModel):
             raise NotFoundError(f"{talk} has no answer yet")
         return answers[-1]
 
-    def said(self) -> tuple[str, dict[str, Any]]:
+    def kind_and_value(self) -> tuple[str, dict[str, Any]]:
         """The kind of feedback that the metric is here, and its value."""
-        if self.metric_name in THUMBS:
-            return "thumb", {"up": self._checked(bool, "true or false")}
+        if self.metric_name in THUMB_METRICS:
+            return "thumb", {"up": self._typed_value(bool, "true or false")}
         if self.metric_name == "comment":
-            return "comment", {"text": self._checked(str, "a text")}
+            return "comment", {"text": self._typed_value(str, "a text")}
         if self.metric_name == "demonstration":
             if self.inference_id is None:
                 message = "a demonstration is of one answer; name it with inference_id"
-                raise Problem(400, message, param="inference_id")
-            return "edit", {"text": self._checked(str, "a text")}
-        known = ", ".join([*THUMBS, "comment", "demonstration"])
+                raise ApiError(400, message, param="inference_id")
+            return "edit", {"text": self._typed_value(str, "a text")}
+        known = ", ".join([*THUMB_METRICS, "comment", "demonstration"])
         message = f"there is no metric {self.metric_name!r}; there are {known}"
-        raise Problem(400, message, param="metric_name", code="unknown_metric")
+        raise ApiError(400, message, param="metric_name", code="unknown_metric")
 
-    def _checked(self, kind: type, wanted: str) -> object:
+    def _typed_value(self, kind: type, wanted: str) -> object:
         if not isinstance(self.value, kind):
             message = f"the value of {self.metric_name} is {wanted}, not {self.value!r}"
-            raise Problem(400, message, param="value")
+            raise ApiError(400, message, param="value")
         return self.value

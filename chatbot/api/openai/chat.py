@@ -17,13 +17,13 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from starlette.routing import compile_path
 
 from chatbot.api import schemas
-from chatbot.api.errors import Problem
+from chatbot.api.errors import ApiError
 from chatbot.api.feedback.tensorzero import TensorZeroFeedback
 from chatbot.api.openai.chat_request import ChatRequest, model_card
-from chatbot.api.openai.chat_response import Chunks, completion
-from chatbot.api.openai.logprobs import Speller
-from chatbot.api.sse import Events, raise_if_broken
-from chatbot.api.streaming import Flow
+from chatbot.api.openai.chat_response import ChatChunks, chat_completion
+from chatbot.api.openai.logprobs import LogprobsFormatter
+from chatbot.api.sse import EventStreamResponse, raise_if_interrupted
+from chatbot.api.streaming import AnswerStreams
 from chatbot.auth.access import Caller
 from chatbot.conversation import ForbiddenError
 from chatbot.engine.protocol import BASE
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from chatbot.service import Service
 
 
-METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
+HTTP_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 
-MANY = 256
+MAX_CONCURRENT = 256
 """Questions that are asked at the same time where other servers answer. Here they are asked one by
 one: on a thread each they would take turns at every query, and all be late."""
 
@@ -67,18 +67,18 @@ class FeedbackRequest(BaseModel):
 
 def router(service: "Service") -> APIRouter:
     """The routes under /v1, and /healthz."""
-    routes = APIRouter(responses=schemas.REFUSALS)
-    user = Depends(service.access.at_least("user"))
-    spell = Speller(service.base.tokenizer)
-    asking = ThreadPoolExecutor(MANY if service.engine.submit_blocks else 1, "asking")
+    routes = APIRouter(responses=schemas.ERROR_RESPONSES)
+    user = Depends(service.access.role_dependency("user"))
+    spell = LogprobsFormatter(service.base.tokenizer)
+    asking = ThreadPoolExecutor(MAX_CONCURRENT if service.engine.submit_blocks else 1, "asking")
 
-    @routes.post("/v1/chat/completions", tags=["chat"], responses=schemas.STREAMED)
+    @routes.post("/v1/chat/completions", tags=["chat"], responses=schemas.CHAT_RESPONSES)
     async def chat_completions(
         body: ChatRequest, request: Request, caller: Annotated[Caller, user]
     ) -> Response:
         """Answer the last message; the answer's id is what feedback hangs on."""
         loop = asyncio.get_running_loop()
-        asked = await loop.run_in_executor(asking, ask_for, service, body, caller)
+        asked = await loop.run_in_executor(asking, ask_question, service, body, caller)
         try:
             first = await loop.run_in_executor(service.group_commit, asked.begin)
         except BaseException:
@@ -87,36 +87,36 @@ def router(service: "Service") -> APIRouter:
         turns = [first, *first.alternatives]
         if body.stream:
             options = body.stream_options
-            chunks = Chunks(turns, bool(options and options.include_usage), spell)
-            return Events(Flow(turns, service.group_commit), turns, chunks)
-        await Flow(turns, service.group_commit).end(request.receive)
-        raise_if_broken(turns)
-        return JSONResponse(completion(turns, spell))
+            chunks = ChatChunks(turns, bool(options and options.include_usage), spell)
+            return EventStreamResponse(AnswerStreams(turns, service.group_commit), turns, chunks)
+        await AnswerStreams(turns, service.group_commit).wait(request.receive)
+        raise_if_interrupted(turns)
+        return JSONResponse(chat_completion(turns, spell))
 
-    @routes.get("/v1/models", tags=["chat"], response_model=schemas.Models)
+    @routes.get("/v1/models", tags=["chat"], response_model=schemas.ModelList)
     def models() -> dict[str, Any]:
         """``talkback`` follows promotions, ``talkback:<adapter>`` stays with one."""
         names = [None, BASE, *service.adapters()]
         return {"object": "list", "data": [model_card(n, service.base.name) for n in names]}
 
-    @routes.get("/v1/models/{name}", tags=["chat"], response_model=schemas.Model)
+    @routes.get("/v1/models/{name}", tags=["chat"], response_model=schemas.ModelCard)
     def model(name: str) -> dict[str, Any]:
         """One of them."""
         adapter = ChatRequest.model_construct(model=name).adapter
         service.check_adapter(adapter)
         return model_card(adapter, service.base.name)
 
-    @routes.post("/v1/feedback", tags=["feedback"], response_model=schemas.Kept)
+    @routes.post("/v1/feedback", tags=["feedback"], response_model=schemas.FeedbackResponse)
     def feedback(body: FeedbackRequest, caller: Annotated[Caller, user]) -> dict[str, str]:
         """Keep what somebody says of an answer; answered once it is on the disk."""
-        return {"feedback_id": keep(service, body, caller)}
+        return {"feedback_id": store_feedback(service, body, caller)}
 
-    @routes.post("/feedback", tags=["feedback"], response_model=schemas.Kept)
+    @routes.post("/feedback", tags=["feedback"], response_model=schemas.FeedbackResponse)
     def tensorzero_feedback(
         body: TensorZeroFeedback, caller: Annotated[Caller, user]
     ) -> dict[str, str]:
         """The same, as TensorZero's gateway takes it."""
-        return {"feedback_id": keep_metric(service, body, caller)}
+        return {"feedback_id": store_metric(service, body, caller)}
 
     @routes.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, Any]:
@@ -133,30 +133,30 @@ def router(service: "Service") -> APIRouter:
     return routes
 
 
-def nowhere() -> APIRouter:
+def not_found_router() -> APIRouter:
     """What ends all paths of the API that are not there; it comes after every other router."""
     routes = APIRouter()
 
-    @routes.api_route("/v1/{rest:path}", methods=METHODS, include_in_schema=False)
-    @routes.api_route("/feedback", methods=METHODS, include_in_schema=False)
+    @routes.api_route("/v1/{rest:path}", methods=HTTP_METHODS, include_in_schema=False)
+    @routes.api_route("/feedback", methods=HTTP_METHODS, include_in_schema=False)
     def nothing(request: Request) -> None:
         """What is not there is said in the API's own words, not in the page's."""
-        raise _missing(request)
+        raise _not_found_error(request)
 
     return routes
 
 
-def ask_for(service: "Service", body: ChatRequest, caller: Caller) -> PendingTurn:
+def ask_question(service: "Service", body: ChatRequest, caller: Caller) -> PendingTurn:
     """Have answered what a request asks for."""
-    body.refuse_unsupported(len(service.base.tokenizer))
+    body.check_supported(len(service.base.tokenizer))
     *before, (_, question) = body.turns()
     metadata = body.metadata or {}
     talk = metadata.get("conversation_id")
     return ask(
         service,
         talk,
-        caller.person(body.user),
-        _after(service, metadata),
+        caller.person_named(body.user),
+        _parent_message_id(service, metadata),
         question,
         given=() if talk else before,
         adapter=body.adapter,
@@ -167,40 +167,40 @@ def ask_for(service: "Service", body: ChatRequest, caller: Caller) -> PendingTur
     )
 
 
-def _after(service: "Service", metadata: Mapping[str, str]) -> str | None:
+def _parent_message_id(service: "Service", metadata: Mapping[str, str]) -> str | None:
     """The message that a stored conversation goes on after: the one named, else its newest."""
     talk, named = metadata.get("conversation_id"), metadata.get("parent_message_id")
     if named and not talk:
         message = "parent_message_id goes with conversation_id"
-        raise Problem(400, message, param="metadata")
+        raise ApiError(400, message, param="metadata")
     last = service.store.latest_message(talk) if talk and not named else None
     return last.id if last else named
 
 
-def _missing(request: Request) -> Problem:
+def _not_found_error(request: Request) -> ApiError:
     """404, or 405 where the OpenAPI document knows the path with other methods."""
     asked = f"{request.method} {request.url.path}"
     paths = request.app.openapi()["paths"]
     here = [path for path in paths if compile_path(path)[0].match(request.url.path)]
     known = ", ".join(sorted({method.upper() for path in here for method in paths[path]}))
     if not known:
-        return Problem(404, f"there is no {asked}", code="not_found")
+        return ApiError(404, f"there is no {asked}", code="not_found")
     message = f"there is no {asked}; the method is {known}"
-    return Problem(405, message, code="method_not_allowed", headers={"Allow": known})
+    return ApiError(405, message, code="method_not_allowed", headers={"Allow": known})
 
 
-def keep(service: "Service", body: FeedbackRequest, caller: Caller) -> str:
+def store_feedback(service: "Service", body: FeedbackRequest, caller: Caller) -> str:
     """Store one piece of feedback; without ``user`` it is from the person who got the answer."""
     value = body.value if body.value is not None else dict(body.model_extra or {})
     answer = service.store.message(body.message_id)
-    person = _rater(service, answer, caller, body.user)
+    person = _feedback_person(service, answer, caller, body.user)
     return service.store.add_feedback(answer.id, person, body.kind, value, body.idempotency_key)
 
 
-def keep_metric(service: "Service", body: TensorZeroFeedback, caller: Caller) -> str:
+def store_metric(service: "Service", body: TensorZeroFeedback, caller: Caller) -> str:
     """Store TensorZero's feedback as ours, or only check it."""
-    answer, (kind, value) = body.answer(service.store), body.said()
-    person = _rater(service, answer, caller, body.tag("user"))
+    answer, (kind, value) = body.find_answer(service.store), body.kind_and_value()
+    person = _feedback_person(service, answer, caller, body.tag("user"))
     if body.dryrun:
         service.store.check_feedback(answer.id, kind, value)
         return new_id("fb")
@@ -208,9 +208,9 @@ def keep_metric(service: "Service", body: TensorZeroFeedback, caller: Caller) ->
     return service.store.add_feedback(answer.id, person, kind, value, key)
 
 
-def _rater(service: "Service", answer: Message, caller: Caller, user: str | None) -> str:
+def _feedback_person(service: "Service", answer: Message, caller: Caller, user: str | None) -> str:
     """Whose feedback this is; ForbiddenError on an answer to whom the caller does not speak for."""
     asked = service.store.conversation(answer.conversation_id).person
-    if not caller.owns(asked):
+    if not caller.acts_for(asked):
         raise ForbiddenError(f"{answer.id} is an answer to somebody else")
-    return caller.person(user) if user else asked
+    return caller.person_named(user) if user else asked

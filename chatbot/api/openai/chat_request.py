@@ -8,21 +8,21 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from chatbot.api.errors import Problem
+from chatbot.api.errors import ApiError
 from chatbot.engine.protocol import BASE, Sampling
 from chatbot.turn import ChatSettings
 from feedback.messages import Role
 
-FOLLOWING = "talkback"
+SERVED_MODEL_NAME = "talkback"
 """The model that follows promotions; ``talkback:<adapter>`` pins one."""
 
-MOST_ANSWERS = 8
+MAX_ANSWERS = 8
 """The largest ``n``."""
 
 TokenId = Annotated[int, Field(ge=0)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
-NEUTRAL: dict[str, tuple[object, ...]] = {
+UNSUPPORTED_FIELDS: dict[str, tuple[object, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -37,8 +37,8 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 Other fields that are not known are let pass: clients send many that change nothing."""
 
 
-EXAMPLE: JsonDict = {
-    "model": FOLLOWING,
+CHAT_REQUEST_EXAMPLE: JsonDict = {
+    "model": SERVED_MODEL_NAME,
     "messages": [{"role": "user", "content": "When do you open?"}],
     "max_completion_tokens": 64,
     "user": "ann",
@@ -46,7 +46,7 @@ EXAMPLE: JsonDict = {
 }
 
 
-class Part(BaseModel):
+class ContentPart(BaseModel):
     """A piece of a message."""
 
     model_config = ConfigDict(extra="allow")
@@ -59,16 +59,16 @@ class ChatMessage(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | list[ContentPart]
 
     def text(self) -> str:
         """The words, in one piece; images and the like are refused."""
         if isinstance(self.content, str):
             return self.content
-        odd = next((part.type for part in self.content if part.text is None), None)
-        if odd is not None:
-            message = f"a part of type {odd!r} is not supported; send text"
-            raise Problem(400, message, param="messages", code="unsupported_content")
+        unsupported = next((part.type for part in self.content if part.text is None), None)
+        if unsupported is not None:
+            message = f"a part of type {unsupported!r} is not supported; send text"
+            raise ApiError(400, message, param="messages", code="unsupported_content")
         return "\n".join(part.text or "" for part in self.content)
 
 
@@ -79,9 +79,9 @@ class StreamOptions(BaseModel):
 class ChatRequest(BaseModel):
     """The body of POST /v1/chat/completions."""
 
-    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [EXAMPLE]})
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [CHAT_REQUEST_EXAMPLE]})
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    model: str = FOLLOWING
+    model: str = SERVED_MODEL_NAME
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None
@@ -91,7 +91,7 @@ class ChatRequest(BaseModel):
     repetition_penalty: Annotated[float | None, Field(gt=0, le=10)] = None
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
-    n: Annotated[int | None, Field(ge=1, le=MOST_ANSWERS)] = 1
+    n: Annotated[int | None, Field(ge=1, le=MAX_ANSWERS)] = 1
     logprobs: bool | None = False
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
@@ -108,27 +108,27 @@ class ChatRequest(BaseModel):
     def adapter(self) -> str | None:
         """The adapter that the model's name pins; None: the one in service."""
         name, _, adapter = self.model.partition(":")
-        if name != FOLLOWING or (":" in self.model and not adapter):
+        if name != SERVED_MODEL_NAME or (":" in self.model and not adapter):
             message = f"there is no model {self.model!r}; GET /v1/models lists those there are"
-            raise Problem(404, message, param="model", code="model_not_found")
+            raise ApiError(404, message, param="model", code="model_not_found")
         return adapter or None
 
     @property
     def system(self) -> str | None:
         """The client's own system prompt, None when it sends none."""
-        told = [m.text() for m in self.messages if m.role in ("system", "developer")]
-        return "\n\n".join(told) if told else None
+        prompts = [m.text() for m in self.messages if m.role in ("system", "developer")]
+        return "\n\n".join(prompts) if prompts else None
 
     def turns(self) -> list[tuple[Role, str]]:
         """What was said, (role, text), the last being the question."""
-        said: list[tuple[Role, str]] = [
+        turns: list[tuple[Role, str]] = [
             ("user" if m.role == "user" else "assistant", m.text())
             for m in self.messages
             if m.role in ("user", "assistant")
         ]
-        if not said or said[-1][0] != "user":
-            raise Problem(400, "the last message must be the user's", param="messages")
-        return said
+        if not turns or turns[-1][0] != "user":
+            raise ApiError(400, "the last message must be the user's", param="messages")
+        return turns
 
     def sampling(self, chat: ChatSettings) -> Sampling:
         """The request's sampling over the settings'."""
@@ -148,24 +148,28 @@ class ChatRequest(BaseModel):
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
 
-    def refuse_unsupported(self, vocabulary: int) -> None:
+    def check_supported(self, vocab_size: int) -> None:
         """Raise for what would be silently ignored otherwise."""
         if self.stream_options is not None and not self.stream:
-            raise Problem(400, "stream_options goes with stream: true", param="stream_options")
+            raise ApiError(400, "stream_options goes with stream: true", param="stream_options")
         if self.top_logprobs is not None and not self.logprobs:
-            raise Problem(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
-        odd = next((token for token in self.logit_bias or {} if token >= vocabulary), None)
-        if odd is not None:
-            message = f"there is no token {odd}; the vocabulary has {vocabulary}"
-            raise Problem(400, message, param="logit_bias")
+            raise ApiError(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
+        out_of_vocab = next((token for token in self.logit_bias or {} if token >= vocab_size), None)
+        if out_of_vocab is not None:
+            message = f"there is no token {out_of_vocab}; the vocabulary has {vocab_size}"
+            raise ApiError(400, message, param="logit_bias")
         for key, value in (self.model_extra or {}).items():
-            if key in NEUTRAL and value is not None and value not in NEUTRAL[key]:
+            if (
+                key in UNSUPPORTED_FIELDS
+                and value is not None
+                and value not in UNSUPPORTED_FIELDS[key]
+            ):
                 message = f"{key} is not supported; leave it out"
-                raise Problem(400, message, param=key, code="unsupported_parameter")
+                raise ApiError(400, message, param=key, code="unsupported_parameter")
 
 
 def model_card(adapter: str | None, base: str) -> dict[str, Any]:
     """One entry of GET /v1/models, with parent and root as in vLLM."""
-    name = f"{FOLLOWING}:{adapter}" if adapter else FOLLOWING
+    name = f"{SERVED_MODEL_NAME}:{adapter}" if adapter else SERVED_MODEL_NAME
     card = {"id": name, "object": "model", "created": 0, "owned_by": "talkback"}
     return card | {"root": adapter or name, "parent": None if adapter == BASE else base}

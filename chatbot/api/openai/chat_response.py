@@ -7,41 +7,41 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chatbot.api.openai.chat_request import FOLLOWING
-from chatbot.api.openai.logprobs import Logprobs, Spell
+from chatbot.api.openai.chat_request import SERVED_MODEL_NAME
+from chatbot.api.openai.logprobs import FormatLogprobs, Logprobs
 from chatbot.turn import Turn
 
 
-def completion(turns: Sequence[Turn], spell: Spell) -> dict[str, Any]:
+def chat_completion(turns: Sequence[Turn], spell: FormatLogprobs) -> dict[str, Any]:
     """The plain answers; the completion's id is the first one's, each choice has its own."""
     choices = [_choice(index, turn, spell) for index, turn in enumerate(turns)]
-    head = _head(turns[0], "chat.completion") | {"metadata": _metadata(turns[0])}
+    head = _envelope(turns[0], "chat.completion") | {"metadata": _metadata(turns[0])}
     return head | {"choices": choices, "usage": _usage(turns)}
 
 
-def _choice(index: int, turn: Turn, spell: Spell) -> dict[str, Any]:
+def _choice(index: int, turn: Turn, spell: FormatLogprobs) -> dict[str, Any]:
     """One answer; ``message_id`` is what feedback on it hangs on."""
     return {
         "index": index,
         "message": {"role": "assistant", "content": turn.text, "refusal": None},
         "logprobs": _logprobs(turn, 0, len(turn.reach), spell),
-        "finish_reason": _reason(turn),
+        "finish_reason": _finish_reason(turn),
         "message_id": turn.message_id,
     }
 
 
-class Chunks:
+class ChatChunks:
     """The pieces of streamed answers, in the order in which they are sent."""
 
-    def __init__(self, turns: Sequence[Turn], with_usage: bool, spell: Spell) -> None:
+    def __init__(self, turns: Sequence[Turn], with_usage: bool, spell: FormatLogprobs) -> None:
         self._turns = turns
-        self._head = _head(turns[0], "chat.completion.chunk")
+        self._head = _envelope(turns[0], "chat.completion.chunk")
         self._with_usage = with_usage
         self._spell = spell
-        self._told = [0] * len(turns)
+        self._sent = [0] * len(turns)
         """How many deltas of each answer are out."""
 
-    def first(self) -> list[dict[str, Any]]:
+    def opening(self) -> list[dict[str, Any]]:
         """Who speaks, before the first word; with the id that feedback hangs on."""
         opening = {"role": "assistant", "content": ""}
         return [
@@ -50,16 +50,18 @@ class Chunks:
             for index, turn in enumerate(self._turns)
         ]
 
-    def words(self, index: int, deltas: Sequence[str]) -> dict[str, Any]:
+    def delta(self, index: int, deltas: Sequence[str]) -> dict[str, Any]:
         """Some more text of one answer."""
-        told = self._told[index]
-        self._told[index] += len(deltas)
-        logprobs = _logprobs(self._turns[index], told, told + len(deltas), self._spell)
+        sent = self._sent[index]
+        self._sent[index] += len(deltas)
+        logprobs = _logprobs(self._turns[index], sent, sent + len(deltas), self._spell)
         return self._chunk(index, {"content": "".join(deltas)}, logprobs=logprobs)
 
-    def last(self) -> list[dict[str, Any]]:
+    def closing(self) -> list[dict[str, Any]]:
         """How they ended, and what they took if that was asked for."""
-        ends = [self._chunk(i, {}, finish=_reason(turn)) for i, turn in enumerate(self._turns)]
+        ends = [
+            self._chunk(i, {}, finish=_finish_reason(turn)) for i, turn in enumerate(self._turns)
+        ]
         if self._with_usage:
             ends.append(self._head | {"choices": [], "usage": _usage(self._turns)})
         return ends
@@ -79,7 +81,7 @@ class Chunks:
         return self._head | {"choices": [choice]} | usage
 
 
-def _logprobs(turn: Turn, first: int, end: int, spell: Spell) -> Logprobs | None:
+def _logprobs(turn: Turn, first: int, end: int, spell: FormatLogprobs) -> Logprobs | None:
     """Those of the tokens in some of the answer's deltas; None if there are none to tell."""
     if turn.logprobs is None:
         return None
@@ -87,12 +89,12 @@ def _logprobs(turn: Turn, first: int, end: int, spell: Spell) -> Logprobs | None
     return spell(turn.logprobs[start:stop])
 
 
-def _head(turn: Turn, kind: str) -> dict[str, Any]:
+def _envelope(turn: Turn, kind: str) -> dict[str, Any]:
     return {
         "id": turn.message_id,
         "object": kind,
         "created": int(time.time()),
-        "model": f"{FOLLOWING}:{turn.adapter}",
+        "model": f"{SERVED_MODEL_NAME}:{turn.adapter}",
         "system_fingerprint": turn.speaker.base_revision,
     }
 
@@ -109,11 +111,15 @@ def _metadata(turn: Turn) -> dict[str, str]:
 
 def _usage(turns: Sequence[Turn]) -> dict[str, int]:
     """The prompt counts once, however many answers it has."""
-    asked = turns[0].speaker.prompt_tokens
-    told = sum(turn.speaker.completion_tokens for turn in turns)
-    return {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told}
+    prompt_tokens = turns[0].speaker.prompt_tokens
+    completion_tokens = sum(turn.speaker.completion_tokens for turn in turns)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
 
 
-def _reason(turn: Turn) -> str:
+def _finish_reason(turn: Turn) -> str:
     """OpenAI knows no word for an answer that was cancelled; it is shorter than it would be."""
     return "stop" if turn.speaker.finish == "stop" else "length"

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from chatbot.auth.access import BadKey
-from chatbot.auth.sessions import COOKIE, LASTS
+from chatbot.auth.access import BadKeyError
+from chatbot.auth.sessions import COOKIE_NAME, LIFETIME_SECONDS
 
 if TYPE_CHECKING:
     from chatbot.service import Service
 
 
-class Login(BaseModel):
+class LoginRequest(BaseModel):
     """The body of POST /session."""
 
     key: str
 
 
-class Session(BaseModel):
+class LoginResponse(BaseModel):
     """Who has logged in."""
 
     name: str
@@ -32,26 +32,28 @@ def router(service: "Service") -> APIRouter:
     access = service.access
 
     @routes.post("/session")
-    def log_in(body: Login, request: Request, response: Response) -> Session:
+    def log_in(body: LoginRequest, request: Request, response: Response) -> LoginResponse:
         """Log in with a key; the cookie that stands for it ends with the key."""
-        caller = access.known(body.key.strip())
+        caller = access.authenticate(body.key.strip())
         if caller is None:
-            raise BadKey("This key was never made here, or it is revoked.")
-        value = access.sessions.write(caller.id)
-        response.set_cookie(COOKIE, value, max_age=LASTS, httponly=True, **_where(request))
-        return Session(name=caller.name, role=str(caller.role))
+            raise BadKeyError("This key was never made here, or it is revoked.")
+        value = access.sessions.issue(caller.id)
+        response.set_cookie(
+            COOKIE_NAME, value, max_age=LIFETIME_SECONDS, httponly=True, **_cookie_scope(request)
+        )
+        return LoginResponse(name=caller.name, role=str(caller.role))
 
     @routes.delete("/session", status_code=204)
     def log_out(request: Request) -> Response:
         """Forget who it is."""
         response = Response(status_code=204)
-        response.delete_cookie(COOKIE, httponly=True, **_where(request))
+        response.delete_cookie(COOKIE_NAME, httponly=True, **_cookie_scope(request))
         return response
 
     return routes
 
 
-def _where(request: Request) -> dict[str, Any]:
+def _cookie_scope(request: Request) -> dict[str, Any]:
     """For whom browsers keep the cookie. A Space is shown in a frame of another site, where only
     a cookie for all sites is sent; that it is used for ours alone is seen to in ``access``."""
     if os.environ.get("SYSTEM") == "spaces":

@@ -15,34 +15,34 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chatbot.api.schemas import REFUSALS, Ready
-from chatbot.metrics import Backlog, Meters
+from chatbot.api.schemas import ERROR_RESPONSES, ReadinessResponse
+from chatbot.metrics import Backlog, Metrics
 from feedback.db.database import StoreError
 from feedback.store import Store
 
 if TYPE_CHECKING:
     from chatbot.service import Service
 
-FRESH_SECONDS = 1.0
+WRITE_PROBE_SECONDS = 1.0
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 def router(service: "Service", backlog: Backlog) -> APIRouter:
     """``/readyz`` and ``/metrics``."""
-    routes = APIRouter(tags=["health"], responses=REFUSALS)
-    database = Writable(service.store)
+    routes = APIRouter(tags=["health"], responses=ERROR_RESPONSES)
+    database = WriteProbe(service.store)
     registry = service.metrics.registry(service, backlog)
 
-    @routes.get("/readyz", response_model=Ready)
+    @routes.get("/readyz", response_model=ReadinessResponse)
     def readyz() -> JSONResponse:
         """Whether to send people here: somebody can answer, and what they say can be kept."""
-        complaint = service.engine.unavailable_reason or database.complaint()
+        complaint = service.engine.unavailable_reason or database.error()
         ready = {"ready": not complaint, "adapter": service.speaking, "warning": service.warning}
         if complaint:
             return JSONResponse({**ready, "reason": complaint}, 503)
         return JSONResponse(ready)
 
-    operator = Depends(service.access.at_least("operator"))
+    operator = Depends(service.access.role_dependency("operator"))
 
     @routes.get("/metrics", dependencies=[operator], include_in_schema=False)
     def metrics() -> Response:
@@ -53,25 +53,28 @@ def router(service: "Service", backlog: Backlog) -> APIRouter:
     return routes
 
 
-class Writable:
+class WriteProbe:
     """Whether the database can be written, tried at most once a second: each try is a write to
     the disk, and anybody may ask."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._tried: float | None = None
-        self._complaint = ""
+        self._checked_at: float | None = None
+        self._error = ""
 
-    def complaint(self) -> str:
+    def error(self) -> str:
         """Why it cannot; "" when it can."""
         with self._lock:
-            if self._tried is None or time.monotonic() - self._tried > FRESH_SECONDS:
-                self._complaint = self._try()
-                self._tried = time.monotonic()
-            return self._complaint
+            if (
+                self._checked_at is None
+                or time.monotonic() - self._checked_at > WRITE_PROBE_SECONDS
+            ):
+                self._error = self._check()
+                self._checked_at = time.monotonic()
+            return self._error
 
-    def _try(self) -> str:
+    def _check(self) -> str:
         try:
             self._store.check_writable()
         except StoreError as error:
@@ -79,11 +82,11 @@ class Writable:
         return ""
 
 
-class Counted:
+class RequestCountMiddleware:
     """An ASGI app whose HTTP requests are counted when their answer begins."""
 
-    def __init__(self, app: ASGIApp, meters: Meters) -> None:
-        self._app, self._requests = app, meters.requests
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._requests = app, metrics.requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Nothing is added to the pieces of a stream but one comparison."""

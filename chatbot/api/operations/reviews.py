@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
-from chatbot.api.schemas import REFUSALS
+from chatbot.api.schemas import ERROR_RESPONSES
 from chatbot.auth.access import Caller
 from chatbot.registry import AdapterRow, Promotion
 from feedback.messages import Role
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from chatbot.service import Service
 
 
-class Said(BaseModel):
+class ReviewTurn(BaseModel):
     """A turn of the conversation that led to the answer."""
 
     role: Role
     content: str
 
 
-class Waiting(BaseModel):
+class ReviewItem(BaseModel):
     """An answer that waits for a reviewer."""
 
     message_id: str
@@ -40,14 +40,14 @@ class Waiting(BaseModel):
     why: str
     reasons: list[str]
     comments: list[str]
-    thread: list[Said]
+    thread: list[ReviewTurn]
 
 
 class NextReview(BaseModel):
     """The most pressing answer, None when none waits, and how many wait."""
 
     waiting: int
-    item: Waiting | None
+    item: ReviewItem | None
 
 
 class ReviewRequest(BaseModel):
@@ -73,7 +73,7 @@ class AdapterEntry(BaseModel):
     verdicts: list[str]
 
 
-class Adapters(BaseModel):
+class AdapterList(BaseModel):
     """All adapters, newest first. ``warning`` says why a promoted one does not speak, if so."""
 
     speaking: str
@@ -91,15 +91,15 @@ class PromotionRequest(BaseModel):
 
 def router(service: "Service") -> APIRouter:
     """The routes of reviews and adapters."""
-    routes = APIRouter(prefix="/v1", tags=["oversight"], responses=REFUSALS)
-    reviewer = Depends(service.access.at_least("reviewer"))
-    operator = Depends(service.access.at_least("operator"))
+    routes = APIRouter(prefix="/v1", tags=["oversight"], responses=ERROR_RESPONSES)
+    reviewer = Depends(service.access.role_dependency("reviewer"))
+    operator = Depends(service.access.role_dependency("operator"))
 
     @routes.get("/reviews/next", dependencies=[reviewer])
     def next_review() -> NextReview:
         """The answer that most needs a reviewer."""
         first = queue.list_pending(service.store, limit=1)
-        item = waiting(first[0]) if first else None
+        item = review_item(first[0]) if first else None
         return NextReview(waiting=queue.count_pending(service.store), item=item)
 
     @routes.post("/reviews/{message_id}")
@@ -111,10 +111,10 @@ def router(service: "Service") -> APIRouter:
         return decisions.decide(service.store, message_id, who, body.action, body.answer, body.note)
 
     @routes.get("/adapters", dependencies=[reviewer])
-    def adapters() -> Adapters:
+    def adapters() -> AdapterList:
         """All adapters, and which one speaks."""
-        rows = [entry(service, row) for row in service.registry.adapters()]
-        return Adapters(speaking=service.speaking, warning=service.warning, adapters=rows)
+        rows = [adapter_entry(service, row) for row in service.registry.adapters()]
+        return AdapterList(speaking=service.speaking, warning=service.warning, adapters=rows)
 
     @routes.post("/adapters/rollback")
     def rollback(body: PromotionRequest, caller: Annotated[Caller, operator]) -> Promotion:
@@ -130,9 +130,9 @@ def router(service: "Service") -> APIRouter:
     return routes
 
 
-def waiting(item: QueueItem) -> Waiting:
+def review_item(item: QueueItem) -> ReviewItem:
     """An item of the queue as it is sent."""
-    return Waiting(
+    return ReviewItem(
         message_id=item.message.id,
         question=item.question,
         answer=item.message.content,
@@ -140,11 +140,11 @@ def waiting(item: QueueItem) -> Waiting:
         why=item.why,
         reasons=item.reasons,
         comments=item.comments,
-        thread=[Said(role=turn.role, content=turn.content) for turn in item.thread[:-1]],
+        thread=[ReviewTurn(role=turn.role, content=turn.content) for turn in item.thread[:-1]],
     )
 
 
-def entry(service: "Service", row: AdapterRow) -> AdapterEntry:
+def adapter_entry(service: "Service", row: AdapterRow) -> AdapterEntry:
     """An adapter as it is sent."""
     return AdapterEntry(
         id=row.id,

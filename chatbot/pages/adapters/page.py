@@ -103,7 +103,7 @@ class AdaptersPage:
         caller = self.login_form.caller(request)
         if not self.login_form.lets(caller):
             return self.login_form.shut(caller)
-        operates = gr.update(visible=caller.may("operator"))
+        operates = gr.update(visible=caller.has_role("operator"))
         levers = {self.levers: operates, self.buttons: operates}
         signed = {self.name: gr.update(visible=not caller.name)}
         return self.login_form.opened(caller) | self._paint(None) | levers | signed
