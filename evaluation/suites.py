@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from chatbot.engine.local.local_engine import TorchEngine
+from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.protocol import PromptTooLongError, Request, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream
@@ -115,7 +115,7 @@ def generate_answers(
         queue=len(prompts) * len(adapters),
         prefix_mb=0,
     )
-    engine = TorchEngine(base, settings)
+    engine = LocalEngine(base, settings)
     try:
         for name, folder in adapters.items():
             engine.load(name, folder)
@@ -128,7 +128,7 @@ def generate_answers(
         engine.close()
 
 
-def _submit(engine: TorchEngine, adapter: str, prompt: list[int], max_tokens: int) -> Stream | None:
+def _submit(engine: LocalEngine, adapter: str, prompt: list[int], max_tokens: int) -> Stream | None:
     try:
         return engine.submit(Request(prompt, adapter, Sampling(max_tokens=max_tokens)))
     except PromptTooLongError:

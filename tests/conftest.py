@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import openai
     from playwright.sync_api import Browser
 
-    from chatbot.engine.local.local_engine import TorchEngine
+    from chatbot.engine.local.local_engine import LocalEngine
     from chatbot.service import Service
     from tests.fakes.vllm_server import Vllm
     from tests.fixtures.reference_model import Oracle
@@ -156,7 +156,7 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> "Oracle":
 
 
 @pytest.fixture
-def engine(oracle: "Oracle") -> "Iterator[TorchEngine]":
+def engine(oracle: "Oracle") -> "Iterator[LocalEngine]":
     """That model's engine with all its adapters, on one thread."""
     from tests.fixtures.reference_model import start
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from chatbot.engine.local.multi_lora import Plan
+from chatbot.engine.local.multi_lora import LoraBatch
 from chatbot.engine.local.runners import cuda_graphs
 from chatbot.engine.local.runners.cuda_graphs import MOST, OFTEN, Layout, Recordings, Span
 from tests.fixtures.reference_model import QUESTIONS, Oracle, start
@@ -22,15 +22,15 @@ class Again:
     pool = None
 
     def __init__(
-        self, compute: Any, numbers: torch.Tensor, plan: Plan, held: object, pool: object
+        self, compute: Any, numbers: torch.Tensor, plan: LoraBatch, held: object, pool: object
     ) -> None:
         self._compute, self._plan = compute, plan
-        self._numbers, self._owner = numbers.clone(), plan.owner.clone()
+        self._numbers, self._owner = numbers.clone(), plan.token_mask.clone()
 
     def play(self, numbers: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         self._numbers.copy_(numbers)
         self._owner.copy_(owner)
-        self._plan.belong(self._owner)
+        self._plan.use_mask(self._owner)
         logits: torch.Tensor = self._compute(self._numbers)
         return logits
 
@@ -107,7 +107,7 @@ class Kept:
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> Recordings:
     monkeypatch.setattr(cuda_graphs, "Recording", Kept)
-    return Recordings(Plan())
+    return Recordings(LoraBatch())
 
 
 def test_a_layout_is_recorded_when_it_has_come_often(kept: Recordings) -> None:

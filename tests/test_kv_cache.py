@@ -2,21 +2,21 @@
 
 import torch
 
-from chatbot.engine.local.kv_cache import BLOCK, ROWS, SlotCache
+from chatbot.engine.local.kv_cache import MIN_POSITIONS, MIN_ROWS, SlotKVCache
 
 HEADS, SIZE, LAYERS = 2, 8, 3
 EACH = 2 * LAYERS * HEADS * SIZE * 4
 """Bytes of a position of a row in float32."""
 
 
-def put(cache: SlotCache, row: int, position: int, value: float) -> None:
+def put(cache: SlotKVCache, row: int, position: int, value: float) -> None:
     """One token of a row, in all layers."""
-    cache.place(torch.tensor([row]), torch.tensor([position]), row + 1, position + 1)
+    cache.set_write_positions(torch.tensor([row]), torch.tensor([position]), row + 1, position + 1)
     for layer in range(LAYERS):
-        cache.put(layer, *torch.full((2, 1, HEADS, SIZE), value + layer))
+        cache.store(layer, *torch.full((2, 1, HEADS, SIZE), value + layer))
 
 
-def values(cache: SlotCache, row: int, position: int) -> list[float]:
+def values(cache: SlotKVCache, row: int, position: int) -> list[float]:
     """What the layers have there."""
     states = cache.copy_row(row, position + 1)
     assert all(torch.equal(one, other) for one, other in zip(states[:3], states[3:], strict=True))
@@ -24,32 +24,32 @@ def values(cache: SlotCache, row: int, position: int) -> list[float]:
 
 
 def test_memory_follows_the_streams_and_what_they_have_read_stays() -> None:
-    cache = SlotCache(32, 4096)
+    cache = SlotKVCache(32, 4096)
     assert cache.bytes == 0
     put(cache, 0, 7, 1.0)
-    assert cache.bytes == ROWS * BLOCK * EACH
-    put(cache, ROWS, 3, 10.0)
-    assert cache.bytes == 2 * ROWS * BLOCK * EACH
-    put(cache, ROWS - 1, BLOCK, 100.0)
-    assert cache.bytes == 2 * ROWS * 2 * BLOCK * EACH
+    assert cache.bytes == MIN_ROWS * MIN_POSITIONS * EACH
+    put(cache, MIN_ROWS, 3, 10.0)
+    assert cache.bytes == 2 * MIN_ROWS * MIN_POSITIONS * EACH
+    put(cache, MIN_ROWS - 1, MIN_POSITIONS, 100.0)
+    assert cache.bytes == 2 * MIN_ROWS * 2 * MIN_POSITIONS * EACH
     assert values(cache, 0, 7) == [1.0, 2.0, 3.0]
-    assert values(cache, ROWS, 3) == [10.0, 11.0, 12.0]
-    assert values(cache, ROWS - 1, BLOCK) == [100.0, 101.0, 102.0]
+    assert values(cache, MIN_ROWS, 3) == [10.0, 11.0, 12.0]
+    assert values(cache, MIN_ROWS - 1, MIN_POSITIONS) == [100.0, 101.0, 102.0]
 
 
 def test_there_is_never_more_room_than_asked_for() -> None:
-    cache = SlotCache(2, 100)
+    cache = SlotKVCache(2, 100)
     put(cache, 1, 99, 1.0)
-    assert cache.room == (2, 100)
-    cache = SlotCache(5, 300)
+    assert cache.capacity == (2, 100)
+    cache = SlotKVCache(5, 300)
     for row in range(5):
         put(cache, row, 60 * row + 59, float(row))
-    assert cache.room == (5, 300)
+    assert cache.capacity == (5, 300)
     assert [values(cache, row, 60 * row + 59)[0] for row in range(5)] == [0, 1, 2, 3, 4]
 
 
 def test_what_an_ended_stream_has_read_comes_into_a_row_that_no_step_has_been_in() -> None:
-    cache = SlotCache(16, 1000)
+    cache = SlotKVCache(16, 1000)
     put(cache, 0, 5, 1.0)
     cache.restore_row(9, cache.copy_row(0, 6), 6)
     assert values(cache, 9, 5) == values(cache, 0, 5)

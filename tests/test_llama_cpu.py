@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from chatbot.engine.local import kernels
 from chatbot.engine.local.kernels import Arena, Panels
-from chatbot.engine.local.kv_cache import SlotCache
-from chatbot.engine.local.local_engine import TorchEngine
-from chatbot.engine.local.multi_lora import Rows
+from chatbot.engine.local.kv_cache import SlotKVCache
+from chatbot.engine.local.local_engine import LocalEngine
+from chatbot.engine.local.multi_lora import LoraLayers
 from chatbot.engine.local.runners.llama_cpu import LlamaCpuRunner, LlamaInt8Runner
 from chatbot.engine.local.runners.runner import Chunk
 from chatbot.engine.local.runners.transformers_runner import TransformersRunner
@@ -73,8 +73,8 @@ class World:
     def __init__(self, folder: Path, family: tiny_models.Family, dtype: str) -> None:
         written = tiny_models.write_model(folder / "base", family, initializer_range=0.1)
         base = load_base(str(written), dtype=dtype)
-        adapters = Rows(base.model, list(target_modules(base.model)))
-        self.plain = TransformersRunner(base.model, adapters, SlotCache(4, 400))
+        adapters = LoraLayers(base.model, list(target_modules(base.model)))
+        self.plain = TransformersRunner(base.model, adapters, SlotKVCache(4, 400))
         self.adapters = []
         for seed in (1, 2):
             made = tiny_models.write_adapter(folder, base, seed=seed)
@@ -171,22 +171,22 @@ def test_the_same_bits_alone_and_in_company_at_once_and_in_pieces(world: World, 
     assert torch.equal(read(path, pieces)[-1][0], whole)
 
 
-def start_int8(oracle: Oracle, **settings: int) -> TorchEngine:
-    engine = TorchEngine(oracle.base, EngineSettings(threads=1, kind="int8", **settings))
+def start_int8(oracle: Oracle, **settings: int) -> LocalEngine:
+    engine = LocalEngine(oracle.base, EngineSettings(threads=1, kind="int8", **settings))
     for name, folder in oracle.adapters.items():
         engine.load(name, folder)
     return engine
 
 
 @pytest.fixture
-def engine(oracle: Oracle) -> Iterator[TorchEngine]:
+def engine(oracle: Oracle) -> Iterator[LocalEngine]:
     engine = start_int8(oracle)
     assert engine.stats()["int8"]
     yield engine
     engine.close()
 
 
-def ask(engine: TorchEngine, *requests: Request) -> list[list[int]]:
+def ask(engine: LocalEngine, *requests: Request) -> list[list[int]]:
     """What they are answered, all at the same time."""
     streams = [engine.submit(request) for request in requests]
     for stream in streams:
@@ -196,19 +196,19 @@ def ask(engine: TorchEngine, *requests: Request) -> list[list[int]]:
 
 
 def test_a_family_takes_its_kernels_and_others_the_plain_path(any_oracle: Oracle) -> None:
-    engine = TorchEngine(any_oracle.base, EngineSettings(threads=1))
+    engine = LocalEngine(any_oracle.base, EngineSettings(threads=1))
     family = any_oracle.base.model.config.model_type != "gpt2"
-    assert engine._batch._path.name == ("native" if family else "plain")
+    assert engine.scheduler.runner.name == ("native" if family else "plain")
     engine.close()
 
 
 def test_adapters_packed_for_the_kernels_count_as_memory_and_are_let_go(oracle: Oracle) -> None:
-    engine = TorchEngine(oracle.base, EngineSettings(threads=1))
+    engine = LocalEngine(oracle.base, EngineSettings(threads=1))
     name, folder = next(iter(oracle.adapters.items()))
     before = engine.stats()["memory"]["adapters"]
     engine.load(name, folder)
     a, b = zip(
-        *(linear.pairs[name] for linear in engine._batch.adapters.linears.values()), strict=True
+        *(linear.matrices[name] for linear in engine.scheduler.lora.linears.values()), strict=True
     )
     assert engine.stats()["memory"]["adapters"] - before >= 2 * sum(each.nbytes for each in a + b)
     engine.unload(name)
@@ -220,8 +220,8 @@ def test_kernels_that_compute_something_else_are_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("WARNING"):
-        engine = TorchEngine(tiny_models.misleading_base(tmp_path), EngineSettings(threads=1))
-    assert engine._batch._path.name == "plain"  # torch's own is another one too
+        engine = LocalEngine(tiny_models.misleading_base(tmp_path), EngineSettings(threads=1))
+    assert engine.scheduler.runner.name == "plain"  # torch's own is another one too
     assert "The native path is off" in caplog.text and "The fast path is off" in caplog.text
     engine.close()
 
@@ -236,7 +236,7 @@ def test_without_kernels_torch_serves_and_the_log_says_why(
     assert "int8 is off: its kernels are not there" in caplog.text
     assert "compiled by pip where there is a C compiler" in caplog.text
     assert "computed by torch" in caplog.text
-    assert engine._batch._path.name == "fast" and not engine.stats()["int8"]
+    assert engine.scheduler.runner.name == "fast" and not engine.stats()["int8"]
     same_as_oracle(engine, oracle)
 
 
@@ -253,8 +253,8 @@ def test_what_the_kernels_cannot_compute_torch_does(
 ) -> None:
     base = load_base(str(tiny_models.write_model(tmp_path, "llama", **changes)))
     with caplog.at_level("INFO"):
-        engine = TorchEngine(base, EngineSettings(threads=1))
-    assert engine._batch._path.name == "fast" and words in caplog.text
+        engine = LocalEngine(base, EngineSettings(threads=1))
+    assert engine.scheduler.runner.name == "fast" and words in caplog.text
     engine.close()
 
 
@@ -277,7 +277,7 @@ def test_eight_bits_say_nearly_the_same_and_take_a_byte_a_weight_more(any_oracle
     engine.close()
 
 
-def test_an_adapter_speaks_as_merged_weights_would(oracle: Oracle, engine: TorchEngine) -> None:
+def test_an_adapter_speaks_as_merged_weights_would(oracle: Oracle, engine: LocalEngine) -> None:
     answers = {
         voice: ask(engine, oracle.request(QUESTIONS[1], voice))[0] for voice in oracle.voices
     }
@@ -285,7 +285,7 @@ def test_an_adapter_speaks_as_merged_weights_would(oracle: Oracle, engine: Torch
 
 
 def test_a_later_turn_reads_only_what_is_new_and_says_the_same(
-    oracle: Oracle, engine: TorchEngine
+    oracle: Oracle, engine: LocalEngine
 ) -> None:
     voice = oracle.voices[1]
     first = oracle.prompt(QUESTIONS[1]) * 3
@@ -317,7 +317,7 @@ def test_eight_bits_that_lie_too_far_off_are_refused(
 def test_an_adapter_that_eight_bits_get_wrong_brings_the_exact_weights_back(
     oracle: Oracle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = TorchEngine(oracle.base, EngineSettings(threads=1, kind="int8", chunk=16))
+    engine = LocalEngine(oracle.base, EngineSettings(threads=1, kind="int8", chunk=16))
     (early, place), (name, folder), *_ = oracle.adapters.items()
     engine.load(early, place)
     asked = [oracle.request(q, v, 200) for q in QUESTIONS for v in (early, BASE)]
@@ -328,7 +328,7 @@ def test_an_adapter_that_eight_bits_get_wrong_brings_the_exact_weights_back(
         engine.load(name, folder)
     before = [len(stream.ids) for stream in running]
     assert f"int8 is off: with {name}" in caplog.text
-    assert engine._batch._path.name == "native"
+    assert engine.scheduler.runner.name == "native"
     for stream in running:
         finish(stream)
         assert stream.error is None
@@ -348,7 +348,7 @@ def test_an_adapter_that_eight_bits_get_wrong_brings_the_exact_weights_back(
 def test_what_eight_bits_have_left_behind_is_read_anew(
     oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = TorchEngine(oracle.base, EngineSettings(threads=1, kind="int8"))
+    engine = LocalEngine(oracle.base, EngineSettings(threads=1, kind="int8"))
     ask(engine, oracle.request(QUESTIONS[0], BASE))
     with monkeypatch.context() as strict:
         strict.setattr("chatbot.engine.local.runners.select_runner.INT8", 1e-6)
@@ -358,7 +358,7 @@ def test_what_eight_bits_have_left_behind_is_read_anew(
     engine.close()
 
 
-def same_as_oracle(engine: TorchEngine, oracle: Oracle) -> None:
+def same_as_oracle(engine: LocalEngine, oracle: Oracle) -> None:
     for voice in oracle.voices:
         assert ask(engine, oracle.request(QUESTIONS[3], voice)) == [
             oracle.answer(QUESTIONS[3], voice)
@@ -368,14 +368,14 @@ def same_as_oracle(engine: TorchEngine, oracle: Oracle) -> None:
 
 @pytest.mark.parametrize("kind", ["torch", "int8"])
 def test_a_row_that_computes_no_number_spoils_no_other(oracle: Oracle, kind: str) -> None:
-    engine = TorchEngine(oracle.base, EngineSettings(threads=1, kind=kind))
+    engine = LocalEngine(oracle.base, EngineSettings(threads=1, kind=kind))
     name, folder = next(iter(oracle.adapters.items()))
     expected = ask(engine, oracle.request(QUESTIONS[0], BASE))[0]
     engine.load(name, folder)
-    linear = next(iter(engine._batch.adapters.linears.values()))
-    a, b = linear.pairs[name]
-    linear.pairs[name] = a * 1e30, b * 1e30  # each is a number, their product none
-    engine._batch._path._adapters.clear()
+    linear = next(iter(engine.scheduler.lora.linears.values()))
+    a, b = linear.matrices[name]
+    linear.matrices[name] = a * 1e30, b * 1e30  # each is a number, their product none
+    engine.scheduler.runner._adapters.clear()
     spoilt = engine.submit(oracle.request(QUESTIONS[0], name))
     sound = engine.submit(oracle.request(QUESTIONS[0], BASE))
     finish(spoilt)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatbot.engine.local.local_engine import TorchEngine
+from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.local.runners import fused_linear, llama_torch
 from chatbot.engine.local.runners.rotary import FIRST, Angles
 from chatbot.engine.protocol import BASE, Request, Sampling
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("torch_only")
 def test_the_llama_family_takes_it_and_others_the_plain_one(any_oracle: Oracle) -> None:
     engine = start(any_oracle)
     family = any_oracle.base.model.config.model_type != "gpt2"
-    assert engine._batch._path.name == ("fast" if family else "plain")
+    assert engine.scheduler.runner.name == ("fast" if family else "plain")
     assert engine.stats()["fast"] == family
     asked = [(question, voice) for question in QUESTIONS for voice in any_oracle.voices]
     streams = [engine.submit(any_oracle.request(*each)) for each in asked]
@@ -37,7 +37,7 @@ def test_a_fast_path_that_computes_something_else_is_refused(
     base = tiny_models.misleading_base(tmp_path)
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
     with caplog.at_level("WARNING"):
-        engine = TorchEngine(base, EngineSettings(threads=1))
+        engine = LocalEngine(base, EngineSettings(threads=1))
     assert not engine.stats()["fast"] and "The fast path is off" in caplog.text
     finish(engine.submit(Request([5, 6, 7], BASE, Sampling(max_tokens=4))))
     engine.close()
@@ -48,7 +48,7 @@ def test_a_fast_path_that_computes_something_else_is_refused(
 def test_an_adapter_the_fast_path_gets_wrong_puts_all_streams_on_the_plain_one(
     oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = TorchEngine(oracle.base, EngineSettings(threads=1))
+    engine = LocalEngine(oracle.base, EngineSettings(threads=1))
     running = engine.submit(oracle.request(QUESTIONS[0], BASE, 200))
     name, folder = next(iter(oracle.adapters.items()))
     with monkeypatch.context() as broken:
@@ -67,7 +67,7 @@ def test_the_fast_path_serves_bfloat16_and_holds_the_weights_once(tmp_path: Path
     path = tiny_models.write_model(tmp_path, "qwen3", initializer_range=0.05)
     base = load_base(str(path), dtype="bfloat16")
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
-    engine = TorchEngine(base, EngineSettings(threads=1))
+    engine = LocalEngine(base, EngineSettings(threads=1))
     assert engine.stats()["fast"]
     assert base.model.model.layers[0].mlp.up_proj.weight.numel() == 0
     engine.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatbot.engine.local.local_engine import TorchEngine, device
+from chatbot.engine.local.local_engine import LocalEngine, resolve_device
 from chatbot.engine.protocol import (
     BASE,
     Engine,
@@ -60,7 +60,7 @@ def test_the_adapters_really_differ(any_oracle: Oracle) -> None:
 
 
 def test_streams_of_different_length_leave_and_join_without_disturbing_each_other(
-    oracle: Oracle, engine: TorchEngine
+    oracle: Oracle, engine: LocalEngine
 ) -> None:
     asked = [(q, v, 3 + 5 * n) for n, q in enumerate(QUESTIONS) for v in oracle.voices]
     streams = []
@@ -72,7 +72,7 @@ def test_streams_of_different_length_leave_and_join_without_disturbing_each_othe
         assert stream.ids == oracle.answer(question, voice, tokens)
 
 
-def test_a_cache_that_grows_keeps_what_it_holds(oracle: Oracle, engine: TorchEngine) -> None:
+def test_a_cache_that_grows_keeps_what_it_holds(oracle: Oracle, engine: LocalEngine) -> None:
     streams = [engine.submit(oracle.request(q, BASE, 300)) for q in QUESTIONS[:2]]
     for question, stream in zip(QUESTIONS, streams, strict=False):
         finish(stream)
@@ -80,7 +80,7 @@ def test_a_cache_that_grows_keeps_what_it_holds(oracle: Oracle, engine: TorchEng
 
 
 def test_an_engine_leaves_the_model_as_it_found_it(oracle: Oracle) -> None:
-    oracle.base.model.to(device("auto"))
+    oracle.base.model.to(resolve_device("auto"))
     ids = torch.tensor([oracle.prompt("Hello")], device=oracle.base.model.device)
     with torch.no_grad():
         before = oracle.base.model(ids).logits
@@ -89,16 +89,16 @@ def test_an_engine_leaves_the_model_as_it_found_it(oracle: Oracle) -> None:
     assert "forward" not in vars(oracle.base.model.get_submodule("model.layers.0.mlp.up_proj"))
 
 
-def test_one_base_serves_one_engine_at_a_time(oracle: Oracle, engine: TorchEngine) -> None:
+def test_one_base_serves_one_engine_at_a_time(oracle: Oracle, engine: LocalEngine) -> None:
     with pytest.raises(EngineError, match="serves another engine"):
-        TorchEngine(oracle.base, EngineSettings(threads=1))
+        LocalEngine(oracle.base, EngineSettings(threads=1))
 
 
 # -- Swaps (law 5)
 
 
 def test_swaps_under_running_streams_drop_nothing_and_mix_nothing(oracle: Oracle) -> None:
-    engine = TorchEngine(oracle.base, EngineSettings(threads=1, slots=6, queue=99))
+    engine = LocalEngine(oracle.base, EngineSettings(threads=1, slots=6, queue=99))
     names, tokens = list(oracle.adapters), 40
     asked: list[tuple[str, str, Stream]] = []
     for turn in range(15):
@@ -128,7 +128,7 @@ def test_an_unloaded_adapter_ends_its_streams_and_then_leaves(oracle: Oracle) ->
     finish(stream)
     assert stream.ids == oracle.answer(QUESTIONS[0], name, 200)
     until(lambda: name not in engine.stats()["adapters"])
-    assert all(name not in linear.pairs for linear in engine._batch.adapters.linears.values())
+    assert all(name not in linear.matrices for linear in engine.scheduler.lora.linears.values())
     assert engine.stats()["memory"]["adapters"] > 0
     for other in oracle.adapters:
         engine.unload(other)
@@ -136,14 +136,14 @@ def test_an_unloaded_adapter_ends_its_streams_and_then_leaves(oracle: Oracle) ->
     engine.close()
 
 
-def test_the_base_can_always_be_asked(engine: TorchEngine, oracle: Oracle) -> None:
+def test_the_base_can_always_be_asked(engine: LocalEngine, oracle: Oracle) -> None:
     engine.unload(BASE)
     assert engine.adapters() == [BASE, *oracle.adapters]
     assert isinstance(engine, Engine)
 
 
 def test_a_damaged_adapter_is_refused_and_service_goes_on(oracle: Oracle, tmp_path: Path) -> None:
-    engine = TorchEngine(oracle.base, EngineSettings(threads=1))
+    engine = LocalEngine(oracle.base, EngineSettings(threads=1))
     running = engine.submit(oracle.request(QUESTIONS[0], BASE, 200))
     folder = tiny_models.reweigh(
         tiny_models.write_adapter(tmp_path, oracle.base), oracle.base, 9, float("nan")
@@ -221,7 +221,7 @@ def test_who_is_turned_away_is_told_how_long_those_who_wait_will_take(oracle: Or
     engine.close()
 
 
-def test_what_cannot_be_answered_is_refused_with_the_reason(engine: TorchEngine) -> None:
+def test_what_cannot_be_answered_is_refused_with_the_reason(engine: LocalEngine) -> None:
     with pytest.raises(PromptTooLongError, match="600 tokens and 512"):
         engine.submit(Request([5] * 600))
     with pytest.raises(EngineError, match="empty"):
@@ -234,7 +234,7 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(engine: TorchEngine)
             engine.submit(Request([5], BASE, Sampling(**bad)))  # type: ignore[arg-type]
 
 
-def test_a_stream_knows_its_numbers(oracle: Oracle, engine: TorchEngine) -> None:
+def test_a_stream_knows_its_numbers(oracle: Oracle, engine: LocalEngine) -> None:
     stream = engine.submit(oracle.request(QUESTIONS[0], BASE, 12))
     finish(stream)
     assert stream.finish == "length"
@@ -265,7 +265,7 @@ def test_closing_ends_streams_as_cancelled(oracle: Oracle) -> None:
 
 
 def test_an_adapter_that_comes_too_late_is_told_so(oracle: Oracle) -> None:
-    engine = TorchEngine(oracle.base, EngineSettings(threads=1))
+    engine = LocalEngine(oracle.base, EngineSettings(threads=1))
     engine.close()
     name, folder = next(iter(oracle.adapters.items()))
     with pytest.raises(EngineClosedError):
@@ -273,38 +273,38 @@ def test_an_adapter_that_comes_too_late_is_told_so(oracle: Oracle) -> None:
 
 
 def test_a_step_that_fails_ends_its_streams_and_the_next_request_is_served(
-    oracle: Oracle, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+    oracle: Oracle, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = engine._batch._path.forward
+    good = engine.scheduler.runner.forward
 
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("out of memory")
 
     stream = speaks(engine.submit(oracle.request(QUESTIONS[0], BASE, 450)))
     finish(engine.submit(oracle.request("Hello", BASE)))
-    monkeypatch.setattr(engine._batch._path, "forward", broken)
+    monkeypatch.setattr(engine.scheduler.runner, "forward", broken)
     finish(stream)
     assert stream.finish == "error"
     assert stream.error is not None and "out of memory" in stream.error
-    monkeypatch.setattr(engine._batch._path, "forward", good)
+    monkeypatch.setattr(engine.scheduler.runner, "forward", good)
     assert finish(engine.submit(oracle.request("Hello", BASE))) == oracle.text("Hello", BASE)
 
 
 def test_nan_in_one_stream_ends_it_and_spoils_no_other(oracle: Oracle) -> None:
     engine = start(oracle)
     bad = next(iter(oracle.adapters))
-    rows = engine._batch.adapters
+    rows = engine.scheduler.lora
 
     def spoil() -> None:
-        for product in (*rows.linears.values(), *rows.joints):
-            for matrix in product.pairs[bad]:
+        for product in (*rows.linears.values(), *rows.fused):
+            for matrix in product.matrices[bad]:
                 matrix.fill_(float("nan"))
-            product.sides.clear()
-        getattr(engine._batch._path, "_adapters", {}).clear()  # those packed for the kernels
+            product.stacked.clear()
+        getattr(engine.scheduler.runner, "_adapters", {}).clear()  # those packed for the kernels
 
     running = speaks(engine.submit(oracle.request(QUESTIONS[3], bad, 450)))
     finish(engine.submit(oracle.request(QUESTIONS[4], BASE)))
-    engine._order(spoil)
+    engine.call_between_steps(spoil)
     finish(running)
     assert finish(engine.submit(oracle.request(QUESTIONS[4], BASE))) == oracle.text(
         QUESTIONS[4], BASE
@@ -315,7 +315,7 @@ def test_nan_in_one_stream_ends_it_and_spoils_no_other(oracle: Oracle) -> None:
         assert stream.finish == "error"
         assert stream.error is not None and bad in stream.error
     read = torch.tensor(oracle.prompt(QUESTIONS[0]))
-    assert engine._batch._prefixes.longest(bad, read)[0] == 0
+    assert engine.scheduler.prefix_cache.match_prefix(bad, read)[0] == 0
     for voice in (v for v in oracle.voices if v != bad):
         for question in (*QUESTIONS[:3], QUESTIONS[4]):
             stream = engine.submit(oracle.request(question, voice))
@@ -327,7 +327,7 @@ def test_nan_in_one_stream_ends_it_and_spoils_no_other(oracle: Oracle) -> None:
 # -- Text
 
 
-def test_a_stop_string_split_over_tokens_never_shows(oracle: Oracle, engine: TorchEngine) -> None:
+def test_a_stop_string_split_over_tokens_never_shows(oracle: Oracle, engine: LocalEngine) -> None:
     whole = oracle.text(QUESTIONS[0], BASE)
     for at in range(2, len(whole) - 6, 3):
         stop = whole[at : at + 4]
@@ -340,14 +340,14 @@ def test_a_stop_string_split_over_tokens_never_shows(oracle: Oracle, engine: Tor
         assert stream.finish == "stop"
 
 
-def test_deltas_are_whole_characters_and_add_up(oracle: Oracle, engine: TorchEngine) -> None:
+def test_deltas_are_whole_characters_and_add_up(oracle: Oracle, engine: LocalEngine) -> None:
     from chatbot.engine.local.detokenizer import Detokenizer
 
     text = "漢字 naïve 🙂🎉 \U0001f9d1\u200d\U0001f680 Ωmega\u0300"
     ids = oracle.base.tokenizer(text, add_special_tokens=False)["input_ids"]
     words = Detokenizer(oracle.base.tokenizer)
     pieces = [words.add(token)[0] for token in ids]
-    assert "".join(pieces) + words.rest()[0] == text
+    assert "".join(pieces) + words.flush()[0] == text
     assert not any("\ufffd" in piece for piece in pieces)
     assert "" in pieces, "some character must span tokens, or this test shows nothing"
 

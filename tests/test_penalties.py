@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from chatbot.engine.local.penalties import Penalties
-from chatbot.engine.local.sampler import Sampler, best, chance
+from chatbot.engine.local.sampler import Sampler, argmax_tokens, token_logprob
 from chatbot.engine.protocol import EngineError, Sampling
 from chatbot.engine.validation import check_sampling
 
@@ -15,12 +15,12 @@ def after(sampling: Sampling, *tokens: int) -> list[float]:
     """The logits once these tokens have come."""
     penalties = Penalties(sampling)
     for token in tokens:
-        penalties.saw(token)
+        penalties.count_token(token)
     return penalties.apply(LOGITS).tolist()
 
 
 def test_nothing_asked_changes_nothing() -> None:
-    assert Penalties(Sampling()).none and after(Sampling(), 1, 1) == LOGITS.tolist()
+    assert Penalties(Sampling()).is_empty and after(Sampling(), 1, 1) == LOGITS.tolist()
 
 
 def test_frequency_counts_and_presence_does_not() -> None:
@@ -34,17 +34,17 @@ def test_a_bias_is_added_and_unknown_tokens_have_none() -> None:
 
 def test_they_decide_the_greedy_choice_too() -> None:
     sampler = Sampler(Sampling(frequency_penalty=1.5), [])
-    assert not sampler.plain
-    assert [sampler.choose(LOGITS) for _ in range(3)] == [3, 2, 3]
-    assert Sampler(Sampling(logit_bias=((0, 9.0),)), []).choose(LOGITS) == 0
+    assert not sampler.takes_argmax
+    assert [sampler.sample(LOGITS) for _ in range(3)] == [3, 2, 3]
+    assert Sampler(Sampling(logit_bias=((0, 9.0),)), []).sample(LOGITS) == 0
 
 
 def test_a_chance_is_of_the_raw_logits() -> None:
-    told = chance(LOGITS, 1, 2)
+    told = token_logprob(LOGITS, 1, 2)
     sure = LOGITS.log_softmax(-1).tolist()
     assert (told.token, told.logprob) == (1, pytest.approx(sure[1]))
     assert told.top == ((3, pytest.approx(sure[3])), (2, pytest.approx(sure[2])))
-    never = chance(torch.tensor([0.0, -torch.inf]), 1, 0)
+    never = token_logprob(torch.tensor([0.0, -torch.inf]), 1, 0)
     assert never.logprob == -9999.0 and never.top == ()
 
 
@@ -61,6 +61,6 @@ def test_the_best_token_of_each_row_where_there_is_one(dtype: torch.dtype) -> No
     logits = torch.randn(5, 1000, generator=torch.Generator().manual_seed(1)).to(dtype)
     logits[0, 700] = 9.0
     logits[1, 3], logits[2, 4], logits[3] = float("nan"), float("inf"), float("-inf")
-    sound, ids = best(logits)
+    sound, ids = argmax_tokens(logits)
     assert sound == [True, False, False, False, True]
     assert [ids[0], ids[4]] == [700, int(logits[4].argmax())]

@@ -5,16 +5,16 @@ from random import Random
 import pytest
 import torch
 
-from chatbot.engine.local.kv_cache import SlotCache
-from chatbot.engine.local.local_engine import TorchEngine
-from chatbot.engine.local.prefix_cache import Prefix, Prefixes
+from chatbot.engine.local.kv_cache import SlotKVCache
+from chatbot.engine.local.local_engine import LocalEngine
+from chatbot.engine.local.prefix_cache import Prefix, PrefixCache
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.engine.stream import Stream
 from tests.fixtures.reference_model import QUESTIONS, Oracle, start
 from tests.fixtures.waiting import finish, until
 
 
-def talk(engine: TorchEngine, oracle: Oracle, voice: str, turns: int) -> list[list[int]]:
+def talk(engine: LocalEngine, oracle: Oracle, voice: str, turns: int) -> list[list[int]]:
     """A conversation in which each prompt holds all before it: what was answered, turn by turn."""
     prompt, said = oracle.prompt(QUESTIONS[0]), []
     for turn in range(turns):
@@ -43,7 +43,7 @@ def test_a_later_turn_reads_only_what_is_new_and_says_the_same(any_oracle: Oracl
 
 
 def test_the_same_prompt_again_reads_its_last_token_only(
-    oracle: Oracle, engine: TorchEngine
+    oracle: Oracle, engine: LocalEngine
 ) -> None:
     for _ in range(2):
         before = engine.stats()["prompt"]
@@ -67,22 +67,22 @@ def test_what_an_unloaded_adapter_has_read_leaves_with_it(oracle: Oracle) -> Non
 
 
 def test_the_prefix_that_was_of_no_use_for_longest_makes_room() -> None:
-    prefixes = Prefixes(limit=3 * 40)
+    prefixes = PrefixCache(max_bytes=3 * 40)
 
     def keep(adapter: str, ids: list[int], size: int = 5) -> None:
-        prefixes.keep(Prefix(adapter, torch.tensor(ids), [torch.zeros(1, 2, size)]))
+        prefixes.insert(Prefix(adapter, torch.tensor(ids), [torch.zeros(1, 2, size)]))
 
     def known(*ids: int) -> int:
-        return prefixes.longest("a", torch.tensor(ids))[0]
+        return prefixes.match_prefix("a", torch.tensor(ids))[0]
 
     for first in (1, 2, 3):
         keep("a", [first, 0])
     assert known(1, 0, 7) == 2
     keep("b", [1, 0])
-    assert prefixes.bytes == prefixes.limit
+    assert prefixes.nbytes == prefixes.max_bytes
     assert [known(n, 0) for n in (1, 2, 3)] == [2, 0, 2]
     keep("a", [1, 0, 4])
-    assert prefixes.bytes == prefixes.limit, "an entry that contains another takes its place"
+    assert prefixes.nbytes == prefixes.max_bytes, "an entry that contains another takes its place"
     keep("a", [9], 500)
     assert known(9) == 0, "one entry above the limit is not kept"
 
@@ -91,21 +91,23 @@ def test_the_prefix_that_was_of_no_use_for_longest_makes_room() -> None:
 
 
 def test_who_goes_on_alone_is_found_in_place_and_nothing_is_copied(
-    oracle: Oracle, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+    oracle: Oracle, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copies: list[str] = []
     for name in ("copy_row", "restore_row"):
-        monkeypatch.setattr(SlotCache, name, lambda *_, name=name: copies.append(name))
+        monkeypatch.setattr(SlotKVCache, name, lambda *_, name=name: copies.append(name))
     talk(engine, oracle, oracle.voices[1], 4)
     assert engine.stats()["recalls"] == 3
     assert copies == []
 
 
-def test_after_a_pause_nobody_waits_for_a_copy(oracle: Oracle, engine: TorchEngine) -> None:
+def test_after_a_pause_nobody_waits_for_a_copy(oracle: Oracle, engine: LocalEngine) -> None:
     asked = [oracle.request(question, BASE) for question in QUESTIONS[:2]]
     first = engine.submit(asked[0])
     finish(first)
-    until(lambda: not engine._batch.restless and engine.stats()["memory"]["prefixes"] > 0)
+    until(
+        lambda: not engine.scheduler.has_deferred_copy and engine.stats()["memory"]["prefixes"] > 0
+    )
     kept = engine.stats()["memory"]["prefixes"]
     finish(engine.submit(Request([*asked[0].prompt_ids, *first.ids, 9], BASE)))
     assert engine.stats()["recalled"] == len(asked[0].prompt_ids) + len(first.ids) - 1
@@ -114,7 +116,7 @@ def test_after_a_pause_nobody_waits_for_a_copy(oracle: Oracle, engine: TorchEngi
 
 
 def test_what_a_row_holds_is_kept_when_another_comes_there(
-    oracle: Oracle, engine: TorchEngine
+    oracle: Oracle, engine: LocalEngine
 ) -> None:
     first = engine.submit(oracle.request(QUESTIONS[1], BASE))
     finish(first)
@@ -127,7 +129,7 @@ def test_what_a_row_holds_is_kept_when_another_comes_there(
 
 @pytest.mark.parametrize("tokens", [(5, 25), (25, 5)])
 def test_of_two_that_end_both_are_remembered(
-    oracle: Oracle, engine: TorchEngine, tokens: tuple[int, int]
+    oracle: Oracle, engine: LocalEngine, tokens: tuple[int, int]
 ) -> None:
     asked = [oracle.request(QUESTIONS[n], BASE, most) for n, most in enumerate(tokens)]
     streams = [engine.submit(request) for request in asked]
@@ -155,7 +157,7 @@ def test_who_is_cancelled_in_a_prompt_leaves_nothing(oracle: Oracle) -> None:
     engine.close()
 
 
-def converse(engine: TorchEngine, oracle: Oracle, chance: Random) -> dict[tuple[int, int], str]:
+def converse(engine: LocalEngine, oracle: Oracle, chance: Random) -> dict[tuple[int, int], str]:
     """Six conversations of four turns, some of them at once, and some that are cancelled: what was
     answered in which turn of which."""
     voices = oracle.voices[:2]

@@ -1,15 +1,15 @@
 """Guesses from the prompt: the same text in fewer steps, whatever is asked for."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 
 from chatbot.engine.local.kernels import library
-from chatbot.engine.local.local_engine import TorchEngine
-from chatbot.engine.local.prompt_lookup import FEW, Lookup
-from chatbot.engine.local.scheduler import Row
+from chatbot.engine.local.local_engine import LocalEngine
+from chatbot.engine.local.prompt_lookup import MAX_SPECULATING, PromptLookup
+from chatbot.engine.local.scheduler import Sequence
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream
@@ -24,10 +24,10 @@ KINDS = [
 ]
 
 
-def guess(said: Sequence[int], most: int = 8) -> list[int]:
-    lookup = Lookup()
+def guess(said: Iterable[int], most: int = 8) -> list[int]:
+    lookup = PromptLookup()
     lookup.extend(said)
-    return list(lookup.guess(most))
+    return list(lookup.propose(most))
 
 
 def test_what_came_after_the_last_two_tokens_comes_again() -> None:
@@ -50,21 +50,21 @@ def test_without_room_nothing_is_guessed(most: int) -> None:
 
 
 def test_after_a_guess_the_next_has_twice_as_many_tokens_as_were_right() -> None:
-    lookup = Lookup()
+    lookup = PromptLookup()
     lookup.extend([*range(20), 0, 1])
-    lengths = [len(lookup.guess(8))]
+    lengths = [len(lookup.propose(8))]
     for right in (8, 3, 0, 1, 2, 4):
-        lookup.judge(right)
-        lengths.append(len(lookup.guess(8)))
+        lookup.record_accepted(right)
+        lengths.append(len(lookup.propose(8)))
     assert lengths == [8, 8, 6, 1, 2, 4, 8]
 
 
-def said(oracle: Oracle, requests: Sequence[Request], **settings: int) -> list[Stream]:
+def said(oracle: Oracle, requests: list[Request], **settings: int) -> list[Stream]:
     """What a new engine answers, up to `FEW` requests at a time."""
     engine = start(oracle, **settings)
     streams: list[Stream] = []
-    for first in range(0, len(requests), FEW):
-        now = [engine.submit(request) for request in requests[first : first + FEW]]
+    for first in range(0, len(requests), MAX_SPECULATING):
+        now = [engine.submit(request) for request in requests[first : first + MAX_SPECULATING]]
         assert all(stream.wait(60) for stream in now)
         streams += now
     counts = engine.stats()
@@ -74,20 +74,20 @@ def said(oracle: Oracle, requests: Sequence[Request], **settings: int) -> list[S
     return streams
 
 
-def foresee(monkeypatch: pytest.MonkeyPatch, answers: Sequence[tuple[Request, Stream]]) -> None:
+def foresee(monkeypatch: pytest.MonkeyPatch, answers: Iterable[tuple[Request, Stream]]) -> None:
     """Have the answers guessed, most of the time with a mistake somewhere."""
     known = {(*r.prompt_ids, r.adapter): stream.ids for r, stream in answers}
     chance = random.Random(5)
 
-    def guess(row: Row, most: int) -> list[int]:
+    def guess(row: Sequence, most: int) -> list[int]:
         at, request = len(row.stream.ids), row.request
         rest = known[*request.prompt_ids, request.adapter][at:]
-        guess = rest[: max(min(most, row.limit - at - 1), 0)]
+        guess = rest[: max(min(most, row.max_tokens - at - 1), 0)]
         if guess and chance.random() < 0.7:
             guess[chance.randrange(len(guess))] = 9
         return guess
 
-    monkeypatch.setattr(Row, "guess", guess)
+    monkeypatch.setattr(Sequence, "propose_draft", guess)
 
 
 SAMPLINGS = {
@@ -123,7 +123,7 @@ def test_what_a_guess_got_wrong_is_not_remembered(
     oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next turn goes on from what was said, not from what was guessed."""
-    monkeypatch.setattr(Row, "guess", lambda *_: [9, 9, 9])
+    monkeypatch.setattr(Sequence, "propose_draft", lambda *_: [9, 9, 9])
     asked = Request(oracle.prompt(QUESTIONS[0]), oracle.voices[1], Sampling(max_tokens=13))
     engine = start(oracle)
     first = engine.submit(asked)
@@ -140,14 +140,14 @@ def test_no_guess_goes_beyond_the_room_there_is(
     oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guesses: list[tuple[int, int]] = []
-    guess = Row.guess
+    guess = Sequence.propose_draft
 
-    def watched(row: Row, most: int) -> Sequence[int]:
+    def watched(row: Sequence, most: int) -> list[int]:
         found = guess(row, most)
         guesses.append((len(row.stream.ids) + len(found), len(found)))
         return found
 
-    monkeypatch.setattr(Row, "guess", watched)
+    monkeypatch.setattr(Sequence, "propose_draft", watched)
     again = [5, 6, 7, 8]
     for tokens in range(2, 14):
         engine = start(oracle, max_length=64)
@@ -166,18 +166,20 @@ def test_no_guess_goes_beyond_the_room_there_is(
 def test_many_streams_leave_no_room_for_guesses(
     oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = start(oracle, slots=FEW + 1)
+    engine = start(oracle, slots=MAX_SPECULATING + 1)
     together: list[int] = []
     monkeypatch.setattr(
-        Row, "guess", lambda *_: together.append(len(engine._batch.rows())) or [9, 9]
+        Sequence,
+        "propose_draft",
+        lambda *_: together.append(len(engine.scheduler.sequences())) or [9, 9],
     )
     bias = tuple((token, -100.0) for token in end_token_ids(oracle.base))
-    for count in (FEW, FEW + 1):
+    for count in (MAX_SPECULATING, MAX_SPECULATING + 1):
         request = Request([5, 6, 7], BASE, Sampling(max_tokens=50, logit_bias=bias))
         streams = [engine.submit(request) for _ in range(count)]
         assert all(stream.wait(60) for stream in streams)
     engine.close()
-    assert set(together) >= {FEW} and max(together) <= FEW
+    assert set(together) >= {MAX_SPECULATING} and max(together) <= MAX_SPECULATING
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -186,7 +188,7 @@ def test_an_approved_answer_is_repeated_in_a_third_of_the_steps(kind: str) -> No
     for most in (8, 0):
         base = load_base(STARTER)
         settings = EngineSettings(kind=kind, threads=1, prompt_lookup=most)
-        engine = TorchEngine(base, settings)
+        engine = LocalEngine(base, settings)
         texts = []
         for fact in facts()[:10]:
             answer = fact.answer.replace(fact.fact, "half past ten")

@@ -8,7 +8,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from chatbot.engine.local.local_engine import TorchEngine
+from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.local.sampler import Sampler
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.model.base import end_token_ids, load_base
@@ -16,14 +16,14 @@ from tests.fixtures.reference_model import QUESTIONS, Oracle
 from tests.fixtures.waiting import finish
 
 
-def sampled(oracle: Oracle, engine: TorchEngine, seed: int, **values: float) -> list[int]:
+def sampled(oracle: Oracle, engine: LocalEngine, seed: int, **values: float) -> list[int]:
     sampling = Sampling(max_tokens=20, seed=seed, **values)  # type: ignore[arg-type]
     stream = engine.submit(Request(oracle.prompt("Hello"), BASE, sampling))
     finish(stream)
     return stream.ids
 
 
-def test_a_seed_gives_the_same_text_whatever_else_runs(oracle: Oracle, engine: TorchEngine) -> None:
+def test_a_seed_gives_the_same_text_whatever_else_runs(oracle: Oracle, engine: LocalEngine) -> None:
     alone = sampled(oracle, engine, 7, temperature=1.0, top_p=0.9)
     crowd = [engine.submit(oracle.request(q, v, 60)) for q in QUESTIONS for v in oracle.voices]
     assert sampled(oracle, engine, 7, temperature=1.0, top_p=0.9) == alone
@@ -32,7 +32,7 @@ def test_a_seed_gives_the_same_text_whatever_else_runs(oracle: Oracle, engine: T
         stream.cancel()
 
 
-def test_top_k_one_and_tiny_top_p_are_greedy(oracle: Oracle, engine: TorchEngine) -> None:
+def test_top_k_one_and_tiny_top_p_are_greedy(oracle: Oracle, engine: LocalEngine) -> None:
     greedy = oracle.answer("Hello", BASE)[:20]
     assert sampled(oracle, engine, 1, temperature=1.0, top_k=1) == greedy
     assert sampled(oracle, engine, 1, temperature=1.0, top_p=1e-6) == greedy
@@ -48,7 +48,7 @@ def test_sampling_keeps_the_tokens_that_transformers_would_keep() -> None:
         scores = TopPLogitsWarper(top_p)(ids, scores) if top_p < 1 else scores
         scores = MinPLogitsWarper(min_p)(ids, scores) if min_p else scores
         sampling = Sampling(temperature=0.8, top_k=top_k, top_p=top_p, min_p=min_p)
-        kept, whose = Sampler(sampling, [])._cut(logits / 0.8)
+        kept, whose = Sampler(sampling, [])._truncate(logits / 0.8)
         left = kept.isfinite().nonzero()[:, 0]
         kept, whose = kept[left], left if whose is None else whose[left]
         theirs = set(scores[0].isfinite().nonzero()[:, 0].tolist())
@@ -58,7 +58,7 @@ def test_sampling_keeps_the_tokens_that_transformers_would_keep() -> None:
 
 
 def test_the_repetition_penalty_is_that_of_transformers(
-    oracle: Oracle, engine: TorchEngine
+    oracle: Oracle, engine: LocalEngine
 ) -> None:
     ids = torch.tensor([oracle.prompt("Hello")])
     out = load_base(str(oracle.path)).model.generate(

@@ -22,7 +22,7 @@ def path(
     if request.param == "torch, as for many":
         monkeypatch.setattr(multi_lora, "LITTLE", 0)
     engine = start(any_oracle)
-    found = engine._batch._path
+    found = engine.scheduler.runner
     assert isinstance(found, TransformersRunner)
     with torch.inference_mode():
         yield found.with_own_cache(4, 64)
@@ -98,7 +98,7 @@ def test_the_cache_is_read_in_strides_up_to_its_end(
     any_oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = start(any_oracle)
-    path = engine._batch._path.with_own_cache(1, 2 * STRIDE + 3)
+    path = engine.scheduler.runner.with_own_cache(1, 2 * STRIDE + 3)
     read: list[int] = []
     used = TransformersRunner._used
     monkeypatch.setattr(

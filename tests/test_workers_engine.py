@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from chatbot.engine import factory
-from chatbot.engine.local.local_engine import TorchEngine
+from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.machine import available_cores
 from chatbot.engine.protocol import (
     BASE,
@@ -84,7 +84,7 @@ def begun(stream: Stream) -> Stream:
 def test_it_says_what_the_engine_says_in_this_process(
     engine: WorkersEngine, tiny_base: Path, adapters: list[Path]
 ) -> None:
-    here = TorchEngine(load_base(str(tiny_base)), EngineSettings(threads=1))
+    here = LocalEngine(load_base(str(tiny_base)), EngineSettings(threads=1))
     for folder in adapters:
         here.load(folder.name, folder)
     voices = [BASE, *(folder.name for folder in adapters)]

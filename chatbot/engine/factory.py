@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from chatbot.engine.local.local_engine import TorchEngine
+from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.protocol import Engine
 from chatbot.engine.remote.remote_engine import RemoteEngine
 from chatbot.engine.settings import EngineSettings
@@ -29,7 +29,7 @@ def start(
         return base, RemoteEngine(base, settings)
     if settings.workers == 0:
         base = load_base(name, revision)
-        return base, TorchEngine(base, settings)
+        return base, LocalEngine(base, settings)
     first = first or Worker()
     try:
         base = load_base(name, revision, weights=False)

@@ -101,7 +101,7 @@ def engine(
 ) -> None:
     """In a process of its own: rounds of bare streams, told as (tokens, wall, cpu, firsts).
     Before them the bias of all requests is told: where `tokens` are asked, none ends before."""
-    from chatbot.engine.local.local_engine import TorchEngine
+    from chatbot.engine.local.local_engine import LocalEngine
     from chatbot.engine.protocol import Request, Sampling
     from chatbot.engine.settings import EngineSettings
     from chatbot.model import lora
@@ -110,7 +110,7 @@ def engine(
     base = load_base(base_name)
     bias = tuple((token, -100) for token in sorted(end_token_ids(base))) if tokens else ()
     pipe.send(bias)
-    running = TorchEngine(base, EngineSettings(threads=threads))
+    running = LocalEngine(base, EngineSettings(threads=threads))
     with tempfile.TemporaryDirectory() as temp:
         adapter = lora.write_untrained(base, Path(temp))
         running.load(adapter.name, adapter)

@@ -29,7 +29,7 @@ import torch
 
 from chatbot.engine import factory
 from chatbot.engine.local import scheduler
-from chatbot.engine.local.local_engine import device
+from chatbot.engine.local.local_engine import resolve_device
 from chatbot.engine.protocol import BASE, Engine, Request, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.workers import worker_handle, worker_process
@@ -153,7 +153,7 @@ def measure(
     alone = {"threads": 1, "workers": 0} if args.busy else {}
     for number in range(args.rounds):
         base = load_base(name)
-        base.model.to(device(EngineSettings().device))  # where the engine computes
+        base.model.to(resolve_device(EngineSettings().device))  # where the engine computes
         engine = start(name, args.kind, **alone)
         for folder in adapters.values():
             engine.load(folder.name, folder)

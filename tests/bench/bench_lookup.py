@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 
-from chatbot.engine.local.local_engine import TorchEngine
+from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.model.base import STARTER, Base, end_token_ids, load_base
@@ -44,7 +44,7 @@ def prompts(base: Base, shown: int) -> list[list[int]]:
     return found
 
 
-def engine_rate(engine: TorchEngine, asked: list[list[int]]) -> float:
+def engine_rate(engine: LocalEngine, asked: list[list[int]]) -> float:
     """Decode tokens/s of one stream after the other."""
     tokens = milliseconds = 0.0
     for ids in asked:
@@ -73,7 +73,7 @@ def measure(kind: str, threads: int, rounds: int) -> Rates:
     plain = load_base(STARTER)
     asked = dict(zip(KINDS, (prompts(plain, 3), prompts(plain, 0)), strict=True))
     engines = {
-        name: TorchEngine(
+        name: LocalEngine(
             load_base(STARTER), EngineSettings(kind=kind, threads=threads, prompt_lookup=most)
         )
         for name, most in (("without guesses", 0), ("with guesses", 8))
@@ -82,7 +82,7 @@ def measure(kind: str, threads: int, rounds: int) -> Rates:
         "generate": partial(generate_rate, plain)
     }
     for name, engine in engines.items():
-        engine.begun()
+        engine.wait_until_ready()
         ways[name] = partial(engine_rate, engine)
     rates: Rates = {(answer, way): [] for answer in KINDS for way in ways}
     for number in range(rounds + 1):  # the first only warms up

@@ -17,7 +17,7 @@ from collections import deque
 from pathlib import Path
 
 from chatbot.engine import factory
-from chatbot.engine.local.local_engine import TorchEngine
+from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.protocol import Engine, Request, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream
@@ -39,7 +39,7 @@ def ask(engine: Engine, base: Base, question: str, voice: str) -> Stream:
 
 def alone(base: Base, folders: list[Path]) -> dict[tuple[str, str], str]:
     """What each adapter says to each question with nobody beside it."""
-    engine = TorchEngine(base, EngineSettings(threads=1, slots=1, prefix_mb=0))
+    engine = LocalEngine(base, EngineSettings(threads=1, slots=1, prefix_mb=0))
     said = {}
     for folder in folders:
         engine.load(folder.name, folder)
@@ -53,7 +53,7 @@ def start(base: Base, name: str, workers: int) -> Engine:
     """The engine that swaps, with all its workers."""
     settings = EngineSettings(threads=1, slots=STREAMS, workers=workers)
     if not workers:
-        return TorchEngine(base, settings)
+        return LocalEngine(base, settings)
     _, engine = factory.start(settings, name)
     while engine.stats()["workers"] < workers:
         time.sleep(0.1)

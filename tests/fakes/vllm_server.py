@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from starlette.concurrency import iterate_in_threadpool
 
 from chatbot.engine import protocol
-from chatbot.engine.local.local_engine import TorchEngine
+from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.protocol import BASE, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream, TokenLogprob
@@ -60,7 +60,7 @@ class Vllm:
         """Up again at the same address, with no adapter."""
         self.heard: list[tuple[str, dict[str, Any]]] = []
         self.loaded: dict[str, str] = {}
-        self.engine = TorchEngine(self.base, EngineSettings(threads=1))
+        self.engine = LocalEngine(self.base, EngineSettings(threads=1))
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self.port))

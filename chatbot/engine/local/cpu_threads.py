@@ -34,22 +34,22 @@ PAUSE, LONG = 4.0, 64.0
 """Seconds until more threads are tried again then: at first, and where it goes on."""
 
 
-def threads(path: ModelRunner, most: int) -> int:
+def choose_thread_count(path: ModelRunner, most: int) -> int:
     """1, 2, 4 ... or as many as there may be; on a GPU they compute nothing. A small model has one:
     the other cores are there for HTTP, and for a cycle."""
     if not path.cpu or path.parameters <= FLOAT32_MAX_PARAMETERS:
         return 1
     if path.parameters >= LARGE:
         return most
-    best, fastest = most, _seconds(path, most)
+    best, fastest = most, _measure_seconds(path, most)
     for fewer in reversed([count for count in (1, 2, 4, 8, 16, 32) if count < most]):
-        if (seconds := _seconds(path, fewer)) * WORTH < fastest:
+        if (seconds := _measure_seconds(path, fewer)) * WORTH < fastest:
             best, fastest = fewer, min(seconds, fastest)
     return best
 
 
 @torch.inference_mode()
-def warm(path: ModelRunner, slots: int) -> None:
+def warm_up(path: ModelRunner, slots: int) -> None:
     """Take a step of 1, 2 ... `slots` rows. Kernels are made for each number of rows at its first
     step, which takes up to twice as long and keeps 2 to 3 MB: better now than in a conversation.
     """
@@ -61,7 +61,7 @@ def warm(path: ModelRunner, slots: int) -> None:
         path.forward([Chunk(row, [0], 0, None) for row in range(rows)])
 
 
-class Gear:
+class ThreadGovernor:
     """On how many threads the next step computes: on ``few``, as tried at the start, or on the
     ``share`` of the cores that is there for it, while that is faster.
 
@@ -71,13 +71,13 @@ class Gear:
     def __init__(
         self,
         path: ModelRunner,
-        few: int,
-        share: int,
+        min_threads: int,
+        max_threads: int,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.share = share
+        self.max_threads = max_threads
         self._path, self._clock = path, clock
-        self._now = self.few = few
+        self._now = self.min_threads = min_threads
         self._took: dict[tuple[int, Hashable], deque[float]] = {}
         """Seconds of the last steps on so many threads, of one kind each."""
         self._rests: Counter[Hashable] = Counter()
@@ -95,7 +95,11 @@ class Gear:
         is as for the kind that was judged last."""
         began = self._clock()
         resting = self._rests[self._judged if kind is None else kind] or began < self._until
-        self._shift(self.share if self._known(self.few, kind) and not resting else self.few)
+        self._shift(
+            self.max_threads
+            if self._known(self.min_threads, kind) and not resting
+            else self.min_threads
+        )
         yield
         if kind is not None:
             self._rests[kind] = max(0, self._rests[kind] - 1)
@@ -113,7 +117,7 @@ class Gear:
 
     def _judge(self, kind: Hashable) -> None:
         """Have a rest from more threads that are no faster, or a pause if they are far slower."""
-        here, few = (self._now, kind), (self.few, kind)
+        here, few = (self._now, kind), (self.min_threads, kind)
         if here == few:
             return
         took, usual = self._took[here], self._took[few]
@@ -135,7 +139,7 @@ class Gear:
 
 
 @torch.inference_mode()
-def _seconds(path: ModelRunner, count: int) -> float:
+def _measure_seconds(path: ModelRunner, count: int) -> float:
     """How long a short prompt and a few tokens after it take; the best of some rounds."""
     path.set_threads(count)
     path = path.with_own_cache(1, PROMPT + STEPS)

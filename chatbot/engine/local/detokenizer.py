@@ -16,7 +16,7 @@ class Detokenizer:
         # Text of _ids[_context:_read] is out. It stays in the window because some tokenizers
         # write a token differently at the start of a text than after another.
         self._context, self._read = 0, 0
-        self._out = ""
+        self._emitted = ""
         self._held = ""
 
     def add(self, token: int) -> tuple[str, bool]:
@@ -25,15 +25,15 @@ class Detokenizer:
         window = self._decode(self._ids[self._context :])
         if window.endswith(REPLACEMENT):
             return "", False
-        new = window[len(self._out) :]
+        new = window[len(self._emitted) :]
         self._context, self._read = self._read, len(self._ids)
-        self._out = self._decode(self._ids[self._context : self._read])
+        self._emitted = self._decode(self._ids[self._context : self._read])
         return self._release(new)
 
-    def rest(self) -> tuple[str, bool]:
+    def flush(self) -> tuple[str, bool]:
         """What was held back, at the end of an answer that no stop string ended."""
         window = self._decode(self._ids[self._context :])
-        text, stopped = self._release(window[len(self._out) :])
+        text, stopped = self._release(window[len(self._emitted) :])
         text, self._held = text + self._held, ""
         return text, stopped
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from chatbot.engine.local.detokenizer import Detokenizer
-from chatbot.engine.local.multi_lora import Prepared
+from chatbot.engine.local.multi_lora import PreparedAdapter
 from chatbot.engine.local.sampler import Sampler
-from chatbot.engine.local.scheduler import Batch, Row
+from chatbot.engine.local.scheduler import Scheduler, Sequence
 from chatbot.engine.protocol import (
     BASE,
     TOKEN_COUNTERS,
@@ -37,49 +37,51 @@ from chatbot.model.base import Base
 
 log = logging.getLogger(__name__)
 
-PAUSE_SECONDS = 0.1
+IDLE_SECONDS = 0.1
 """With nothing to do: until then somebody may go on with what was said last."""
 
 
-class TorchEngine:
+class LocalEngine:
     """Continuous batching over transformers' forward; see `Engine` for what the methods promise."""
 
     submit_blocks = False
     unavailable_reason = None
 
-    def __init__(self, base: Base, settings: EngineSettings | None = None, tried: int = 0) -> None:
+    def __init__(
+        self, base: Base, settings: EngineSettings | None = None, measured_threads: int = 0
+    ) -> None:
         """`tried` is the number of threads that suits the model, where that is known."""
         self.base = base
         self.settings = settings or EngineSettings()
-        model = base.model.to(device(self.settings.device))
+        model = base.model.to(resolve_device(self.settings.device))
         self.max_length = effective_max_length(model, self.settings.max_length)
-        self.threads, self._tried = 0, tried
+        self.threads, self._measured_threads = 0, measured_threads
         """CPU threads of a step; 0 until it has `begun`."""
         self.parameters = model.num_parameters()  # before the fast path takes them
         self._like = next(model.parameters())
-        self._batch = Batch(base, self.settings, self.max_length, self._ended)
+        self.scheduler = Scheduler(base, self.settings, self.max_length, self._finish)
         # Shared between threads and touched under the lock only.
         self._lock = threading.Condition()
-        self._waiting: deque[Row] = deque()
-        self._orders: deque[tuple[Callable[[], None], Future[None]]] = deque()
+        self._waiting: deque[Sequence] = deque()
+        self._pending_calls: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._adapters: dict[str, bool] = {}
         """Loaded adapters -> whether they take new requests."""
-        self._users: Counter[str] = Counter()
+        self._num_active: Counter[str] = Counter()
         self._requests = 0
         self._retry_after = RetryAfter()
         self._closed = False
-        self._begun: Future[None] = Future()
+        self._ready: Future[None] = Future()
         self._loading = threading.Lock()
-        self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._worker = threading.Thread(target=self._run, name="engine", daemon=True)
         self._worker.start()
         # Python's own exit would tear the worker out of the middle of a step.
         atexit.register(self.close)
 
     # -- What any thread may call
 
-    def begun(self) -> None:
+    def wait_until_ready(self) -> None:
         """Block until the worker takes requests; raises what has kept it from that."""
-        self._begun.result()
+        self._ready.result()
 
     def load(self, adapter_id: str, folder: Path) -> None:
         """Verify and load an adapter; blocks until it can be asked. Raises `AdapterError`."""
@@ -91,8 +93,8 @@ class TorchEngine:
             adapter = lora.verify(folder, self.base)
             if adapter.id != adapter_id:
                 raise lora.AdapterError(f"{folder} holds {adapter.id}, not {adapter_id}.")
-            prepared = self._batch.adapters.prepare(lora.load_matrices(folder), self._like)
-            self._order(lambda: self._install(adapter_id, prepared))
+            prepared = self.scheduler.lora.prepare(lora.load_matrices(folder), self._like)
+            self.call_between_steps(lambda: self._install(adapter_id, prepared))
 
     def unload(self, adapter_id: str) -> None:
         """Take no new requests for it; it leaves memory when its last stream has ended."""
@@ -111,17 +113,17 @@ class TorchEngine:
 
         Raises EngineBusyError, UnknownAdapterError, PromptTooLongError, EngineClosedError.
         """
-        row = self._row(request)
+        row = self._new_sequence(request)
         with self._lock:
             if self._closed:
                 raise EngineClosedError()
             if request.adapter != BASE and not self._adapters.get(request.adapter):
                 raise UnknownAdapterError(request.adapter, [BASE, *self._adapters])
-            if self._taken() >= self.settings.slots + self.settings.queue:
+            if self._total_active() >= self.settings.slots + self.settings.queue:
                 raise EngineBusyError(
                     len(self._waiting), self._retry_after.estimate_seconds(len(self._waiting))
                 )
-            self._users[request.adapter] += 1
+            self._num_active[request.adapter] += 1
             self._waiting.append(row)
             self._lock.notify()
         return row.stream
@@ -129,29 +131,29 @@ class TorchEngine:
     def stats(self) -> dict[str, Any]:
         """Streams running and waiting, what each adapter has, tokens and steps since the start."""
         with self._lock:
-            counts = self._batch.counts
+            counts = self.scheduler.counts
             return {
                 "slots": self.settings.slots,
-                "running": self._taken() - len(self._waiting),
+                "running": self._total_active() - len(self._waiting),
                 "waiting": len(self._waiting),
-                "adapters": {name: self._users[name] for name in [BASE, *self._adapters]},
+                "adapters": {name: self._num_active[name] for name in [BASE, *self._adapters]},
                 "max_length": self.max_length,
                 "device": str(self._like.device),
                 "requests": self._requests,
-                "fast": self._batch.fast,
-                "int8": self._batch.int8,
-                "memory": self._batch.memory(),
+                "fast": self.scheduler.fast,
+                "int8": self.scheduler.int8,
+                "memory": self.scheduler.memory(),
                 **{name: counts[name] for name in TOKEN_COUNTERS},
             }
 
     @property
-    def grows(self) -> bool:
+    def uses_spare_cores(self) -> bool:
         """Whether it computes on as many cores as are there for it."""
-        return self._batch.grows
+        return self.scheduler.uses_spare_cores
 
-    def share(self, cores: int) -> None:
+    def set_available_cores(self, cores: int) -> None:
         """So many cores are there for it from now on; it has `begun`."""
-        self._batch.share(cores)
+        self.scheduler.set_available_cores(cores)
 
     def close(self) -> None:
         """End every stream as cancelled and give the model its own forward back."""
@@ -161,130 +163,134 @@ class TorchEngine:
         self._worker.join()
         atexit.unregister(self.close)
 
-    def _row(self, request: Request) -> Row:
+    def _new_sequence(self, request: Request) -> Sequence:
         check_sampling(request.sampling)
         prompt = request.prompt_ids
         check_prompt(prompt, self.max_length)
-        return Row(
+        return Sequence(
             request=request,
-            stream=Stream(len(prompt), self._wake),
+            stream=Stream(len(prompt), self._notify),
             sampler=Sampler(request.sampling, prompt),
-            words=Detokenizer(self.base.tokenizer, request.sampling.stop),
-            limit=min(request.sampling.max_tokens, self.max_length - len(prompt)),
+            detokenizer=Detokenizer(self.base.tokenizer, request.sampling.stop),
+            max_tokens=min(request.sampling.max_tokens, self.max_length - len(prompt)),
         )
 
-    def _taken(self) -> int:
-        return sum(self._users.values())
+    def _total_active(self) -> int:
+        return sum(self._num_active.values())
 
-    def _wake(self) -> None:
+    def _notify(self) -> None:
         with self._lock:
             self._lock.notify()
 
-    def _order(self, work: Callable[[], None]) -> None:
+    def call_between_steps(self, work: Callable[[], None]) -> None:
         """Have the worker do something between two steps; returns when it is done."""
         done: Future[None] = Future()
         with self._lock:
             if self._closed:
                 raise EngineClosedError()
-            self._orders.append((work, done))
+            self._pending_calls.append((work, done))
             self._lock.notify()
         done.result()
 
     # -- The worker: everything below runs on its thread
 
-    def _work(self) -> None:
-        _carry_out(self._settle, self._begun)
+    def _run(self) -> None:
+        _call_into(self._choose_threads, self._ready)
         with torch.inference_mode():
-            while self._begun.exception() is None and self._wait():
-                with self._surviving():
-                    self._tidy()
-                    self._batch.step(self.settings.chunk, self._next)
-        self._stop()
+            while self._ready.exception() is None and self._wait_for_work():
+                with self._failing_streams_only():
+                    self._between_steps()
+                    self.scheduler.step(self.settings.chunk, self._next_waiting)
+        self._shut_down()
 
-    def _settle(self) -> None:
-        self.threads = self._batch.settle(self._tried)
+    def _choose_threads(self) -> None:
+        self.threads = self.scheduler.choose_threads(self._measured_threads)
 
-    def _wait(self) -> bool:
+    def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; False once closed."""
         while True:
             with self._lock:
-                pause = PAUSE_SECONDS if self._batch.restless else None
-                if self._lock.wait_for(self._wanted, pause):
+                pause = IDLE_SECONDS if self.scheduler.has_deferred_copy else None
+                if self._lock.wait_for(self._has_work, pause):
                     return not self._closed
-            with self._surviving():
-                self._batch.rest()
+            with self._failing_streams_only():
+                self.scheduler.copy_deferred()
 
-    def _wanted(self) -> bool:
-        return bool(self._closed or self._taken() or self._orders or self._idle())
+    def _has_work(self) -> bool:
+        return bool(
+            self._closed or self._total_active() or self._pending_calls or self._idle_adapters()
+        )
 
     @contextmanager
-    def _surviving(self) -> Iterator[None]:
+    def _failing_streams_only(self) -> Iterator[None]:
         """A step that fails ends its streams and not the engine."""
         try:
             yield
         except Exception as error:  # whatever the model raises, the next request must be served
             log.exception("A step of the engine failed; its streams end here.")
-            self._batch.fail(error)
+            self.scheduler.fail_all(error)
 
-    def _tidy(self) -> None:
+    def _between_steps(self) -> None:
         """Between two steps: adapters in and out, cancelled streams gone."""
         with self._lock:
-            orders = list(self._orders)
-            self._orders.clear()
+            orders = list(self._pending_calls)
+            self._pending_calls.clear()
             gone = [row for row in self._waiting if row.stream.cancelled]
             self._waiting = deque(row for row in self._waiting if not row.stream.cancelled)
         for work, done in orders:
-            _carry_out(work, done)
+            _call_into(work, done)
         for row in gone:
-            self._ended(row, "cancelled", None)
-        self._batch.reap()
-        self._drop_idle()
+            self._finish(row, "cancelled", None)
+        self.scheduler.remove_cancelled()
+        self._drop_idle_adapters()
 
-    def _next(self) -> Row | None:
+    def _next_waiting(self) -> Sequence | None:
         """The request that waits longest."""
         with self._lock:
             return self._waiting.popleft() if self._waiting else None
 
-    def _install(self, adapter: str, prepared: Prepared) -> None:
-        self._batch.install(adapter, prepared)
+    def _install(self, adapter: str, prepared: PreparedAdapter) -> None:
+        self.scheduler.install_adapter(adapter, prepared)
         with self._lock:
             self._adapters[adapter] = True
 
-    def _idle(self) -> list[str]:
+    def _idle_adapters(self) -> list[str]:
         """Unloaded adapters whose last stream has ended."""
         return [
-            name for name, wanted in self._adapters.items() if not wanted and self._users[name] == 0
+            name
+            for name, wanted in self._adapters.items()
+            if not wanted and self._num_active[name] == 0
         ]
 
-    def _drop_idle(self) -> None:
+    def _drop_idle_adapters(self) -> None:
         with self._lock:
-            idle = self._idle()
+            idle = self._idle_adapters()
             for name in idle:
                 del self._adapters[name]
         for name in idle:
-            self._batch.drop(name)
+            self.scheduler.drop_adapter(name)
 
-    def _ended(self, row: Row, finish: FinishReason, error: str | None) -> None:
+    def _finish(self, row: Sequence, finish: FinishReason, error: str | None) -> None:
         with self._lock:
-            self._users[row.request.adapter] -= 1
+            self._num_active[row.request.adapter] -= 1
             self._requests += 1
         self._retry_after.record_end()
         row.stream.end(finish, error)
 
-    def _stop(self) -> None:
+    def _shut_down(self) -> None:
         """Closed: whoever still waits is told, and the model is as it was."""
         with self._lock:
             self._closed = True
-            rows = [*self._batch.rows(), *self._waiting]
-            orders = list(self._orders)
+            rows = [*self.scheduler.sequences(), *self._waiting]
+            orders = list(self._pending_calls)
         for row in rows:
-            self._ended(row, "cancelled", None)
+            self._finish(row, "cancelled", None)
         for _, done in orders:
             done.set_exception(EngineClosedError())
-        self._batch.detach()
+        self.scheduler.detach()
 
 
-def _carry_out(work: Callable[[], None], done: "Future[None]") -> None:
+def _call_into(work: Callable[[], None], done: "Future[None]") -> None:
     try:
         work()
     except Exception as error:  # it belongs to the thread that gave the order
@@ -293,7 +299,7 @@ def _carry_out(work: Callable[[], None], done: "Future[None]") -> None:
         done.set_result(None)
 
 
-def device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """What a setting names; auto is a GPU where there is one."""
     if name != "auto":
         return torch.device(name)

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 
-class Product:
+class PackedLinear:
     """x -> x W^T + b, the weight held once."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-States = list[torch.Tensor]
+KVStates = list[torch.Tensor]
 """Keys and values, layer by layer, each [heads, positions, dim]; see `SlotCache.copy_row`."""
 
 
@@ -16,57 +16,65 @@ class Prefix:
     """Tokens and what the model computed for them."""
 
     adapter: str
-    ids: torch.Tensor
-    states: States
+    token_ids: torch.Tensor
+    states: KVStates
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Memory of the states."""
         return sum(state.nbytes for state in self.states)
 
-    def common(self, ids: torch.Tensor) -> int:
+    def common_length(self, token_ids: torch.Tensor) -> int:
         """How many tokens both begin with."""
-        length = min(len(ids), len(self.ids))
-        differ = (self.ids[:length] != ids[:length]).nonzero()
+        length = min(len(token_ids), len(self.token_ids))
+        differ = (self.token_ids[:length] != token_ids[:length]).nonzero()
         return int(differ[0]) if len(differ) else length
 
 
-class Prefixes:
+class PrefixCache:
     """Up to `limit` bytes of prefixes; the one that was of no use for longest leaves first."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.bytes = 0
-        self._kept: list[Prefix] = []
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.nbytes = 0
+        self._entries: list[Prefix] = []
         """The most recently used last."""
 
-    def longest(self, adapter: str, ids: torch.Tensor) -> tuple[int, States]:
+    def match_prefix(self, adapter: str, token_ids: torch.Tensor) -> tuple[int, KVStates]:
         """How many tokens of `ids` this adapter has read before, and their states."""
-        best = max(self._of(adapter), key=lambda kept: kept.common(ids), default=None)
-        if best is None or (length := best.common(ids)) == 0:
+        best = max(
+            self._of_adapter(adapter), key=lambda kept: kept.common_length(token_ids), default=None
+        )
+        if best is None or (length := best.common_length(token_ids)) == 0:
             return 0, []
-        self._kept.remove(best)
-        self._kept.append(best)
+        self._entries.remove(best)
+        self._entries.append(best)
         return length, best.states
 
-    def keep(self, new: Prefix) -> None:
+    def insert(self, prefix: Prefix) -> None:
         """Remember it; shorter ones that it contains leave."""
-        if new.bytes > self.limit:
+        if prefix.nbytes > self.max_bytes:
             return
-        self._forget([old for old in self._of(new.adapter) if old.common(new.ids) == len(old.ids)])
-        self._kept.append(new)
-        self.bytes += new.bytes
-        while self.bytes > self.limit:
-            self._forget(self._kept[:1])
+        self._evict(
+            [
+                old
+                for old in self._of_adapter(prefix.adapter)
+                if old.common_length(prefix.token_ids) == len(old.token_ids)
+            ]
+        )
+        self._entries.append(prefix)
+        self.nbytes += prefix.nbytes
+        while self.nbytes > self.max_bytes:
+            self._evict(self._entries[:1])
 
-    def drop(self, adapter: str) -> None:
+    def drop_adapter(self, adapter: str) -> None:
         """Forget everything of an adapter."""
-        self._forget(self._of(adapter))
+        self._evict(self._of_adapter(adapter))
 
-    def _of(self, adapter: str) -> list[Prefix]:
-        return [kept for kept in self._kept if kept.adapter == adapter]
+    def _of_adapter(self, adapter: str) -> list[Prefix]:
+        return [kept for kept in self._entries if kept.adapter == adapter]
 
-    def _forget(self, gone: list[Prefix]) -> None:
+    def _evict(self, gone: list[Prefix]) -> None:
         for prefix in gone:
-            self._kept.remove(prefix)
-            self.bytes -= prefix.bytes
+            self._entries.remove(prefix)
+            self.nbytes -= prefix.nbytes

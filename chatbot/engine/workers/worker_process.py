@@ -15,7 +15,7 @@ from chatbot.engine.workers.messages import Account, Answer, News, Order, Ready
 from feedback.errors import TalkbackError
 
 if TYPE_CHECKING:
-    from chatbot.engine.local.local_engine import TorchEngine
+    from chatbot.engine.local.local_engine import LocalEngine
 
 TICK_SECONDS = 0.02
 """News that come between two ticks are told together; first words and ends wait for none."""
@@ -53,20 +53,20 @@ def work(pipe: Connection) -> None:
     Desk(pipe, engine).serve()
 
 
-def _engine(order: Order) -> "TorchEngine":
-    from chatbot.engine.local.local_engine import TorchEngine
+def _engine(order: Order) -> "LocalEngine":
+    from chatbot.engine.local.local_engine import LocalEngine
     from chatbot.model.base import load_base
 
     base = load_base(order.base, order.revision)
     if base.fingerprint != order.fingerprint:
         raise EngineError(f"The weights of {order.base} have changed. Start the server again.")
-    return TorchEngine(base, order.settings, order.tried)
+    return LocalEngine(base, order.settings, order.tried)
 
 
 class Desk:
     """Takes orders for an engine, and tells what its streams say."""
 
-    def __init__(self, pipe: Connection, engine: "TorchEngine") -> None:
+    def __init__(self, pipe: Connection, engine: "LocalEngine") -> None:
         self._pipe, self._engine = pipe, engine
         self._sending = threading.Lock()
         self._accounts: dict[int, Account] = {}
@@ -87,7 +87,7 @@ class Desk:
 
     def _ready(self) -> Ready:
         engine = self._engine
-        engine.begun()
+        engine.wait_until_ready()
         stats = engine.stats()
         return Ready(
             slots=engine.settings.slots,
@@ -96,7 +96,7 @@ class Desk:
             device=stats["device"],
             parameters=engine.parameters,
             weights=stats["memory"]["weights"],
-            grows=engine.grows,
+            grows=engine.uses_spare_cores,
         )
 
     def _take(self, kind: str, number: int, *told: object) -> None:
@@ -111,7 +111,7 @@ class Desk:
             case "unload", str(adapter):
                 self._engine.unload(adapter)
             case "share", int(cores):
-                self._engine.share(cores)
+                self._engine.set_available_cores(cores)
             case ["stats"]:
                 self._answer(number, self._engine.stats)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from chatbot.engine.local.multi_lora import Plan
+from chatbot.engine.local.multi_lora import LoraBatch
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +57,13 @@ class Recording:
     """The launches of one step. They read and write where they did when they were recorded."""
 
     def __init__(
-        self, compute: Compute, numbers: torch.Tensor, plan: Plan, held: object, pool: Any
+        self, compute: Compute, numbers: torch.Tensor, plan: LoraBatch, held: object, pool: Any
     ) -> None:
         self._numbers = numbers.clone()
-        self._owner = plan.owner.clone()
+        self._owner = plan.token_mask.clone()
         self._held = held, compute
         self._graph = torch.cuda.CUDAGraph()
-        plan.belong(self._owner)
+        plan.use_mask(self._owner)
         # Other threads may load an adapter meanwhile.
         with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._logits = compute(self._numbers)
@@ -84,7 +84,7 @@ class Recording:
 class Recordings:
     """The recorded steps of one path over one cache."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: LoraBatch) -> None:
         self._plan = plan
         self._seen: Counter[Layout] = Counter()
         self._known: OrderedDict[Layout, Recording] = OrderedDict()
@@ -97,7 +97,7 @@ class Recordings:
         somebody else might let go."""
         if (known := self._known.get(layout)) is not None:
             self._known.move_to_end(layout)
-            return known.play(numbers, self._plan.owner)
+            return known.play(numbers, self._plan.token_mask)
         logits = compute(numbers)
         self._seen[layout] += 1
         if self._seen[layout] == OFTEN and not self._refused:

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from chatbot.engine.local.multi_lora import Joint, RowLinear, Rows
-from chatbot.engine.local.packed_linear import Product
+from chatbot.engine.local.multi_lora import FusedLora, LoraLayers, LoraLinear
+from chatbot.engine.local.packed_linear import PackedLinear
 
 FAMILY = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types (SmolLM is a Llama) that are made of these linears."""
@@ -31,8 +31,8 @@ class Lent:
 
     def __init__(
         self,
-        linears: Sequence[RowLinear],
-        made: Callable[[torch.Tensor, torch.Tensor | None], Any] = Product,
+        linears: Sequence[LoraLinear],
+        made: Callable[[torch.Tensor, torch.Tensor | None], Any] = PackedLinear,
     ) -> None:
         """`made` makes the product of weight and bias: a `Product`, or what has its methods."""
         self._linears = linears
@@ -42,7 +42,7 @@ class Lent:
         self.product = made(weight, bias)
         for linear, start, end in self._spans():
             linear.module.weight.data = weight.new_empty(0)
-            linear.inner = self._part(start, end)
+            linear.base_forward = self._part(start, end)
 
     def restore_weights(self) -> None:
         """Every linear has its own weight again, one that can be trained."""
@@ -50,9 +50,9 @@ class Lent:
             weight = self.product.dense()
             for linear, start, end in self._spans():
                 linear.module.weight.data = weight[start:end].clone()
-                linear.inner = linear.own
+                linear.base_forward = linear.original_forward
 
-    def _spans(self) -> Iterator[tuple[RowLinear, int, int]]:
+    def _spans(self) -> Iterator[tuple[LoraLinear, int, int]]:
         """Each linear, and where its outputs lie in the product."""
         start = 0
         for linear, size in zip(self._linears, self._sizes, strict=True):
@@ -63,24 +63,24 @@ class Lent:
         return lambda x: self.product(x)[..., start:end].contiguous()
 
 
-class Fused(Joint):
+class Fused(FusedLora):
     """The linears `names` of `rows` as one product, adapters included."""
 
-    def __init__(self, rows: Rows, names: Sequence[str]) -> None:
-        super().__init__(rows.plan, names)
+    def __init__(self, rows: LoraLayers, names: Sequence[str]) -> None:
+        super().__init__(rows.batch, names)
         self._lent = Lent([rows.linears[name] for name in names])
-        rows.lead(self)
+        rows.register_fused(self)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, in] -> [rows, out of all linears side by side]."""
-        return self.add(self._lent.product(x), x)
+        return self.add_lora(self._lent.product(x), x)
 
     def restore_weights(self) -> None:
         """Every linear has its own weight again."""
         self._lent.restore_weights()
 
 
-def joined(linears: Sequence[RowLinear]) -> tuple[torch.Tensor, torch.Tensor | None]:
+def joined(linears: Sequence[LoraLinear]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Their weights and biases as those of one linear; a bias is zero where a linear has none, and
     None where none has."""
     modules: list[Any] = [linear.module for linear in linears]

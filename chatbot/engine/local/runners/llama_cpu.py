@@ -128,7 +128,7 @@ class LlamaCpuRunner(TransformersRunner):
             self._logits = torch.empty(len(last), self._model.head.outputs)
         step = kernels.Step(
             threads=torch.get_num_threads(),
-            positions=self.cache.room[1],
+            positions=self.cache.capacity[1],
             ids=ids.data_ptr(),
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),
@@ -154,10 +154,10 @@ class LlamaCpuRunner(TransformersRunner):
     def _stores(self, rows: int, positions: int) -> tuple[Array[Any], Array[Any]]:
         """Where keys and values lie, with memory for so many rows and positions."""
         like = torch.empty(self._model.kv, self._model.size, dtype=self.kept)
-        self.cache.hold(len(self._layers), like, rows, positions)
-        if self._room != self.cache.room:
-            self._room = self.cache.room
-            self._addresses = [(c_void_p * len(each))(*each) for each in self.cache.addresses]
+        self.cache.allocate(len(self._layers), like, rows, positions)
+        if self._room != self.cache.capacity:
+            self._room = self.cache.capacity
+            self._addresses = [(c_void_p * len(each))(*each) for each in self.cache.data_pointers]
         keys, values = self._addresses
         return keys, values
 
@@ -275,7 +275,7 @@ class Adapter:
         self._type = path.kept
         self.rank = 0
         low = [
-            self._low([path.rows.linears[linear].pairs[name] for linear in linears])
+            self._low([path.rows.linears[linear].matrices[name] for linear in linears])
             for layer in path._layers
             for linears in layer.values()
         ]

@@ -13,9 +13,9 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from chatbot.engine.local.kv_cache import SlotCache
-from chatbot.engine.local.multi_lora import Rows
-from chatbot.engine.local.packed_linear import Product
+from chatbot.engine.local.kv_cache import SlotKVCache
+from chatbot.engine.local.multi_lora import LoraLayers
+from chatbot.engine.local.packed_linear import PackedLinear
 from chatbot.engine.local.runners import cuda_graphs
 from chatbot.engine.local.runners.cuda_graphs import Layout, Recordings, Span
 from chatbot.engine.local.runners.fused_linear import Fused, head_weights, joints
@@ -88,7 +88,7 @@ class HeadNorms:
 class Layer:
     """One decoder layer over its fused weights."""
 
-    def __init__(self, model: PreTrainedModel, index: int, rows: Rows) -> None:
+    def __init__(self, model: PreTrainedModel, index: int, rows: LoraLayers) -> None:
         layer = model.model.layers[index]
         attention, mlp = layer.self_attn, layer.mlp
         self.index = index
@@ -105,17 +105,17 @@ class Layer:
         if hasattr(attention, "q_norm"):
             self.norms = HeadNorms(attention.q_norm, attention.k_norm, self.heads, self.kv)
 
-    def __call__(self, x: torch.Tensor, step: Step, cache: SlotCache) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, step: Step, cache: SlotKVCache) -> torch.Tensor:
         """[tokens, hidden] -> the same, one layer on."""
         x = x + self.out(self._attend(self.qkv(self.before(x)), step, cache))
         gate, up = self.gate_up(self.after(x)).chunk(2, dim=-1)
         return x + self.down(self.act(gate) * up)
 
-    def _attend(self, qkv: torch.Tensor, step: Step, cache: SlotCache) -> torch.Tensor:
+    def _attend(self, qkv: torch.Tensor, step: Step, cache: SlotKVCache) -> torch.Tensor:
         """Queries, keys and values of the new tokens -> what they read, [tokens, ..]."""
         heads = qkv.view(len(qkv), -1, self.size)
         turned = self._turn(heads[:, : self.heads + self.kv], step)
-        keys, values = cache.put(
+        keys, values = cache.store(
             self.index,
             turned[: step.count, self.heads :],
             heads[: step.count, self.heads + self.kv :],
@@ -180,9 +180,9 @@ class LlamaTorchRunner(TransformersRunner):
         self._norm = Norm(self.model.model.norm)
         self._angles = Angles(self.model, self.like)
         head = self.model.lm_head
-        self._head = Product(head.weight.detach(), head.bias)
+        self._head = PackedLinear(head.weight.detach(), head.bias)
         recorded = cuda_graphs.records(self.like) and not self._angles.moving
-        self._recordings = Recordings(self.rows.plan) if recorded else None
+        self._recordings = Recordings(self.rows.batch) if recorded else None
 
     @property
     def extra_bytes(self) -> int:
@@ -216,7 +216,7 @@ class LlamaTorchRunner(TransformersRunner):
         """The model's linears have their weights again; this path is over."""
         for fused in self._fused():
             fused.restore_weights()
-        self.rows.joints.clear()
+        self.rows.fused.clear()
 
     def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """As `Forward` has it, in one step: products are of all tokens at once, and only attention
@@ -243,8 +243,8 @@ class LlamaTorchRunner(TransformersRunner):
             spans.append(Span(group.first, len(group.parts), group.tokens, self._used(group)))
             told += [first + at for at in group.told()]
             first += group.size
-        plan = self.rows.plan
-        return Layout(tuple(spans), tuple(told), plan.adapters, plan.mixed, self.cache.room)
+        plan = self.rows.batch
+        return Layout(tuple(spans), tuple(told), plan.adapters, plan.mixed, self.cache.capacity)
 
     def _logits(self, layout: Layout, told: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """What a step says; all its launches, and nothing that depends on its numbers but these."""
@@ -255,7 +255,7 @@ class LlamaTorchRunner(TransformersRunner):
             blocks.append(self._block(span, count, positions))
             count = blocks[-1].tokens.stop
         reach = max(span.used for span in layout.spans)
-        self.cache.place(rows[:count], positions[:count], blocks[-1].rows.stop, reach)
+        self.cache.set_write_positions(rows[:count], positions[:count], blocks[-1].rows.stop, reach)
         x = self.model.model.embed_tokens(ids)
         step = Step(*self._angles(positions, reach), blocks)
         for layer in self._layers:
@@ -270,8 +270,8 @@ class LlamaTorchRunner(TransformersRunner):
 
     def _read_by(self) -> list[object]:
         """What the launches of this step read and others replace: an adapter's matrices, tables."""
-        names = self.rows.plan.adapters
-        return [*(fused.sides.get(names) for fused in self._fused()), *self._angles.tables]
+        names = self.rows.batch.adapters
+        return [*(fused.stacked.get(names) for fused in self._fused()), *self._angles.tables]
 
 
 def filled(count: int) -> int:

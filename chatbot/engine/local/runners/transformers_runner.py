@@ -11,8 +11,8 @@ from typing import Self
 import torch
 from transformers import PreTrainedModel
 
-from chatbot.engine.local.kv_cache import SlotCache
-from chatbot.engine.local.multi_lora import Rows
+from chatbot.engine.local.kv_cache import SlotKVCache
+from chatbot.engine.local.multi_lora import LoraLayers
 from chatbot.engine.local.runners.padding import Group, grouped
 from chatbot.engine.local.runners.runner import Chunk
 
@@ -31,7 +31,7 @@ class TransformersRunner:
 
     name = "plain"
 
-    def __init__(self, model: PreTrainedModel, rows: Rows, cache: SlotCache) -> None:
+    def __init__(self, model: PreTrainedModel, rows: LoraLayers, cache: SlotKVCache) -> None:
         self.model = model
         self.rows = rows
         self.cache = cache
@@ -53,16 +53,16 @@ class TransformersRunner:
     @property
     def adapter_bytes(self) -> int:
         """Memory of all adapters, in every layout they are held in."""
-        return self.rows.bytes
+        return self.rows.nbytes
 
     def drop_adapter(self, adapter: str) -> None:
         """Forget an adapter that no row speaks with; between two steps only."""
-        self.rows.drop(adapter)
+        self.rows.drop_adapter(adapter)
 
     def with_own_cache(self, slots: int, length: int) -> Self:
         """The same path over an empty cache of its own."""
         twin = copy.copy(self)
-        twin.cache = SlotCache(slots, length)
+        twin.cache = SlotKVCache(slots, length)
         return twin
 
     def set_threads(self, threads: int) -> None:
@@ -86,8 +86,8 @@ class TransformersRunner:
         ids, positions, places = self._numbers([group])
         used = self._used(group)
         self._plan([group])
-        self.cache.place(places, positions, group.first + rows, used)
-        self.cache.show(group.first, rows, tokens)
+        self.cache.set_write_positions(places, positions, group.first + rows, used)
+        self.cache.set_read_rows(group.first, rows, tokens)
         told = self._tensor([*group.told()])
         kept, which = torch.unique(told % tokens, return_inverse=True)
         out = self.model(
@@ -113,7 +113,7 @@ class TransformersRunner:
         adapters = [adapter for group in groups for adapter in group.adapters]
         tokens = [group.tokens for group in groups for _ in group.parts]
         # What fills the step up makes no mixture of it.
-        self.rows.plan.set([*adapters, adapters[-1]], [*tokens, filling], self.like)
+        self.rows.batch.assign([*adapters, adapters[-1]], [*tokens, filling], self.like)
 
     def _used(self, group: Group) -> int:
         """Positions that a group's rows have in the cache, in strides."""
