@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import prometheus_client as prometheus
 from prometheus_client.core import (
@@ -19,15 +19,14 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from chatbot.engine.protocol import Engine
+from chatbot.model.base import Base
+from chatbot.registry import Promotion
 from chatbot.webhooks import outbox
 from feedback import kinds
 from feedback.ids import now
 from feedback.messages import Speaker
 from feedback.store import Store
-
-if TYPE_CHECKING:
-    from chatbot.registry import Promotion
-    from chatbot.service import Service
 
 WAIT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -51,6 +50,30 @@ ENGINE_COUNTERS = {
     "requests": ("talkback_engine_requests", "Streams that have ended, of whoever asked"),
 }
 """What ``Engine.stats`` calls it -> the metric and what it means."""
+
+
+class Observed(Protocol):
+    """Names what is read at each look; `Service` has it."""
+
+    @property
+    def store(self) -> Store:
+        """Return the store whose feedback is counted."""
+
+    @property
+    def base(self) -> Base:
+        """Return the base that is served."""
+
+    @property
+    def engine(self) -> Engine:
+        """Return the engine whose statistics are read."""
+
+    @property
+    def speaking(self) -> str:
+        """Return the id of the adapter that answers new turns."""
+
+    @property
+    def warning(self) -> str:
+        """Return why a promoted adapter does not speak, or ""."""
 
 
 class Backlog(Protocol):
@@ -117,13 +140,13 @@ class Metrics:
         if speaker.completion_tokens > 1:
             self.inter_token.observe((total - first) / 1000 / (speaker.completion_tokens - 1))
 
-    def record_swap(self, promotion: "Promotion") -> None:
+    def record_swap(self, promotion: Promotion) -> None:
         """The adapter of a promotion speaks from this moment on."""
         self.swaps.inc()
         passed = datetime.fromisoformat(now()) - datetime.fromisoformat(promotion.created_at)
         self.swap.observe(max(0.0, passed.total_seconds()))
 
-    def registry(self, service: "Service", backlog: Backlog) -> prometheus.CollectorRegistry:
+    def registry(self, service: Observed, backlog: Backlog) -> prometheus.CollectorRegistry:
         """All meters and readings of one app."""
         registry = prometheus.CollectorRegistry()
         for meter in vars(self).values():
@@ -136,7 +159,7 @@ class Metrics:
 class StateCollector(Collector):
     """Taken at each look from the engine and the database."""
 
-    def __init__(self, service: "Service", backlog: Backlog) -> None:
+    def __init__(self, service: Observed, backlog: Backlog) -> None:
         self._service, self._backlog = service, backlog
         self._said = FeedbackCounter(service.store)
 
@@ -186,7 +209,7 @@ class FeedbackCounter:
         return metric
 
 
-def _serving(service: "Service") -> dict[str, str]:
+def _serving(service: Observed) -> dict[str, str]:
     base = service.base
     return {
         "adapter": service.speaking,

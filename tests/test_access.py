@@ -330,7 +330,7 @@ def test_promotions_over_http_are_followed_and_mistakes_told(house: House) -> No
     why = {"reason": "reads better"}
     made = house.http.post(f"/v1/adapters/{adapter}/promote", json=why, headers=bearer).json()
     assert (made["adapter"], made["reason"]) == (adapter, "reads better")
-    house.service.follow()
+    house.service.rollout.follow()
     listed = house.http.get("/v1/adapters", headers=bearer).json()
     assert listed["speaking"] == adapter
     assert [one["id"] for one in listed["adapters"] if one["speaking"]] == [adapter]

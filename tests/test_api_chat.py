@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from chatbot.api.openai import chat as api
+from chatbot.question import Question
 from chatbot.service import Service
 from feedback.messages import Message
 from feedback.review.decisions import decide
@@ -66,7 +67,7 @@ class TestOpenAIClient:
 
     def test_models(self, client: openai.OpenAI, service: Service) -> None:
         listed = [model.id for model in client.models.list()]
-        adapters = [f"talkback:{adapter}" for adapter in service.adapters()]
+        adapters = [f"talkback:{adapter}" for adapter in service.rollout.adapters()]
         assert listed == ["talkback", "talkback:base", *adapters] and adapters
         assert client.models.retrieve("talkback:base").id == "talkback:base"
 
@@ -214,7 +215,7 @@ def test_a_full_house_says_when_to_come_again(http: httpx.Client, service: Servi
 
     long = api.ChatRequest.model_validate({"messages": ASK, "max_tokens": 4000})
     turns = [
-        reply(service, None, "ann", None, "Go", sampling=long.sampling(service.chat_settings))
+        reply(service, Question("Go", "ann", sampling=long.sampling(service.chat_settings)))
         for _ in range(8)
     ]
     answer = ask(http)

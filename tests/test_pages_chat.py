@@ -15,6 +15,7 @@ from chatbot.pages.chat.actions import ChatActions
 from chatbot.pages.chat.update_rate import throttled_text
 from chatbot.pages.chat.view import BrowserPosition
 from chatbot.pages.text import escape_markdown, unescape_markdown
+from chatbot.question import Question
 from feedback.kinds import Feedback
 from feedback.review.decisions import decide
 from feedback.store import Store
@@ -404,7 +405,7 @@ def test_updates_are_coalesced_and_the_end_is_always_shown(
 ) -> None:
     words = " ".join(["word"] * 100)
     monkeypatch.setattr(service, "engine", ScriptedEngine([words], pause=0.004))
-    shown_texts = list(throttled_text(reply(service, None, "ann", None, "Talk", adapter="base")))
+    shown_texts = list(throttled_text(reply(service, Question("Talk", "ann", adapter="base"))))
     assert 3 <= len(shown_texts) <= 40
     assert len(shown_texts[0].split()) < 10, "the first words wait for nothing"
     assert shown_texts[-1] == words

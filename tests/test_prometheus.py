@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from chatbot.api import errors
 from chatbot.api.openai import chat as api
 from chatbot.api.operations import monitoring
+from chatbot.question import Question
 from chatbot.service import Service
 from chatbot.webhooks.delivery import WebhookDelivery, WebhookSettings
 from feedback.review.decisions import decide
@@ -97,7 +98,7 @@ def test_an_answer_that_a_reviewer_gave_is_no_figure_of_the_models(
 def test_who_waits_and_who_is_refused_is_seen(http: httpx.Client, service: Service) -> None:
     sampling = api.ChatRequest.model_validate({"messages": ASK, "max_tokens": 4000})
     turns = [
-        reply(service, None, "ann", None, "Go", sampling=sampling.sampling(service.chat_settings))
+        reply(service, Question("Go", "ann", sampling=sampling.sampling(service.chat_settings)))
         for _ in range(8)
     ]
     assert ask(http).status_code == 429
@@ -131,7 +132,7 @@ def test_a_swap_is_timed_from_its_promotion_and_names_who_speaks(
 ) -> None:
     new = service.registry.register(write_adapter(service.home.adapters, service.base))
     service.registry.promote(new, "person", "eve", "reads better")
-    service.follow()
+    service.rollout.follow()
     after = figures(http)
     assert after["talkback_swaps_total"] == after["talkback_swap_seconds_count"] == 1
     assert 0 <= after["talkback_swap_seconds_sum"] < 60
@@ -146,7 +147,7 @@ def test_a_promotion_that_cannot_speak_is_seen(http: httpx.Client, service: Serv
     new = service.registry.register(folder)
     (folder / "adapter_model.safetensors").write_bytes(b"")
     service.registry.promote(new, "person", "eve", "a damaged one")
-    service.follow()
+    service.rollout.follow()
     after = figures(http)
     assert (after["talkback_promotion_refused"], after["talkback_swaps_total"]) == (1, 0)
     ready = http.get("/readyz")

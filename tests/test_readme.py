@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from chatbot.auth import api_keys
-from chatbot.turn import ChatSettings
+from chatbot.chat_settings import ChatSettings
 from chatbot.webhooks.delivery import WebhookSettings, decode_secret
 from feedback.settings import Home, check_tables
 from feedback.store import Store

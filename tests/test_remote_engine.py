@@ -28,7 +28,9 @@ from chatbot.engine.workers.workers_engine import WorkersEngine
 from chatbot.model import lora
 from chatbot.model.base import load_base
 from chatbot.model.lora import AdapterError
-from chatbot.service import MAX_PINNED, Service
+from chatbot.question import Question
+from chatbot.rollout import MAX_PINNED
+from chatbot.service import Service
 from feedback.settings import Home, SettingsError
 from tests.fakes.vllm_server import MODEL, Vllm
 from tests.fixtures import tiny_models
@@ -248,7 +250,7 @@ Open = Callable[..., Service]
 
 def told(service: Service) -> tuple[str, str]:
     """Who speaks and what is said."""
-    turn = reply(service, None, "ann", None, QUESTION, sampling=Sampling(max_tokens=24))
+    turn = reply(service, Question(QUESTION, "ann", sampling=Sampling(max_tokens=24)))
     text = "".join(turn)
     return turn.speaker.adapter, text
 
@@ -263,7 +265,7 @@ def test_a_promotion_is_followed_by_all_services_within_a_second_and_drops_nothi
     for server in servers:
         server.held = {first}
     running = [
-        reply(service, None, "ann", None, QUESTION, sampling=Sampling(max_tokens=24))
+        reply(service, Question(QUESTION, "ann", sampling=Sampling(max_tokens=24)))
         for service in services
         for _ in range(2)
     ]

@@ -15,6 +15,7 @@ from chatbot.api.openai.chat_response import ChatChunks
 from chatbot.api.streaming import AnswerStreams
 from chatbot.engine.protocol import Request, Sampling
 from chatbot.engine.stream import Stream, TokenLogprob
+from chatbot.question import Question
 from chatbot.service import Service
 from chatbot.turn import Turn
 from tests.fakes.scripted_engine import ScriptedEngine, open_service
@@ -51,7 +52,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, engine: ByHand) -> Iterato
 @pytest.fixture
 def turn(service: Service) -> Turn:
     sampling = Sampling(logprobs=0)
-    return reply(service, None, "ann", None, "Hello", sampling=sampling, adapter="base")
+    return reply(service, Question("Hello", "ann", sampling=sampling, adapter="base"))
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 from playwright.sync_api import Browser, Page, expect
 
+from chatbot.chat_settings import ChatSettings
 from chatbot.engine.protocol import (
     BASE,
     TOKEN_COUNTERS,
@@ -25,7 +26,6 @@ from chatbot.engine.stream import Stream
 from chatbot.model.base import load_base
 from chatbot.server import create_app
 from chatbot.service import Service
-from chatbot.turn import ChatSettings
 from feedback.settings import Home
 from feedback.store import Store
 from tests.fixtures.tiny_models import write_adapter, write_model

@@ -27,7 +27,7 @@ from chatbot.api.streaming import AnswerStreams
 from chatbot.auth.access import Caller
 from chatbot.conversation import ForbiddenError
 from chatbot.engine.protocol import BASE
-from chatbot.turn import PendingTurn, ask
+from chatbot.question import PendingTurn, Question, ask
 from feedback.ids import new_id
 from feedback.kinds import FeedbackKind
 from feedback.messages import Message
@@ -96,14 +96,14 @@ def router(service: "Service") -> APIRouter:
     @routes.get("/v1/models", tags=["chat"], response_model=schemas.ModelList)
     def models() -> dict[str, Any]:
         """``talkback`` follows promotions, ``talkback:<adapter>`` stays with one."""
-        names = [None, BASE, *service.adapters()]
+        names = [None, BASE, *service.rollout.adapters()]
         return {"object": "list", "data": [model_card(n, service.base.name) for n in names]}
 
     @routes.get("/v1/models/{name}", tags=["chat"], response_model=schemas.ModelCard)
     def model(name: str) -> dict[str, Any]:
         """One of them."""
         adapter = ChatRequest.model_construct(model=name).adapter
-        service.check_adapter(adapter)
+        service.rollout.check_adapter(adapter)
         return model_card(adapter, service.base.name)
 
     @routes.post("/v1/feedback", tags=["feedback"], response_model=schemas.FeedbackResponse)
@@ -149,22 +149,22 @@ def not_found_router() -> APIRouter:
 def ask_question(service: "Service", body: ChatRequest, caller: Caller) -> PendingTurn:
     """Have answered what a request asks for."""
     body.check_supported(len(service.base.tokenizer))
-    *before, (_, question) = body.turns()
+    *history, (_, text) = body.turns()
     metadata = body.metadata or {}
-    talk = metadata.get("conversation_id")
-    return ask(
-        service,
-        talk,
-        caller.person_named(body.user),
-        _parent_message_id(service, metadata),
-        question,
-        given=() if talk else before,
+    conversation_id = metadata.get("conversation_id")
+    question = Question(
+        text,
+        person=caller.person_named(body.user),
+        conversation_id=conversation_id,
+        parent_id=_parent_message_id(service, metadata),
+        unstored_history=() if conversation_id else history,
         adapter=body.adapter,
         sampling=body.sampling(service.chat_settings),
-        system=body.system,
-        unaided=metadata.get("unaided") == "true",
-        answers=body.n or 1,
+        system_prompt=body.system,
+        model_only=metadata.get("unaided") == "true",
+        num_answers=body.n or 1,
     )
+    return ask(service, question)
 
 
 def _parent_message_id(service: "Service", metadata: Mapping[str, str]) -> str | None:

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from chatbot.api.errors import ApiError
+from chatbot.chat_settings import ChatSettings
 from chatbot.engine.protocol import BASE, Sampling
-from chatbot.turn import ChatSettings
 from feedback.messages import Role
 
 SERVED_MODEL_NAME = "talkback"

@@ -140,12 +140,12 @@ class AdaptersPage:
     def _put_in_service(self, adapter: str | None, reason: str, who: str) -> str:
         why = reason.strip() or "promoted by hand"
         made = self._service.registry.promote(adapter or "", "person", who, why)
-        self._service.follow()
+        self._service.rollout.follow()
         return f"{made.adapter} is promoted."
 
     def _put_back(self, reason: str, who: str) -> str:
         made = self._service.registry.rollback(who, reason.strip() or "rolled back by hand")
-        self._service.follow()
+        self._service.rollout.follow()
         return f"Rolled back: {made.adapter} is promoted."
 
     def _paint(self, adapter: str | None) -> Changes:

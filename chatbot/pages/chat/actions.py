@@ -15,7 +15,8 @@ from chatbot.pages.chat.transcript import Bubble
 from chatbot.pages.chat.update_rate import throttled_text
 from chatbot.pages.chat.view import BrowserPosition, ChatView
 from chatbot.pages.text import unescape_markdown
-from chatbot.turn import Turn, ask
+from chatbot.question import Question, ask
+from chatbot.turn import Turn
 from feedback.errors import TalkbackError
 from feedback.messages import Message
 
@@ -191,14 +192,14 @@ class ChatActions:
     def _ask(
         self, person: str, place: BrowserPosition, text: str, retry_of: Message | None
     ) -> Turn:
-        return ask(
-            self._service,
-            place.conversation,
-            person,
-            place.leaf,
+        question = Question(
             text,
+            person=person,
+            conversation_id=place.conversation,
+            parent_id=place.leaf,
             retry_of=retry_of.id if retry_of else None,
-        ).begin()
+        )
+        return ask(self._service, question).begin()
 
     def _refused(
         self, person: str, place: BrowserPosition, draft: str, error: TalkbackError
