@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from feedback.ids import now
-from feedback.messages import Message
 from feedback.similarity import (
     content_words,
     count_shared_words,
@@ -128,12 +127,6 @@ def question_key(question: str, earlier: Sequence[str] = ()) -> str:
             break
         turns.insert(0, turn)
     return _TURN_SEPARATOR.join(normalise_text(turn) for turn in turns)
-
-
-def question_and_earlier(thread: Sequence[Message]) -> tuple[str, list[str]]:
-    """The question that the last message of a thread answers, and the person's turns before it."""
-    turns = [message.content for message in thread if message.role == "user"]
-    return (turns[-1], turns[:-1]) if turns else ("", [])
 
 
 def is_self_contained(question: str) -> bool:

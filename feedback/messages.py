@@ -1,7 +1,9 @@
 """Defines what a conversation consists of: messages in a tree, and who gave each answer."""
 
+import json
+import sqlite3
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from feedback.errors import TalkbackError
 
@@ -56,3 +58,9 @@ class Speaker:
     finish: Literal["stop", "length", "cancelled", "error"] = "stop"
     message_id: str = ""
     """Filled in by the store."""
+
+    @classmethod
+    def from_row(cls, row: sqlite3.Row) -> Self:
+        """Return a row of the table ``speaker`` with its JSON parsed."""
+        parsed = {key: json.loads(row[key]) for key in ("exemplars", "sampling")}
+        return cls(**{**dict(row), **parsed})

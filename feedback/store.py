@@ -6,11 +6,12 @@ asked = store.add_message(talk, None, "user", "When do you open?")
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from feedback import kinds
 from feedback.db.database import Connection, Database
+from feedback.exchange import Exchange, Exchanges
 from feedback.ids import new_id, now
 from feedback.kinds import BadFeedbackError, Feedback
 from feedback.messages import (
@@ -112,6 +113,32 @@ class Store(Database):
             raise NotFoundError(f"no message {id!r}")
         return [Message(**row) for row in rows]
 
+    def exchange(self, message_id: str) -> Exchange:
+        """Return an answer with its question, its speaker and who asked; raise NotFoundError."""
+        return self.exchanges([message_id])[message_id]
+
+    def exchanges(self, message_ids: Iterable[str]) -> Exchanges:
+        """Return the exchanges that end in these messages; unknown ids are left out.
+
+        Takes two queries, however many ids there are.
+        """
+        ids = json.dumps(list(message_ids))
+        threads: dict[str, list[Message]] = {}
+        people: dict[str, str] = {}
+        for row in self.rows(_THREADS, (ids,)):
+            fields = dict(row)
+            answer_id = fields.pop("answer_id")
+            people[answer_id] = fields.pop("person")
+            threads.setdefault(answer_id, []).append(Message(**fields))
+        speakers = self._speakers(ids)
+        return Exchanges(
+            (id, Exchange(thread, speakers.get(id), people[id])) for id, thread in threads.items()
+        )
+
+    def _speakers(self, ids: str) -> dict[str, Speaker]:
+        sql = "select * from speaker where message_id in (select value from json_each(?))"
+        return {row["message_id"]: Speaker.from_row(row) for row in self.rows(sql, (ids,))}
+
     def children(self, id: str) -> list[Message]:
         """The direct answers to a message (or turns after it), oldest first."""
         sql = "select * from message where parent_id = ? order by rowid"
@@ -131,10 +158,7 @@ class Store(Database):
     def speaker(self, message_id: str) -> Speaker | None:
         """Who gave this answer; None for a person's message."""
         row = self.row("select * from speaker where message_id = ?", (message_id,))
-        if row is None:
-            return None
-        lists = {key: json.loads(row[key]) for key in ("exemplars", "sampling")}
-        return Speaker(**{**dict(row), **lists})
+        return Speaker.from_row(row) if row else None
 
     def add_feedback(
         self,
@@ -193,6 +217,15 @@ class Store(Database):
         sql = "select * from feedback where message_id = ? order by rowid"
         return [Feedback.from_row(row) for row in self.rows(sql, (message_id,))]
 
+    def feedback_by_message(self, message_ids: Iterable[str]) -> dict[str, list[Feedback]]:
+        """Return the feedback on each of these answers, oldest first, in one query."""
+        found: dict[str, list[Feedback]] = {id: [] for id in message_ids}
+        sql = """select * from feedback
+            where message_id in (select value from json_each(?)) order by rowid"""
+        for row in self.rows(sql, (json.dumps(list(found)),)):
+            found[row["message_id"]].append(Feedback.from_row(row))
+        return found
+
     def thumb_of(self, message_id: str, person: str) -> bool | None:
         """This person's thumb as it stands: up, down, or None (never given, or taken back)."""
         row = self.row(
@@ -207,6 +240,16 @@ class Store(Database):
         row = self.row(_COUNTS)
         return dict(row) if row else {}
 
+
+_THREADS = """
+with recursive up (answer_id, id, parent_id, steps) as (
+    select id, id, parent_id, 0 from message where id in (select value from json_each(?))
+    union all
+    select answer_id, m.id, m.parent_id, steps + 1 from message m join up on m.id = up.parent_id)
+select answer_id, c.person, m.* from up join message m using (id)
+    join conversation c on c.id = m.conversation_id
+order by answer_id, steps desc"""
+"""The threads that end in the messages whose ids are a JSON list, each from its first message."""
 
 _COUNTS = """select
     (select count(*) from conversation) as conversations,

@@ -57,10 +57,10 @@ def show_queue(items: list[QueueItem], as_json: bool) -> None:
     """Print the review queue, most urgent first."""
     rows = [
         {
-            "message": item.message.id,
+            "message": item.answer.id,
             "why": item.why,
             "question": item.question,
-            "answer": item.message.content,
+            "answer": item.answer.content,
             "proposed": item.proposed,
         }
         for item in items

@@ -53,7 +53,7 @@ def page(chromium: Browser, url: str, service: "Service") -> Iterator[Page]:
 
 def clear(service: "Service") -> None:
     for item in queue.list_pending(service.store):
-        decide(service.store, item.message.id, "cleaner", "reject")
+        decide(service.store, item.answer.id, "cleaner", "reject")
 
 
 def enter(page: Page, key: str) -> None:

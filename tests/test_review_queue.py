@@ -44,8 +44,17 @@ def test_an_item_shows_all_that_a_reviewer_needs(store: Store) -> None:
     edit(store, edit(store, id, "At ten."), "At eleven.")
     store.add_feedback(id, "bob", "comment", {"text": "They do open."})
     (item,) = list_pending(store)
-    assert (item.message.id, item.question, item.proposed) == (id, "And on Sundays?", "At eleven.")
-    assert [turn.content for turn in item.thread] == ["Open?", "Yes.", "And on Sundays?", "No."]
+    assert (item.answer.id, item.question, item.proposed) == (
+        id,
+        "And on Sundays?",
+        "At eleven.",
+    )
+    assert [turn.content for turn in item.exchange.thread] == [
+        "Open?",
+        "Yes.",
+        "And on Sundays?",
+        "No.",
+    ]
     assert item.why == "edited, thumb down by 2, commented"
     assert (item.reasons, item.comments) == (["not correct", "too short"], ["They do open."])
 
@@ -56,8 +65,13 @@ def test_edits_go_before_thumbs_and_more_thumbs_before_fewer(store: Store) -> No
     down(store, one, "ann")
     edit(store, edited, "Better.")
     down(store, two, "ann", "bob")
-    assert [item.message.id for item in list_pending(store)] == [edited, two, one, commented]
-    assert [item.message.id for item in list_pending(store, limit=2)] == [edited, two]
+    assert [item.answer.id for item in list_pending(store)] == [
+        edited,
+        two,
+        one,
+        commented,
+    ]
+    assert [item.answer.id for item in list_pending(store, limit=2)] == [edited, two]
     assert count_pending(store) == 4
 
 
@@ -201,7 +215,7 @@ def test_each_answer_waits_by_itself(store: Store) -> None:
     first = edit(store, answer(store, "Open?"), "From 9.")
     second = edit(store, retry(store, first, "Never.", SPEAKER), "From 9.")
     decide(store, first, "rita", "approve")
-    assert [item.message.id for item in list_pending(store)] == [second]
+    assert [item.answer.id for item in list_pending(store)] == [second]
 
 
 def test_real_edits_pass_through_the_queue(store: Store) -> None:
@@ -211,9 +225,9 @@ def test_real_edits_pass_through_the_queue(store: Store) -> None:
     for id, (_, texts) in zip(ids, edits, strict=True):
         for n, text in enumerate(texts):
             edit(store, id, text, f"p{n}")
-    assert {item.message.id for item in list_pending(store, limit=100)} == set(ids)
+    assert {item.answer.id for item in list_pending(store, limit=100)} == set(ids)
     for item in list_pending(store, limit=100):
-        decide(store, item.message.id, "rita", "approve", item.proposed)
+        decide(store, item.answer.id, "rita", "approve", item.proposed)
     assert list_pending(store) == []
     approved = {one.message_id: one.answer for one in active_answers(store)}
     assert approved == {id: texts[-1] for id, (_, texts) in zip(ids, edits, strict=True)}

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from feedback.exemplars import question_and_earlier
 from feedback.ids import now
 from feedback.store import Store
 
@@ -108,11 +107,12 @@ def _event_data(store: Store, kind: EventType, id: str) -> dict[str, Any] | None
 
 def _message_data(store: Store, id: str) -> dict[str, Any]:
     """The answer that it is about, with its question and its speaker."""
-    thread, speaker = store.thread(id), store.speaker(id)
+    exchange = store.exchange(id)
+    speaker = exchange.speaker
     return {
-        "conversation_id": thread[-1].conversation_id,
-        "question": question_and_earlier(thread)[0],
-        "answer": thread[-1].content,
+        "conversation_id": exchange.answer.conversation_id,
+        "question": exchange.question,
+        "answer": exchange.answer.content,
         "adapter": speaker.adapter if speaker else None,
         "base": speaker.base if speaker else None,
     }

@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -14,10 +14,9 @@ from feedback.curation.from_choices import pairs_from_choices
 from feedback.curation.from_reviews import rows_from_reviews
 from feedback.curation.rows import Dropped as Dropped
 from feedback.curation.rows import Row as Row
-from feedback.curation.split import SplitItem, assign
-from feedback.exemplars import question_and_earlier
+from feedback.curation.split import assign, split_items
 from feedback.kinds import Feedback
-from feedback.review.queue import is_pending
+from feedback.review.queue import pending_edits
 from feedback.settings import Settings
 from feedback.similarity import normalise_text
 from feedback.store import Store
@@ -89,8 +88,8 @@ def _identity(row: Row) -> tuple[str, ...]:
 def _split(
     store: Store, rows: Sequence[Row], held_out: float, persist: bool
 ) -> tuple[list[Row], list[Dropped]]:
-    items = {row.message_id: _split_item(store, row.message_id) for row in rows}
-    assignments = assign(store, list(items.values()), held_out=held_out, persist=persist)
+    items = split_items(store, dict.fromkeys(row.message_id for row in rows))
+    assignments = assign(store, items, held_out=held_out, persist=persist)
     kept: list[Row] = []
     dropped: list[Dropped] = []
     for row in rows:
@@ -100,11 +99,6 @@ def _split(
         else:
             kept.append(replace(row, cluster=assignment.cluster, side=assignment.side))
     return kept, dropped
-
-
-def _split_item(store: Store, message_id: str) -> SplitItem:
-    thread = store.thread(message_id)
-    return SplitItem(message_id, thread[-1].conversation_id, question_and_earlier(thread)[0])
 
 
 def _drop(row: Row, reason: str) -> Dropped:
@@ -117,16 +111,17 @@ def _explain_unused(store: Store, used: set[str]) -> Iterable[Dropped]:
     sql = "select * from feedback where kind in ('thumb', 'edit', 'comment') order by rowid"
     said = [Feedback.from_row(row) for row in store.rows(sql)]
     newest = {(one.message_id, one.person, one.kind): one.id for one in said}
+    pending = pending_edits(store)
     for one in said:
         latest = newest[one.message_id, one.person, one.kind] == one.id
         if one.id not in used and (latest or one.kind == "comment"):
             text = one.value.get("text") or json.dumps(one.value)
-            yield Dropped(one.message_id, _reason(store, one), [one.id], [one.person], text)
+            yield Dropped(one.message_id, _reason(one, pending), [one.id], [one.person], text)
 
 
-def _reason(store: Store, one: Feedback) -> str:
+def _reason(one: Feedback, pending: Collection[str]) -> str:
     if one.kind == "comment":
         return "a comment is for the reviewer to read"
     if one.kind == "thumb":
         return "thumb taken back" if one.value["up"] is None else "thumb alone: kept for KTO"
-    return "waits for a reviewer" if is_pending(store, one) else "a reviewer decided otherwise"
+    return "waits for a reviewer" if one.id in pending else "a reviewer decided otherwise"

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from feedback.curation.rows import Dropped, Row, is_complete, prompt_messages, same_text
-from feedback.exemplars import question_and_earlier, question_key
-from feedback.review.decisions import decision_on
+from feedback.exchange import Exchange
+from feedback.exemplars import question_key
+from feedback.review.decisions import decisions_in_force
 from feedback.store import Store
 
 
@@ -41,6 +42,10 @@ class VotedPair:
     def people(self) -> list[str]:
         return sorted({vote.person for vote in self.votes})
 
+    @property
+    def answer_ids(self) -> set[str]:
+        return {id for vote in self.votes for id in (vote.better, vote.worse)}
+
     def winner(self) -> tuple[str, str] | None:
         """(better, worse) by majority; None when there is none."""
         tally = Counter((vote.better, vote.worse) for vote in self.votes if not vote.tie)
@@ -51,13 +56,18 @@ class VotedPair:
 
 
 def pairs_from_choices(store: Store, pairs_per_person: int) -> tuple[list[Row], list[Dropped]]:
-    """Pairs that people's choices and thumbs amount to; the newest count first under the cap."""
+    """Return the pairs that people's choices and thumbs amount to, and those that do not train.
+
+    A person's newest pairs count first, ``pairs_per_person`` of them.
+    """
     rows: list[Row] = []
     dropped: list[Dropped] = []
     pairs_of: Counter[str] = Counter()
-    for contest in _group_votes([*_choice_votes(store), *_retry_votes(store)]):
-        made = _pair_from_votes(store, contest)
-        voters = [person for person in contest.people if pairs_of[person] < pairs_per_person]
+    voted_pairs = _group_votes([*_choice_votes(store), *_retry_votes(store)])
+    standards = _Standards(store, voted_pairs)
+    for voted in voted_pairs:
+        made = _pair_from_votes(voted, standards)
+        voters = [person for person in voted.people if pairs_of[person] < pairs_per_person]
         if isinstance(made, Row) and not voters:
             reason = f"cap of {pairs_per_person} pairs a person"
             made = Dropped(made.message_id, reason, made.sources, made.people, made.chosen)
@@ -69,53 +79,64 @@ def pairs_from_choices(store: Store, pairs_per_person: int) -> tuple[list[Row], 
     return rows[::-1], dropped[::-1]
 
 
-def _pair_from_votes(store: Store, contest: VotedPair) -> Row | Dropped:
-    winner = contest.winner()
+class _Standards:
+    """Holds what preferences are judged by, loaded at once: the answers, and reviewers' decisions
+    and approved answers, which go before people's preferences."""
+
+    def __init__(self, store: Store, voted_pairs: Iterable[VotedPair]) -> None:
+        answers = {id for voted in voted_pairs for id in voted.answer_ids}
+        self.exchanges = store.exchanges(answers)
+        self.decisions = decisions_in_force(store)
+        self.approved = _approved_by_question(store)
+
+
+def _pair_from_votes(voted: VotedPair, standards: _Standards) -> Row | Dropped:
+    winner = voted.winner()
     if winner is None:
-        tie = all(vote.tie for vote in contest.votes)
+        tie = all(vote.tie for vote in voted.votes)
         why = "a tie prefers neither" if tie else "people disagree"
-        return Dropped(contest.votes[0].better, why, contest.sources, contest.people)
-    better, worse = (store.message(id) for id in winner)
-    reason = _reason_to_drop(store, better.id, worse.id)
+        return Dropped(voted.votes[0].better, why, voted.sources, voted.people)
+    better, worse = (standards.exchanges[id] for id in winner)
+    chosen = better.answer.content
+    reason = _reason_to_drop(better, worse, standards)
     if reason:
-        return Dropped(better.id, reason, contest.sources, contest.people, better.content)
-    owner = store.conversation(better.conversation_id).person
+        return Dropped(better.answer.id, reason, voted.sources, voted.people, chosen)
     return Row(
         kind="pair",
-        prompt=prompt_messages(store, store.thread(better.id)),
-        chosen=better.content,
-        rejected=worse.content,
-        message_id=better.id,
-        sources=contest.sources,
-        people=sorted({owner, *contest.people}),
+        prompt=prompt_messages(better),
+        chosen=chosen,
+        rejected=worse.answer.content,
+        message_id=better.answer.id,
+        sources=voted.sources,
+        people=sorted({better.person, *voted.people}),
     )
 
 
-def _reason_to_drop(store: Store, better_id: str, worse_id: str) -> str | None:
-    """Why a preference does not train, if so."""
-    better, worse = store.message(better_id), store.message(worse_id)
-    if not better.content.strip() or not worse.content.strip():
+def _reason_to_drop(better: Exchange, worse: Exchange, standards: _Standards) -> str | None:
+    """Return why a preference does not train; None when it does."""
+    chosen, rejected = better.answer.content, worse.answer.content
+    if not chosen.strip() or not rejected.strip():
         return "empty answer"
-    if not (is_complete(store, better) and is_complete(store, worse)):
+    if not (is_complete(better) and is_complete(worse)):
         return "an answer was cut short"
-    if same_text(better.content, worse.content):
+    if same_text(chosen, rejected):
         return "the two answers say the same"
-    decision = decision_on(store, better_id)
-    if decision and decision.answer != better.content:
+    decision = standards.decisions.get(better.answer.id)
+    if decision and decision.answer != chosen:
         return "a reviewer does not stand behind the preferred answer"
-    right = _approved_answer(store, better_id)
-    if right is not None and not same_text(right, better.content):
+    approved = standards.approved.get(question_key(better.question, better.earlier))
+    if approved is not None and not same_text(approved, chosen):
         return "a reviewer approved another answer to this question"
     return None
 
 
-def _approved_answer(store: Store, message_id: str) -> str | None:
-    row = store.row(
-        """select answer from approved where question_key = ?
-        and id not in (select approved_id from withdrawal) order by rowid desc limit 1""",
-        (question_key(*question_and_earlier(store.thread(message_id))),),
+def _approved_by_question(store: Store) -> dict[str, str]:
+    """Return the newest approved answer of every question that has one, by the question's key."""
+    rows = store.rows(
+        """select question_key, answer from approved
+        where id not in (select approved_id from withdrawal) order by rowid"""
     )
-    return str(row["answer"]) if row else None
+    return {row["question_key"]: row["answer"] for row in rows}
 
 
 def _group_votes(votes: Iterable[Vote]) -> list[VotedPair]:

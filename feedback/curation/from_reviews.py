@@ -1,21 +1,30 @@
-"""Reviewers' decisions as rows: a right answer to learn, and the answer it is preferred to."""
+"""Turns reviewers' decisions into rows: a right answer to learn, and the one it is preferred to."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from feedback.curation.rows import Dropped, Row, is_complete, prompt_messages
+from feedback.exchange import Exchange
+from feedback.kinds import Feedback
 from feedback.review.decisions import Decision
 from feedback.store import Store
 
 
 def rows_from_reviews(store: Store) -> tuple[list[Row], list[Dropped]]:
-    """The decisions in force, oldest first: an ``sft`` row each, and a ``pair`` where the answer
-    that people saw was another."""
+    """Return the rows of the decisions in force, oldest first, and the decisions without a row.
+
+    Each gives an ``sft`` row, and a ``pair`` too where the answer that people saw was another.
+    """
     rows: list[Row] = []
     dropped: list[Dropped] = []
-    for found in store.rows(_IN_FORCE):
-        withdrawn, decision = _decision(found)
-        row = _row(store, decision)
+    in_force = [_decision(row) for row in store.rows(_IN_FORCE)]
+    message_ids = [decision.message_id for _, decision in in_force]
+    exchanges = store.exchanges(message_ids)
+    feedback = store.feedback_by_message(message_ids)
+    for withdrawn, decision in in_force:
+        id = decision.message_id
+        row = _row(decision, exchanges[id], feedback[id])
         if decision.answer is None:
             dropped.append(_drop(row, "rejected by reviewer"))
         elif withdrawn:
@@ -33,29 +42,24 @@ where r.rowid in (select max(rowid) from review group by message_id) order by r.
 
 
 def _decision(row: Any) -> tuple[str | None, Decision]:
+    """Return why a decision's answer was withdrawn, if it was, and the decision."""
     fields = dict(row)
     return fields.pop("withdrawn"), Decision(**fields)
 
 
-def _row(store: Store, decision: Decision) -> Row:
-    thread = store.thread(decision.message_id)
-    message = thread[-1]
-    edits = [
-        edit
-        for edit in store.feedback_on(message.id)
-        if edit.kind == "edit" and edit.value["text"] == decision.answer
-    ]
-    owner = store.conversation(message.conversation_id).person
+def _row(decision: Decision, exchange: Exchange, feedback: Sequence[Feedback]) -> Row:
+    edits = [one for one in feedback if one.kind == "edit" and one.value["text"] == decision.answer]
+    given = exchange.answer.content
     # Exactly the same text or not: a correction may be one of punctuation.
-    differs = message.content.strip() != (decision.answer or "").strip()
+    differs = given.strip() != (decision.answer or "").strip()
     return Row(
         kind="sft",
-        prompt=prompt_messages(store, thread),
+        prompt=prompt_messages(exchange),
         chosen=decision.answer or "",
-        rejected=message.content if differs and is_complete(store, message) else None,
-        message_id=message.id,
+        rejected=given if differs and is_complete(exchange) else None,
+        message_id=decision.message_id,
         sources=[decision.id, *(edit.id for edit in edits)],
-        people=sorted({owner, *(edit.person for edit in edits)}),
+        people=sorted({exchange.person, *(edit.person for edit in edits)}),
     )
 
 

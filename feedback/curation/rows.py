@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from feedback.messages import Message
+from feedback.exchange import Exchange
 from feedback.similarity import normalise_text
-from feedback.store import Store
 
 Side = Literal["train", "held_out"]
 MessageDict = dict[str, str]
@@ -41,13 +40,14 @@ class Dropped:
     text: str = ""
 
 
-def prompt_messages(store: Store, thread: list[Message]) -> list[MessageDict]:
-    """The turns that the last message of a thread answers, as its speaker was given them: behind
-    the system prompt, and without the exemplars, which the adapter has to do without one day."""
-    speaker = store.speaker(thread[-1].id)
-    system = speaker.system_prompt.strip() if speaker else ""
-    turns = [{"role": "system", "content": system}] if system else []
-    return turns + [{"role": turn.role, "content": turn.content} for turn in thread[:-1]]
+def prompt_messages(exchange: Exchange) -> list[MessageDict]:
+    """Return what an answer answers, as its speaker was given it: the turns before the answer,
+    behind the system prompt, without the exemplars, which the adapter has to do without one day."""
+    system = exchange.speaker.system_prompt.strip() if exchange.speaker else ""
+    messages = [{"role": "system", "content": system}] if system else []
+    return messages + [
+        {"role": message.role, "content": message.content} for message in exchange.thread[:-1]
+    ]
 
 
 def same_text(one: str, other: str) -> bool:
@@ -55,8 +55,8 @@ def same_text(one: str, other: str) -> bool:
     return normalise_text(one) == normalise_text(other)
 
 
-def is_complete(store: Store, message: Message) -> bool:
-    """Whether an answer was given to its end: half of one is no example of anything."""
-    speaker = store.speaker(message.id)
+def is_complete(exchange: Exchange) -> bool:
+    """Tell whether an answer was given to its end: half of one is no example of anything."""
+    speaker = exchange.speaker
     ended = speaker is None or speaker.finish in ("stop", "length")
-    return ended and bool(message.content.strip())
+    return ended and bool(exchange.answer.content.strip())

@@ -10,9 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from feedback.curation.rows import Side
-from feedback.exemplars import question_and_earlier
 from feedback.ids import now
-from feedback.messages import NotFoundError
 from feedback.similarity import near_duplicates, normalise_text
 from feedback.store import Store
 
@@ -45,7 +43,7 @@ def assign(
     follow from the items alone, so that looking first changes nothing.
     """
     assignments = _load_assignments(store)
-    everyone = {item.id: item for item in [*_load_items(store, assignments), *items]}
+    everyone = {item.id: item for item in [*split_items(store, assignments), *items]}
     new = [item for item in everyone.values() if item.id not in assignments]
     links = _links(everyone.values())
     assigned: dict[str, Assignment] = {}
@@ -135,16 +133,15 @@ def _load_assignments(store: Store) -> dict[str, Assignment]:
     return {row["item"]: Assignment(row["cluster"], row["side"]) for row in rows}
 
 
-def _load_items(store: Store, ids: Iterable[str]) -> list[SplitItem]:
-    """The items assigned before, those of them whose messages are still there."""
-    items = []
-    for id in ids:
-        try:
-            thread = store.thread(id)
-        except NotFoundError:
-            continue
-        items.append(SplitItem(id, thread[-1].conversation_id, question_and_earlier(thread)[0]))
-    return items
+def split_items(store: Store, message_ids: Iterable[str]) -> list[SplitItem]:
+    """Return answers as items of the split, in this order, without those that are not there."""
+    ids = list(message_ids)
+    exchanges = store.exchanges(ids)
+    return [
+        SplitItem(id, exchanges[id].answer.conversation_id, exchanges[id].question)
+        for id in ids
+        if id in exchanges
+    ]
 
 
 def _save(store: Store, assigned: Mapping[str, Assignment]) -> None:

@@ -9,7 +9,8 @@ from typing import Literal, get_args
 
 from feedback.db.database import Connection
 from feedback.errors import TalkbackError
-from feedback.exemplars import question_and_earlier, question_key
+from feedback.exchange import Exchange
+from feedback.exemplars import question_key
 from feedback.ids import new_id, now
 from feedback.kinds import Feedback
 from feedback.messages import Message
@@ -54,8 +55,8 @@ def decide(
     if action not in get_args(Action):
         raise BadDecisionError(f"unknown action {action!r}; one of {', '.join(get_args(Action))}")
     with store.write() as db:
-        thread = store.thread(message_id)
-        if thread[-1].role != "assistant" or not question_and_earlier(thread)[0].strip():
+        exchange = store.exchange(message_id)
+        if exchange.answer.role != "assistant" or not exchange.question.strip():
             raise BadDecisionError(f"{message_id} answers nobody; decide on an answer to a person")
         given = store.feedback_on(message_id)
         decision = Decision(
@@ -63,14 +64,14 @@ def decide(
             message_id=message_id,
             reviewer=reviewer,
             action=action,  # type: ignore[arg-type]  # checked above
-            answer=_answer_to_approve(action, answer, newest_edit(given), thread[-1]),
+            answer=_answer_to_approve(action, answer, newest_edit(given), exchange.answer),
             note=note,
             feedback_id=given[-1].id if given else None,
             created_at=now(),
         )
         db.insert("review", vars(decision))
-        _withdraw_given_exemplars(store, db, decision, thread[-1])
-        _replace_approved(db, decision, thread)
+        _withdraw_given_exemplars(db, decision, exchange)
+        _replace_approved(db, decision, exchange)
     return decision
 
 
@@ -97,20 +98,18 @@ def _withdrawal_reason(decision: Decision) -> str:
     return "rejected by reviewer" if decision.answer is None else "later correction replaces it"
 
 
-def _withdraw_given_exemplars(
-    store: Store, db: Connection, decision: Decision, message: Message
-) -> None:
-    """A decision against an answer that was given as approved is one against that approval."""
-    speaker = store.speaker(message.id)
-    if speaker and speaker.source == "approved" and decision.answer != message.content:
+def _withdraw_given_exemplars(db: Connection, decision: Decision, exchange: Exchange) -> None:
+    """Withdraw the approved answer that was given here as it stands, when the decision is against
+    it: it is as wrong wherever else it would be given."""
+    speaker = exchange.speaker
+    if speaker and speaker.source == "approved" and decision.answer != exchange.answer.content:
         for approved_id in speaker.exemplars:
             _withdraw(db, "id", approved_id, _withdrawal_reason(decision))
 
 
-def _replace_approved(db: Connection, decision: Decision, thread: Sequence[Message]) -> None:
+def _replace_approved(db: Connection, decision: Decision, exchange: Exchange) -> None:
     """Withdraw what was approved for this answer or question before; approve the new answer."""
-    question, earlier = question_and_earlier(thread)
-    key = question_key(question, earlier)
+    key = question_key(exchange.question, exchange.earlier)
     _withdraw(db, "message_id", decision.message_id, _withdrawal_reason(decision))
     if decision.answer is None:
         return
@@ -121,7 +120,7 @@ def _replace_approved(db: Connection, decision: Decision, thread: Sequence[Messa
             "id": new_id("app"),
             "review_id": decision.id,
             "message_id": decision.message_id,
-            "question": question,
+            "question": exchange.question,
             "question_key": key,
             "answer": decision.answer,
             "created_at": decision.created_at,
@@ -142,6 +141,12 @@ def decision_on(store: Store, message_id: str) -> Decision | None:
     sql = "select * from review where message_id = ? order by rowid desc limit 1"
     row = store.row(sql, (message_id,))
     return Decision(**row) if row else None
+
+
+def decisions_in_force(store: Store) -> dict[str, Decision]:
+    """Return the newest decision on every answer that has one, by the answer's message id."""
+    sql = "select * from review where rowid in (select max(rowid) from review group by message_id)"
+    return {row["message_id"]: Decision(**row) for row in store.rows(sql)}
 
 
 def newest_edit(given: Sequence[Feedback]) -> Feedback | None:

@@ -3,13 +3,14 @@
 for item in list_pending(store): ...   ->   feedback.review.decisions.decide(...)
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from feedback.exemplars import question_and_earlier
+from feedback.exchange import Exchange
 from feedback.kinds import Feedback
 from feedback.messages import Message
-from feedback.review.decisions import decision_on, newest_edit
+from feedback.review.decisions import newest_edit
 from feedback.store import Store
 
 _EDIT, _DOWN, _COMMENT = 1000, 10, 1
@@ -20,14 +21,20 @@ _EDIT, _DOWN, _COMMENT = 1000, 10, 1
 class QueueItem:
     """An answer that waits for a reviewer. ``proposed`` is the newest edit of it, if any."""
 
-    message: Message
-    question: str
-    thread: list[Message]
+    exchange: Exchange
     why: str
     proposed: str | None
     reasons: list[str]
     comments: list[str]
     priority: int
+
+    @property
+    def answer(self) -> Message:
+        return self.exchange.answer
+
+    @property
+    def question(self) -> str:
+        return self.exchange.question
 
 
 _PENDING = f"""
@@ -55,8 +62,11 @@ select message_id, sum(points) as priority from points group by message_id"""
 def list_pending(store: Store, limit: int = 50) -> list[QueueItem]:
     """The undecided answers, most pressing first. A new edit brings a decided one back."""
     sql = f"{_PENDING} order by priority desc, message_id limit ?"
+    priorities = {row["message_id"]: row["priority"] for row in store.rows(sql, (limit,))}
+    exchanges = store.exchanges(priorities)
+    feedback = store.feedback_by_message(priorities)
     return [
-        _queue_item(store, row["message_id"], row["priority"]) for row in store.rows(sql, (limit,))
+        _queue_item(exchanges[id], feedback[id], priority) for id, priority in priorities.items()
     ]
 
 
@@ -66,16 +76,12 @@ def count_pending(store: Store) -> int:
     return int(row["n"]) if row else 0
 
 
-def _queue_item(store: Store, message_id: str, priority: int) -> QueueItem:
-    thread = store.thread(message_id)
-    given = store.feedback_on(message_id)
+def _queue_item(exchange: Exchange, given: Sequence[Feedback], priority: int) -> QueueItem:
     down = _thumbs_down(given)
     edit = newest_edit(given)
     comments = [one.value["text"] for one in given if one.kind == "comment"]
     return QueueItem(
-        message=thread[-1],
-        question=question_and_earlier(thread)[0],
-        thread=thread,
+        exchange=exchange,
         why=_describe_signals(priority, down, comments),
         proposed=edit.value["text"] if edit else None,
         reasons=sorted({reason for thumb in down for reason in thumb.value.get("reasons", [])}),
@@ -99,10 +105,20 @@ def _thumbs_down(given: Sequence[Feedback]) -> list[Feedback]:
     return [thumb for thumb in newest.values() if thumb.value["up"] is False]
 
 
-def is_pending(store: Store, edit: Feedback) -> bool:
-    """Whether no decision knew of this edit yet."""
-    decision = decision_on(store, edit.message_id)
-    if decision is None or decision.answer == edit.value["text"]:
-        return decision is None
-    feedback_ids = [one.id for one in store.feedback_on(edit.message_id)]
-    return decision.feedback_id not in feedback_ids[feedback_ids.index(edit.id) :]
+def pending_edits(store: Store) -> set[str]:
+    """Return the ids of the edits that no decision knew of yet, and that say something else."""
+    return {
+        row["id"]
+        for row in store.rows(_EDITS)
+        if row["review_id"] is None
+        or (row["is_later"] and json.loads(row["value"])["text"] != row["answer"])
+    }
+
+
+_EDITS = """
+select e.id, e.value, r.id as review_id, r.answer,
+    e.rowid > coalesce((select f.rowid from feedback f where f.id = r.feedback_id), 0) as is_later
+from feedback e left join review r
+    on r.rowid = (select max(rowid) from review where message_id = e.message_id)
+where e.kind = 'edit'"""
+"""Every edit, and whether it came after the feedback that the decision in force knew of."""

@@ -133,14 +133,16 @@ def router(service: "Service") -> APIRouter:
 def review_item(item: QueueItem) -> ReviewItem:
     """An item of the queue as it is sent."""
     return ReviewItem(
-        message_id=item.message.id,
+        message_id=item.answer.id,
         question=item.question,
-        answer=item.message.content,
+        answer=item.answer.content,
         proposed=item.proposed,
         why=item.why,
         reasons=item.reasons,
         comments=item.comments,
-        thread=[ReviewTurn(role=turn.role, content=turn.content) for turn in item.thread[:-1]],
+        thread=[
+            ReviewTurn(role=turn.role, content=turn.content) for turn in item.exchange.thread[:-1]
+        ],
     )
 
 

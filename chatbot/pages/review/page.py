@@ -168,14 +168,14 @@ class ReviewPage:
     def _paint(self, message_id: str | None) -> Changes:
         """The queue as it is now, and one of its answers: the named one, else the first."""
         items = queue.list_pending(self._store)
-        item = next((i for i in items if i.message.id == message_id), items[0] if items else None)
+        item = next((i for i in items if i.answer.id == message_id), items[0] if items else None)
         changes: Changes = {
             self.desk: gr.update(visible=item is not None),
             self.nothing: gr.update(visible=item is None, value=view.EMPTY_QUEUE),
             self.count: view.queue_count(queue.count_pending(self._store), len(items)),
             self.items: gr.update(
-                choices=[(view.item_label(i), i.message.id) for i in items],
-                value=item.message.id if item else None,
+                choices=[(view.item_label(i), i.answer.id) for i in items],
+                value=item.answer.id if item else None,
             ),
             self.note: "",
             self.said: "",
@@ -188,7 +188,7 @@ class ReviewPage:
             self.about: view.item_context(item),
             self.original: left,
             self.proposed: right,
-            self.answer: item.proposed or item.message.content,
+            self.answer: item.proposed or item.answer.content,
             self.approve: view.APPROVE_LABELS[item.proposed is not None],
         }
 

@@ -28,7 +28,7 @@ EMPTY_QUEUE = theme.empty_state(
 
 def following_id(items: list[QueueItem], message_id: str | None) -> str | None:
     """The answer behind this one in the queue; the first when it was the last or is gone."""
-    ids = [item.message.id for item in items]
+    ids = [item.answer.id for item in items]
     if message_id in ids[:-1]:
         return ids[ids.index(message_id) + 1]
     return ids[0] if ids else None
@@ -54,7 +54,7 @@ def queue_count(waiting: int, listed: int) -> str:
 
 def item_context(item: QueueItem) -> str:
     """The conversation up to the answer, and what people said of it."""
-    talk = "".join(_turn(message) for message in item.thread[:-1])
+    talk = "".join(_turn(message) for message in item.exchange.thread[:-1])
     tags = "".join(f"<li>{escape(tag)}</li>" for tag in (*item.why.split(", "), *item.reasons))
     comments = "".join(f"<blockquote>{escape(text)}</blockquote>" for text in item.comments)
     return (
@@ -66,8 +66,8 @@ def item_context(item: QueueItem) -> str:
 def side_by_side(item: QueueItem) -> tuple[str, str]:
     """The answer as it was given beside the proposed one, with their differences marked."""
     if item.proposed is None:
-        return _side("The answer", escape(item.message.content)), _side("The right answer", "")
-    left, right = mark_differences(item.message.content, item.proposed)
+        return _side("The answer", escape(item.answer.content)), _side("The right answer", "")
+    left, right = mark_differences(item.answer.content, item.proposed)
     return _side("The answer", left), _side("Proposed instead", right)
 
 
