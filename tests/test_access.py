@@ -83,40 +83,40 @@ NOWHERE = "nothing"
 """The route that says that there is nothing, to anybody."""
 
 HANDLERS: dict[str, Role | None] = {
-    "ChatPage._arrive": OPEN,
-    "ChatPage._pulse": OPEN,
-    "ChatPage._connect_rating.<locals>.<lambda>": OPEN,
-    "ChatPage._connect_choice.<locals>.<lambda>": OPEN,
-    "ChatPage._show_rated": "user",
-    "ChatPage._show_pair": "user",
-    "ChatPage._new": "user",
-    "ChatPage._open": "user",
+    "ChatPage._load": OPEN,
+    "ChatPage._refresh_status": OPEN,
+    "ChatPage._skip_reasons": OPEN,
+    "ChatPage._skip_choice": OPEN,
+    "ChatPage._show_rated_card": "user",
+    "ChatPage._show_pair_card": "user",
+    "ChatPage._start_conversation": "user",
+    "ChatPage._open_conversation": "user",
     "ChatPage._undo": "user",
-    "ChatPage._stop": "user",
+    "ChatPage._stop_generation": "user",
     "ChatPage._send": "user",
-    "ChatPage._example": "user",
+    "ChatPage._send_example": "user",
     "ChatPage._retry": "user",
     "ChatPage._edit": "user",
-    "ChatPage._thumb": "user",
-    "ChatPage._copied": "user",
-    "ChatPage._explain": "user",
+    "ChatPage._rate": "user",
+    "ChatPage._record_copy": "user",
+    "ChatPage._add_reasons": "user",
     "ChatPage._prefer.<locals>.prefer": "user",
-    "ReviewPage._arrive": "reviewer",
-    "ReviewPage._open": "reviewer",
-    "ReviewPage._next": "reviewer",
+    "ReviewPage._load": "reviewer",
+    "ReviewPage._open_item": "reviewer",
+    "ReviewPage._open_next": "reviewer",
     "ReviewPage._decide.<locals>.decide": "reviewer",
-    "AdaptersPage._arrive": "reviewer",
-    "AdaptersPage._open": "reviewer",
-    "AdaptersPage._follow": "reviewer",
+    "AdaptersPage._load": "reviewer",
+    "AdaptersPage._open_adapter": "reviewer",
+    "AdaptersPage._refresh": "reviewer",
     "AdaptersPage._promote": "operator",
-    "AdaptersPage._rollback": "operator",
+    "AdaptersPage._roll_back": "operator",
 }
 """What a page asks the server for, and the least role. What is open shows nobody's words."""
 
 SHOWS = {
-    "ReviewPage._arrive": "A secret edit",
-    "AdaptersPage._arrive": "is speaking",
-    "AdaptersPage._follow": "is speaking",
+    "ReviewPage._load": "A secret edit",
+    "AdaptersPage._load": "is speaking",
+    "AdaptersPage._refresh": "is speaking",
 }
 """These refuse nobody, but show this to those alone who may see it."""
 
@@ -410,7 +410,7 @@ class TestPersons:
 
     def test_on_the_page_a_login_finds_its_own_talk_on_any_device(self, house: House) -> None:
         talk = house.service.store.start_conversation("the user", "Only mine to see")
-        arrive = next(one for one in handlers(house.app) if one[1] == "ChatPage._arrive")
+        arrive = next(one for one in handlers(house.app) if one[1] == "ChatPage._load")
         shown = {caller: house.run(caller, arrive[0], arrive[2]) for caller in CALLERS}
         assert [caller for caller, said in shown.items() if talk in said] == ["user"]
 

@@ -419,11 +419,11 @@ def test_a_forged_token_or_place_opens_nothing_of_another_person(service: "Servi
     asked = store.add_message(talk, None, "user", "Secret")
     there = BrowserPosition(talk, asked).to_storage()
     page = ChatActions(service, people)
-    assert page.load(token, there)["place"] == BrowserPosition(talk, asked)
+    assert page.load(token, there)["position"] == BrowserPosition(talk, asked)
     for forged in (f"{ann}.0000", ann, None, 7, people.issue()):
         view = page.load(forged, there)
-        assert view["place"] == BrowserPosition() and view["rows"] == []
-        assert page.open_conversation(forged, talk)["rows"] == []
+        assert view["position"] == BrowserPosition() and view["bubbles"] == []
+        assert page.open_conversation(forged, talk)["bubbles"] == []
 
 
 def test_the_signing_key_survives_a_restart_and_only_its_owner_reads_it(tmp_path: Path) -> None:

@@ -24,16 +24,16 @@ an idle server as often, and takes the interpreter from whoever streams."""
 
 
 def build(service: "Service") -> gr.Blocks:
-    """Chat at "", the review queue at "review", the adapters at "adapters"."""
+    """Build the app: chat at "", the review queue at "review", the adapters at "adapters"."""
     # Gradio's dashboard, which is off, would still cost a pandas table of all events at each event.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**12))
-    people = BrowserIdentities(service.home.root)
+    identities = BrowserIdentities(service.home.root)
     with gr.Blocks(
         title=service.chat_settings.title, analytics_enabled=False, fill_height=True
     ) as blocks:
-        ChatPage(service, people).build(blocks)
+        ChatPage(service, identities).build(blocks)
     with blocks.route("Review", "review"):
-        ReviewPage(service, people).build(blocks)
+        ReviewPage(service, identities).build(blocks)
     with blocks.route("Adapters", "adapters"):
         AdaptersPage(service).build(blocks)
     blocks._queue.sleep_when_free = PAUSE_SECONDS

@@ -1,7 +1,7 @@
-"""The door of a page: it asks for a key, stands open for whoever has one, and lets them out again.
+"""Asks for a key where a page needs one, and logs people out again.
 
 Gradio's `api_visibility` hides a handler, it closes none: each can be called by anybody who reaches
-the server, so no handler of a page reads or writes anything before `Door.require` let it pass.
+the server, so no handler of a page reads or writes anything before `LoginForm.require` has passed.
 """
 
 import json
@@ -12,87 +12,89 @@ import gradio as gr
 from chatbot.auth import hub_login
 from chatbot.auth.access import Caller, PermissionDeniedError
 from chatbot.auth.api_keys import Role
-from chatbot.pages import theme
+from chatbot.pages import fragments
+from chatbot.pages.listeners import Changes
 
 if TYPE_CHECKING:
     from chatbot.service import Service
 
-REFUSAL = theme.banner("This key does not open this page.", "error")
+WRONG_KEY = fragments.banner("This key does not open this page.", "error")
 # A cookie can be set by an answer to the browser alone, and Gradio's handlers give none.
-LOG_IN = f"""async (key) => {{
+LOG_IN_JS = f"""async (key) => {{
   const headers = {{"content-type": "application/json"}};
   const body = JSON.stringify({{key}});
   const answer = await fetch("session", {{method: "POST", headers, body}});
   if (answer.ok) location.reload();
-  return answer.ok ? "" : {json.dumps(REFUSAL)};
+  return answer.ok ? "" : {json.dumps(WRONG_KEY)};
 }}"""
-LOG_OUT = """async () => {
+LOG_OUT_JS = """async () => {
   await fetch("session", {method: "DELETE"});
   %s
   location.reload();
 }"""
-FROM_HUB = """await fetch("logout");"""  # Gradio's own route, there with its login alone
+HUB_LOG_OUT_JS = """await fetch("logout");"""  # Gradio's own route, there with its login alone
 
 
 class LoginForm:
-    """Stands before a page that takes `role`, to do `what`."""
+    """Guards a page that takes a key of `role`; `purpose` says what the key is for."""
 
-    def __init__(self, service: "Service", role: Role, what: str) -> None:
+    def __init__(self, service: "Service", role: Role, purpose: str) -> None:
         self._access = service.access
         self._role = role
-        self._what = what
+        self._purpose = purpose
 
     def build(self) -> None:
-        """Lay it out; it is painted by `shut` and `opened`."""
-        self.leave = gr.Button(
+        """Lay out the form and the log-out button; `show` and `hide` decide which is visible."""
+        self.log_out = gr.Button(
             "Log out", visible=False, size="sm", elem_id="tb-leave", elem_classes="tb-link"
         )
-        with gr.Column(visible=False, elem_id="tb-door", elem_classes="tb-card") as self.whole:
-            gr.HTML(theme.login_prompt(self._what, self._role), padding=False)
+        with gr.Column(visible=False, elem_id="tb-door", elem_classes="tb-card") as self.card:
+            gr.HTML(fragments.login_prompt(self._purpose, self._role), padding=False)
             key = gr.Textbox(label="Key", type="password", container=False, placeholder="Key")
-            enter = gr.Button("Open", variant="primary")
-            self.refusal = gr.HTML("", padding=False)
+            submit = gr.Button("Open", variant="primary")
+            self.error = gr.HTML("", padding=False)
             if hub_login.hub_login_enabled():
                 gr.LoginButton()
-        for knock in (enter.click, key.submit):
-            knock(None, [key], [self.refusal], js=LOG_IN, show_progress="hidden")
-        log_out = LOG_OUT % (FROM_HUB if hub_login.hub_login_enabled() else "")
-        self.leave.click(None, None, None, js=log_out, show_progress="hidden")
+        for event in (submit.click, key.submit):
+            event(None, [key], [self.error], js=LOG_IN_JS, show_progress="hidden")
+        log_out_js = LOG_OUT_JS % (HUB_LOG_OUT_JS if hub_login.hub_login_enabled() else "")
+        self.log_out.click(None, None, None, js=log_out_js, show_progress="hidden")
 
     @property
-    def parts(self) -> list[Any]:
-        """What it paints."""
-        return [self.whole, self.refusal, self.leave]
+    def components(self) -> list[Any]:
+        """List the components that `show` and `hide` change."""
+        return [self.card, self.error, self.log_out]
 
     def caller(self, request: gr.Request) -> Caller:
-        """Who uses the page; BadKey."""
+        """Return who uses the page; `BadKeyError` for a key that is none."""
         return self._access.identify(request.request)
 
     def require(self, request: gr.Request, role: Role | None = None) -> Caller:
-        """Who uses the page, if they may (or may do what takes `role`); Refused, BadKey."""
+        """Return who uses the page if their role reaches `role` (by default the page's);
+        `PermissionDeniedError` or `BadKeyError` if not."""
         return self._access.require(request.request, role or self._role)
 
-    def lets(self, caller: Caller) -> bool:
-        """Whether they may use the page."""
+    def admits(self, caller: Caller) -> bool:
+        """Tell whether `caller` may use the page."""
         return caller.has_role(self._role)
 
-    def shut(self, caller: Caller) -> dict[Any, Any]:
-        """Ask for a key; whoever has shown one that is not enough is told so."""
-        why = str(PermissionDeniedError(self._role, caller)) if caller.id else ""
+    def show(self, caller: Caller) -> Changes:
+        """Ask for a key; whoever has shown one of too low a role reads why it is refused."""
+        refusal = str(PermissionDeniedError(self._role, caller)) if caller.id else ""
         return {
-            self.whole: gr.update(visible=True),
-            self.refusal: theme.banner(why, "error"),
-            self.leave: gr.update(visible=bool(caller.id)),
+            self.card: gr.update(visible=True),
+            self.error: fragments.banner(refusal, "error"),
+            self.log_out: gr.update(visible=bool(caller.id)),
         }
 
-    def opened(self, caller: Caller) -> dict[Any, Any]:
-        """Out of the way, with the way out for those who came in by a login."""
+    def hide(self, caller: Caller) -> Changes:
+        """Put the form away; who came in by a login gets the log-out button."""
         return {
-            self.whole: gr.update(visible=False),
-            self.refusal: "",
-            self.leave: gr.update(visible=bool(caller.id), value=_leave(caller)),
+            self.card: gr.update(visible=False),
+            self.error: "",
+            self.log_out: gr.update(visible=bool(caller.id), value=_log_out_label(caller)),
         }
 
 
-def _leave(caller: Caller) -> str:
+def _log_out_label(caller: Caller) -> str:
     return f"Log out ({caller.name})" if caller.name else "Log out"

@@ -1,69 +1,79 @@
-"""Text on its way to the page and back: what people and models write is shown, never obeyed.
+"""Prepares text for the pages: what people and models write is shown, never interpreted.
 
-Gradio's own sanitiser stays on; this is the line before it: no tag, no picture is ever born.
+Gradio's own sanitiser stays on; this is the line of defence before it: no tag and no picture
+reaches it.
 """
 
 import difflib
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from html import escape
 from pathlib import Path
 
-_JOINER = "\u2060"  # invisible, without width: a tag with it after its "<" is no tag
+from markupsafe import Markup
+
+from chatbot.pages.html import render
+
+_WORD_JOINER = "\u2060"  # invisible, without width: a tag with it after its "<" is no tag
 _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
-_OPENING = re.compile(r"<(?=[A-Za-z/!?])|!(?=\[)")
-_ALIKE = 0.4  # below it the texts share only small words, and marks would be noise
-_WORDS = re.compile(r"\s+|\w+(?:[.,:]\d+)*|[^\w\s]")  # a price or a time is one word
+_TAG_OR_IMAGE_START = re.compile(r"<(?=[A-Za-z/!?])|!(?=\[)")
+_MIN_SIMILARITY = 0.4  # below it the texts share only small words, and marks would be noise
+_DIFF_TOKEN = re.compile(r"\s+|\w+(?:[.,:]\d+)*|[^\w\s]")  # a price or a time is one word
 
 
 def escape_markdown(text: str) -> str:
-    """Markdown that shows `text` with its tags and pictures as plain characters.
+    """Return Markdown that shows `text` with its tags and pictures as plain characters.
 
     Code keeps its exact characters: Markdown escapes it, and people copy it.
     """
     parts = _CODE.split(text)
     return "".join(
-        part if index % 2 else _OPENING.sub(lambda m: m[0] + _JOINER, part)
+        part if index % 2 else _TAG_OR_IMAGE_START.sub(lambda m: m[0] + _WORD_JOINER, part)
         for index, part in enumerate(parts)
     )
 
 
 def unescape_markdown(text: str) -> str:
-    """The text that somebody typed over a `shown` one, without its marks."""
-    return re.sub(f"(?<=[<!]){_JOINER}", "", text)
+    """Return the text that somebody edited in an `escape_markdown` one, without its joiners."""
+    return re.sub(f"(?<=[<!]){_WORD_JOINER}", "", text)
 
 
 def truncate(text: str, limit: int = 60) -> str:
-    """The first words of `text` on one line."""
+    """Return the first `limit` characters of `text` on one line, with an ellipsis when cut."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 def base_name(base: str) -> str:
-    """A base as people call it: a folder by its last part, a Hub id as it stands."""
+    """Return a base model's name as people call it: a folder's last part, a Hub id as it stands."""
     return Path(base).name if Path(base).is_absolute() else base
 
 
-def mark_differences(before: str, after: str) -> tuple[str, str]:
-    """Both texts as HTML, with what went as <del> in the first and what came as <ins>."""
-    old, new = _WORDS.findall(before), _WORDS.findall(after)
+@dataclass(frozen=True)
+class DiffSpan:
+    """Holds a piece of one of two compared texts, and whether the other lacks it."""
+
+    text: str
+    changed: bool
+
+
+def mark_differences(before: str, after: str) -> tuple[Markup, Markup]:
+    """Return both texts as HTML: deletions marked as `del` in the first, additions as `ins` in
+    the second. Texts too different for marks to help come back without any."""
+    old, new = _DIFF_TOKEN.findall(before), _DIFF_TOKEN.findall(after)
     matcher = difflib.SequenceMatcher(a=old, b=new, autojunk=False)
-    if matcher.ratio() < _ALIKE:
-        return escape(before), escape(after)
-    left, right = [], []
-    for kind, a, b, c, d in matcher.get_opcodes():
-        left.append(_marked("del", old[a:b], kind != "equal"))
-        right.append(_marked("ins", new[c:d], kind != "equal"))
-    return "".join(left), "".join(right)
-
-
-def _marked(tag: str, words: list[str], changed: bool) -> str:
-    text = escape("".join(words))
-    return f"<{tag}>{text}</{tag}>" if changed and text else text
+    if matcher.ratio() < _MIN_SIMILARITY:
+        left, right = [DiffSpan(before, False)], [DiffSpan(after, False)]
+    else:
+        operations = matcher.get_opcodes()
+        left = [DiffSpan("".join(old[i:j]), tag != "equal") for tag, i, j, _, _ in operations]
+        right = [DiffSpan("".join(new[i:j]), tag != "equal") for tag, _, _, i, j in operations]
+    return render("diff.html", spans=left, tag="del"), render("diff.html", spans=right, tag="ins")
 
 
 def relative_time(then: str, now: datetime | None = None) -> str:
-    """How long ago an ISO time was, in words that need no time zone: "5 min ago", "12 Mar 2026"."""
+    """Return how long ago the ISO time `then` was, in words that need no time zone:
+    "5 min ago", "12 Mar 2026"."""
     moment = datetime.fromisoformat(then)
     minutes = int(((now or datetime.now(UTC)) - moment).total_seconds() // 60)
     if minutes < 1:

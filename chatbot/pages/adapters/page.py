@@ -1,26 +1,27 @@
-"""The adapters page: who speaks and since when, how each was judged, and the operators' levers."""
+"""Lays out and connects the adapters page: which adapter speaks and since when, how each was
+judged, and the operators' controls."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from chatbot.auth.access import Caller
-from chatbot.pages import theme
+from chatbot.pages import fragments
 from chatbot.pages.adapters import view
+from chatbot.pages.listeners import LISTENER, Changes
 from chatbot.pages.login_form import LoginForm
 from feedback.errors import TalkbackError
 
 if TYPE_CHECKING:
     from chatbot.service import Service
 
-Changes = dict[Any, Any]
-EVENT = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
-FOLLOW_SECONDS = 3.0
+REFRESH_SECONDS = 3.0
 
 
 class AdaptersPage:
-    """The components of the page and what happens when they are used."""
+    """Holds the adapters page's components and handles their events."""
 
     def __init__(self, service: "Service") -> None:
         self._service = service
@@ -28,28 +29,29 @@ class AdaptersPage:
 
     def build(self, blocks: gr.Blocks) -> None:
         """Lay the page out inside `blocks` and connect it."""
-        gr.HTML(theme.header(self._service.chat_settings.title, "Adapters"), padding=False)
+        gr.HTML(fragments.header(self._service.chat_settings.title, "Adapters"), padding=False)
         with gr.Column(elem_classes="tb-page"):
             self.login_form.build()
-            self.now = gr.HTML("", padding=False, elem_id="tb-now")
-            with gr.Row(visible=False, elem_id="tb-adapters") as self.desk:
+            self.in_service = gr.HTML("", padding=False, elem_id="tb-now")
+            with gr.Row(visible=False, elem_id="tb-adapters") as self.workspace:
                 with gr.Column(scale=1, min_width=280):
-                    gr.HTML("<h3>Adapters</h3>", padding=False)
-                    self.list = gr.Radio(
-                        [], show_label=False, label="Adapters", container=False, elem_id="tb-list"
-                    )
-                    self.history = gr.HTML("", padding=False, elem_id="tb-past")
+                    self._add_list()
                 with gr.Column(scale=2, min_width=320):
                     self.card = gr.HTML("", padding=False, elem_id="tb-adapter")
-                    self._levers()
-                    with gr.Accordion(
-                        "The whole report", open=False, visible=False, elem_id="tb-whole"
-                    ) as self.more:
-                        self.report = gr.Markdown("", latex_delimiters=[])
+                    self._add_controls()
+                    self._add_report()
         self._connect(blocks)
 
-    def _levers(self) -> None:
-        with gr.Row(elem_id="tb-levers") as self.levers:
+    def _add_list(self) -> None:
+        gr.HTML(fragments.heading("Adapters", 3), padding=False)
+        self.list = gr.Radio(
+            [], show_label=False, label="Adapters", container=False, elem_id="tb-list"
+        )
+        self.history = gr.HTML("", padding=False, elem_id="tb-past")
+
+    def _add_controls(self) -> None:
+        """Add what promotes and rolls back; operators alone see it."""
+        with gr.Row(elem_id="tb-levers") as self.signature:
             self.reason = gr.Textbox(
                 label="Reason",
                 show_label=False,
@@ -71,108 +73,118 @@ class AdaptersPage:
                 "Promote this adapter", variant="primary", elem_id="tb-promote"
             )
             self.rollback = gr.Button("Roll back to the one before", elem_id="tb-rollback")
-        self.said = gr.HTML("", padding=False)
+        self.error = gr.HTML("", padding=False)
+
+    def _add_report(self) -> None:
+        with gr.Accordion(
+            "The whole report", open=False, visible=False, elem_id="tb-whole"
+        ) as self.report_section:
+            self.report = gr.Markdown("", latex_delimiters=[])
 
     def _connect(self, blocks: gr.Blocks) -> None:
-        everything = [
-            *self.login_form.parts,
-            self.now,
-            self.desk,
+        outputs = [
+            *self.login_form.components,
+            self.in_service,
+            self.workspace,
             self.list,
             self.history,
             self.card,
-            self.more,
+            self.report_section,
             self.report,
             self.promote,
             self.rollback,
-            self.said,
+            self.error,
             self.reason,
             self.name,
-            self.levers,
+            self.signature,
             self.buttons,
         ]
-        blocks.load(self._arrive, None, everything, **EVENT)
-        self.list.input(self._open, [self.list], everything, **EVENT)
+        blocks.load(self._load, None, outputs, **LISTENER)
+        self.list.input(self._open_adapter, [self.list], outputs, **LISTENER)
         given = [self.list, self.reason, self.name]
-        self.promote.click(self._promote, given, everything, **EVENT)
-        self.rollback.click(self._rollback, given, everything, **EVENT)
-        follow = gr.Timer(FOLLOW_SECONDS)
-        follow.tick(self._follow, None, [self.now, self.history], **EVENT, queue=False)
+        self.promote.click(self._promote, given, outputs, **LISTENER)
+        self.rollback.click(self._roll_back, given, outputs, **LISTENER)
+        timer = gr.Timer(REFRESH_SECONDS)
+        timer.tick(self._refresh, None, [self.in_service, self.history], **LISTENER, queue=False)
 
-    def _arrive(self, request: gr.Request) -> Changes:
+    def _load(self, request: gr.Request) -> Changes:
         caller = self.login_form.caller(request)
-        if not self.login_form.lets(caller):
-            return self.login_form.shut(caller)
-        operates = gr.update(visible=caller.has_role("operator"))
-        levers = {self.levers: operates, self.buttons: operates}
-        signed = {self.name: gr.update(visible=not caller.name)}
-        return self.login_form.opened(caller) | self._paint(None) | levers | signed
+        if not self.login_form.admits(caller):
+            return self.login_form.show(caller)
+        operator = gr.update(visible=caller.has_role("operator"))
+        controls = {self.signature: operator, self.buttons: operator}
+        name = {self.name: gr.update(visible=not caller.name)}
+        return self.login_form.hide(caller) | self._paint(None) | controls | name
 
-    def _open(self, adapter: str, request: gr.Request) -> Changes:
+    def _open_adapter(self, adapter: str, request: gr.Request) -> Changes:
         self.login_form.require(request)
         return self._paint(adapter)
 
-    def _follow(self, request: gr.Request) -> Any:
-        """A promotion by the gate shows by itself."""
-        if not self.login_form.lets(self.login_form.caller(request)):
+    def _refresh(self, request: gr.Request) -> Any:
+        """Show a promotion that was made elsewhere, by the gate or on another page."""
+        if not self.login_form.admits(self.login_form.caller(request)):
             return gr.skip(), gr.skip()
-        return self._now(), view.promotion_history(self._service.registry, self._service.speaking)
+        return self._in_service(), self._history()
 
     def _promote(self, adapter: str | None, reason: str, name: str, request: gr.Request) -> Changes:
-        who = _who(self.login_form.require(request, "operator"), name)
-        return self._tried(lambda: self._put_in_service(adapter, reason, who), adapter)
+        who = _operator_name(self.login_form.require(request, "operator"), name)
 
-    def _rollback(
+        def promote() -> str:
+            why = reason.strip() or "promoted by hand"
+            made = self._service.registry.promote(adapter or "", "person", who, why)
+            return f"{made.adapter} is promoted."
+
+        return self._apply(promote, adapter)
+
+    def _roll_back(
         self, adapter: str | None, reason: str, name: str, request: gr.Request
     ) -> Changes:
-        who = _who(self.login_form.require(request, "operator"), name)
-        return self._tried(lambda: self._put_back(reason, who), adapter)
+        who = _operator_name(self.login_form.require(request, "operator"), name)
 
-    def _tried(self, act: Callable[[], str], adapter: str | None) -> Changes:
-        """Act, then show how things stand, with what went wrong if it did."""
+        def roll_back() -> str:
+            made = self._service.registry.rollback(who, reason.strip() or "rolled back by hand")
+            return f"Rolled back: {made.adapter} is promoted."
+
+        return self._apply(roll_back, adapter)
+
+    def _apply(self, change: Callable[[], str], adapter: str | None) -> Changes:
+        """Make the change and put it in service; show the page anew, or only the error."""
         try:
-            said = act()
+            confirmation = change()
+            self._service.rollout.follow()
         except TalkbackError as error:
-            return {self.said: theme.banner(str(error), "error")}
-        gr.Info(said, duration=4)
+            return {self.error: fragments.banner(str(error), "error")}
+        gr.Info(confirmation, duration=4)
         return self._paint(adapter) | {self.reason: ""}
 
-    def _put_in_service(self, adapter: str | None, reason: str, who: str) -> str:
-        why = reason.strip() or "promoted by hand"
-        made = self._service.registry.promote(adapter or "", "person", who, why)
-        self._service.rollout.follow()
-        return f"{made.adapter} is promoted."
-
-    def _put_back(self, reason: str, who: str) -> str:
-        made = self._service.registry.rollback(who, reason.strip() or "rolled back by hand")
-        self._service.rollout.follow()
-        return f"Rolled back: {made.adapter} is promoted."
-
     def _paint(self, adapter: str | None) -> Changes:
-        """Everything as it is now, opened at one adapter: the named one, else the speaking one."""
+        """Show everything as it is now, and one adapter: the named one, else the speaking one."""
         registry, speaking = self._service.registry, self._service.speaking
         choices = view.adapter_choices(registry, speaking)
-        known = [name for _, name in choices]
+        known = [adapter_id for _, adapter_id in choices]
         chosen = adapter if adapter in known else speaking if speaking in known else None
         report = view.full_report(self._service.home, registry, chosen) if chosen else ""
         return {
-            self.desk: gr.update(visible=True),
-            self.now: self._now(),
+            self.workspace: gr.update(visible=True),
+            self.in_service: self._in_service(),
             self.list: gr.update(choices=choices, value=chosen),
-            self.history: view.promotion_history(registry, speaking),
+            self.history: self._history(),
             self.card: view.adapter_card(registry, chosen) if chosen else "",
-            self.more: gr.update(visible=bool(report)),
+            self.report_section: gr.update(visible=bool(report)),
             self.report: report,
             self.promote: gr.update(interactive=chosen is not None and chosen != speaking),
             self.rollback: gr.update(interactive=len(registry.serving_order()) > 1),
-            self.said: "",
+            self.error: "",
         }
 
-    def _now(self) -> str:
+    def _in_service(self) -> Markup:
         service = self._service
-        return view.speaking_card(service.registry, service.speaking, service.warning)
+        return view.adapter_in_service(service.registry, service.speaking, service.warning)
+
+    def _history(self) -> Markup:
+        return view.promotion_history(self._service.registry, self._service.speaking)
 
 
-def _who(caller: Caller, name: str) -> str:
-    """Whose decision it is: the key's owner, else whoever signs."""
-    return caller.name or name.strip() or "operator"
+def _operator_name(caller: Caller, signature: str) -> str:
+    """Return whose decision it is: the key's owner, else whoever signs."""
+    return caller.name or signature.strip() or "operator"

@@ -1,46 +1,53 @@
-"""Adapters, promotions and reports as HTML: who speaks, who spoke, what the gate said."""
+"""Renders adapters, promotions and reports: which adapter speaks, which spoke before, and what the
+gate decided."""
 
-from html import escape
+from markupsafe import Markup
 
-from chatbot.pages import theme
+from chatbot.pages.html import render
 from chatbot.pages.text import base_name, escape_markdown, relative_time
 from chatbot.registry import AdapterRow, Promotion, Registry, ReportRow
 from feedback.settings import Home
 
-_BY = {"gate": "by the gate", "person": "by a person", "start": "at the first start"}
-_VERDICT = {
+_PROMOTED_BY = {"gate": "by the gate", "person": "by a person", "start": "at the first start"}
+_VERDICTS = {
     "promote": ("good", "better"),
     "refuse": ("bad", "refused"),
     "not_enough_evidence": ("warn", "not enough evidence"),
 }
+"""A report's verdict -> (CSS kind, text) of its badge."""
 
 
-def speaking_card(registry: Registry, adapter: str, warning: str) -> str:
-    """The card on top: who answers now, since when and why."""
+def adapter_in_service(registry: Registry, adapter: str, warning: str) -> Markup:
+    """Return the card on top: which adapter answers now, since when and why."""
     newest = next((p for p in registry.history() if p.adapter == adapter), None)
-    why = "No adapter is in service: this is the base model."
+    reason = "No adapter is in service: this is the base model."
     if newest:
-        why = f"Took over {relative_time(newest.created_at)}. {_why(newest)}"
-    return (
-        f'<div class="tb-card tb-now"><span class="tb-dot"></span><div><strong>'
-        f"<code>{escape(adapter)}</code> is speaking</strong><p>{why}</p></div></div>"
-        + (theme.banner(warning, "warn") if warning else "")
-    )
+        since = relative_time(newest.created_at)
+        reason = f"Took over {since}. {_promotion_reason(newest)}"
+    return render("adapter_in_service.html", adapter=adapter, reason=reason, warning=warning)
 
 
-def promotion_history(registry: Registry, speaking_now: str) -> str:
-    """All promotions, newest first."""
-    rows = "".join(_promotion(p, p.adapter == speaking_now) for p in registry.history())
-    return f'<h3>History</h3><ol class="tb-history">{rows}</ol>'
+def promotion_history(registry: Registry, speaking: str) -> Markup:
+    """Return all promotions, newest first; those of the speaking adapter are marked."""
+    promotions = [
+        {
+            "adapter": promotion.adapter,
+            "when": relative_time(promotion.created_at),
+            "reason": _promotion_reason(promotion),
+            "speaking": promotion.adapter == speaking,
+        }
+        for promotion in registry.history()
+    ]
+    return render("promotion_history.html", promotions=promotions)
 
 
-def adapter_choices(registry: Registry, speaking_now: str) -> list[tuple[str, str]]:
-    """The adapters as lines of a list: name, age and last verdict."""
-    return [(_line(registry, a, speaking_now), a.id) for a in registry.adapters()]
+def adapter_choices(registry: Registry, speaking: str) -> list[tuple[str, str]]:
+    """Return (label, id) of each adapter; the label holds its name, age and last verdict."""
+    return [(_label(registry, a, speaking), a.id) for a in registry.adapters()]
 
 
-def adapter_card(registry: Registry, adapter_id: str) -> str:
-    """One adapter: where it comes from, and every verdict on it with its reasons."""
+def adapter_card(registry: Registry, adapter_id: str) -> Markup:
+    """Return one adapter: what it was made from, and every report on it with its reasons."""
     adapter = registry.adapter(adapter_id)
     facts = {
         "Made": relative_time(adapter.created_at),
@@ -48,17 +55,12 @@ def adapter_card(registry: Registry, adapter_id: str) -> str:
         "Snapshot": adapter.snapshot or "none: equal to the base",
         "Parent": adapter.parent or "none",
     }
-    pairs = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
-    reports = "".join(_report(report) for report in registry.reports(adapter_id))
-    nothing = '<p class="tb-quiet">Nobody has judged it yet.</p>'
-    return (
-        f"<h3><code>{escape(adapter.id)}</code></h3>"
-        f'<dl class="tb-facts">{pairs}</dl>{reports or nothing}'
-    )
+    reports = [_report_values(report) for report in registry.reports(adapter_id)]
+    return render("adapter_card.html", adapter=adapter.id, facts=facts, reports=reports)
 
 
 def full_report(home: Home, registry: Registry, adapter_id: str) -> str:
-    """The newest report on an adapter as Markdown, empty when there is none to read."""
+    """Return the newest report on an adapter as Markdown, empty when there is none to read."""
     reports = registry.reports(adapter_id)
     if not reports:
         return ""
@@ -66,38 +68,34 @@ def full_report(home: Home, registry: Registry, adapter_id: str) -> str:
     return escape_markdown(file.read_text(encoding="utf-8")) if file.is_file() else ""
 
 
-def _promotion(promotion: Promotion, speaks: bool) -> str:
-    here = ' aria-current="true"' if speaks else ""
-    return (
-        f"<li{here}><code>{escape(promotion.adapter)}</code>"
-        f'<span class="tb-when">{escape(relative_time(promotion.created_at))}</span>'
-        f"<p>{_why(promotion)}</p></li>"
-    )
+def _promotion_reason(promotion: Promotion) -> str:
+    """Return who promoted and for what reason; a first start is its own reason."""
+    who = f" ({promotion.who})" if promotion.by == "person" else ""
+    reason = f": {promotion.reason}" if promotion.by != "start" else ""
+    return f"Promoted {_PROMOTED_BY[promotion.by]}{who}{reason}"
 
 
-def _why(promotion: Promotion) -> str:
-    """By whom, and their reason; a first start is its own reason."""
-    who = f" ({escape(promotion.who)})" if promotion.by == "person" else ""
-    reason = f": {escape(promotion.reason)}" if promotion.by != "start" else ""
-    return f"Promoted {_BY[promotion.by]}{who}{reason}"
-
-
-def _line(registry: Registry, adapter: AdapterRow, speaking_now: str) -> str:
+def _label(registry: Registry, adapter: AdapterRow, speaking: str) -> str:
     reports = registry.reports(adapter.id)
-    verdict = _VERDICT.get(reports[0].verdict, ("", reports[0].verdict))[1] if reports else ""
-    words = [
+    verdict = _badge(reports[0])[1] if reports else ""
+    facts = [
         relative_time(adapter.created_at),
         verdict,
-        "speaks now" if adapter.id == speaking_now else "",
+        "speaks now" if adapter.id == speaking else "",
     ]
-    return f"{adapter.id}\n{', '.join(word for word in words if word)}"
+    return f"{adapter.id}\n{', '.join(fact for fact in facts if fact)}"
 
 
-def _report(report: ReportRow) -> str:
-    kind, word = _VERDICT.get(report.verdict, ("warn", report.verdict))
-    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in report.reasons)
-    return (
-        f'<div class="tb-report"><span class="tb-badge tb-{kind}">{escape(word)}</span>'
-        f'<span class="tb-when">against <code>{escape(report.against)}</code>, '
-        f"{escape(relative_time(report.created_at))}</span><ul>{reasons}</ul></div>"
-    )
+def _report_values(report: ReportRow) -> dict[str, object]:
+    kind, verdict = _badge(report)
+    return {
+        "kind": kind,
+        "verdict": verdict,
+        "against": report.against,
+        "when": relative_time(report.created_at),
+        "reasons": report.reasons,
+    }
+
+
+def _badge(report: ReportRow) -> tuple[str, str]:
+    return _VERDICTS.get(report.verdict, ("warn", report.verdict))

@@ -1,14 +1,13 @@
-"""Whose is what: the browser only names ids, and only a person's own talk is shown or changed."""
+"""Checks whose a message or a conversation is: the browser only names ids, and a person sees and
+changes their own conversations alone."""
 
-from chatbot.pages.chat import transcript
-from chatbot.pages.chat.view import BrowserPosition, ChatView
-from chatbot.pages.text import truncate
+from chatbot.pages.chat.view import BrowserPosition
 from feedback.messages import Message, NotFoundError
 from feedback.store import Store
 
 
 def owned_message(store: Store, person: str, message_id: str | None) -> Message | None:
-    """The message, if it is in a conversation of this person."""
+    """Return the message if it is in a conversation of this person, else None."""
     if not message_id:
         return None
     try:
@@ -19,30 +18,21 @@ def owned_message(store: Store, person: str, message_id: str | None) -> Message 
     return message if owner == person else None
 
 
-def owned_position(store: Store, person: str, place: BrowserPosition) -> BrowserPosition:
-    """The place, if it is this person's; else the empty page."""
-    leaf = owned_message(store, person, place.leaf)
-    if leaf is not None and leaf.conversation_id == place.conversation:
-        return place
-    if place.leaf or not _owns_conversation(store, person, place.conversation):
+def owned_position(store: Store, person: str, position: BrowserPosition) -> BrowserPosition:
+    """Return the position if it is in a conversation of this person, else that of an empty page."""
+    leaf = owned_message(store, person, position.leaf)
+    if leaf is not None and leaf.conversation_id == position.conversation:
+        return position
+    if position.leaf or not _owns_conversation(store, person, position.conversation):
         return BrowserPosition()
-    return place
+    return position
 
 
-def view_at(store: Store, person: str, place: BrowserPosition) -> ChatView:
-    """The whole page as it stands at `place`, with nothing under way."""
-    rows = transcript.thread_bubbles(store, place.leaf, person)
-    return {
-        "place": place,
-        "rows": rows,
-        "thumbs": transcript.thumb_values(store, rows, person),
-        "titles": [(truncate(c.title, 48), c.id) for c in store.conversations(person)],
-        "busy": False,
-        "notice": "",
-        "pair": None,
-        "rated": None,
-    }
+def read_position(store: Store, person: str, stored: object) -> BrowserPosition:
+    """Return the position in a browser's storage, which may hold anything, if it is this
+    person's, else that of an empty page."""
+    return owned_position(store, person, BrowserPosition.from_storage(stored))
 
 
-def _owns_conversation(store: Store, person: str, conversation: str | None) -> bool:
-    return any(each.id == conversation for each in store.conversations(person))
+def _owns_conversation(store: Store, person: str, conversation_id: str | None) -> bool:
+    return any(known.id == conversation_id for known in store.conversations(person))

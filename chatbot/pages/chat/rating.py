@@ -1,10 +1,10 @@
-"""What people say of an answer on the chat page; "saved" is said once the store has it."""
+"""Stores what people say of an answer on the chat page; "Saved" is shown once the store has it."""
 
 from typing import TYPE_CHECKING
 
 from chatbot.pages.browser_identity import BrowserIdentities
-from chatbot.pages.chat import ownership
-from chatbot.pages.chat.view import BrowserPosition, ChatView, RatedAnswer
+from chatbot.pages.chat.ownership import owned_message, read_position
+from chatbot.pages.chat.view import BrowserPosition, ChatView, RatedAnswer, view_at
 from chatbot.pages.text import unescape_markdown
 
 if TYPE_CHECKING:
@@ -15,17 +15,22 @@ REASONS_UP = ("Right", "Clear", "Complete", "Friendly")
 
 
 class RatingActions:
-    """Thumbs with their reasons, corrections and choices, for all visitors of the page."""
+    """Stores thumbs with their reasons, corrections and choices, for all visitors of the page.
 
-    def __init__(self, service: "Service", people: BrowserIdentities) -> None:
+    Every action takes the browser's token and message ids unchecked, and stores feedback only on
+    answers of the token's person.
+    """
+
+    def __init__(self, service: "Service", identities: BrowserIdentities) -> None:
         self._store = service.store
-        self._people = people
+        self._identities = identities
 
-    def thumb(self, token: object, message_id: str | None, liked: object) -> ChatView:
-        """A thumb up, down, or taken back; the reasons are asked for afterwards."""
-        _, person = self._people.identify(token)
-        answer = ownership.owned_message(self._store, person, message_id)
-        if answer is None:  # one that is still on its way
+    def rate(self, token: object, message_id: str | None, liked: object) -> ChatView:
+        """Store a thumb up (True), down (False), or taken back (anything else); a thumb given
+        opens the card that asks for reasons."""
+        _, person = self._identities.identify(token)
+        answer = owned_message(self._store, person, message_id)
+        if answer is None:  # one that is still being generated
             return {"rated": None}
         up = liked if isinstance(liked, bool) else None
         self._store.add_feedback(answer.id, person, "thumb", {"up": up})
@@ -33,60 +38,69 @@ class RatingActions:
             return {"rated": None, "toast": "Your thumb is taken back."}
         return {"rated": RatedAnswer(answer.id, up), "toast": "Saved. Thank you."}
 
-    def explain(
+    def add_reasons(
         self, token: object, rated: RatedAnswer | None, reasons: list[str], comment: str
     ) -> ChatView:
-        """Why: the reasons join the thumb, the comment stands by itself."""
-        _, person = self._people.identify(token)
-        answer = ownership.owned_message(self._store, person, rated.message if rated else None)
+        """Store why: known reasons join the thumb, the comment is feedback of its own."""
+        _, person = self._identities.identify(token)
+        answer = owned_message(self._store, person, rated.message_id if rated else None)
         if rated is None or answer is None:
             return {"rated": None}
-        known = REASONS_UP if rated.up else REASONS_DOWN
-        given = [reason for reason in reasons if reason in known]
+        offered = REASONS_UP if rated.up else REASONS_DOWN
+        chosen = [reason for reason in reasons if reason in offered]
+        comment = comment.strip()
         with self._store.write():
-            if given:
-                thumb = {"up": rated.up, "reasons": given}
+            if chosen:
+                thumb = {"up": rated.up, "reasons": chosen}
                 self._store.add_feedback(answer.id, person, "thumb", thumb)
-            if comment.strip():
-                self._store.add_feedback(answer.id, person, "comment", {"text": comment.strip()})
-        said = bool(given or comment.strip())
-        return {"rated": None, "toast": "Saved. Thank you."} if said else {"rated": None}
+            if comment:
+                self._store.add_feedback(answer.id, person, "comment", {"text": comment})
+        if not chosen and not comment:
+            return {"rated": None}
+        return {"rated": None, "toast": "Saved. Thank you."}
 
-    def correct(self, token: object, kept: object, message_id: str, text: str) -> ChatView:
-        """A person's better wording of an answer; it waits for a reviewer."""
-        _, person = self._people.identify(token)
-        place = ownership.owned_position(self._store, person, BrowserPosition.from_storage(kept))
-        answer = ownership.owned_message(self._store, person, message_id)
-        better = unescape_markdown(text).strip()
-        if answer is None or not better or better == answer.content.strip():
-            return ownership.view_at(self._store, person, place)
-        self._store.add_feedback(answer.id, person, "edit", {"text": better})
-        view = ownership.view_at(self._store, person, place)
+    def correct(
+        self, token: object, stored_position: object, message_id: str, text: str
+    ) -> ChatView:
+        """Store a person's better wording of an answer; it waits for a reviewer."""
+        _, person = self._identities.identify(token)
+        position = read_position(self._store, person, stored_position)
+        answer = owned_message(self._store, person, message_id)
+        correction = unescape_markdown(text).strip()
+        if answer is None or not correction or correction == answer.content.strip():
+            return view_at(self._store, person, position)
+        self._store.add_feedback(answer.id, person, "edit", {"text": correction})
+        view = view_at(self._store, person, position)
         view["toast"] = "Saved. Thank you, a reviewer will look at it."
         return view
 
     def choose(
-        self, token: object, kept: object, pair: tuple[str, str] | None, which: int | None
+        self,
+        token: object,
+        stored_position: object,
+        pair: tuple[str, str] | None,
+        preferred: int | None,
     ) -> ChatView:
-        """The better one of two answers, or neither (None); the talk goes on from it."""
-        _, person = self._people.identify(token)
-        place = ownership.owned_position(self._store, person, BrowserPosition.from_storage(kept))
-        answers = [ownership.owned_message(self._store, person, name) for name in pair or ()]
+        """Store which of two answers is better: 0, 1, or None for a tie. The conversation goes on
+        from the preferred one."""
+        _, person = self._identities.identify(token)
+        position = read_position(self._store, person, stored_position)
+        answers = [owned_message(self._store, person, message_id) for message_id in pair or ()]
         if len(answers) != 2 or answers[0] is None or answers[1] is None:
-            return ownership.view_at(self._store, person, place)
-        best, other = answers if not which else reversed(answers)
-        assert best is not None and other is not None
-        value = {"over": other.id} | ({"tie": True} if which is None else {})
-        self._store.add_feedback(best.id, person, "choice", value)
-        if which is not None:
-            place = BrowserPosition(best.conversation_id, best.id)
-        view = ownership.view_at(self._store, person, place)
+            return view_at(self._store, person, position)
+        chosen, rejected = answers if not preferred else reversed(answers)
+        assert chosen is not None and rejected is not None
+        value = {"over": rejected.id} | ({"tie": True} if preferred is None else {})
+        self._store.add_feedback(chosen.id, person, "choice", value)
+        if preferred is not None:
+            position = BrowserPosition(chosen.conversation_id, chosen.id)
+        view = view_at(self._store, person, position)
         view["toast"] = "Saved. Thank you."
         return view
 
-    def copied(self, token: object, message_id: str | None) -> None:
-        """Somebody copied an answer: watched, never trained on."""
-        _, person = self._people.identify(token)
-        answer = ownership.owned_message(self._store, person, message_id)
+    def record_copy(self, token: object, message_id: str | None) -> None:
+        """Store that somebody copied an answer: a signal to look at, never trained on."""
+        _, person = self._identities.identify(token)
+        answer = owned_message(self._store, person, message_id)
         if answer is not None and answer.role == "assistant":
             self._store.add_feedback(answer.id, person, "signal", {"name": "copy"})

@@ -1,11 +1,13 @@
-"""Which adapter is speaking, since when, and whether a new one was refused, in a line of HTML."""
+"""Renders the line above the conversation: which adapter speaks, since when, and whether a newer
+one was refused."""
 
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
+from markupsafe import Markup
+
+from chatbot.pages.html import render
 from chatbot.pages.text import relative_time
-from chatbot.pages.theme import banner
 
 if TYPE_CHECKING:
     from chatbot.service import Service
@@ -16,7 +18,8 @@ REFUSED = "A newer version was refused. This one goes on speaking."
 
 @dataclass(frozen=True)
 class SpeakerStatus:
-    """How things stand; the warning says why a promoted adapter does not speak."""
+    """Holds the adapter in service, since when (ISO time, None before any promotion), and why a
+    promoted adapter does not speak (empty when it does)."""
 
     adapter: str
     since: str | None
@@ -24,19 +27,18 @@ class SpeakerStatus:
 
 
 def read_status(service: "Service") -> SpeakerStatus:
-    """How things stand with this service now."""
+    """Return the service's status now."""
     promotion = service.registry.promotion()
     speaks = promotion is not None and promotion.adapter == service.speaking
     since = promotion.created_at if promotion and speaks else None
     return SpeakerStatus(service.speaking, since, service.warning)
 
 
-def render_status(now: SpeakerStatus) -> str:
-    """The line above the talk."""
-    when = relative_time(now.since) if now.since else ""
-    fresh = " class=tb-fresh" if when == "just now" else ""
-    since = f" · <span{fresh}>took over {when}</span>" if when else ""
-    name = f"<code>{escape(now.adapter)}</code>"
-    line = f'<span class="tb-dot"></span>Speaking: {name}{since}'
-    warning = banner(REFUSED, "warn") if now.warning else ""
-    return f'<div class="tb-pill" role="status">{line}</div>{warning}'
+def render_status(status: SpeakerStatus) -> Markup:
+    """Return the line above the conversation as HTML."""
+    return render(
+        "status_line.html",
+        adapter=status.adapter,
+        since=relative_time(status.since) if status.since else "",
+        warning=REFUSED if status.warning else "",
+    )
