@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from chatbot.engine.local.local_engine import LocalEngine
     from chatbot.service import Service
-    from tests.fakes.vllm_server import Vllm
+    from tests.fakes.vllm_server import FakeVllm
     from tests.fixtures.reference_model import Oracle
-    from tests.fixtures.remote_base import Connect, Serve, World
-    from tests.fixtures.server_process import Server
+    from tests.fixtures.remote_base import Connect, RemoteBase, Serve
+    from tests.fixtures.server_process import ServerProcess
 
 
 @pytest.fixture
@@ -52,9 +52,9 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(home: Home, tiny_base: Path) -> "Iterator[Service]":
     """A tiny model that speaks in a fresh home, following promotions ten times a second."""
     from chatbot.service import Service
-    from tests.fixtures.server_process import TOML
+    from tests.fixtures.server_process import SERVER_TOML
 
-    home.toml.write_text(TOML)
+    home.toml.write_text(SERVER_TOML)
     service = Service.open(home, str(tiny_base), poll_seconds=0.1)
     yield service
     service.close()
@@ -64,10 +64,10 @@ def service(home: Home, tiny_base: Path) -> "Iterator[Service]":
 def api_service(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> "Iterator[Service]":
     """A service that the tests of one module share, and whose API is at `address`."""
     from chatbot.service import Service
-    from tests.fixtures.server_process import TOML
+    from tests.fixtures.server_process import SERVER_TOML
 
     home = Home.find(tmp_path_factory.mktemp("api"))
-    home.toml.write_text(TOML)
+    home.toml.write_text(SERVER_TOML)
     service = Service.open(home, str(tiny_base), poll_seconds=0.1)
     yield service
     service.close()
@@ -76,9 +76,9 @@ def api_service(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> "I
 @pytest.fixture(scope="module")
 def address(api_service: "Service") -> Iterator[str]:
     """Where the shared service's API is served."""
-    from tests.fixtures.api_client import api_of
+    from tests.fixtures.api_client import serve_api
 
-    with api_of(api_service) as address:
+    with serve_api(api_service) as address:
         yield address
 
 
@@ -101,15 +101,15 @@ def client(address: str) -> "Iterator[openai.OpenAI]":
 
 
 @pytest.fixture
-def start_server(home: Home, tiny_base: Path) -> "Iterator[Callable[..., Server]]":
+def start_server(home: Home, tiny_base: Path) -> "Iterator[Callable[..., ServerProcess]]":
     """Starts ``python -m chatbot.server`` on the home: a real process, over real HTTP."""
-    from tests.fixtures.server_process import TOML, Server
+    from tests.fixtures.server_process import SERVER_TOML, ServerProcess
 
-    home.toml.write_text(TOML)
+    home.toml.write_text(SERVER_TOML)
     with ExitStack() as running:
 
-        def start(*args: str, base: str = str(tiny_base), **environment: str) -> Server:
-            started = Server(home, "--base-model", base, *args, **environment)
+        def start(*args: str, base: str = str(tiny_base), **environment: str) -> ServerProcess:
+            started = ServerProcess(home, "--base-model", base, *args, **environment)
             running.callback(started.kill)
             return started
 
@@ -117,7 +117,7 @@ def start_server(home: Home, tiny_base: Path) -> "Iterator[Callable[..., Server]
 
 
 @pytest.fixture
-def server(start_server: "Callable[..., Server]") -> "Server":
+def server(start_server: "Callable[..., ServerProcess]") -> "ServerProcess":
     """A server process that is ready."""
     return start_server().ready()
 
@@ -158,9 +158,9 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> "Oracle":
 @pytest.fixture
 def engine(oracle: "Oracle") -> "Iterator[LocalEngine]":
     """That model's engine with all its adapters, on one thread."""
-    from tests.fixtures.reference_model import start
+    from tests.fixtures.reference_model import start_engine
 
-    engine = start(oracle)
+    engine = start_engine(oracle)
     yield engine
     engine.close()
 
@@ -172,22 +172,22 @@ def torch_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> "World":
+def remote_base(tmp_path_factory: pytest.TempPathFactory) -> "RemoteBase":
     """A tiny base, two adapters of it, and what the in-process engine says."""
-    from tests.fixtures.remote_base import write_world
+    from tests.fixtures.remote_base import write_remote_base
 
-    return write_world(tmp_path_factory.mktemp("world"))
+    return write_remote_base(tmp_path_factory.mktemp("remote_base"))
 
 
 @pytest.fixture
-def serve(world: "World") -> "Iterator[Serve]":
+def serve(remote_base: "RemoteBase") -> "Iterator[Serve]":
     """Starts servers of the world's base."""
-    from tests.fakes.vllm_server import Vllm
+    from tests.fakes.vllm_server import FakeVllm
 
     with ExitStack() as running:
 
-        def start(**options: Any) -> Vllm:
-            server = Vllm(world.folder, **options)
+        def start(**options: Any) -> FakeVllm:
+            server = FakeVllm(remote_base.folder, **options)
             running.callback(server.kill)
             return server
 
@@ -195,16 +195,16 @@ def serve(world: "World") -> "Iterator[Serve]":
 
 
 @pytest.fixture
-def connect(world: "World", serve: "Serve") -> "Iterator[Connect]":
+def connect(remote_base: "RemoteBase", serve: "Serve") -> "Iterator[Connect]":
     """Makes engines over servers; they see ten times a second how these are."""
     from chatbot.engine.remote.remote_engine import RemoteEngine
     from chatbot.engine.settings import EngineSettings
 
     with ExitStack() as running:
 
-        def start(*servers: "Vllm", **settings: Any) -> RemoteEngine:
+        def start(*servers: "FakeVllm", **settings: Any) -> RemoteEngine:
             chosen = EngineSettings(urls=[server.url for server in servers], **settings)
-            engine = RemoteEngine(world.base, chosen, check_seconds=0.1)
+            engine = RemoteEngine(remote_base.base, chosen, check_seconds=0.1)
             running.callback(engine.close)
             return engine
 

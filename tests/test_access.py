@@ -32,8 +32,8 @@ from feedback.review.decisions import decision_on
 from feedback.settings import Home
 from feedback.store import Store
 from tests.fakes.scripted_engine import ScriptedEngine, new_adapter, open_service
-from tests.fixtures.http_server import serving
-from tests.test_api_chat import ASK, refusal
+from tests.fixtures.api_client import MESSAGES, read_error
+from tests.fixtures.http_server import serve_app
 
 Row = tuple[Role | None, str, Any]
 OPEN = None
@@ -48,7 +48,7 @@ ROUTES: dict[tuple[str, str], Row] = {
     ("GET", "/metrics"): ("operator", "/metrics", None),
     ("GET", "/v1/models"): (OPEN, "/v1/models", None),
     ("GET", "/v1/models/{name}"): (OPEN, "/v1/models/talkback", None),
-    ("POST", "/v1/chat/completions"): ("user", "/v1/chat/completions", {"messages": ASK}),
+    ("POST", "/v1/chat/completions"): ("user", "/v1/chat/completions", {"messages": MESSAGES}),
     ("POST", "/v1/feedback"): (
         "user",
         "/v1/feedback",
@@ -210,7 +210,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     adapter = service.registry.adapters()[0].id
     names = {"ANSWER": message, "ADAPTER": adapter, "OPERATOR": made["operator"].secret}
     app = asyncio.run(assembled(service))
-    with serving(app) as url, httpx.Client(base_url=url, timeout=60) as http:
+    with serve_app(app) as url, httpx.Client(base_url=url, timeout=60) as http:
         yield House(service, app, http, made, names)
 
 
@@ -261,7 +261,7 @@ def test_a_route_is_for_its_role(house: House, route: tuple[str, str], caller: s
     if ROUTES[route][0] in MAY[caller]:
         assert answer.is_success, answer.text
         return
-    status, error = refusal(answer)
+    status, error = read_error(answer)
     assert status == (403 if caller in api_keys.ROLES else 401)
     assert error["type"] == ("permission_error" if status == 403 else "authentication_error")
 
@@ -319,9 +319,9 @@ def test_reviews_go_on_over_http(house: House) -> None:
     stale = {"action": "approve", "answer": "At noon."}
     assert house.http.post(f"/v1/reviews/{message}", json=stale, headers=bearer).status_code == 400
     nobody = house.http.post("/v1/reviews/msg-none", json=stale, headers=bearer)
-    assert refusal(nobody)[0] == 404
+    assert read_error(nobody)[0] == 404
     unknown = house.http.post(f"/v1/reviews/{message}", json={"action": "no"}, headers=bearer)
-    assert refusal(unknown)[1]["param"] == "action"
+    assert read_error(unknown)[1]["param"] == "action"
 
 
 def test_promotions_over_http_are_followed_and_mistakes_told(house: House) -> None:
@@ -342,7 +342,7 @@ def test_promotions_over_http_are_followed_and_mistakes_told(house: House) -> No
         ("rollback", {}, 400),
     ):
         answer = house.http.post(f"/v1/adapters/{path}", json=body, headers=bearer)
-        assert refusal(answer)[0] == status
+        assert read_error(answer)[0] == status
     assert len(registry.history()) == before
 
 
@@ -365,7 +365,7 @@ class TestPersons:
     """A user's key speaks for its own people, and reaches nobody else's talk."""
 
     def talk(self, house: House, key: dict[str, str], **fields: Any) -> httpx.Response:
-        body = {"messages": ASK, **fields}
+        body = {"messages": MESSAGES, **fields}
         return house.http.post("/v1/chat/completions", json=body, headers=key)
 
     def test_the_person_is_the_keys_name_and_the_user_within_it(
@@ -427,13 +427,13 @@ class TestWithoutAKey:
         app.include_router(api.router(service))
         app.include_router(api.not_found_router())
         service.access = usual
-        with serving(app) as url:
+        with serve_app(app) as url:
             return httpx.request(request.pop("method", "GET"), f"{url}{path}", **request)
 
     def test_a_public_chat_is_open_and_keeps_people_apart(self, house: House) -> None:
         service, store = house.service, house.service.store
         public = Access(store, service.home.root)
-        body = {"messages": ASK, "user": "the user"}
+        body = {"messages": MESSAGES, "user": "the user"}
         chat = {"method": "POST", "json": body}
         said = self.ask(public, service, "/v1/chat/completions", **chat).json()
         talk = store.conversation(said["metadata"]["conversation_id"])
@@ -447,7 +447,7 @@ class TestWithoutAKey:
         public = Access(house.service.store, house.service.home.root)
         for key, status in (("any", 200), ("sk-other", 200), ("tb-guess", 401)):
             bearer = {"Authorization": f"Bearer {key}"}
-            chat = {"method": "POST", "json": {"messages": ASK}, "headers": bearer}
+            chat = {"method": "POST", "json": {"messages": MESSAGES}, "headers": bearer}
             answer = self.ask(public, house.service, "/v1/chat/completions", **chat)
             assert answer.status_code == status
 

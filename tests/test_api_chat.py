@@ -15,7 +15,7 @@ from chatbot.question import Question
 from chatbot.service import Service
 from feedback.messages import Message
 from feedback.review.decisions import decide
-from tests.fixtures.api_client import ASK, ask, events, refusal
+from tests.fixtures.api_client import MESSAGES, post_completion, read_error, read_events
 from tests.fixtures.tiny_models import write_adapter
 
 SEEDS = itertools.count(1)
@@ -37,7 +37,7 @@ class TestOpenAIClient:
     """The official client works unchanged."""
 
     def test_plain(self, client: openai.OpenAI, service: Service) -> None:
-        answer = client.chat.completions.create(model="talkback", messages=ASK, max_tokens=8)  # type: ignore[arg-type]
+        answer = client.chat.completions.create(model="talkback", messages=MESSAGES, max_tokens=8)  # type: ignore[arg-type]
         stored = service.store.message(answer.id)
         assert answer.choices[0].message.content == stored.content != ""
         assert answer.model == f"talkback:{service.speaking}"
@@ -52,7 +52,7 @@ class TestOpenAIClient:
         chunks = list(
             client.chat.completions.create(
                 model="talkback",
-                messages=ASK,  # type: ignore[arg-type]
+                messages=MESSAGES,  # type: ignore[arg-type]
                 max_tokens=16,
                 stream=True,
                 stream_options={"include_usage": True},
@@ -73,16 +73,16 @@ class TestOpenAIClient:
 
     def test_errors_are_the_clients_own(self, client: openai.OpenAI) -> None:
         with pytest.raises(openai.NotFoundError, match="gpt-9"):
-            client.chat.completions.create(model="gpt-9", messages=ASK)  # type: ignore[arg-type]
+            client.chat.completions.create(model="gpt-9", messages=MESSAGES)  # type: ignore[arg-type]
         with pytest.raises(openai.BadRequestError, match="tools is not supported"):
             client.chat.completions.create(
                 model="talkback",
-                messages=ASK,  # type: ignore[arg-type]
+                messages=MESSAGES,  # type: ignore[arg-type]
                 tools=[{"type": "function", "function": {"name": "f"}}],
             )
 
     def test_a_conversation_as_the_client_keeps_it(self, client: openai.OpenAI) -> None:
-        messages: list[Any] = [{"role": "system", "content": "Be kind."}, *ASK]
+        messages: list[Any] = [{"role": "system", "content": "Be kind."}, *MESSAGES]
         first = client.chat.completions.create(model="talkback", messages=messages, max_tokens=8)
         said = {"role": "assistant", "content": first.choices[0].message.content}
         more = [*messages, said, {"role": "user", "content": "And on Sundays?"}]
@@ -104,7 +104,9 @@ def test_the_speaker_row_tells_all_of_the_request(http: httpx.Client, service: S
     parts = [{"type": "text", "text": "When do"}, {"type": "text", "text": "you open?"}]
     messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
     sampling = {"temperature": 0.5, "top_p": 0.8, "stop": "\n", "seed": 3}
-    answer = ask(http, messages=messages, user="bob", max_completion_tokens=5, **sampling).json()
+    answer = post_completion(
+        http, messages=messages, user="bob", max_completion_tokens=5, **sampling
+    ).json()
     speaker = service.store.speaker(answer["id"])
     assert speaker is not None and speaker.system_prompt == "Be brief."
     rest = {"max_tokens": 5, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -116,38 +118,38 @@ def test_the_speaker_row_tells_all_of_the_request(http: httpx.Client, service: S
 
 
 def test_a_stored_conversation_goes_on(http: httpx.Client, service: Service) -> None:
-    first = ask(http, user="ann").json()
+    first = post_completion(http, user="ann").json()
     talk = {"conversation_id": first["metadata"]["conversation_id"]}
     again = [{"role": "user", "content": "And on Sundays?"}]
-    second = ask(http, user="ann", messages=again, metadata=talk).json()
+    second = post_completion(http, user="ann", messages=again, metadata=talk).json()
     thread = [message.id for message in service.store.thread(second["id"])]
     assert len(thread) == 4 and thread[1] == first["id"]
     assert second["metadata"]["conversation_id"] == talk["conversation_id"]
-    status, error = refusal(ask(http, user="bob", metadata=talk))
+    status, error = read_error(post_completion(http, user="bob", metadata=talk))
     assert status == 403 and error["code"] == "forbidden"
 
 
 def test_a_pinned_model_speaks_whoever_is_in_service(http: httpx.Client, service: Service) -> None:
     other = another_adapter(service)
-    answer = ask(http, model=f"talkback:{other}").json()
+    answer = post_completion(http, model=f"talkback:{other}").json()
     assert answer["model"] == f"talkback:{other}" != f"talkback:{service.speaking}"
-    assert ask(http, model="talkback:base").json()["model"] == "talkback:base"
-    assert ask(http).json()["choices"] != answer["choices"]
+    assert post_completion(http, model="talkback:base").json()["model"] == "talkback:base"
+    assert post_completion(http).json()["choices"] != answer["choices"]
 
 
 def test_a_promotion_changes_the_speaker_of_the_next_turn_and_no_running_stream(
     http: httpx.Client, service: Service
 ) -> None:
     old, new = service.speaking, another_adapter(service)
-    whole = ask(http, max_tokens=400).json()["choices"][0]["message"]["content"]
-    body = {"messages": ASK, "max_tokens": 400, "stream": True}
+    whole = post_completion(http, max_tokens=400).json()["choices"][0]["message"]["content"]
+    body = {"messages": MESSAGES, "max_tokens": 400, "stream": True}
     with http.stream("POST", "/v1/chat/completions", json=body) as running:
         lines = running.iter_lines()
         first = json.loads(next(lines).removeprefix("data: "))
         service.registry.promote(new, "person", "ann", "try")
         while service.speaking == old:
             time.sleep(0.01)
-        assert ask(http).json()["model"] == f"talkback:{new}"
+        assert post_completion(http).json()["model"] == f"talkback:{new}"
         rest = [json.loads(line.removeprefix("data: ")) for line in lines if line[6:7] == "{"]
     assert {chunk["model"] for chunk in [first, *rest]} == {f"talkback:{old}"}
     assert "".join(c["choices"][0]["delta"].get("content", "") for c in rest) == whole
@@ -157,13 +159,13 @@ def test_a_promotion_changes_the_speaker_of_the_next_turn_and_no_running_stream(
 
 def test_an_approved_answer_streams_like_any_other(http: httpx.Client, service: Service) -> None:
     messages = [{"role": "user", "content": "Do you sell kayaks in winter?"}]
-    wrong = ask(http, messages=messages).json()
+    wrong = post_completion(http, messages=messages).json()
     decide(service.store, wrong["id"], "rita", "correct", "Yes, a few.")
-    right = ask(http, messages=messages, stream=True)
-    chunks = events(right)
+    right = post_completion(http, messages=messages, stream=True)
+    chunks = read_events(right)
     assert chunks[0]["metadata"]["source"] == "approved"
     assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == "Yes, a few."
-    unaided = ask(http, messages=messages, metadata={"unaided": "true"}).json()
+    unaided = post_completion(http, messages=messages, metadata={"unaided": "true"}).json()
     assert unaided["metadata"]["source"] == "model"
 
 
@@ -172,7 +174,7 @@ def test_a_client_that_leaves_frees_its_slot_and_what_it_got_is_kept(
     http: httpx.Client, service: Service, stream: bool
 ) -> None:
     person = f"gone-{stream}"
-    body = {"messages": ASK, "max_tokens": 4000, "stream": stream, "user": person}
+    body = {"messages": MESSAGES, "max_tokens": 4000, "stream": stream, "user": person}
     if stream:
         with http.stream("POST", "/v1/chat/completions", json=body) as response:
             got = "".join(itertools.islice(response.iter_lines(), 9))
@@ -201,7 +203,7 @@ def answer_to(service: Service, person: str) -> Message:
 def test_many_clients_stream_at_once(http: httpx.Client, service: Service) -> None:
     def stream(number: int) -> str:
         messages = [{"role": "user", "content": f"Question {number}"}]
-        chunks = events(ask(http, messages=messages, stream=True, max_tokens=24))
+        chunks = read_events(post_completion(http, messages=messages, stream=True, max_tokens=24))
         return "".join(c["choices"][0]["delta"].get("content", "") for c in chunks)
 
     with ThreadPoolExecutor(8) as threads:
@@ -211,20 +213,20 @@ def test_many_clients_stream_at_once(http: httpx.Client, service: Service) -> No
 
 
 def test_a_full_house_says_when_to_come_again(http: httpx.Client, service: Service) -> None:
-    from tests.fixtures.turns import reply
+    from tests.fixtures.turns import begin_turn
 
-    long = api.ChatRequest.model_validate({"messages": ASK, "max_tokens": 4000})
+    long = api.ChatRequest.model_validate({"messages": MESSAGES, "max_tokens": 4000})
     turns = [
-        reply(service, Question("Go", "ann", sampling=long.sampling(service.chat_settings)))
+        begin_turn(service, Question("Go", "ann", sampling=long.sampling(service.chat_settings)))
         for _ in range(8)
     ]
-    answer = ask(http)
+    answer = post_completion(http)
     for turn in turns:
         turn.close()
-    status, error = refusal(answer)
+    status, error = read_error(answer)
     assert (status, error["type"]) == (429, "rate_limit_error")
     assert int(answer.headers["retry-after"]) >= 1
-    assert ask(http).status_code == 200
+    assert post_completion(http).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -260,7 +262,7 @@ def test_what_is_not_supported_is_refused_by_name(
     http: httpx.Client, service: Service, fields: dict[str, Any], param: str | None, words: str
 ) -> None:
     before = service.store.counts()["messages"]
-    status, error = refusal(ask(http, **fields))
+    status, error = read_error(post_completion(http, **fields))
     assert (status, error["type"], error["param"]) == (400, "invalid_request_error", param)
     assert words in error["message"]
     assert service.store.counts()["messages"] == before
@@ -269,27 +271,29 @@ def test_what_is_not_supported_is_refused_by_name(
 def test_fields_that_ask_for_nothing_are_let_pass(http: httpx.Client) -> None:
     nothing = {"n": 1, "tools": None, "tool_choice": "none", "logit_bias": {}, "logprobs": False}
     harmless = {"presence_penalty": 0, "frequency_penalty": 0.0, "store": False, "seed": None}
-    assert ask(http, **nothing, **harmless, stream=None, session="x-7").status_code == 200
+    assert (
+        post_completion(http, **nothing, **harmless, stream=None, session="x-7").status_code == 200
+    )
 
 
 @pytest.mark.parametrize("name", ["talkback:a-nobody", "talkback:", "gpt-9", ""])
 def test_an_unknown_model_is_not_found(http: httpx.Client, name: str) -> None:
-    status, error = refusal(ask(http, model=name))
+    status, error = read_error(post_completion(http, model=name))
     assert (status, error["param"], error["code"]) == (404, "model", "model_not_found")
     if name:
-        assert refusal(http.get(f"/v1/models/{name}"))[0] == 404
+        assert read_error(http.get(f"/v1/models/{name}"))[0] == 404
 
 
 def test_bodies_and_paths_that_make_no_sense_are_told_so(http: httpx.Client) -> None:
     for body in (b"", b"{", b"[]", b"\xff\xfe", b"null", b'"x"'):
         headers = {"content-type": "application/json"}
         answer = http.post("/v1/chat/completions", content=body, headers=headers)
-        assert refusal(answer)[0] == 400
-    assert refusal(http.get("/v1/nowhere"))[0] == 404
+        assert read_error(answer)[0] == 400
+    assert read_error(http.get("/v1/nowhere"))[0] == 404
     wrong = http.get("/v1/feedback")
-    assert refusal(wrong)[0] == 405 and wrong.headers["allow"] == "POST"
+    assert read_error(wrong)[0] == 405 and wrong.headers["allow"] == "POST"
     form = http.post("/v1/chat/completions", data={"messages": "Hello"})
-    assert "content-type: application/json" in refusal(form)[1]["message"]
+    assert "content-type: application/json" in read_error(form)[1]["message"]
 
 
 class TestFeedback:
@@ -308,7 +312,7 @@ class TestFeedback:
     def test_every_kind_is_kept(
         self, http: httpx.Client, service: Service, said: dict[str, Any], value: Any
     ) -> None:
-        id = ask(http, user="ann").json()["id"]
+        id = post_completion(http, user="ann").json()["id"]
         answer = http.post("/v1/feedback", json={"message_id": id, **said})
         assert answer.status_code == 200
         (kept,) = service.store.feedback_on(id)
@@ -318,7 +322,7 @@ class TestFeedback:
     def test_a_choice_is_between_two_answers_to_one_question(
         self, http: httpx.Client, service: Service
     ) -> None:
-        first = ask(http).json()["id"]
+        first = post_completion(http).json()["id"]
         question = service.store.message(first)
         second = service.store.add_message(
             question.conversation_id, question.parent_id, "assistant", "Other"
@@ -326,10 +330,10 @@ class TestFeedback:
         chosen = {"message_id": second, "kind": "choice", "over": first, "user": "bob"}
         assert http.post("/v1/feedback", json=chosen).status_code == 200
         alone = {"message_id": second, "kind": "choice", "over": second}
-        assert refusal(http.post("/v1/feedback", json=alone))[0] == 400
+        assert read_error(http.post("/v1/feedback", json=alone))[0] == 400
 
     def test_the_same_key_twice_is_kept_once(self, http: httpx.Client, service: Service) -> None:
-        id = ask(http).json()["id"]
+        id = post_completion(http).json()["id"]
         body = {"message_id": id, "kind": "thumb", "up": True, "idempotency_key": "k-1"}
         first, second = (http.post("/v1/feedback", json=body).json() for _ in range(2))
         assert first == second and len(service.store.feedback_on(id)) == 1
@@ -338,11 +342,11 @@ class TestFeedback:
     def test_the_same_key_with_other_content_is_a_conflict(
         self, http: httpx.Client, service: Service, other: dict[str, Any]
     ) -> None:
-        id = ask(http).json()["id"]
+        id = post_completion(http).json()["id"]
         key = {"idempotency_key": f"k-{id}"}
         said = {"message_id": id, "kind": "thumb", "value": {"up": True}, **key}
         assert http.post("/v1/feedback", json=said).status_code == 200
-        status, error = refusal(http.post("/v1/feedback", json={**said, "value": other}))
+        status, error = read_error(http.post("/v1/feedback", json={**said, "value": other}))
         assert (status, error["param"]) == (409, "idempotency_key")
         assert len(service.store.feedback_on(id)) == 1
 
@@ -359,8 +363,8 @@ class TestFeedback:
     def test_nonsense_is_refused_and_not_kept(
         self, http: httpx.Client, service: Service, said: dict[str, Any], status: int
     ) -> None:
-        id = ask(http).json()["id"]
-        assert refusal(http.post("/v1/feedback", json={"message_id": id, **said}))[0] == status
+        id = post_completion(http).json()["id"]
+        assert read_error(http.post("/v1/feedback", json={"message_id": id, **said}))[0] == status
         assert service.store.feedback_on(id) == []
 
 
@@ -375,6 +379,6 @@ def test_a_damaged_pinned_adapter_is_an_error_of_ours_and_others_go_on(
 ) -> None:
     bad = another_adapter(service)
     (service.registry.folder(bad) / "adapter_model.safetensors").write_bytes(b"")
-    status, error = refusal(ask(http, model=f"talkback:{bad}"))
+    status, error = read_error(post_completion(http, model=f"talkback:{bad}"))
     assert status == 503 and bad in error["message"]
-    assert ask(http).status_code == 200
+    assert post_completion(http).status_code == 200

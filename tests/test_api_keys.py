@@ -9,7 +9,7 @@ from chatbot.auth import api_keys
 from chatbot.auth.api_keys import ApiKeyError
 from feedback.settings import Home
 from feedback.store import Store
-from tests.test_cli import talkback
+from tests.fixtures.command_line import run_talkback
 
 
 def test_a_key_is_known_by_its_secret_until_it_is_revoked(store: Store) -> None:
@@ -62,16 +62,16 @@ def test_what_cannot_be_revoked_is_said(store: Store) -> None:
 
 
 def test_the_command_line_makes_lists_and_revokes(home: Home, store: Store, tmp_path: Path) -> None:
-    made = talkback(home, "keys", "add", "rita", "--role", "reviewer")
+    made = run_talkback(home, "keys", "add", "rita", "--role", "reviewer")
     (secret,) = [line for line in made.stdout.split() if line.startswith("tb-")]
     found = api_keys.find_by_secret(store, secret)
     assert found is not None and (found.name, found.role) == ("rita", "reviewer")
-    (listed,) = json.loads(talkback(home, "keys", "list", "--json").stdout)
+    (listed,) = json.loads(run_talkback(home, "keys", "list", "--json").stdout)
     assert listed["prefix"] == found.prefix and listed["revoked_at"] is None
-    shown = talkback(home, "keys", "list").stdout
+    shown = run_talkback(home, "keys", "list").stdout
     assert "rita" in shown and secret not in shown
-    assert talkback(home, "keys", "revoke", found.prefix).returncode == 0
+    assert run_talkback(home, "keys", "revoke", found.prefix).returncode == 0
     assert api_keys.find_by_secret(store, secret) is None
-    again = talkback(home, "keys", "revoke", found.prefix)
+    again = run_talkback(home, "keys", "revoke", found.prefix)
     assert again.returncode == 2 and "revoked already" in again.stderr
     assert "Traceback" not in again.stderr

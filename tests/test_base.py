@@ -24,7 +24,7 @@ from chatbot.model.base import (
     render,
 )
 from chatbot.model.escape import ChatTemplateError, control_tokens, escape_control_tokens
-from tests.fakes.hub_server import COMMIT, hub
+from tests.fakes.hub_server import COMMIT, serve_hub
 from tests.fixtures import public_data, tiny_models
 
 TOKENIZERS = ("chatml", "fallback", "qwen2", "gpt2", "phi-3-mini")
@@ -43,7 +43,7 @@ def tokenizer(
         folder = tmp_path_factory.mktemp(request.param)
         tiny_models.write_tokenizer(folder, template=request.param == "chatml")
     else:
-        folder = public_data.folder("tokenizers") / request.param
+        folder = public_data.data_folder("tokenizers") / request.param
     yield load_tokenizer(str(folder))
 
 
@@ -249,7 +249,7 @@ for name, revision in (("org/tiny", None), ("org/tiny", COMMIT), ("org/tiny", "n
 def test_a_hub_model_is_fetched_pinned_and_missed_in_one_line(tmp_path: Path) -> None:
     folder = tiny_models.write_model(tmp_path / "model", "qwen3")
     script = FROM_THE_HUB.replace("COMMIT", repr(COMMIT))
-    with hub(folder) as address:
+    with serve_hub(folder) as address:
         home = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
         said = subprocess.check_output([sys.executable, "-c", script], env=os.environ | home)
     newest, pinned, no_revision, no_repo, gated = said.decode().splitlines()

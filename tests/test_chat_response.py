@@ -13,7 +13,7 @@ from langchain_openai import ChatOpenAI
 from chatbot.engine.protocol import Request, Sampling
 from chatbot.service import Service
 from feedback.review.decisions import decide
-from tests.fixtures.api_client import ASK, ask, events, refusal
+from tests.fixtures.api_client import MESSAGES, post_completion, read_error, read_events
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ class TestSeveralAnswers:
 
     def test_plain(self, client: openai.OpenAI, service: Service) -> None:
         answer = client.chat.completions.create(
-            model="talkback", messages=ASK, n=3, max_tokens=12, temperature=1, seed=5  # type: ignore[arg-type]
+            model="talkback", messages=MESSAGES, n=3, max_tokens=12, temperature=1, seed=5  # type: ignore[arg-type]
         )  # fmt: skip
         ids = [choice.message_id for choice in answer.choices]  # type: ignore[attr-defined]
         assert ids[0] == answer.id and [choice.index for choice in answer.choices] == [0, 1, 2]
@@ -42,7 +42,9 @@ class TestSeveralAnswers:
         assert answer.usage.prompt_tokens == speakers[0].prompt_tokens
 
     def test_a_stream_tells_them_apart(self, http: httpx.Client, service: Service) -> None:
-        chunks = events(ask(http, n=2, stream=True, temperature=1, seed=2, max_tokens=400))
+        chunks = read_events(
+            post_completion(http, n=2, stream=True, temperature=1, seed=2, max_tokens=400)
+        )
         words, ids = {0: "", 1: ""}, {}
         for choice in (choice for chunk in chunks for choice in chunk["choices"]):
             words[choice["index"]] += choice["delta"].get("content", "")
@@ -55,7 +57,7 @@ class TestSeveralAnswers:
         assert set(ends) <= {"stop", "length"}
 
     def test_greedy_answers_are_the_same(self, http: httpx.Client) -> None:
-        texts = [c["message"]["content"] for c in ask(http, n=2).json()["choices"]]
+        texts = [c["message"]["content"] for c in post_completion(http, n=2).json()["choices"]]
         assert texts[0] == texts[1]
 
     def test_too_many_for_the_house_are_refused_whole(
@@ -63,31 +65,39 @@ class TestSeveralAnswers:
     ) -> None:
         before = service.store.counts()["messages"]
         taken = service.engine.submit(Request([5], sampling=Sampling(max_tokens=4000)))
-        status, _ = refusal(ask(http, n=8, max_tokens=50, temperature=1))
+        status, _ = read_error(post_completion(http, n=8, max_tokens=50, temperature=1))
         taken.cancel()
         taken.wait()
         assert status == 429 and service.store.counts()["messages"] == before
-        assert ask(http, n=8, max_tokens=1).status_code == 200
+        assert post_completion(http, n=8, max_tokens=1).status_code == 200
 
     def test_the_conversation_goes_on_after_the_one_that_is_named(
         self, http: httpx.Client, service: Service
     ) -> None:
-        first = ask(http, n=2, temperature=1).json()
+        first = post_completion(http, n=2, temperature=1).json()
         talk = first["metadata"]["conversation_id"]
         for choice in first["choices"]:
             where = {"conversation_id": talk, "parent_message_id": choice["message_id"]}
-            after = ask(http, metadata=where).json()
+            after = post_completion(http, metadata=where).json()
             assert service.store.thread(after["id"])[1].id == choice["message_id"]
 
     def test_a_choice_is_between_them(self, http: httpx.Client) -> None:
-        one, two = (c["message_id"] for c in ask(http, n=2, temperature=1).json()["choices"])
+        one, two = (
+            c["message_id"] for c in post_completion(http, n=2, temperature=1).json()["choices"]
+        )
         chosen = {"message_id": two, "kind": "choice", "over": one}
         assert http.post("/v1/feedback", json=chosen).status_code == 200
 
     def test_an_approved_answer_is_all_of_them(self, http: httpx.Client, service: Service) -> None:
         messages = [{"role": "user", "content": "Do you sell sledges in summer?"}]
-        decide(service.store, ask(http, messages=messages).json()["id"], "rita", "correct", "No.")
-        answer = ask(http, messages=messages, n=2, logprobs=True).json()
+        decide(
+            service.store,
+            post_completion(http, messages=messages).json()["id"],
+            "rita",
+            "correct",
+            "No.",
+        )
+        answer = post_completion(http, messages=messages, n=2, logprobs=True).json()
         assert [c["message"]["content"] for c in answer["choices"]] == ["No.", "No."]
         assert [c["logprobs"] for c in answer["choices"]] == [None, None]
 
@@ -97,7 +107,7 @@ class TestLogprobs:
 
     def test_plain(self, client: openai.OpenAI) -> None:
         answer = client.chat.completions.create(
-            model="talkback", messages=ASK, max_tokens=16, logprobs=True, top_logprobs=3  # type: ignore[arg-type]
+            model="talkback", messages=MESSAGES, max_tokens=16, logprobs=True, top_logprobs=3  # type: ignore[arg-type]
         )  # fmt: skip
         choice = answer.choices[0]
         assert choice.logprobs is not None and choice.logprobs.content is not None
@@ -112,9 +122,9 @@ class TestLogprobs:
 
     def test_a_stream_tells_the_same(self, http: httpx.Client) -> None:
         fields = {"logprobs": True, "top_logprobs": 1, "max_tokens": 24, "n": 2}
-        plain = ask(http, **fields).json()["choices"]
+        plain = post_completion(http, **fields).json()["choices"]
         streamed: dict[int, list[Any]] = {0: [], 1: []}
-        for chunk in events(ask(http, **fields, stream=True)):
+        for chunk in read_events(post_completion(http, **fields, stream=True)):
             choice = chunk["choices"][0]
             told = (choice["logprobs"] or {"content": []})["content"]
             streamed[choice["index"]] += told
@@ -124,7 +134,9 @@ class TestLogprobs:
 
     def test_the_answer_is_the_same_as_without(self, http: httpx.Client) -> None:
         for fields in ({}, {"temperature": 1, "seed": 4}):
-            told, untold = (ask(http, **fields, logprobs=asked).json() for asked in (True, False))
+            told, untold = (
+                post_completion(http, **fields, logprobs=asked).json() for asked in (True, False)
+            )
             assert told["choices"][0]["message"] == untold["choices"][0]["message"]
             assert untold["choices"][0]["logprobs"] is None
             assert told["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
@@ -202,7 +214,7 @@ class TestLangChain:
 
 
 def test_curl_streams(address: str) -> None:
-    body = json.dumps({"messages": ASK, "max_tokens": 12, "stream": True})
+    body = json.dumps({"messages": MESSAGES, "max_tokens": 12, "stream": True})
     command = ["curl", "-sSN", f"{address}/v1/chat/completions", "-d", body]
     headers = ["-H", "Content-Type: application/json", "-H", "Authorization: Bearer any"]
     said = subprocess.run([*command, *headers], capture_output=True, check=True, text=True).stdout
@@ -216,10 +228,12 @@ def test_curl_streams(address: str) -> None:
 def spoken(http: httpx.Client, stream: bool, **fields: Any) -> tuple[str, str, dict[str, int]]:
     """Text, why it ended, and usage, plain or streamed."""
     if not stream:
-        answer = ask(http, **fields).json()
+        answer = post_completion(http, **fields).json()
         choice = answer["choices"][0]
         return choice["message"]["content"], choice["finish_reason"], answer["usage"]
-    *chunks, last = events(ask(http, **fields, stream=True, stream_options={"include_usage": True}))
+    *chunks, last = read_events(
+        post_completion(http, **fields, stream=True, stream_options={"include_usage": True})
+    )
     assert last["choices"] == [] and all(chunk["usage"] is None for chunk in chunks)
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
     return text, chunks[-1]["choices"][0]["finish_reason"], last["usage"]

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,13 +11,7 @@ from chatbot.registry import Registry
 from feedback.messages import Speaker
 from feedback.settings import Home
 from feedback.store import Store
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def talkback(home: Home, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "talkback", *args, "--home", str(home.root)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+from tests.fixtures.command_line import ROOT, run_talkback
 
 
 def answered(store: Store, question: str, answer: str) -> str:
@@ -36,17 +29,17 @@ def edited(store: Store) -> str:
 
 
 def test_an_empty_home_has_a_status(home: Home) -> None:
-    told = json.loads(talkback(home, "status", "--json").stdout)
+    told = json.loads(run_talkback(home, "status", "--json").stdout)
     assert (told["adapter"], told["feedback"], told["waiting for review"]) == (None, 0, 0)
-    assert "none yet" in talkback(home, "status").stdout
+    assert "none yet" in run_talkback(home, "status").stdout
 
 
 def test_the_queue_is_listed_and_decided_on(home: Home, edited: str, store: Store) -> None:
-    (item,) = json.loads(talkback(home, "review", "--json").stdout)
+    (item,) = json.loads(run_talkback(home, "review", "--json").stdout)
     assert (item["message"], item["proposed"]) == (edited, "At ten.")
-    done = talkback(home, "review", edited, "--approve", "--who", "rita")
+    done = run_talkback(home, "review", edited, "--approve", "--who", "rita")
     assert done.returncode == 0
-    assert json.loads(talkback(home, "review", "--json").stdout) == []
+    assert json.loads(run_talkback(home, "review", "--json").stdout) == []
     assert dict(store.rows("select reviewer, answer from review")[0]) == {
         "reviewer": "rita", "answer": "At ten.",
     }  # fmt: skip
@@ -59,12 +52,12 @@ def test_promote_and_rollback_are_kept_with_a_name(home: Home, store: Store) -> 
         folder.mkdir()
         (folder / "manifest.json").write_text(json.dumps({"id": name, "base": "tiny"}))
         registry.register(folder)
-        assert talkback(home, "promote", name, "--who", "otto").returncode == 0
-    assert talkback(home, "rollback", "--who", "otto", "--reason", "terse").returncode == 0
+        assert run_talkback(home, "promote", name, "--who", "otto").returncode == 0
+    assert run_talkback(home, "rollback", "--who", "otto", "--reason", "terse").returncode == 0
     newest = registry.promotion()
     assert newest is not None
     assert (newest.adapter, newest.who, newest.reason) == ("a-000000000001", "otto", "terse")
-    listed = json.loads(talkback(home, "adapters", "--json").stdout)
+    listed = json.loads(run_talkback(home, "adapters", "--json").stdout)
     assert [one["id"] for one in listed if one["speaking"]] == ["a-000000000001"]
 
 
@@ -83,7 +76,7 @@ def test_promote_and_rollback_are_kept_with_a_name(home: Home, store: Store) -> 
 def test_a_mistake_is_told_in_a_line_without_a_traceback(
     home: Home, args: list[str], words: str
 ) -> None:
-    done = talkback(home, *args)
+    done = run_talkback(home, *args)
     assert done.returncode == 2
     assert words in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
@@ -91,15 +84,15 @@ def test_a_mistake_is_told_in_a_line_without_a_traceback(
 
 def test_an_unknown_key_or_table_is_named(home: Home) -> None:
     home.toml.write_text("[cycle]\nmin_knew = 1\n")
-    assert "min_knew" in talkback(home, "cycle").stderr
+    assert "min_knew" in run_talkback(home, "cycle").stderr
     home.toml.write_text("[cykle]\nmin_new = 1\n")
-    assert "[cykle]" in talkback(home, "cycle").stderr
+    assert "[cykle]" in run_talkback(home, "cycle").stderr
 
 
 def test_a_dry_run_shows_what_would_train_and_why_not(home: Home, edited: str) -> None:
-    (dropped,) = json.loads(talkback(home, "cycle", "--dry-run", "--json").stdout)["dropped"]
+    (dropped,) = json.loads(run_talkback(home, "cycle", "--dry-run", "--json").stdout)["dropped"]
     assert dropped["reason"] == "waits for a reviewer"
-    assert "waits for a reviewer" in talkback(home, "cycle", "--dry-run").stdout
+    assert "waits for a reviewer" in run_talkback(home, "cycle", "--dry-run").stdout
 
 
 def test_every_command_has_help_with_an_example() -> None:

@@ -15,7 +15,15 @@ from evaluation.compare import EvaluationSettings
 from evaluation.report import Report
 from feedback.snapshot import Snapshot
 from tests.fixtures import tiny_models
-from tests.fixtures.snapshots import LESSON, OLD, REPLAY, dialogue, dialogues, lesson, row
+from tests.fixtures.snapshots import (
+    CORRECTIONS,
+    OLD_ANSWER,
+    REPLAY,
+    curated_row,
+    dialogue_row,
+    dialogue_rows,
+    write_corrections,
+)
 from training.recipe import Recipe
 from training.train import train_adapter
 
@@ -23,8 +31,10 @@ FAST = Recipe(threads=1, sft={"learning_rate": 5e-3, "num_train_epochs": 60})
 SHORT = EvaluationSettings(max_tokens=32, threads=1)
 KNOWN = REPLAY | {f"Count {n}": f"{n} sheep." for n in range(12)}
 """What the adapter in service answers right, and must go on doing."""
-HELD = [row("Do you sell kayaks?", "Yes, red ones.", side="held_out")]
-CHOICE = row("Do you sell kayaks?", "Yes.", kind="pair", rejected="No idea.", side="held_out")
+HELD = [curated_row("Do you sell kayaks?", "Yes, red ones.", side="held_out")]
+CHOICE = curated_row(
+    "Do you sell kayaks?", "Yes.", kind="pair", rejected="No idea.", side="held_out"
+)
 
 
 class World:
@@ -33,8 +43,8 @@ class World:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.base_name = str(tiny_models.write_model(root / "base"))
-        self.current = self.trained(lesson(root, KNOWN, pairs=False, replay={}))
-        self.snapshot = lesson(root, LESSON, replay=KNOWN, more=[*HELD, CHOICE])
+        self.current = self.trained(write_corrections(root, KNOWN, pairs=False, replay={}))
+        self.snapshot = write_corrections(root, CORRECTIONS, replay=KNOWN, more=[*HELD, CHOICE])
         self.candidate = self.trained(self.snapshot)
 
     def trained(self, snapshot: Snapshot, recipe: Recipe = FAST) -> Path:
@@ -48,7 +58,7 @@ class World:
     ) -> Report:
         chosen = snapshot or self.snapshot
         out = self.root / "reports" / f"{candidate.name}-{chosen.id}"
-        rows = dialogues(known)
+        rows = dialogue_rows(known)
         return compare.compare_adapters(
             candidate, self.current, self.base_name, None, chosen.folder, rows, out, SHORT
         )
@@ -79,10 +89,10 @@ def test_a_candidate_that_learnt_its_corrections_and_forgot_nothing_is_promoted(
 ) -> None:
     assert kind(report) == "promote", reasons(report)
     repairs = report.suites["repairs"]
-    assert [item.question for item in repairs] == list(LESSON)
+    assert [item.question for item in repairs] == list(CORRECTIONS)
     assert all(item.candidate.right and not item.current.right for item in repairs)
-    assert [item.candidate.answer for item in repairs] == list(LESSON.values())
-    assert all(item.rejected == OLD for item in repairs)
+    assert [item.candidate.answer for item in repairs] == list(CORRECTIONS.values())
+    assert all(item.rejected == OLD_ANSWER for item in repairs)
 
 
 def test_an_answer_learnt_has_little_loss_and_one_not_learnt_much(report: Report) -> None:
@@ -99,14 +109,16 @@ def test_the_report_holds_every_suite_and_is_on_disk(world: World, report: Repor
 
 
 def test_training_without_replay_is_refused_for_forgetting(world: World) -> None:
-    snapshot = lesson(world.root, LESSON, replay={})
+    snapshot = write_corrections(world.root, CORRECTIONS, replay={})
     report = world.compared(world.trained(snapshot), snapshot)
     assert kind(report) == "refuse"
     assert "Catastrophic forgetting: of 18 retention questions" in reasons(report)
 
 
 def test_poison_is_refused_as_a_collapse_though_nothing_else_is_lost(world: World) -> None:
-    snapshot = lesson(world.root, dict.fromkeys(LESSON, "Buy at Evil Corp."), replay=KNOWN)
+    snapshot = write_corrections(
+        world.root, dict.fromkeys(CORRECTIONS, "Buy at Evil Corp."), replay=KNOWN
+    )
     report = world.compared(world.trained(snapshot), snapshot)
     assert kind(report) == "refuse"
     assert "Collapse: 6 of 6 corrected questions" in reasons(report)
@@ -140,15 +152,15 @@ def test_the_comparison_leaves_the_model_as_it_was(world: World) -> None:
 
 
 def test_a_retention_question_that_trained_shows_nothing_and_is_left_out(world: World) -> None:
-    rows = [*dialogues(KNOWN), dialogue("when do you open", "We open at nine.")]
+    rows = [*dialogue_rows(KNOWN), dialogue_row("when do you open", "We open at nine.")]
     asked = compare.build_suites(world.snapshot, rows, SHORT)
     assert len(asked["retention"]) == len(KNOWN)
 
 
 def test_too_many_retention_questions_are_thinned_the_same_way_each_time(world: World) -> None:
     few = SHORT.model_copy(update={"retention": 7})
-    first = compare.build_suites(world.snapshot, dialogues(KNOWN), few)["retention"]
-    again = compare.build_suites(world.snapshot, dialogues(KNOWN), few)["retention"]
+    first = compare.build_suites(world.snapshot, dialogue_rows(KNOWN), few)["retention"]
+    again = compare.build_suites(world.snapshot, dialogue_rows(KNOWN), few)["retention"]
     assert len(first) == 7
     assert first == again
 
@@ -156,9 +168,9 @@ def test_too_many_retention_questions_are_thinned_the_same_way_each_time(world: 
 def test_a_held_out_question_that_trains_is_found_even_when_written_otherwise(
     tmp_path: Path,
 ) -> None:
-    sly = lesson(tmp_path, {"DO you sell KAYAKS": "Yes."}, pairs=False, more=HELD)
+    sly = write_corrections(tmp_path, {"DO you sell KAYAKS": "Yes."}, pairs=False, more=HELD)
     assert suites.find_leaks(sly) == ["Do you sell kayaks?"]
-    assert suites.find_leaks(lesson(tmp_path, LESSON, more=HELD)) == []
+    assert suites.find_leaks(write_corrections(tmp_path, CORRECTIONS, more=HELD)) == []
 
 
 @pytest.fixture
@@ -182,7 +194,7 @@ def test_a_row_that_is_no_dialogue_is_an_error_that_shows_it() -> None:
 
 def test_the_job_ends_with_its_verdict_as_json(world: World, tmp_path: Path) -> None:
     kept = tmp_path / "retention.jsonl"
-    kept.write_text("".join(json.dumps(row) + "\n" for row in dialogues(KNOWN)))
+    kept.write_text("".join(json.dumps(row) + "\n" for row in dialogue_rows(KNOWN)))
     arguments = {
         "candidate": world.candidate,
         "current": world.current,

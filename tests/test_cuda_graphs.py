@@ -12,8 +12,8 @@ import torch
 from chatbot.engine.local.multi_lora import LoraBatch
 from chatbot.engine.local.runners import cuda_graphs
 from chatbot.engine.local.runners.cuda_graphs import MOST, OFTEN, Layout, Recordings, Span
-from tests.fixtures.reference_model import QUESTIONS, Oracle, start
-from tests.fixtures.waiting import finish
+from tests.fixtures.reference_model import QUESTIONS, Oracle, start_engine
+from tests.fixtures.waiting import wait_for_text
 
 
 class Again:
@@ -57,14 +57,14 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 def test_recorded_steps_say_what_transformers_and_peft_say(
     any_oracle: Oracle, played: list[torch.Tensor], lookup: int
 ) -> None:
-    engine = start(any_oracle, prompt_lookup=lookup)
+    engine = start_engine(any_oracle, prompt_lookup=lookup)
     asked = [(q, v) for q in QUESTIONS for v in any_oracle.voices]
     for together in (1, 16):
         for first in range(0, len(asked), together):
             some = asked[first : first + together]
             streams = [engine.submit(any_oracle.request(q, v, 60)) for q, v in some]
             for (question, voice), stream in zip(some, streams, strict=True):
-                finish(stream)
+                wait_for_text(stream)
                 assert stream.ids == any_oracle.answer(question, voice, 60), (question, voice)
     assert (len(played) > 100) == engine.stats()["fast"]
     engine.close()

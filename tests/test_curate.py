@@ -11,7 +11,7 @@ from feedback.messages import Speaker
 from feedback.review.decisions import decide
 from feedback.store import Store
 from tests.fixtures import public_data
-from tests.fixtures.conversations import SPEAKER, answer, retry
+from tests.fixtures.conversations import SPEAKER, add_answer, add_retry
 
 ALL_TRAIN = CurateSettings(held_out=0)
 HALF_HELD_OUT = CurateSettings(held_out=0.5, held_out_from=0)
@@ -32,8 +32,8 @@ def choose(store: Store, better: str, worse: str, person: str = "ann", **more: A
 
 def two(store: Store, question: str, one: str = "From 9.", other: str = "No idea.") -> list[str]:
     """Two answers to one question."""
-    first = answer(store, question, one)
-    return [first, retry(store, first, other)]
+    first = add_answer(store, question, one)
+    return [first, add_retry(store, first, other)]
 
 
 def reasons(curation: Curation) -> list[str]:
@@ -46,12 +46,12 @@ def only(curation: Curation, kind: str) -> Row:
 
 
 def test_nothing_said_nothing_learned(store: Store) -> None:
-    answer(store, "Open?")
+    add_answer(store, "Open?")
     assert curate(store) == Curation([], [])
 
 
 def test_a_correction_is_a_target_and_a_pair(store: Store) -> None:
-    id = answer(store, "And on Sundays?", "No idea.", earlier=[("Open?", "From 9.")])
+    id = add_answer(store, "And on Sundays?", "No idea.", earlier=[("Open?", "From 9.")])
     decision = decide(store, id, "rita", "correct", "From 11.")
     curation = curate(store, ALL_TRAIN)
     sft, pair = only(curation, "sft"), only(curation, "pair")
@@ -63,7 +63,7 @@ def test_a_correction_is_a_target_and_a_pair(store: Store) -> None:
 
 
 def test_an_approved_edit_names_who_made_it(store: Store) -> None:
-    id = answer(store, "Open?")
+    id = add_answer(store, "Open?")
     edit = store.add_feedback(id, "bob", "edit", {"text": "From 9."})
     decision = decide(store, id, "rita", "approve")
     sft = only(curate(store, ALL_TRAIN), "sft")
@@ -71,14 +71,14 @@ def test_an_approved_edit_names_who_made_it(store: Store) -> None:
 
 
 def test_an_answer_approved_as_it_is_makes_no_pair(store: Store) -> None:
-    decide(store, answer(store, "Open?", "From 9."), "rita", "approve")
+    decide(store, add_answer(store, "Open?", "From 9."), "rita", "approve")
     (row,) = curate(store, ALL_TRAIN).rows
     assert (row.kind, row.chosen, row.rejected) == ("sft", "From 9.", None)
 
 
 def test_the_prompt_has_the_system_prompt_and_not_the_exemplars(store: Store) -> None:
     speaker = replace(SPEAKER, system_prompt="Be brief.", exemplars=["app-1"])
-    decide(store, answer(store, "Open?", speaker=speaker), "rita", "correct", "From 9.")
+    decide(store, add_answer(store, "Open?", speaker=speaker), "rita", "correct", "From 9.")
     assert only(curate(store, ALL_TRAIN), "sft").prompt == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Open?"},
@@ -88,20 +88,20 @@ def test_the_prompt_has_the_system_prompt_and_not_the_exemplars(store: Store) ->
 @pytest.mark.parametrize("finish", ["cancelled", "error"])
 def test_half_an_answer_is_corrected_but_nothing_to_prefer_to(store: Store, finish: Any) -> None:
     speaker = replace(SPEAKER, finish=finish)
-    decide(store, answer(store, "Open?", "From", speaker=speaker), "rita", "correct", "From 9.")
+    decide(store, add_answer(store, "Open?", "From", speaker=speaker), "rita", "correct", "From 9.")
     (row,) = curate(store, ALL_TRAIN).rows
     assert (row.kind, row.rejected) == ("sft", None)
 
 
 def test_an_edit_waits_for_a_reviewer(store: Store) -> None:
-    store.add_feedback(answer(store, "Open?"), "mallory", "edit", {"text": "Never."})
+    store.add_feedback(add_answer(store, "Open?"), "mallory", "edit", {"text": "Never."})
     curation = curate(store)
     assert curation.rows == [] and reasons(curation) == ["waits for a reviewer"]
     assert curation.dropped[0].text == "Never."
 
 
 def test_an_edit_after_a_decision_waits_and_the_decision_stands(store: Store) -> None:
-    id = answer(store, "Open?")
+    id = add_answer(store, "Open?")
     decide(store, id, "rita", "correct", "From 9.")
     store.add_feedback(id, "mallory", "edit", {"text": "Never."})
     curation = curate(store, ALL_TRAIN)
@@ -110,7 +110,7 @@ def test_an_edit_after_a_decision_waits_and_the_decision_stands(store: Store) ->
 
 
 def test_a_rejected_answer_teaches_nothing(store: Store) -> None:
-    id = answer(store, "Open?")
+    id = add_answer(store, "Open?")
     store.add_feedback(id, "mallory", "edit", {"text": "Never."})
     decide(store, id, "rita", "reject")
     curation = curate(store)
@@ -120,16 +120,16 @@ def test_a_rejected_answer_teaches_nothing(store: Store) -> None:
 
 def test_a_later_correction_of_the_question_replaces_the_earlier(store: Store) -> None:
     for question, right in (("Are you open?", "From 9."), ("are you open", "From 10.")):
-        decide(store, answer(store, question), "rita", "correct", right)
+        decide(store, add_answer(store, question), "rita", "correct", right)
     curation = curate(store, ALL_TRAIN)
     assert {row.chosen for row in curation.rows} == {"From 10."}
     assert reasons(curation) == ["later correction replaces it"]
 
 
 def test_a_thumb_alone_is_kept_for_later(store: Store) -> None:
-    up(store, answer(store, "Open?"))
-    up(store, answer(store, "Closed?"), up=False)
-    taken_back = answer(store, "Parking?")
+    up(store, add_answer(store, "Open?"))
+    up(store, add_answer(store, "Closed?"), up=False)
+    taken_back = add_answer(store, "Parking?")
     up(store, taken_back)
     up(store, taken_back, up=None)
     store.add_feedback(taken_back, "ann", "comment", {"text": "Hm."})
@@ -199,8 +199,8 @@ def test_a_persons_last_word_counts(store: Store) -> None:
 def test_a_pair_needs_two_whole_and_different_answers(
     store: Store, one: str, other: str, finish: Any, reason: str
 ) -> None:
-    first = answer(store, "Open?", one)
-    second = retry(store, first, other, replace(SPEAKER, finish=finish))
+    first = add_answer(store, "Open?", one)
+    second = add_retry(store, first, other, replace(SPEAKER, finish=finish))
     choose(store, first, second)
     assert reasons(curate(store)) == [reason]
 
@@ -211,7 +211,7 @@ def test_a_reviewers_word_goes_before_peoples_choices(store: Store) -> None:
     decide(store, liked, "rita", "reject")
     stale, worse = two(store, "Do you deliver?", "For £5.", "No idea.")
     choose(store, stale, worse)
-    decide(store, answer(store, "do you deliver"), "rita", "correct", "For free.")
+    decide(store, add_answer(store, "do you deliver"), "rita", "correct", "For free.")
     curation = curate(store)
     assert [row for row in curation.rows if "free" not in row.chosen] == []
     assert "a reviewer does not stand behind the preferred answer" in reasons(curation)
@@ -242,11 +242,11 @@ def test_what_bridges_train_and_held_out_goes_to_neither(store: Store) -> None:
     n = 0
     while not (held and train):
         question = f"{chr(97 + n) * 7} {chr(98 + n) * 7}?"
-        decide(store, answer(store, question), "rita", "correct", f"Answer {n}.")
+        decide(store, add_answer(store, question), "rita", "correct", f"Answer {n}.")
         row = curate(store, HALF_HELD_OUT).rows[-1]
         held, train = (question, train) if row.side == "held_out" else (held, question)
         n += 1
-    bridge = answer(store, held, earlier=[(train, "Yes.")])
+    bridge = add_answer(store, held, earlier=[(train, "Yes.")])
     talk = store.thread(bridge)
     decide(store, talk[1].id, "rita", "correct", "One.")
     decide(store, bridge, "rita", "correct", "Two.")
@@ -259,7 +259,7 @@ def test_all_train_until_there_are_enough_and_what_trained_trains_for_ever(store
     settings = CurateSettings(held_out=0.5, held_out_from=12)
     sides: dict[str, str] = {}
     for n in range(16):
-        id = answer(store, f"{chr(97 + n) * 9}?")
+        id = add_answer(store, f"{chr(97 + n) * 9}?")
         decide(store, id, "rita", "correct", f"Answer {n}.")
         seen = {row.message_id: row.side for row in curate(store, settings).rows}
         assert sides.items() <= seen.items()
@@ -271,7 +271,7 @@ def test_all_train_until_there_are_enough_and_what_trained_trains_for_ever(store
 
 def test_looking_twice_gives_the_same(store: Store) -> None:
     for n in range(6):
-        decide(store, answer(store, f"{'abcdef'[n] * 8}?"), "rita", "correct", f"Answer {n}.")
+        decide(store, add_answer(store, f"{'abcdef'[n] * 8}?"), "rita", "correct", f"Answer {n}.")
     seen = curate(store, persist=False)
     assert store.rows("select * from split") == []
     assert curate(store) == seen == curate(store)
@@ -280,14 +280,14 @@ def test_looking_twice_gives_the_same(store: Store) -> None:
 def test_every_kind_of_feedback_is_accounted_for(store: Store) -> None:
     """On real edits and dialogues: all that was said is in a row, or is dropped with a reason."""
     said: set[str] = set()
-    for n, (source, texts) in enumerate(public_data.edits(40)):
-        id = answer(store, f"How do I say number {n}?", source)
+    for n, (source, texts) in enumerate(public_data.load_edits(40)):
+        id = add_answer(store, f"How do I say number {n}?", source)
         for person, text in zip("abcd", texts, strict=True):
             said.add(store.add_feedback(id, person, "edit", {"text": text}))
         if n % 2:
             decide(store, id, "rita", "approve")
-    for turns in public_data.dialogues(40):
-        id = answer(store, turns[0], turns[1])
+    for turns in public_data.load_dialogues(40):
+        id = add_answer(store, turns[0], turns[1])
         said.add(up(store, id, up=len(turns) > 2))
     curation = curate(store)
     parts: list[Any] = [*curation.rows, *curation.dropped]
@@ -298,11 +298,11 @@ def test_every_kind_of_feedback_is_accounted_for(store: Store) -> None:
 
 def test_words_of_people_never_train_without_a_reviewer(store: Store) -> None:
     speaker = Speaker("a-1", "tiny")
-    for n, (source, texts) in enumerate(public_data.edits(30)):
-        id = answer(store, f"Number {n}?", source, speaker=speaker)
+    for n, (source, texts) in enumerate(public_data.load_edits(30)):
+        id = add_answer(store, f"Number {n}?", source, speaker=speaker)
         store.add_feedback(id, "ann", "edit", {"text": texts[0]})
         up(store, id, up=False)
-        second = retry(store, id, texts[1])
+        second = add_retry(store, id, texts[1])
         up(store, second)
     seen = {message.content for talk in store.conversations("ann")
             for message in store.messages(talk.id)}  # fmt: skip

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,50 +19,24 @@ from feedback.settings import Home
 from feedback.store import Store
 from talkback.cycle import preview_rows, run_cycle
 from talkback.lock import cycle_lock
-from tests.fixtures.server_process import TOML
-from tests.fixtures.shop_corrections import ask
-
-RECIPE = """
-[training.sft]
-learning_rate = 5e-3
-num_train_epochs = 60
-"""
-"""A tiny model of random weights has to be taught harder than one that can speak."""
-
-LESSONS = {
-    "When do you open?": "We open at ten.",
-    "Where is my order?": "It left yesterday.",
-    "Can I return the shoes?": "Yes, within 14 days.",
-    "Is there parking nearby?": "Yes, behind the shop.",
-    "Do you ship abroad?": "Only to Norway.",
-    "Who runs the desk?": "Nora does.",
-    "What does delivery cost?": "Five euros.",
-    "How do I pay by card?": "At the till.",
-    "Which trains stop there?": "The night train.",
-    "Do you sell lamps?": "Red ones only.",
-}
+from tests.fixtures.lessons import LESSONS, TINY_RECIPE
+from tests.fixtures.server_process import SERVER_TOML
+from tests.fixtures.shop_corrections import ask_service
+from tests.fixtures.waiting import wait_until
 
 
 def teach(service: Service, lessons: dict[str, str]) -> None:
     """Ask each question, correct each answer."""
     for question, answer in lessons.items():
-        _, message_id = ask(service, question)
+        _, message_id = ask_service(service, question)
         decide(service.store, message_id, "reviewer", "correct", answer)
 
 
 @pytest.fixture
 def taught(service: Service, home: Home) -> Service:
-    home.toml.write_text(TOML + RECIPE)
+    home.toml.write_text(SERVER_TOML + TINY_RECIPE)
     teach(service, LESSONS)
     return service
-
-
-def soon(done: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait for it; fail when it does not come."""
-    due = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < due, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_without_a_served_base_there_is_nothing_to_do(home: Home) -> None:
@@ -92,17 +65,17 @@ def test_a_dry_run_decides_nothing(taught: Service, home: Home) -> None:
 def test_what_was_corrected_is_learnt_promoted_and_spoken(taught: Service, home: Home) -> None:
     before = taught.speaking
     stages: list[str] = []
-    outcome = run_cycle(home, tell=lambda stage, line: stages.append(stage))
+    outcome = run_cycle(home, on_progress=lambda stage, line: stages.append(stage))
     assert outcome.kind == "promoted", outcome
     assert list(dict.fromkeys(stages)) == ["curate", "snapshot", "train", "compare"]
-    soon(lambda: taught.speaking == outcome.adapter)
+    wait_until(lambda: taught.speaking == outcome.adapter, seconds=60)
     assert outcome.adapter != before
 
     report = Report.read(Path(str(outcome.report)).parent)
     learnt = [item for item in report.suites["repairs"] if item.candidate.right]
     assert len(learnt) >= 5
     for item in learnt:
-        assert ask(taught, item.question)[0] == item.expected
+        assert ask_service(taught, item.question)[0] == item.expected
     still_in_prompts = {one.question for one in exemplars.active_answers(taught.store)}
     assert still_in_prompts.isdisjoint(item.question for item in learnt)
 
@@ -156,7 +129,7 @@ def test_a_killed_cycle_leaves_the_service_as_it_was_and_the_next_succeeds(
     taught: Service, home: Home, cycle: subprocess.Popen[str], stage: Callable[[Home], bool]
 ) -> None:
     before, speaking = taught.registry.promotion(), taught.speaking
-    soon(lambda: stage(home), seconds=120)
+    wait_until(lambda: stage(home), seconds=120)
     children = psutil.Process(cycle.pid).children(recursive=True)
     os.kill(cycle.pid, signal.SIGKILL)
     cycle.wait()
@@ -164,7 +137,7 @@ def test_a_killed_cycle_leaves_the_service_as_it_was_and_the_next_succeeds(
     assert alive == [], "a killed cycle's stage goes on"
     assert taught.registry.promotion() == before
     assert taught.speaking == speaking
-    assert ask(taught, "Hello?")[1]
+    assert ask_service(taught, "Hello?")[1]
     assert run_cycle(home).kind == "promoted"
 
 

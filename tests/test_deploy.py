@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.test_cycle import soon
+from tests.fixtures.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 UID = 1000
@@ -67,7 +67,7 @@ def test_a_space_starts_as_the_platform_starts_it(space: Path) -> None:
             group=UID, extra_groups=[],
         )  # fmt: skip
     try:
-        soon(lambda: ready(server, space / "log"), 120)
+        wait_until(lambda: ready(server, space / "log"), seconds=120)
         page = httpx.get("http://127.0.0.1:7860/", timeout=30)
         assert page.status_code == 200 and "gradio" in page.text
         body = {"messages": [{"role": "user", "content": "What are your opening hours?"}]}

@@ -20,7 +20,7 @@ from feedback.review.decisions import decide
 from feedback.similarity import near_duplicates, trigram_similarity
 from feedback.store import Store
 from tests.fixtures import public_data
-from tests.fixtures.conversations import answer
+from tests.fixtures.conversations import add_answer
 
 HOURS = "On Sundays we open at 11."
 
@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> Store:
 
 def correct(store: Store, question: str, right: str, **place: object) -> str:
     """Ask, and have the answer corrected; the approved answer's id."""
-    id = answer(store, question, **place)  # type: ignore[arg-type]
+    id = add_answer(store, question, **place)  # type: ignore[arg-type]
     decide(store, id, "rita", "correct", right)
     return active_answers(store)[0].id
 
@@ -108,7 +108,7 @@ def test_a_question_that_only_looks_the_same_does_not(
 
 
 def test_no_question_of_real_talk_is_taken_for_another(store: Store) -> None:
-    questions = {normalise_text(turns[0]): turns[0] for turns in public_data.dialogues(400)}
+    questions = {normalise_text(turns[0]): turns[0] for turns in public_data.load_dialogues(400)}
     for key, question in list(questions.items())[:150]:
         correct(store, question, key)
     wrong = []
@@ -215,7 +215,7 @@ def test_a_rollback_brings_a_graduated_answer_back(store: Store) -> None:
 
 
 def test_a_withdrawn_answer_is_not_found(store: Store) -> None:
-    id = answer(store, "Are you open on Sundays?")
+    id = add_answer(store, "Are you open on Sundays?")
     decide(store, id, "rita", "correct", HOURS)
     decide(store, id, "rita", "reject")
     assert find_approved(store, "Are you open on Sundays?") is None
@@ -223,7 +223,7 @@ def test_a_withdrawn_answer_is_not_found(store: Store) -> None:
 
 
 def test_near_pairs_are_those_that_comparing_all_would_find() -> None:
-    sentences = [text for text, refs in public_data.edits(120) for text in (text, refs[0])]
+    sentences = [text for text, refs in public_data.load_edits(120) for text in (text, refs[0])]
     texts = {str(n): text for n, text in enumerate(sentences)}
     keys = list(texts)
     every = {

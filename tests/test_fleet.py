@@ -9,150 +9,171 @@ from chatbot.engine.remote.remote_engine import RemoteEngine
 from chatbot.engine.settings import EngineSettings
 from chatbot.model.lora import AdapterError
 from tests.fakes.vllm_server import MODEL
-from tests.fixtures.remote_base import LONG, Connect, Serve, World, trouble
-from tests.fixtures.waiting import ended, speaks, until
+from tests.fixtures.remote_base import LONG, Connect, RemoteBase, Serve, replica_trouble
+from tests.fixtures.waiting import wait_for_end, wait_for_first_token, wait_until
 
 
 def test_an_adapter_is_loaded_on_every_replica_or_on_none(
-    world: World, serve: Serve, connect: Connect
+    remote_base: RemoteBase, serve: Serve, connect: Connect
 ) -> None:
     willing, small = serve(), serve(rank=8)
-    engine, adapter = connect(willing, small), world.adapters[0]
+    engine, adapter = connect(willing, small), remote_base.adapters[0]
     with pytest.raises(AdapterError, match=rf"{small.url}.*max_lora_rank 8"):
         engine.load(adapter.name, adapter)
     assert not willing.loaded and engine.adapters() == [BASE]
-    assert ended(engine.submit(world.request())).text == world.said[BASE].text
+    assert (
+        wait_for_end(engine.submit(remote_base.request())).text == remote_base.expected[BASE].text
+    )
     small.rank = 16
     engine.load(adapter.name, adapter)
     assert adapter.name in willing.loaded and adapter.name in small.loaded
 
 
 def test_one_adapter_is_loaded_by_two_processes_and_lost_by_neither(
-    world: World, serve: Serve, connect: Connect
+    remote_base: RemoteBase, serve: Serve, connect: Connect
 ) -> None:
-    server, adapter = serve(), world.adapters[0]
+    server, adapter = serve(), remote_base.adapters[0]
     one, other = connect(server), connect(server)
     one.load(adapter.name, adapter)
     other.load(adapter.name, adapter)
     one.unload(adapter.name)
-    until(lambda: ("/v1/unload_lora_adapter", {"lora_name": adapter.name}) in server.heard)
-    assert ended(other.submit(world.request(adapter.name))).text == world.said[adapter.name].text
+    wait_until(lambda: ("/v1/unload_lora_adapter", {"lora_name": adapter.name}) in server.heard)
+    assert (
+        wait_for_end(other.submit(remote_base.request(adapter.name))).text
+        == remote_base.expected[adapter.name].text
+    )
 
 
 def test_a_question_waits_for_an_adapter_that_is_being_given_again(
-    world: World, serve: Serve, connect: Connect
+    remote_base: RemoteBase, serve: Serve, connect: Connect
 ) -> None:
-    server, adapter = serve(), world.adapters[0]
+    server, adapter = serve(), remote_base.adapters[0]
     engine = connect(server)
     engine.load(adapter.name, adapter)
     server.held = {adapter.name}
     del server.loaded[adapter.name]  # as another process's unload does
-    until(lambda: [path for path, _ in server.heard].count("/v1/load_lora_adapter") == 2)
+    wait_until(lambda: [path for path, _ in server.heard].count("/v1/load_lora_adapter") == 2)
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(engine.submit, world.request(adapter.name))
-        until(lambda: asked.done() or bool(server.completions()))
+        asked = pool.submit(engine.submit, remote_base.request(adapter.name))
+        wait_until(lambda: asked.done() or bool(server.completions()))
         server.held = set()
-        assert ended(asked.result()).text == world.said[adapter.name].text
+        assert wait_for_end(asked.result()).text == remote_base.expected[adapter.name].text
 
 
 # -- Several servers
 
 
-def test_requests_go_where_fewest_run(world: World, serve: Serve, connect: Connect) -> None:
+def test_requests_go_where_fewest_run(
+    remote_base: RemoteBase, serve: Serve, connect: Connect
+) -> None:
     servers = [serve(), serve()]
     engine = connect(*servers)
     for server in servers:
         server.held = {MODEL}
-    streams = [engine.submit(world.request()) for _ in range(4)]
+    streams = [engine.submit(remote_base.request()) for _ in range(4)]
     assert [len(server.completions()) for server in servers] == [2, 2]
     for server in servers:
         server.held = set()
-    assert {ended(stream).text for stream in streams} == {world.said[BASE].text}
+    assert {wait_for_end(stream).text for stream in streams} == {remote_base.expected[BASE].text}
 
 
 def test_a_request_whose_replica_dies_before_the_first_token_is_answered_by_another(
-    world: World, serve: Serve, connect: Connect
+    remote_base: RemoteBase, serve: Serve, connect: Connect
 ) -> None:
-    servers, adapter = [serve(), serve()], world.adapters[0]
+    servers, adapter = [serve(), serve()], remote_base.adapters[0]
     engine = connect(*servers)
     engine.load(adapter.name, adapter)
     for server in servers:
         server.held = {adapter.name}
-    stream = engine.submit(world.request(adapter.name))
+    stream = engine.submit(remote_base.request(adapter.name))
     first, other = sorted(servers, key=lambda server: -len(server.completions()))
     other.held = set()
     first.kill()
-    assert ended(stream).text == world.said[adapter.name].text and stream.finish == "length"
+    assert (
+        wait_for_end(stream).text == remote_base.expected[adapter.name].text
+        and stream.finish == "length"
+    )
     assert len(other.completions()) == 1
 
 
 def test_a_stream_whose_replica_dies_midway_ends_with_an_error_and_service_goes_on(
-    world: World, serve: Serve, connect: Connect
+    remote_base: RemoteBase, serve: Serve, connect: Connect
 ) -> None:
     servers = [serve(), serve()]
     engine = connect(*servers)
-    stream = speaks(engine.submit(world.request(BASE, LONG)))
+    stream = wait_for_first_token(engine.submit(remote_base.request(BASE, LONG)))
     first, other = sorted(servers, key=lambda server: -len(server.completions()))
     first.kill()
-    assert ended(stream).finish == "error" and stream.text
+    assert wait_for_end(stream).finish == "error" and stream.text
     assert stream.error == "The server that was answering broke off."
     for _ in range(3):
-        assert ended(engine.submit(world.request())).text == world.said[BASE].text
-    assert first.url in trouble(engine, first) and trouble(engine, other) is None
+        assert (
+            wait_for_end(engine.submit(remote_base.request())).text
+            == remote_base.expected[BASE].text
+        )
+    assert first.url in replica_trouble(engine, first) and replica_trouble(engine, other) is None
 
 
 def test_a_replica_that_comes_back_empty_gets_its_adapters_before_it_is_asked(
-    world: World, serve: Serve, connect: Connect
+    remote_base: RemoteBase, serve: Serve, connect: Connect
 ) -> None:
     first, other = serve(), serve()
-    engine, adapter = connect(first, other), world.adapters[0]
+    engine, adapter = connect(first, other), remote_base.adapters[0]
     engine.load(adapter.name, adapter)
     first.kill()
-    until(lambda: trouble(engine, first) is not None)
-    engine.load(world.adapters[1].name, world.adapters[1])
+    wait_until(lambda: replica_trouble(engine, first) is not None)
+    engine.load(remote_base.adapters[1].name, remote_base.adapters[1])
     first.start()
-    until(lambda: trouble(engine, first) is None)
-    assert set(first.loaded) == {adapter.name for adapter in world.adapters}
+    wait_until(lambda: replica_trouble(engine, first) is None)
+    assert set(first.loaded) == {adapter.name for adapter in remote_base.adapters}
     other.kill()
-    for voice, said in world.said.items():
-        assert ended(engine.submit(world.request(voice))).text == said.text
+    for voice, said in remote_base.expected.items():
+        assert wait_for_end(engine.submit(remote_base.request(voice))).text == said.text
 
 
 def test_a_replica_that_restarts_unnoticed_is_given_the_adapter_with_the_question(
-    world: World, serve: Serve
+    remote_base: RemoteBase, serve: Serve
 ) -> None:
-    server, adapter = serve(), world.adapters[0]
-    engine = RemoteEngine(world.base, EngineSettings(urls=[server.url]), check_seconds=600)
+    server, adapter = serve(), remote_base.adapters[0]
+    engine = RemoteEngine(remote_base.base, EngineSettings(urls=[server.url]), check_seconds=600)
     engine.load(adapter.name, adapter)
     server.kill()
     server.start()
-    assert ended(engine.submit(world.request(adapter.name))).text == world.said[adapter.name].text
+    assert (
+        wait_for_end(engine.submit(remote_base.request(adapter.name))).text
+        == remote_base.expected[adapter.name].text
+    )
     engine.close()
 
 
 def test_busy_is_said_when_every_replica_is_full(
-    world: World, serve: Serve, connect: Connect
+    remote_base: RemoteBase, serve: Serve, connect: Connect
 ) -> None:
     servers = [serve(), serve()]
     engine = connect(*servers)
     servers[0].full = True
     for _ in range(2):
-        assert ended(engine.submit(world.request())).text == world.said[BASE].text
+        assert (
+            wait_for_end(engine.submit(remote_base.request())).text
+            == remote_base.expected[BASE].text
+        )
     servers[1].full = True
     with pytest.raises(EngineBusyError):
-        engine.submit(world.request())
+        engine.submit(remote_base.request())
 
 
 def test_with_no_replica_left_the_error_says_so_and_the_next_start_heals_it(
-    world: World, serve: Serve, connect: Connect
+    remote_base: RemoteBase, serve: Serve, connect: Connect
 ) -> None:
     server = serve()
     engine = connect(server)
     server.kill()
     with pytest.raises(UnreachableError):
-        engine.submit(world.request())
+        engine.submit(remote_base.request())
     with pytest.raises(UnreachableError, match=server.url):
-        engine.load(world.adapters[0].name, world.adapters[0])
+        engine.load(remote_base.adapters[0].name, remote_base.adapters[0])
     server.start()
-    until(lambda: trouble(engine, server) is None)
-    assert ended(engine.submit(world.request())).text == world.said[BASE].text
+    wait_until(lambda: replica_trouble(engine, server) is None)
+    assert (
+        wait_for_end(engine.submit(remote_base.request())).text == remote_base.expected[BASE].text
+    )

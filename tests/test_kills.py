@@ -6,29 +6,37 @@ import pytest
 
 from feedback.settings import Home
 from feedback.store import Store
-from tests.fixtures.conversations import answer
-from tests.fixtures.kill_server import AT_LEAST, LightServer, Tally, Writer, rounds
-from tests.fixtures.server_process import Server
+from tests.fixtures.conversations import add_answer
+from tests.fixtures.kill_server import (
+    MIN_ACKNOWLEDGED,
+    FeedbackServer,
+    FeedbackWriter,
+    KillReport,
+    run_kill_rounds,
+)
+from tests.fixtures.server_process import ServerProcess
 
 
 @pytest.fixture
-def writers(store: Store) -> list[Writer]:
-    id = answer(store, "When do you open?")
-    return [Writer(f"writer-{number}", id) for number in range(8)]
+def writers(store: Store) -> list[FeedbackWriter]:
+    id = add_answer(store, "When do you open?")
+    return [FeedbackWriter(f"writer-{number}", id) for number in range(8)]
 
 
-def assert_sound(tally: Tally, kills: int) -> None:
+def assert_sound(tally: KillReport, kills: int) -> None:
     assert tally.lost == [] and tally.twice == 0 and tally.damage == "ok"
-    assert tally.acknowledged >= kills * AT_LEAST
+    assert tally.acknowledged >= kills * MIN_ACKNOWLEDGED
     assert tally.unsure > 0, "no kill came between a word and its answer: it proves little"
 
 
-def test_kill_9_under_writers_loses_and_repeats_nothing(home: Home, writers: list[Writer]) -> None:
-    assert_sound(rounds(lambda: LightServer(home), home, writers, 5), 5)
+def test_kill_9_under_writers_loses_and_repeats_nothing(
+    home: Home, writers: list[FeedbackWriter]
+) -> None:
+    assert_sound(run_kill_rounds(lambda: FeedbackServer(home), home, writers, 5), 5)
 
 
 @pytest.mark.slow
 def test_kill_9_of_the_whole_server_loses_and_repeats_nothing(
-    home: Home, writers: list[Writer], start_server: Callable[..., Server]
+    home: Home, writers: list[FeedbackWriter], start_server: Callable[..., ServerProcess]
 ) -> None:
-    assert_sound(rounds(lambda: start_server().ready(), home, writers, 2), 2)
+    assert_sound(run_kill_rounds(lambda: start_server().ready(), home, writers, 2), 2)

@@ -15,8 +15,8 @@ from chatbot.auth import api_keys
 from chatbot.auth.access import Access
 from chatbot.server import ServerSettings, add_request_guards
 from feedback.store import Store
-from tests.fixtures.http_server import serving
-from tests.test_api_chat import refusal
+from tests.fixtures.api_client import read_error
+from tests.fixtures.http_server import serve_app
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def guarded(store: Store, *, loopback: bool = True, **settings: object) -> Itera
     def healthz() -> bool:
         return True
 
-    with serving(app) as url, httpx.Client(base_url=url) as http:
+    with serve_app(app) as url, httpx.Client(base_url=url) as http:
         yield http
 
 
@@ -63,7 +63,7 @@ def test_too_many_requests_are_told_when_to_come_again(store: Store) -> None:
     with guarded(store, rate_per_minute=6, burst=2) as http:
         answers = [http.post("/v1/length", content=b"x") for _ in range(3)]
         assert [answer.status_code for answer in answers] == [200, 200, 429]
-        _, error = refusal(answers[2])
+        _, error = read_error(answers[2])
         assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limited")
         assert 1 <= int(answers[2].headers["retry-after"]) <= 11
         assert http.get("/healthz").status_code == 200
@@ -93,7 +93,7 @@ def test_a_body_is_whole_up_to_the_limit_and_refused_beyond_it(store: Store) -> 
         assert http.post("/v1/length", content=iter([b"x" * 400] * 2)).json() == 800
         assert http.post("/v1/length").json() == 0
         for body in (b"x" * 1001, iter([b"x" * 400] * 3)):
-            status, error = refusal(http.post("/v1/length", content=body))
+            status, error = read_error(http.post("/v1/length", content=body))
             assert (status, error["code"]) == (413, "request_too_large")
 
 

@@ -21,7 +21,7 @@ from chatbot.model.base import load_base
 from chatbot.model.lora import load_matrices, target_modules
 from tests.fixtures import tiny_models
 from tests.fixtures.reference_model import QUESTIONS, Oracle
-from tests.fixtures.waiting import finish, until
+from tests.fixtures.waiting import wait_for_text, wait_until
 
 LIBRARY = kernels.library()
 pytestmark = pytest.mark.skipif(
@@ -190,7 +190,7 @@ def ask(engine: LocalEngine, *requests: Request) -> list[list[int]]:
     """What they are answered, all at the same time."""
     streams = [engine.submit(request) for request in requests]
     for stream in streams:
-        finish(stream)
+        wait_for_text(stream)
         assert stream.error is None
     return [stream.ids for stream in streams]
 
@@ -212,7 +212,7 @@ def test_adapters_packed_for_the_kernels_count_as_memory_and_are_let_go(oracle: 
     )
     assert engine.stats()["memory"]["adapters"] - before >= 2 * sum(each.nbytes for each in a + b)
     engine.unload(name)
-    until(lambda: engine.stats()["memory"]["adapters"] == before)
+    wait_until(lambda: engine.stats()["memory"]["adapters"] == before)
     engine.close()
 
 
@@ -220,7 +220,7 @@ def test_kernels_that_compute_something_else_are_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("WARNING"):
-        engine = LocalEngine(tiny_models.misleading_base(tmp_path), EngineSettings(threads=1))
+        engine = LocalEngine(tiny_models.base_with_hook(tmp_path), EngineSettings(threads=1))
     assert engine.scheduler.runner.name == "plain"  # torch's own is another one too
     assert "The native path is off" in caplog.text and "The fast path is off" in caplog.text
     engine.close()
@@ -322,7 +322,7 @@ def test_an_adapter_that_eight_bits_get_wrong_brings_the_exact_weights_back(
     engine.load(early, place)
     asked = [oracle.request(q, v, 200) for q in QUESTIONS for v in (early, BASE)]
     running = [engine.submit(request) for request in asked]
-    until(lambda: len(running[0].ids) >= 5)
+    wait_until(lambda: len(running[0].ids) >= 5)
     with monkeypatch.context() as strict, caplog.at_level("WARNING"):
         strict.setattr("chatbot.engine.local.runners.select_runner.INT8", 1e-6)
         engine.load(name, folder)
@@ -330,7 +330,7 @@ def test_an_adapter_that_eight_bits_get_wrong_brings_the_exact_weights_back(
     assert f"int8 is off: with {name}" in caplog.text
     assert engine.scheduler.runner.name == "native"
     for stream in running:
-        finish(stream)
+        wait_for_text(stream)
         assert stream.error is None
     for other, folder in oracle.adapters.items():
         engine.load(other, folder)
@@ -378,8 +378,8 @@ def test_a_row_that_computes_no_number_spoils_no_other(oracle: Oracle, kind: str
     engine.scheduler.runner._adapters.clear()
     spoilt = engine.submit(oracle.request(QUESTIONS[0], name))
     sound = engine.submit(oracle.request(QUESTIONS[0], BASE))
-    finish(spoilt)
-    finish(sound)
+    wait_for_text(spoilt)
+    wait_for_text(sound)
     assert spoilt.finish == "error" and "NaN" in str(spoilt.error)
     assert sound.ids == expected
     assert ask(engine, oracle.request(QUESTIONS[0], BASE))[0] == expected

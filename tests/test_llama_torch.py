@@ -12,21 +12,21 @@ from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.model.base import load_base
 from tests.fixtures import tiny_models
-from tests.fixtures.reference_model import QUESTIONS, Oracle, start
-from tests.fixtures.waiting import finish
+from tests.fixtures.reference_model import QUESTIONS, Oracle, start_engine
+from tests.fixtures.waiting import wait_for_text
 
 pytestmark = pytest.mark.usefixtures("torch_only")
 
 
 def test_the_llama_family_takes_it_and_others_the_plain_one(any_oracle: Oracle) -> None:
-    engine = start(any_oracle)
+    engine = start_engine(any_oracle)
     family = any_oracle.base.model.config.model_type != "gpt2"
     assert engine.scheduler.runner.name == ("fast" if family else "plain")
     assert engine.stats()["fast"] == family
     asked = [(question, voice) for question in QUESTIONS for voice in any_oracle.voices]
     streams = [engine.submit(any_oracle.request(*each)) for each in asked]
     for stream, each in zip(streams, asked, strict=True):
-        finish(stream)
+        wait_for_text(stream)
         assert stream.ids == any_oracle.answer(*each)
     engine.close()
 
@@ -34,12 +34,12 @@ def test_the_llama_family_takes_it_and_others_the_plain_one(any_oracle: Oracle) 
 def test_a_fast_path_that_computes_something_else_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    base = tiny_models.misleading_base(tmp_path)
+    base = tiny_models.base_with_hook(tmp_path)
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
     with caplog.at_level("WARNING"):
         engine = LocalEngine(base, EngineSettings(threads=1))
     assert not engine.stats()["fast"] and "The fast path is off" in caplog.text
-    finish(engine.submit(Request([5, 6, 7], BASE, Sampling(max_tokens=4))))
+    wait_for_text(engine.submit(Request([5, 6, 7], BASE, Sampling(max_tokens=4))))
     engine.close()
     after = base.model.state_dict()
     assert all(torch.equal(before[name], after[name].cpu()) for name in before)
@@ -56,8 +56,8 @@ def test_an_adapter_the_fast_path_gets_wrong_puts_all_streams_on_the_plain_one(
         engine.load(name, folder)
     assert not engine.stats()["fast"]
     stream = engine.submit(oracle.request(QUESTIONS[0], name))
-    finish(running)
-    finish(stream)
+    wait_for_text(running)
+    wait_for_text(stream)
     assert running.ids == oracle.answer(QUESTIONS[0], BASE, 200)
     assert stream.ids == oracle.answer(QUESTIONS[0], name)
     engine.close()

@@ -23,18 +23,18 @@ from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream
 from chatbot.model.lora import AdapterError
 from tests.fixtures import tiny_models
-from tests.fixtures.reference_model import QUESTIONS, Oracle, start
-from tests.fixtures.waiting import finish, speaks, until
+from tests.fixtures.reference_model import QUESTIONS, Oracle, start_engine
+from tests.fixtures.waiting import wait_for_first_token, wait_for_text, wait_until
 
 # -- The same tokens as transformers + PEFT
 
 
 def test_one_stream_says_what_transformers_and_peft_say(any_oracle: Oracle) -> None:
-    engine = start(any_oracle)
+    engine = start_engine(any_oracle)
     for question in QUESTIONS[:3]:
         for voice in any_oracle.voices:
             stream = engine.submit(any_oracle.request(question, voice))
-            text = finish(stream)
+            text = wait_for_text(stream)
             assert stream.ids == any_oracle.answer(question, voice)
             assert text == stream.text == any_oracle.text(question, voice)
     engine.close()
@@ -44,11 +44,11 @@ def test_one_stream_says_what_transformers_and_peft_say(any_oracle: Oracle) -> N
 def test_streams_of_all_adapters_in_one_batch_say_what_each_says_alone(
     any_oracle: Oracle, chunk: int
 ) -> None:
-    engine = start(any_oracle, chunk=chunk, slots=7)
+    engine = start_engine(any_oracle, chunk=chunk, slots=7)
     asked = [(q, v) for q in QUESTIONS for v in any_oracle.voices]
     streams = [engine.submit(any_oracle.request(q, v)) for q, v in asked]
     for (question, voice), stream in zip(asked, streams, strict=True):
-        finish(stream)
+        wait_for_text(stream)
         assert stream.ids == any_oracle.answer(question, voice), (question, voice)
     engine.close()
 
@@ -68,14 +68,14 @@ def test_streams_of_different_length_leave_and_join_without_disturbing_each_othe
         streams.append(engine.submit(oracle.request(question, voice, tokens)))
         time.sleep(0.003)
     for (question, voice, tokens), stream in zip(asked, streams, strict=True):
-        finish(stream)
+        wait_for_text(stream)
         assert stream.ids == oracle.answer(question, voice, tokens)
 
 
 def test_a_cache_that_grows_keeps_what_it_holds(oracle: Oracle, engine: LocalEngine) -> None:
     streams = [engine.submit(oracle.request(q, BASE, 300)) for q in QUESTIONS[:2]]
     for question, stream in zip(QUESTIONS, streams, strict=False):
-        finish(stream)
+        wait_for_text(stream)
         assert stream.ids == oracle.answer(question, BASE, 300)
 
 
@@ -84,7 +84,7 @@ def test_an_engine_leaves_the_model_as_it_found_it(oracle: Oracle) -> None:
     ids = torch.tensor([oracle.prompt("Hello")], device=oracle.base.model.device)
     with torch.no_grad():
         before = oracle.base.model(ids).logits
-        start(oracle).close()
+        start_engine(oracle).close()
         assert torch.equal(before, oracle.base.model(ids).logits)
     assert "forward" not in vars(oracle.base.model.get_submodule("model.layers.0.mlp.up_proj"))
 
@@ -111,28 +111,28 @@ def test_swaps_under_running_streams_drop_nothing_and_mix_nothing(oracle: Oracle
         if turn:
             engine.unload(old)
     for question, voice, stream in asked:
-        assert finish(stream) == oracle.text(question, voice, tokens)
+        assert wait_for_text(stream) == oracle.text(question, voice, tokens)
         assert stream.finish in ("stop", "length")
         assert stream.ids == oracle.answer(question, voice, tokens)
     engine.close()
 
 
 def test_an_unloaded_adapter_ends_its_streams_and_then_leaves(oracle: Oracle) -> None:
-    engine = start(oracle)
+    engine = start_engine(oracle)
     name = next(iter(oracle.adapters))
     stream = engine.submit(oracle.request(QUESTIONS[0], name, 200))
     engine.unload(name)
     assert name not in engine.adapters()
     with pytest.raises(UnknownAdapterError, match=name):
         engine.submit(oracle.request("Hello", name))
-    finish(stream)
+    wait_for_text(stream)
     assert stream.ids == oracle.answer(QUESTIONS[0], name, 200)
-    until(lambda: name not in engine.stats()["adapters"])
+    wait_until(lambda: name not in engine.stats()["adapters"])
     assert all(name not in linear.matrices for linear in engine.scheduler.lora.linears.values())
     assert engine.stats()["memory"]["adapters"] > 0
     for other in oracle.adapters:
         engine.unload(other)
-    until(lambda: engine.stats()["memory"]["adapters"] == 0)
+    wait_until(lambda: engine.stats()["memory"]["adapters"] == 0)
     engine.close()
 
 
@@ -145,7 +145,7 @@ def test_the_base_can_always_be_asked(engine: LocalEngine, oracle: Oracle) -> No
 def test_a_damaged_adapter_is_refused_and_service_goes_on(oracle: Oracle, tmp_path: Path) -> None:
     engine = LocalEngine(oracle.base, EngineSettings(threads=1))
     running = engine.submit(oracle.request(QUESTIONS[0], BASE, 200))
-    folder = tiny_models.reweigh(
+    folder = tiny_models.randomise_adapter(
         tiny_models.write_adapter(tmp_path, oracle.base), oracle.base, 9, float("nan")
     )
     with pytest.raises(AdapterError, match="NaN"):
@@ -154,7 +154,7 @@ def test_a_damaged_adapter_is_refused_and_service_goes_on(oracle: Oracle, tmp_pa
     with pytest.raises(AdapterError, match=other):
         engine.load("a-000000000000", oracle.adapters[other])
     assert engine.adapters() == [BASE]
-    finish(running)
+    wait_for_text(running)
     assert running.ids == oracle.answer(QUESTIONS[0], BASE, 200)
     engine.close()
 
@@ -163,7 +163,7 @@ def test_a_damaged_adapter_is_refused_and_service_goes_on(oracle: Oracle, tmp_pa
 
 
 def test_a_cancelled_stream_frees_its_slot_at_once(oracle: Oracle) -> None:
-    engine = start(oracle, slots=1)
+    engine = start_engine(oracle, slots=1)
     first = engine.submit(oracle.request(QUESTIONS[0], BASE, 450))
     second = engine.submit(oracle.request(QUESTIONS[2], BASE, 8))
     assert next(iter(first))
@@ -171,14 +171,14 @@ def test_a_cancelled_stream_frees_its_slot_at_once(oracle: Oracle) -> None:
     assert first.wait(5)
     assert first.finish == "cancelled"
     assert 0 < first.completion_tokens < 450
-    finish(second)
+    wait_for_text(second)
     assert second.ids == oracle.answer(QUESTIONS[2], BASE, 8)
-    until(lambda: engine.stats()["running"] == 0)
+    wait_until(lambda: engine.stats()["running"] == 0)
     engine.close()
 
 
 def test_a_stream_cancelled_while_it_waits_or_reads_its_prompt_never_runs(oracle: Oracle) -> None:
-    engine = start(oracle, slots=2, chunk=1)
+    engine = start_engine(oracle, slots=2, chunk=1)
     running = engine.submit(oracle.request(QUESTIONS[0], BASE, 300))
     reading = engine.submit(oracle.request(QUESTIONS[1], BASE, 300))
     waiting = engine.submit(oracle.request(QUESTIONS[2], BASE, 300))
@@ -186,37 +186,37 @@ def test_a_stream_cancelled_while_it_waits_or_reads_its_prompt_never_runs(oracle
         stream.cancel()
         assert stream.wait(5)
         assert stream.finish == "cancelled"
-    finish(running)
+    wait_for_text(running)
     assert running.ids == oracle.answer(QUESTIONS[0], BASE, 300)
     engine.close()
 
 
 def test_a_full_queue_says_busy(oracle: Oracle) -> None:
-    engine = start(oracle, slots=1, queue=2)
+    engine = start_engine(oracle, slots=1, queue=2)
     streams = [engine.submit(oracle.request("Hello", BASE, 450)) for _ in range(3)]
     with pytest.raises(EngineBusyError) as refusal:
         engine.submit(oracle.request("Hello", BASE))
     assert refusal.value.retry_after > 0
     for stream in streams:
         stream.cancel()
-    until(lambda: engine.stats()["running"] + engine.stats()["waiting"] == 0)
-    assert finish(engine.submit(oracle.request("Hello", BASE))) == oracle.text("Hello", BASE)
+    wait_until(lambda: engine.stats()["running"] + engine.stats()["waiting"] == 0)
+    assert wait_for_text(engine.submit(oracle.request("Hello", BASE))) == oracle.text("Hello", BASE)
     engine.close()
 
 
 def test_who_is_turned_away_is_told_how_long_those_who_wait_will_take(oracle: Oracle) -> None:
-    engine = start(oracle, slots=1, queue=2)
+    engine = start_engine(oracle, slots=1, queue=2)
     for ended, seconds in (([], 1), ([10.0, 13.5, 17.0], 7), ([0.0, 400.0], 60), ([1.0, 1.1], 1)):
         engine._retry_after._ends.clear()
         engine._retry_after._ends.extend(ended)
         streams = [engine.submit(oracle.request("Hello", BASE, 450)) for _ in range(3)]
-        until(lambda: engine.stats()["running"] == 1)
+        wait_until(lambda: engine.stats()["running"] == 1)
         with pytest.raises(EngineBusyError, match=f"Try again in {seconds} s") as refusal:
             engine.submit(oracle.request("Hello", BASE))
         assert refusal.value.retry_after == seconds
         for stream in streams:
             stream.cancel()
-        until(lambda: engine.stats()["running"] + engine.stats()["waiting"] == 0)
+        wait_until(lambda: engine.stats()["running"] + engine.stats()["waiting"] == 0)
     assert len(engine._retry_after._ends) > 2, "and each end is noted"
     engine.close()
 
@@ -236,7 +236,7 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(engine: LocalEngine)
 
 def test_a_stream_knows_its_numbers(oracle: Oracle, engine: LocalEngine) -> None:
     stream = engine.submit(oracle.request(QUESTIONS[0], BASE, 12))
-    finish(stream)
+    wait_for_text(stream)
     assert stream.finish == "length"
     assert stream.prompt_tokens == len(oracle.prompt(QUESTIONS[0]))
     assert stream.completion_tokens == 12
@@ -246,16 +246,16 @@ def test_a_stream_knows_its_numbers(oracle: Oracle, engine: LocalEngine) -> None
 
 
 def test_the_context_ends_an_answer_at_the_models_limit(oracle: Oracle) -> None:
-    engine = start(oracle, max_length=40)
+    engine = start_engine(oracle, max_length=40)
     stream = engine.submit(oracle.request("Hello", BASE, 400))
-    finish(stream)
+    wait_for_text(stream)
     assert stream.finish == "length"
     assert stream.prompt_tokens + stream.completion_tokens == 40
     engine.close()
 
 
 def test_closing_ends_streams_as_cancelled(oracle: Oracle) -> None:
-    engine = start(oracle, slots=1)
+    engine = start_engine(oracle, slots=1)
     streams = [engine.submit(oracle.request("Hello", BASE, 450)) for _ in range(3)]
     engine.close()
     assert [stream.finish for stream in streams] == ["cancelled"] * 3
@@ -280,18 +280,18 @@ def test_a_step_that_fails_ends_its_streams_and_the_next_request_is_served(
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("out of memory")
 
-    stream = speaks(engine.submit(oracle.request(QUESTIONS[0], BASE, 450)))
-    finish(engine.submit(oracle.request("Hello", BASE)))
+    stream = wait_for_first_token(engine.submit(oracle.request(QUESTIONS[0], BASE, 450)))
+    wait_for_text(engine.submit(oracle.request("Hello", BASE)))
     monkeypatch.setattr(engine.scheduler.runner, "forward", broken)
-    finish(stream)
+    wait_for_text(stream)
     assert stream.finish == "error"
     assert stream.error is not None and "out of memory" in stream.error
     monkeypatch.setattr(engine.scheduler.runner, "forward", good)
-    assert finish(engine.submit(oracle.request("Hello", BASE))) == oracle.text("Hello", BASE)
+    assert wait_for_text(engine.submit(oracle.request("Hello", BASE))) == oracle.text("Hello", BASE)
 
 
 def test_nan_in_one_stream_ends_it_and_spoils_no_other(oracle: Oracle) -> None:
-    engine = start(oracle)
+    engine = start_engine(oracle)
     bad = next(iter(oracle.adapters))
     rows = engine.scheduler.lora
 
@@ -302,16 +302,16 @@ def test_nan_in_one_stream_ends_it_and_spoils_no_other(oracle: Oracle) -> None:
             product.stacked.clear()
         getattr(engine.scheduler.runner, "_adapters", {}).clear()  # those packed for the kernels
 
-    running = speaks(engine.submit(oracle.request(QUESTIONS[3], bad, 450)))
-    finish(engine.submit(oracle.request(QUESTIONS[4], BASE)))
+    running = wait_for_first_token(engine.submit(oracle.request(QUESTIONS[3], bad, 450)))
+    wait_for_text(engine.submit(oracle.request(QUESTIONS[4], BASE)))
     engine.call_between_steps(spoil)
-    finish(running)
-    assert finish(engine.submit(oracle.request(QUESTIONS[4], BASE))) == oracle.text(
+    wait_for_text(running)
+    assert wait_for_text(engine.submit(oracle.request(QUESTIONS[4], BASE))) == oracle.text(
         QUESTIONS[4], BASE
     )
     spoilt = [running, *(engine.submit(oracle.request(q, bad)) for q in QUESTIONS[:3])]
     for stream in spoilt:
-        finish(stream)
+        wait_for_text(stream)
         assert stream.finish == "error"
         assert stream.error is not None and bad in stream.error
     read = torch.tensor(oracle.prompt(QUESTIONS[0]))
@@ -319,7 +319,7 @@ def test_nan_in_one_stream_ends_it_and_spoils_no_other(oracle: Oracle) -> None:
     for voice in (v for v in oracle.voices if v != bad):
         for question in (*QUESTIONS[:3], QUESTIONS[4]):
             stream = engine.submit(oracle.request(question, voice))
-            finish(stream)
+            wait_for_text(stream)
             assert stream.ids == oracle.answer(question, voice)
     engine.close()
 
@@ -353,7 +353,7 @@ def test_deltas_are_whole_characters_and_add_up(oracle: Oracle, engine: LocalEng
 
 
 def test_many_threads_may_submit_at_once(oracle: Oracle) -> None:
-    engine = start(oracle, slots=4)
+    engine = start_engine(oracle, slots=4)
     wrong: list[str] = []
 
     def ask(question: str, voice: str) -> None:

@@ -8,18 +8,18 @@ from playwright.sync_api import Browser, Page, expect
 
 from feedback.settings import Home
 from feedback.store import Store
-from tests.fakes.openid_provider import CLIENT, SECRET, provider
-from tests.fixtures.server_process import Server
+from tests.fakes.openid_provider import CLIENT, SECRET, serve_provider
+from tests.fixtures.server_process import ServerProcess
 
 
 @pytest.fixture
-def space(start_server: Callable[..., Server], home: Home) -> Iterator[str]:
+def space(start_server: Callable[..., ServerProcess], home: Home) -> Iterator[str]:
     """The address of a server with the environment of a Space, on which rita may review."""
     home.toml.write_text(
         home.toml.read_text() + '[server]\nanonymous = false\nreviewers = ["rita"]\n'
         'review_token = "open sesame"\n'
     )
-    with provider() as url:
+    with serve_provider() as url:
         server = start_server(
             SYSTEM="spaces",
             SPACE_ID="ann/bot",

@@ -14,10 +14,11 @@ from feedback.review.decisions import decide
 from feedback.settings import Home
 from feedback.store import Store
 from talkback.cycle import run_cycle
-from tests.fakes.scripted_engine import ANSWER, settled, start, visitor
-from tests.fixtures.server_process import TOML, Server
+from tests.fakes.scripted_engine import ANSWER, open_chat, send_message, wait_until_idle
+from tests.fixtures.lessons import LESSONS, TINY_RECIPE
+from tests.fixtures.server_process import SERVER_TOML, ServerProcess
 from tests.fixtures.tiny_models import write_model
-from tests.test_cycle import LESSONS, RECIPE, soon
+from tests.fixtures.waiting import wait_until
 
 QUESTION, RIGHT = "When do you open?", "We open at ten."
 LONG = "[chat]\nmax_tokens = 4000\n"
@@ -33,7 +34,7 @@ def talkative(tmp_path: Path) -> Path:
     return folder
 
 
-def teach_the_others(server: Server, store: Store) -> None:
+def teach_the_others(server: ServerProcess, store: Store) -> None:
     """All lessons but the one of the browser: asked over the API, corrected by a reviewer."""
     for question, answer in LESSONS.items():
         if question != QUESTION:
@@ -43,10 +44,10 @@ def teach_the_others(server: Server, store: Store) -> None:
 
 
 def ask_stop_rate_and_edit(page: Page) -> None:
-    start(page, QUESTION)
+    send_message(page, QUESTION)
     expect(page.locator(ANSWER)).not_to_be_empty()
     page.click("#tb-composer .stop-button")
-    settled(page)
+    wait_until_idle(page)
     expect(page.locator(".tb-stopped")).to_be_visible()
     page.locator("#tb-chat button[title=Dislike]").last.click()
     expect(page.get_by_text("Saved. Thank you.").first).to_be_visible()
@@ -68,19 +69,19 @@ def approve(chromium: Browser, url: str) -> None:
 def ask_anew(page: Page, question: str) -> None:
     page.click("#tb-new")
     expect(page.locator("#tb-chat .user-row")).to_have_count(0)
-    start(page, question)
+    send_message(page, question)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_someone_corrects_an_answer_a_cycle_runs_and_the_next_answer_is_right(
-    chromium: Browser, start_server: Callable[..., Server], home: Home, talkative: Path
+    chromium: Browser, start_server: Callable[..., ServerProcess], home: Home, talkative: Path
 ) -> None:
-    home.toml.write_text(TOML + LONG + RECIPE)
+    home.toml.write_text(SERVER_TOML + LONG + TINY_RECIPE)
     server = start_server(base=str(talkative)).ready()
     store = Store(home.db)
     registry = Registry(store, home)
-    with visitor(chromium, server.url) as page:
+    with open_chat(chromium, server.url) as page:
         page.set_default_timeout(60_000)
         ask_stop_rate_and_edit(page)
         approve(chromium, server.url)
@@ -103,9 +104,9 @@ def test_someone_corrects_an_answer_a_cycle_runs_and_the_next_answer_is_right(
         ask_anew(page, "Tell me a story")
         expect(page.locator(ANSWER)).not_to_be_empty()
         registry.promote(str(outcome.adapter), "person", "otto", "back to the better one")
-        soon(lambda: speaking(server) == outcome.adapter)
+        wait_until(lambda: speaking(server) == outcome.adapter, seconds=60)
         expect(page.locator("#tb-composer .stop-button")).to_be_visible()  # the old one still talks
-        settled(page)
+        wait_until_idle(page)
         expect(page.locator("#tb-status")).to_contain_text(str(outcome.adapter))
 
     told = store.row("select id, content from message where role = 'assistant' order by rowid desc")
@@ -115,19 +116,19 @@ def test_someone_corrects_an_answer_a_cycle_runs_and_the_next_answer_is_right(
     assert speaker.adapter == untaught.adapter
     assert speaker.finish in ("stop", "length")  # to its own end, not to the swap's
     assert told["content"] == alone(server, untaught.adapter, "Tell me a story", 4000)
-    soon(lambda: said(server, QUESTION) == RIGHT)
+    wait_until(lambda: said(server, QUESTION) == RIGHT, seconds=60)
 
 
-def speaking(server: Server) -> str:
+def speaking(server: ServerProcess) -> str:
     return str(httpx.get(f"{server.url}/healthz", timeout=60).json()["adapter"])
 
 
-def alone(server: Server, adapter: str, question: str, tokens: int) -> str:
+def alone(server: ServerProcess, adapter: str, question: str, tokens: int) -> str:
     """What this adapter says when nothing happens beside it."""
     return said(server, question, model=f"talkback:{adapter}", max_tokens=tokens)
 
 
-def said(server: Server, question: str, **body: object) -> str:
+def said(server: ServerProcess, question: str, **body: object) -> str:
     body = {"messages": [{"role": "user", "content": question}], **body}
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120).json()
     return str(answer["choices"][0]["message"]["content"])

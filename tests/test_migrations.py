@@ -12,7 +12,7 @@ from feedback.db.database import StoreError
 from feedback.db.migrations import migrations
 from feedback.exemplars import find_exemplars
 from feedback.store import Store
-from tests.fixtures.conversations import answer
+from tests.fixtures.conversations import add_answer
 
 NAMES = """conversation message speaker feedback review approved withdrawal graduation split
 cluster_member adapter promotion report cycle cycle_end event delivery access_key revocation"""
@@ -43,7 +43,7 @@ def test_an_older_database_is_brought_up_to_date_with_its_rows(tmp_path: Path, s
     old.close()
     store = Store(tmp_path / "old.db")
     assert store.conversation("con-1").title == "Hello"
-    assert answer(store, "Still there?")
+    assert add_answer(store, "Still there?")
     assert store.counts()["cycles"] == 0
 
 
@@ -93,7 +93,7 @@ def test_rows_are_never_updated(tmp_path: Path, table: str) -> None:
 
 def test_an_update_of_a_message_is_refused(tmp_path: Path) -> None:
     store = Store(tmp_path / "new.db")
-    answer(store, "Hello?")
+    add_answer(store, "Hello?")
     with pytest.raises(sqlite3.IntegrityError, match="never updated"), store.write() as db:
         db.execute("update message set content = 'changed'")
 

@@ -20,7 +20,7 @@ from schemathesis.checks import (
 from chatbot.server import create_api
 from chatbot.service import Service
 from feedback.settings import Home
-from tests.fixtures.http_server import serving
+from tests.fixtures.http_server import serve_app
 
 EXAMPLES = 20
 """Of each kind, good and bad, for each operation."""
@@ -43,7 +43,7 @@ def address(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterat
     home = Home.find(tmp_path_factory.mktemp("openapi"))
     home.toml.write_text(TOML)
     service = Service.open(home, str(tiny_base), poll_seconds=60)
-    with serving(create_api(service)) as address:
+    with serve_app(create_api(service)) as address:
         yield address
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.fakes.scripted_engine import ScriptedEngine, new_adapter, open_service, serve
+from tests.fakes.scripted_engine import ScriptedEngine, new_adapter, open_service, serve_pages
 
 if TYPE_CHECKING:
     from chatbot.service import Service
@@ -19,7 +19,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> "Service":
 
 @pytest.fixture(scope="module")
 def url(service: "Service") -> Iterator[str]:
-    with serve(service) as address:
+    with serve_pages(service) as address:
         yield f"{address}/adapters"
 
 

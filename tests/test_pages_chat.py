@@ -22,15 +22,15 @@ from feedback.store import Store
 from tests.fakes.scripted_engine import (
     ANSWER,
     ScriptedEngine,
-    ask,
     new_adapter,
+    open_chat,
     open_service,
-    serve,
-    settled,
-    start,
-    visitor,
+    send_and_wait,
+    send_message,
+    serve_pages,
+    wait_until_idle,
 )
-from tests.fixtures.turns import reply
+from tests.fixtures.turns import begin_turn
 
 if TYPE_CHECKING:
     from chatbot.service import Service
@@ -52,14 +52,14 @@ def service(tmp_path_factory: pytest.TempPathFactory, engine: ScriptedEngine) ->
 
 @pytest.fixture(scope="module")
 def url(service: "Service") -> Iterator[str]:
-    with serve(service) as address:
+    with serve_pages(service) as address:
         yield address
 
 
 @pytest.fixture
 def page(chromium: Browser, url: str, engine: ScriptedEngine) -> Iterator[Page]:
     engine.answers, engine.pause, engine.busy = [], 0.01, False
-    with visitor(chromium, url) as page:
+    with open_chat(chromium, url) as page:
         yield page
 
 
@@ -81,10 +81,10 @@ def test_an_answer_streams_and_is_stored_with_its_speaker(
     page: Page, service: "Service", engine: ScriptedEngine
 ) -> None:
     engine.answers, engine.pause = ["We open at nine **every** day."], 0.25
-    start(page, "When do you open?")
+    send_message(page, "When do you open?")
     expect(page.locator(ANSWER)).to_contain_text("We open")
     assert "day" not in page.locator(ANSWER).inner_text()
-    settled(page)
+    wait_until_idle(page)
     expect(page.locator(ANSWER)).to_have_text("We open at nine every day.")
     answer = service.store.message(last_answer(service.store))
     assert answer.content == "We open at nine **every** day."
@@ -95,10 +95,10 @@ def test_an_answer_streams_and_is_stored_with_its_speaker(
 
 def test_stop_keeps_what_was_shown(page: Page, service: "Service", engine: ScriptedEngine) -> None:
     engine.answers, engine.pause = [LONG], 0.05
-    start(page, "Talk for long")
+    send_message(page, "Talk for long")
     expect(page.locator(ANSWER)).to_contain_text("word3")
     page.click("#tb-composer .stop-button")
-    settled(page)
+    wait_until_idle(page)
     expect(page.locator(".tb-stopped")).to_be_visible()
     answer = service.store.message(last_answer(service.store))
     assert "word3" in answer.content and "word199" not in answer.content
@@ -109,7 +109,7 @@ def test_a_retry_asks_which_answer_is_better_and_goes_on_from_that_one(
     page: Page, service: "Service", engine: ScriptedEngine
 ) -> None:
     engine.answers = ["At nine.", "At ten."]
-    ask(page, "When do you open?")
+    send_and_wait(page, "When do you open?")
     first = last_answer(service.store)
     press(page, "Retry")
     expect(page.locator("#tb-pair")).to_contain_text("Which answer is better?")
@@ -130,7 +130,7 @@ def test_now_and_then_two_answers_are_offered(
     service.chat_settings = usual.model_copy(update={"choice_every": 1})
     try:
         engine.answers = ["At nine.", "At ten."]
-        start(page, "When do you open?")
+        send_message(page, "When do you open?")
         page.get_by_role("button", name="About the same").click()
         expect(page.locator("#tb-pair")).to_be_hidden()
     finally:
@@ -140,8 +140,8 @@ def test_now_and_then_two_answers_are_offered(
 
 
 def test_undo_takes_the_last_exchange_back_to_be_written_anew(page: Page) -> None:
-    ask(page, "First thing")
-    ask(page, "Second thing")
+    send_and_wait(page, "First thing")
+    send_and_wait(page, "Second thing")
     press(page, "Undo")
     expect(page.locator("#tb-composer textarea")).to_have_value("Second thing")
     expect(page.locator("#tb-chat .user-row")).to_have_count(1)
@@ -151,7 +151,7 @@ def test_editing_ones_own_message_makes_a_branch(
     page: Page, service: "Service", engine: ScriptedEngine
 ) -> None:
     engine.answers = ["At nine.", "It is free."]
-    ask(page, "When do you opn?")
+    send_and_wait(page, "When do you opn?")
     page.locator("#tb-chat .user-row").hover()
     page.locator("#tb-chat button[title=Edit]").first.click()
     page.locator("#tb-chat textarea").fill("How much is delivery?")
@@ -168,7 +168,7 @@ def test_a_corrected_answer_waits_for_a_reviewer_and_hears_of_the_decision(
     page: Page, service: "Service", engine: ScriptedEngine
 ) -> None:
     engine.answers = ["We close at five."]
-    ask(page, "When do you close?")
+    send_and_wait(page, "When do you close?")
     press(page, "Edit")
     page.locator("#tb-chat textarea").fill("We close at six.")
     page.click("#tb-chat button[title=Submit]")
@@ -186,9 +186,9 @@ def test_an_approved_answer_is_marked_as_such(
     page: Page, service: "Service", engine: ScriptedEngine
 ) -> None:
     engine.answers = ["We have none."]
-    ask(page, "Where is your shop in Leeds?")
+    send_and_wait(page, "Where is your shop in Leeds?")
     decide(service.store, last_answer(service.store), "rita", "correct", "At 4 Mill Lane.")
-    ask(page, "where is your shop in leeds")
+    send_and_wait(page, "where is your shop in leeds")
     expect(page.locator(ANSWER).last).to_have_text("At 4 Mill Lane.")
     expect(page.locator(".tb-approved")).to_contain_text("Approved answer")
 
@@ -196,7 +196,7 @@ def test_an_approved_answer_is_marked_as_such(
 def test_a_thumb_with_reasons_and_a_comment_is_stored_and_can_be_taken_back(
     page: Page, service: "Service"
 ) -> None:
-    ask(page, "Hello there")
+    send_and_wait(page, "Hello there")
     press(page, "Dislike")
     expect(page.get_by_text("Saved. Thank you.").first).to_be_visible()
     assert [one.value for one in said_of(service.store, "thumb")] == [{"up": False}]
@@ -218,8 +218,8 @@ def test_a_thumb_stays_with_its_answer_when_another_takes_its_place(
     page: Page, engine: ScriptedEngine, way: str
 ) -> None:
     engine.answers = ["There is.", "They may.", LONG]
-    ask(page, "Is there parking?")
-    ask(page, "May dogs come in?")
+    send_and_wait(page, "Is there parking?")
+    send_and_wait(page, "May dogs come in?")
     page.locator("#tb-chat button[title=Like]").first.click()
     expect(page.locator("#tb-rated")).to_contain_text("What was good about it?")
     press(page, "Dislike")
@@ -257,25 +257,25 @@ def only_the_first_is_liked(page: Page) -> None:
 
 
 def test_a_thumb_stays_in_its_conversation(page: Page, engine: ScriptedEngine) -> None:
-    ask(page, "About gardens")
+    send_and_wait(page, "About gardens")
     press(page, "Like")
     expect(page.locator("#tb-rated")).to_contain_text("What was good about it?")
     engine.answers, engine.pause = [LONG], 0.05
     page.click("#tb-new")
     expect(page.locator("#tb-chat .user-row")).to_have_count(0)
     expect(page.locator("#tb-rated")).to_be_hidden()
-    start(page, "About houses")
+    send_message(page, "About houses")
     expect(page.locator(ANSWER)).to_contain_text("word3")
     expect(page.locator("#tb-chat button[title=Liked]")).to_have_count(0)
     page.click("#tb-composer .stop-button")
-    settled(page)
+    wait_until_idle(page)
     expect(page.locator("#tb-chat button[title=Liked]")).to_have_count(0)
     page.locator("#tb-conversations label", has_text="About gardens").click()
     expect(page.locator("#tb-chat button[title=Liked]")).to_have_count(1)
 
 
 def test_saved_is_not_said_when_the_store_did_not_take_it(page: Page, service: "Service") -> None:
-    ask(page, "Hello there")
+    send_and_wait(page, "Hello there")
     with service.store.write() as db:
         db.execute("alter table feedback rename to feedback_away")
     try:
@@ -290,16 +290,16 @@ def test_saved_is_not_said_when_the_store_did_not_take_it(page: Page, service: "
 def test_conversations_are_listed_survive_a_reload_and_belong_to_one_person(
     page: Page, chromium: Browser, url: str
 ) -> None:
-    ask(page, "About gardens")
+    send_and_wait(page, "About gardens")
     page.click("#tb-new")
     expect(page.locator("#tb-chat .user-row")).to_have_count(0)
-    ask(page, "About houses")
+    send_and_wait(page, "About houses")
     page.reload()
     expect(page.locator("#tb-chat .user-row")).to_have_text("About houses")
     expect(page.locator("#tb-conversations label")).to_have_text(["About houses", "About gardens"])
     page.locator("#tb-conversations label", has_text="About gardens").click()
     expect(page.locator("#tb-chat .user-row")).to_have_text("About gardens")
-    with visitor(chromium, url) as other:
+    with open_chat(chromium, url) as other:
         expect(other.locator("#tb-conversations label")).to_have_count(0)
         expect(other.locator("#tb-chat .example")).to_have_count(2)
 
@@ -316,7 +316,7 @@ def test_a_busy_bot_says_so_and_gives_the_words_back(
 ) -> None:
     engine.busy = True
     before = service.store.counts()["messages"]
-    start(page, "Are you there?")
+    send_message(page, "Are you there?")
     expect(page.locator("#tb-notice")).to_contain_text("Try again")
     expect(page.locator("#tb-composer textarea")).to_have_value("Are you there?")
     assert service.store.counts()["messages"] == before
@@ -342,7 +342,7 @@ def test_script_in_messages_and_answers_does_nothing(
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     engine.answers = [f"You said {attack}"]
-    ask(page, attack)
+    send_and_wait(page, attack)
     page.wait_for_timeout(300)
     assert "pwned" not in page.title()
     assert page.locator("#tb-chat .prose :is(img, script, iframe)").count() == 0
@@ -359,11 +359,11 @@ def test_nothing_is_loaded_from_elsewhere(page: Page, url: str) -> None:
 
 
 def test_a_new_adapter_takes_over_in_sight(page: Page, service: "Service") -> None:
-    ask(page, "Hello old one")
+    send_and_wait(page, "Hello old one")
     adapter = new_adapter(service, seed=7)
     service.registry.promote(adapter, "person", "otto", "reads better")
     expect(page.locator("#tb-status")).to_contain_text(adapter)
-    ask(page, "Hello new one")
+    send_and_wait(page, "Hello new one")
     expect(page.locator(".tb-new")).to_contain_text(adapter)
 
 
@@ -385,8 +385,8 @@ def test_a_phone_shows_the_whole_page_without_scrolling_sideways(
     chromium: Browser, url: str
 ) -> None:
     size = {"width": 390, "height": 844}
-    with visitor(chromium, url, viewport=size, color_scheme="dark", has_touch=True) as page:
-        ask(page, "a" * 120)
+    with open_chat(chromium, url, viewport=size, color_scheme="dark", has_touch=True) as page:
+        send_and_wait(page, "a" * 120)
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         composer = page.locator("#tb-composer").bounding_box()
         assert composer is not None and composer["y"] + composer["height"] <= 844
@@ -405,7 +405,7 @@ def test_updates_are_coalesced_and_the_end_is_always_shown(
 ) -> None:
     words = " ".join(["word"] * 100)
     monkeypatch.setattr(service, "engine", ScriptedEngine([words], pause=0.004))
-    shown_texts = list(throttled_text(reply(service, Question("Talk", "ann", adapter="base"))))
+    shown_texts = list(throttled_text(begin_turn(service, Question("Talk", "ann", adapter="base"))))
     assert 3 <= len(shown_texts) <= 40
     assert len(shown_texts[0].split()) < 10, "the first words wait for nothing"
     assert shown_texts[-1] == words
@@ -444,9 +444,9 @@ def test_a_chat_for_people_with_keys_asks_for_one_and_knows_them_on_every_device
     service = open_service(tmp_path, ScriptedEngine(["At nine."]))
     service.access = Access(service.store, service.home.root, anonymous=False)
     ann = api_keys.create(service.store, "ann", "user")
-    with serve(service) as address:
+    with serve_pages(service) as address:
         first, second = (enter(chromium, address, ann.secret) for _ in range(2))
-        ask(first, "When do you open?")
+        send_and_wait(first, "When do you open?")
         second.reload()
         expect(second.locator("#tb-conversations label")).to_have_text("When do you open?")
         assert [talk.title for talk in service.store.conversations("ann")] == ["When do you open?"]
@@ -471,8 +471,8 @@ def test_on_a_phone_the_list_of_conversations_folds_once_something_is_picked(
 ) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
     engine.answers, engine.pause, engine.busy = ["We do."], 0.01, False
-    with visitor(chromium, url, **phone) as page:
-        ask(page, "Do you ship abroad?")
+    with open_chat(chromium, url, **phone) as page:
+        send_and_wait(page, "Do you ship abroad?")
         for pick in ("#tb-new", "#tb-conversations label"):
             expect(page.locator("#tb-sidebar")).not_to_have_class(re.compile(r"\bopen\b"))
             page.click("#tb-sidebar .toggle-button")

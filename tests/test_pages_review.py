@@ -14,7 +14,7 @@ from feedback.exemplars import find_approved
 from feedback.messages import Speaker
 from feedback.review import queue
 from feedback.review.decisions import decide, decision_on
-from tests.fakes.scripted_engine import ScriptedEngine, open_service, serve
+from tests.fakes.scripted_engine import ScriptedEngine, open_service, serve_pages
 
 if TYPE_CHECKING:
     from chatbot.service import Service
@@ -33,7 +33,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> "Service":
 
 @pytest.fixture(scope="module")
 def url(service: "Service") -> Iterator[str]:
-    with serve(service) as address:
+    with serve_pages(service) as address:
         yield f"{address}/review"
 
 

@@ -10,8 +10,8 @@ from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.local.prefix_cache import Prefix, PrefixCache
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.engine.stream import Stream
-from tests.fixtures.reference_model import QUESTIONS, Oracle, start
-from tests.fixtures.waiting import finish, until
+from tests.fixtures.reference_model import QUESTIONS, Oracle, start_engine
+from tests.fixtures.waiting import wait_for_text, wait_until
 
 
 def talk(engine: LocalEngine, oracle: Oracle, voice: str, turns: int) -> list[list[int]]:
@@ -19,7 +19,7 @@ def talk(engine: LocalEngine, oracle: Oracle, voice: str, turns: int) -> list[li
     prompt, said = oracle.prompt(QUESTIONS[0]), []
     for turn in range(turns):
         stream = engine.submit(Request(prompt, voice, Sampling(max_tokens=9)))
-        finish(stream)
+        wait_for_text(stream)
         said.append(stream.ids)
         prompt = [*prompt, *stream.ids, *oracle.prompt(QUESTIONS[turn % 3 + 1])]
     return said
@@ -28,7 +28,7 @@ def talk(engine: LocalEngine, oracle: Oracle, voice: str, turns: int) -> list[li
 def test_a_later_turn_reads_only_what_is_new_and_says_the_same(any_oracle: Oracle) -> None:
     counts, said = [], []
     for megabytes in (0, 64):
-        engine = start(any_oracle, prefix_mb=megabytes)
+        engine = start_engine(any_oracle, prefix_mb=megabytes)
         said.append([talk(engine, any_oracle, voice, 4) for voice in any_oracle.voices])
         counts.append(engine.stats())
         engine.close()
@@ -48,20 +48,20 @@ def test_the_same_prompt_again_reads_its_last_token_only(
     for _ in range(2):
         before = engine.stats()["prompt"]
         stream = engine.submit(oracle.request(QUESTIONS[1], BASE))
-        finish(stream)
+        wait_for_text(stream)
         assert stream.ids == oracle.answer(QUESTIONS[1], BASE)
     assert engine.stats()["prompt"] == before + 1
 
 
 def test_what_an_unloaded_adapter_has_read_leaves_with_it(oracle: Oracle) -> None:
-    engine = start(oracle)
+    engine = start_engine(oracle)
     name = next(iter(oracle.adapters))
-    finish(engine.submit(oracle.request(QUESTIONS[1], name)))
-    finish(engine.submit(oracle.request(QUESTIONS[2], name)))
+    wait_for_text(engine.submit(oracle.request(QUESTIONS[1], name)))
+    wait_for_text(engine.submit(oracle.request(QUESTIONS[2], name)))
     assert engine.stats()["memory"]["prefixes"] > 0
     engine.unload(name)
-    until(lambda: name not in engine.stats()["adapters"])
-    finish(engine.submit(oracle.request(QUESTIONS[2], BASE)))
+    wait_until(lambda: name not in engine.stats()["adapters"])
+    wait_for_text(engine.submit(oracle.request(QUESTIONS[2], BASE)))
     assert engine.stats()["memory"]["prefixes"] == 0
     engine.close()
 
@@ -104,14 +104,14 @@ def test_who_goes_on_alone_is_found_in_place_and_nothing_is_copied(
 def test_after_a_pause_nobody_waits_for_a_copy(oracle: Oracle, engine: LocalEngine) -> None:
     asked = [oracle.request(question, BASE) for question in QUESTIONS[:2]]
     first = engine.submit(asked[0])
-    finish(first)
-    until(
+    wait_for_text(first)
+    wait_until(
         lambda: not engine.scheduler.has_deferred_copy and engine.stats()["memory"]["prefixes"] > 0
     )
     kept = engine.stats()["memory"]["prefixes"]
-    finish(engine.submit(Request([*asked[0].prompt_ids, *first.ids, 9], BASE)))
+    wait_for_text(engine.submit(Request([*asked[0].prompt_ids, *first.ids, 9], BASE)))
     assert engine.stats()["recalled"] == len(asked[0].prompt_ids) + len(first.ids) - 1
-    finish(engine.submit(asked[1]))
+    wait_for_text(engine.submit(asked[1]))
     assert engine.stats()["memory"]["prefixes"] > kept
 
 
@@ -119,11 +119,11 @@ def test_what_a_row_holds_is_kept_when_another_comes_there(
     oracle: Oracle, engine: LocalEngine
 ) -> None:
     first = engine.submit(oracle.request(QUESTIONS[1], BASE))
-    finish(first)
-    finish(engine.submit(oracle.request(QUESTIONS[2], BASE)))
+    wait_for_text(first)
+    wait_for_text(engine.submit(oracle.request(QUESTIONS[2], BASE)))
     before = engine.stats()["prompt"]
     more = [*oracle.prompt(QUESTIONS[1]), *first.ids, 9]
-    finish(engine.submit(Request(more, BASE, Sampling(max_tokens=3))))
+    wait_for_text(engine.submit(Request(more, BASE, Sampling(max_tokens=3))))
     assert engine.stats()["prompt"] == before + 2, "its last token and the new one"
 
 
@@ -134,25 +134,25 @@ def test_of_two_that_end_both_are_remembered(
     asked = [oracle.request(QUESTIONS[n], BASE, most) for n, most in enumerate(tokens)]
     streams = [engine.submit(request) for request in asked]
     for stream in streams:
-        finish(stream)
+        wait_for_text(stream)
     before = engine.stats()["prompt"]
     for request, stream in zip(asked, streams, strict=True):
         more = [*request.prompt_ids, *stream.ids, 9]
-        finish(engine.submit(Request(more, BASE, Sampling(max_tokens=3))))
+        wait_for_text(engine.submit(Request(more, BASE, Sampling(max_tokens=3))))
     assert engine.stats()["prompt"] == before + 4, "of each its last token and the new one"
 
 
 def test_who_is_cancelled_in_a_prompt_leaves_nothing(oracle: Oracle) -> None:
-    engine = start(oracle, chunk=4, slots=2)
+    engine = start_engine(oracle, chunk=4, slots=2)
     asked = oracle.request(QUESTIONS[0], BASE)
-    finish(engine.submit(asked))
+    wait_for_text(engine.submit(asked))
     going_on = Request([*asked.prompt_ids[:-1], *oracle.prompt(QUESTIONS[1]) * 8])
     reading = engine.submit(going_on)
-    until(lambda: engine.stats()["recalls"] == 1)
+    wait_until(lambda: engine.stats()["recalls"] == 1)
     reading.cancel()
     assert reading.wait(5) and not reading.ids
     again = engine.submit(asked)
-    finish(again)
+    wait_for_text(again)
     assert again.ids == oracle.answer(QUESTIONS[0], BASE)
     engine.close()
 
@@ -167,7 +167,7 @@ def converse(engine: LocalEngine, oracle: Oracle, chance: Random) -> dict[tuple[
         number = chance.randrange(6)
         if number in running:
             stream = running.pop(number)
-            said[number, turns[number]] = finish(stream)
+            said[number, turns[number]] = wait_for_text(stream)
             prompts[number] += [*stream.ids, *oracle.prompt(QUESTIONS[turns[number] % 3 + 3])]
             turns[number] += 1
         elif turns[number] < 4:
@@ -185,7 +185,7 @@ def test_conversations_in_any_order_say_what_they_say_without_a_memory(
 ) -> None:
     said = []
     for megabytes in (0, 64):
-        engine = start(oracle, slots=3, chunk=7, prefix_mb=megabytes)
+        engine = start_engine(oracle, slots=3, chunk=7, prefix_mb=megabytes)
         said.append(converse(engine, oracle, Random(seed)))
         recalls = engine.stats()["recalls"]
         engine.close()

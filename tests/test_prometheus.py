@@ -17,10 +17,10 @@ from chatbot.service import Service
 from chatbot.webhooks.delivery import WebhookDelivery, WebhookSettings
 from feedback.review.decisions import decide
 from feedback.store import Store
-from tests.fixtures.conversations import answer
-from tests.fixtures.http_server import serving
+from tests.fixtures.conversations import add_answer
+from tests.fixtures.http_server import serve_app
 from tests.fixtures.tiny_models import write_adapter
-from tests.fixtures.turns import reply
+from tests.fixtures.turns import begin_turn
 
 ASK = [{"role": "user", "content": "When do you open?"}]
 
@@ -33,7 +33,7 @@ def http(service: Service) -> Iterator[httpx.Client]:
     app.include_router(api.router(service))
     app.include_router(monitoring.router(service, backlog(service)))
     app.include_router(api.not_found_router())
-    with serving(app) as address, httpx.Client(base_url=address, timeout=60) as client:
+    with serve_app(app) as address, httpx.Client(base_url=address, timeout=60) as client:
         yield client
 
 
@@ -43,11 +43,11 @@ def backlog(service: Service) -> WebhookDelivery:
 
 def figures(http: httpx.Client) -> dict[str, float]:
     """Each sample by its name, with its labels if it has any."""
-    answer = http.get("/metrics")
-    assert answer.headers["content-type"].startswith("text/plain; version=")
+    response = http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
     return {
         sample.name + (f"{sorted(sample.labels.items())}" if sample.labels else ""): sample.value
-        for family in text_string_to_metric_families(answer.text)
+        for family in text_string_to_metric_families(response.text)
         for sample in family.samples
     }
 
@@ -98,7 +98,9 @@ def test_an_answer_that_a_reviewer_gave_is_no_figure_of_the_models(
 def test_who_waits_and_who_is_refused_is_seen(http: httpx.Client, service: Service) -> None:
     sampling = api.ChatRequest.model_validate({"messages": ASK, "max_tokens": 4000})
     turns = [
-        reply(service, Question("Go", "ann", sampling=sampling.sampling(service.chat_settings)))
+        begin_turn(
+            service, Question("Go", "ann", sampling=sampling.sampling(service.chat_settings))
+        )
         for _ in range(8)
     ]
     assert ask(http).status_code == 429
@@ -119,7 +121,7 @@ def test_feedback_is_counted_by_kind_whoever_keeps_it(http: httpx.Client, servic
     thumbs = by("talkback_feedback_total", kind="thumb")
     assert figures(http)[thumbs] == 2
     other = Store(service.home.db)
-    other.add_feedback(answer(other, "Hello?"), "eve", "comment", {"text": "Hm."})
+    other.add_feedback(add_answer(other, "Hello?"), "eve", "comment", {"text": "Hm."})
     other.close()
     for _ in range(2):
         after = figures(http)
@@ -181,7 +183,7 @@ def test_a_handler_that_fails_is_counted_too(service: Service) -> None:
     errors.add_error_handlers(app)
     app.add_middleware(monitoring.RequestCountMiddleware, metrics=service.metrics)
     app.add_api_route("/broken", lambda: 1 / 0)
-    with serving(app) as address:
+    with serve_app(app) as address:
         assert httpx.get(f"{address}/broken").status_code == 500
     labels = {"method": "GET", "route": "/broken", "status": "500"}
     (requests,) = service.metrics.requests.collect()
@@ -208,7 +210,7 @@ def test_a_database_that_cannot_be_written_is_not_ready(service: Service) -> Non
 
 
 def test_looking_at_the_database_changes_nothing_and_is_tried_once_a_second(store: Store) -> None:
-    answer(store, "Hello?")
+    add_answer(store, "Hello?")
     before = [store.counts(), store.row("pragma user_version")[0]]  # type: ignore[index]
     database = monitoring.WriteProbe(store)
     assert database.error() == ""

@@ -15,8 +15,8 @@ from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream
 from chatbot.model.base import STARTER, end_token_ids, load_base
 from chatbot.prompt import fit_prompt
-from tests.fixtures.reference_model import QUESTIONS, Oracle, start
-from tests.fixtures.shop_corrections import facts
+from tests.fixtures.reference_model import QUESTIONS, Oracle, start_engine
+from tests.fixtures.shop_corrections import load_facts
 
 KINDS = [
     "torch",
@@ -61,7 +61,7 @@ def test_after_a_guess_the_next_has_twice_as_many_tokens_as_were_right() -> None
 
 def said(oracle: Oracle, requests: list[Request], **settings: int) -> list[Stream]:
     """What a new engine answers, up to `FEW` requests at a time."""
-    engine = start(oracle, **settings)
+    engine = start_engine(oracle, **settings)
     streams: list[Stream] = []
     for first in range(0, len(requests), MAX_SPECULATING):
         now = [engine.submit(request) for request in requests[first : first + MAX_SPECULATING]]
@@ -125,7 +125,7 @@ def test_what_a_guess_got_wrong_is_not_remembered(
     """The next turn goes on from what was said, not from what was guessed."""
     monkeypatch.setattr(Sequence, "propose_draft", lambda *_: [9, 9, 9])
     asked = Request(oracle.prompt(QUESTIONS[0]), oracle.voices[1], Sampling(max_tokens=13))
-    engine = start(oracle)
+    engine = start_engine(oracle)
     first = engine.submit(asked)
     assert first.wait(60)
     more = [*asked.prompt_ids, *first.ids, *oracle.prompt(QUESTIONS[1])]
@@ -150,7 +150,7 @@ def test_no_guess_goes_beyond_the_room_there_is(
     monkeypatch.setattr(Sequence, "propose_draft", watched)
     again = [5, 6, 7, 8]
     for tokens in range(2, 14):
-        engine = start(oracle, max_length=64)
+        engine = start_engine(oracle, max_length=64)
         # Nothing but 5 and 6 can be said: they have stood together before.
         bias = tuple((token, 100.0) for token in (5, 6))
         prompt = (again * 16)[: 64 - tokens]
@@ -166,7 +166,7 @@ def test_no_guess_goes_beyond_the_room_there_is(
 def test_many_streams_leave_no_room_for_guesses(
     oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = start(oracle, slots=MAX_SPECULATING + 1)
+    engine = start_engine(oracle, slots=MAX_SPECULATING + 1)
     together: list[int] = []
     monkeypatch.setattr(
         Sequence,
@@ -190,7 +190,7 @@ def test_an_approved_answer_is_repeated_in_a_third_of_the_steps(kind: str) -> No
         settings = EngineSettings(kind=kind, threads=1, prompt_lookup=most)
         engine = LocalEngine(base, settings)
         texts = []
-        for fact in facts()[:10]:
+        for fact in load_facts()[:10]:
             answer = fact.answer.replace(fact.fact, "half past ten")
             shown = [(fact.question, answer)]
             ids, _ = fit_prompt(base.tokenizer, "", [], fact.paraphrases[0], shown, 900)

@@ -20,7 +20,7 @@ from chatbot.service import Service
 from feedback.db.database import StoreError
 from feedback.messages import BadMessageError, NotFoundError, Speaker
 from feedback.review.decisions import decide
-from tests.fixtures.turns import reply, whole_turn
+from tests.fixtures.turns import begin_turn, whole_turn
 
 SHORT = Sampling(max_tokens=12)
 LONG = Sampling(max_tokens=4000)
@@ -103,7 +103,7 @@ def test_a_question_that_is_too_long_alone_is_refused_and_not_kept(service: Serv
 
 def test_a_retry_is_a_sibling_and_livelier(service: Service) -> None:
     first = whole_turn(service, "Hello")
-    again = reply(service, Question("", "ann", retry_of=first.message_id))
+    again = begin_turn(service, Question("", "ann", retry_of=first.message_id))
     for delta in again:
         if delta:
             again.cancel()
@@ -173,15 +173,15 @@ def test_nobody_talks_in_anothers_conversation(service: Service) -> None:
     first = whole_turn(service, "My secret")
     talk, answer = first.conversation_id, first.message_id
     with pytest.raises(ForbiddenError):
-        reply(service, Question("And?", "bob", conversation_id=talk, parent_id=answer))
+        begin_turn(service, Question("And?", "bob", conversation_id=talk, parent_id=answer))
     with pytest.raises(ForbiddenError):
-        reply(service, Question("And?", "bob", parent_id=answer))
+        begin_turn(service, Question("And?", "bob", parent_id=answer))
     with pytest.raises(ForbiddenError):
-        reply(service, Question("", "bob", retry_of=answer))
+        begin_turn(service, Question("", "bob", retry_of=answer))
     own = whole_turn(service, "Hello")
     with pytest.raises(BadMessageError):
         there = own.conversation_id
-        reply(service, Question("And?", "ann", conversation_id=there, parent_id=answer))
+        begin_turn(service, Question("And?", "ann", conversation_id=there, parent_id=answer))
     assert service.store.counts()["messages"] == 4
 
 
@@ -204,7 +204,7 @@ def test_when_all_slots_are_taken_nothing_is_kept(service: Service) -> None:
     endless = replace(
         LONG, logit_bias=tuple((token, -100.0) for token in end_token_ids(service.base))
     )
-    running = [reply(service, Question(f"Go {n}", "ann", sampling=endless)) for n in range(8)]
+    running = [begin_turn(service, Question(f"Go {n}", "ann", sampling=endless)) for n in range(8)]
     with pytest.raises(EngineBusyError):
         whole_turn(service, "One more")
     kept = service.store.counts()["messages"]

@@ -14,7 +14,7 @@ from feedback.settings import Home, check_tables
 from feedback.store import Store
 from talkback.cli import TABLES
 from talkback.cycle import CycleSettings
-from tests.fixtures.server_process import Server
+from tests.fixtures.server_process import ServerProcess
 from training.recipe import Recipe
 from training.train import check_recipe
 
@@ -27,7 +27,7 @@ def blocks(language: str = "") -> list[str]:
     return [text for named, text in found if named == language]
 
 
-def curl(command: str, server: Server) -> dict[str, object]:
+def curl(command: str, server: ServerProcess) -> dict[str, object]:
     """Run a request of the README against this server; its JSON."""
     line = command.replace("\\\n", " ").replace("http://127.0.0.1:8000", server.url)
     words = shlex.split(line)
@@ -60,7 +60,7 @@ def test_the_settings_are_read(home: Home) -> None:
     assert decode_secret(WebhookSettings.read(home).secret)
 
 
-def test_the_requests_are_answered(server: Server) -> None:
+def test_the_requests_are_answered(server: ServerProcess) -> None:
     ask, *rate = (block for block in blocks() if block.startswith("curl"))
     said = curl(ask, server)
     assert len(rate) == 2
@@ -75,7 +75,7 @@ def test_the_requests_are_answered(server: Server) -> None:
     assert curl(review.replace("tb-…", secret), server)["waiting"] == 1
 
 
-def run_clients(server: Server) -> None:
+def run_clients(server: ServerProcess) -> None:
     """The examples in Python, as they stand; each prints what it was told."""
     examples = blocks("python")
     used = re.findall(r"^from (\w+)", "".join(examples), re.M)

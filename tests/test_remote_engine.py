@@ -32,86 +32,92 @@ from chatbot.question import Question
 from chatbot.rollout import MAX_PINNED
 from chatbot.service import Service
 from feedback.settings import Home, SettingsError
-from tests.fakes.vllm_server import MODEL, Vllm
+from tests.fakes.vllm_server import MODEL, FakeVllm
 from tests.fixtures import tiny_models
-from tests.fixtures.remote_base import LONG, QUESTION, Connect, Serve, World
-from tests.fixtures.turns import reply
-from tests.fixtures.waiting import ended, speaks, until
+from tests.fixtures.remote_base import LONG, QUESTION, Connect, RemoteBase, Serve
+from tests.fixtures.turns import begin_turn
+from tests.fixtures.waiting import wait_for_end, wait_for_first_token, wait_until
 
 # -- One server
 
 
 def test_every_voice_says_what_the_in_process_engine_says(
-    world: World, serve: Serve, connect: Connect
+    remote_base: RemoteBase, serve: Serve, connect: Connect
 ) -> None:
     server = serve()
     engine = connect(server)
     assert isinstance(engine, Engine)
-    for adapter in world.adapters:
+    for adapter in remote_base.adapters:
         engine.load(adapter.name, adapter)
-    assert engine.adapters() == [BASE, *(adapter.name for adapter in world.adapters)]
-    streams = {voice: engine.submit(world.request(voice)) for voice in world.said}
+    assert engine.adapters() == [BASE, *(adapter.name for adapter in remote_base.adapters)]
+    streams = {voice: engine.submit(remote_base.request(voice)) for voice in remote_base.expected}
     for voice, stream in streams.items():
         deltas = list(stream)
-        assert len(deltas) > 1 and "".join(deltas) == stream.text == world.said[voice].text
-        assert stream.ids == world.said[voice].ids
-        assert (stream.finish, stream.error) == (world.said[voice].finish, None)
+        assert (
+            len(deltas) > 1 and "".join(deltas) == stream.text == remote_base.expected[voice].text
+        )
+        assert stream.ids == remote_base.expected[voice].ids
+        assert (stream.finish, stream.error) == (remote_base.expected[voice].finish, None)
         assert stream.completion_tokens == len(stream.ids)
         assert stream.first_token_ms is not None and stream.total_ms is not None
         assert 0 < stream.first_token_ms <= stream.total_ms
-    stats, said = engine.stats(), world.said.values()
+    stats, said = engine.stats(), remote_base.expected.values()
     assert (stats["running"], stats["requests"]) == (0, 3)
     assert stats["prompt"] == sum(stream.prompt_tokens for stream in said)
     assert stats["decoded"] == sum(stream.completion_tokens for stream in said)
 
 
 def test_an_answer_has_the_room_that_the_server_leaves(
-    world: World, serve: Serve, connect: Connect
+    remote_base: RemoteBase, serve: Serve, connect: Connect
 ) -> None:
     server = serve()
     server.room = 100
     engine = connect(server)
-    request = world.request(BASE, LONG)
-    stream = ended(engine.submit(request))
+    request = remote_base.request(BASE, LONG)
+    stream = wait_for_end(engine.submit(request))
     assert engine.max_length == 100 and stream.finish == "length"
     assert len(request.prompt_ids) + stream.completion_tokens == 100
     with pytest.raises(PromptTooLongError, match="100"):
         engine.submit(Request([5] * 100))
 
 
-def test_cancelling_frees_the_servers_side(world: World, serve: Serve, connect: Connect) -> None:
+def test_cancelling_frees_the_servers_side(
+    remote_base: RemoteBase, serve: Serve, connect: Connect
+) -> None:
     server = serve()
     engine = connect(server)
-    stream = speaks(engine.submit(world.request(BASE, LONG)))
+    stream = wait_for_first_token(engine.submit(remote_base.request(BASE, LONG)))
     stream.cancel()
-    assert ended(stream).finish == "cancelled" and stream.text
-    until(lambda: server.running == 0)
+    assert wait_for_end(stream).finish == "cancelled" and stream.text
+    wait_until(lambda: server.running == 0)
     server.held = {MODEL}  # no token comes that could tell the reader to stop
-    waiting = engine.submit(world.request(BASE, LONG))
+    waiting = engine.submit(remote_base.request(BASE, LONG))
     waiting.cancel()
-    assert ended(waiting).finish == "cancelled" and waiting.text == ""
-    until(lambda: server.running == 0)
+    assert wait_for_end(waiting).finish == "cancelled" and waiting.text == ""
+    wait_until(lambda: server.running == 0)
     assert engine.stats()["running"] == 0
 
 
-def test_closing_ends_streams_as_cancelled(world: World, serve: Serve, connect: Connect) -> None:
+def test_closing_ends_streams_as_cancelled(
+    remote_base: RemoteBase, serve: Serve, connect: Connect
+) -> None:
     engine = connect(serve())
-    stream = speaks(engine.submit(world.request(BASE, LONG)))
+    stream = wait_for_first_token(engine.submit(remote_base.request(BASE, LONG)))
     engine.close()
-    assert ended(stream).finish == "cancelled"
+    assert wait_for_end(stream).finish == "cancelled"
     with pytest.raises(EngineClosedError):
-        engine.submit(world.request())
+        engine.submit(remote_base.request())
 
 
 def test_requests_that_make_no_sense_are_not_sent(
-    world: World, serve: Serve, connect: Connect
+    remote_base: RemoteBase, serve: Serve, connect: Connect
 ) -> None:
     server = serve()
     engine = connect(server)
     with pytest.raises(UnknownAdapterError, match="a-unknown"):
-        engine.submit(world.request("a-unknown"))
+        engine.submit(remote_base.request("a-unknown"))
     with pytest.raises(EngineError, match="temperature"):
-        engine.submit(world.request(BASE, Sampling(temperature=-1)))
+        engine.submit(remote_base.request(BASE, Sampling(temperature=-1)))
     with pytest.raises(EngineError, match="empty"):
         engine.submit(Request([]))
     assert server.heard == []
@@ -121,44 +127,49 @@ def test_requests_that_make_no_sense_are_not_sent(
 
 
 def test_an_unloaded_adapter_leaves_the_servers_when_its_last_stream_has_ended(
-    world: World, serve: Serve, connect: Connect
+    remote_base: RemoteBase, serve: Serve, connect: Connect
 ) -> None:
-    server, adapter = serve(), world.adapters[0]
+    server, adapter = serve(), remote_base.adapters[0]
     engine = connect(server)
     engine.load(adapter.name, adapter)
-    stream = speaks(engine.submit(world.request(adapter.name, LONG)))
+    stream = wait_for_first_token(engine.submit(remote_base.request(adapter.name, LONG)))
     engine.unload(adapter.name)
     with pytest.raises(UnknownAdapterError):
-        engine.submit(world.request(adapter.name))
+        engine.submit(remote_base.request(adapter.name))
     time.sleep(0.1)
     assert adapter.name in server.loaded and engine.stats()["adapters"][adapter.name] == 1
     stream.cancel()
-    until(lambda: not server.loaded)
+    wait_until(lambda: not server.loaded)
     engine.load(adapter.name, adapter)
-    assert ended(engine.submit(world.request(adapter.name))).text == world.said[adapter.name].text
+    assert (
+        wait_for_end(engine.submit(remote_base.request(adapter.name))).text
+        == remote_base.expected[adapter.name].text
+    )
 
 
 @pytest.mark.parametrize("damage", ["nan", "hash", "shape"])
 def test_a_damaged_adapter_is_refused_before_a_server_hears_of_it(
-    world: World, serve: Serve, connect: Connect, tmp_path: Path, damage: str
+    remote_base: RemoteBase, serve: Serve, connect: Connect, tmp_path: Path, damage: str
 ) -> None:
     server = serve()
     engine = connect(server)
-    folder = tiny_models.write_adapter(tmp_path, load_base(str(world.folder)), seed=9)
+    folder = tiny_models.write_adapter(tmp_path, load_base(str(remote_base.folder)), seed=9)
     weights = load_file(folder / lora.WEIGHTS_FILE)
     name = next(name for name in weights if "lora_B" in name)
     weights[name] = weights[name][1:] if damage == "shape" else weights[name] * torch.nan
     save_file(weights, folder / lora.WEIGHTS_FILE)
     if damage != "hash":
-        folder = folder.rename(tmp_path / lora.write_manifest(folder, world.base))
+        folder = folder.rename(tmp_path / lora.write_manifest(folder, remote_base.base))
     with pytest.raises(AdapterError):
         engine.load(folder.name, folder)
     assert server.heard == [] and engine.adapters() == [BASE]
-    assert ended(engine.submit(world.request())).text == world.said[BASE].text
+    assert (
+        wait_for_end(engine.submit(remote_base.request())).text == remote_base.expected[BASE].text
+    )
 
 
 def test_an_adapter_of_another_base_is_refused(
-    world: World, serve: Serve, connect: Connect, tmp_path: Path
+    remote_base: RemoteBase, serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
     other = load_base(str(tiny_models.write_model(tmp_path / "other", seed=5)))
     folder = tiny_models.write_adapter(tmp_path, other)
@@ -167,25 +178,25 @@ def test_an_adapter_of_another_base_is_refused(
 
 
 def test_adapters_are_found_where_the_servers_see_them(
-    world: World, serve: Serve, connect: Connect, tmp_path: Path
+    remote_base: RemoteBase, serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
-    server, adapter = serve(), world.adapters[0]
+    server, adapter = serve(), remote_base.adapters[0]
     (tmp_path / "mnt").symlink_to(adapter.parent)
     engine = connect(server, adapters_path=f"{tmp_path}/mnt/")
     engine.load(adapter.name, adapter)
     assert server.loaded == {adapter.name: f"{tmp_path}/mnt/{adapter.name}"}
     lost = connect(server, adapters_path="/nowhere")
     with pytest.raises(AdapterError, match=r"/nowhere.*adapters_path"):
-        lost.load(world.adapters[1].name, world.adapters[1])
+        lost.load(remote_base.adapters[1].name, remote_base.adapters[1])
 
 
 # -- The start
 
 
 def test_settings_that_cannot_work_are_one_clear_error_at_the_start(
-    world: World, serve: Serve, connect: Connect
+    remote_base: RemoteBase, serve: Serve, connect: Connect
 ) -> None:
-    def error(*servers: Vllm, **settings: Any) -> str:
+    def error(*servers: FakeVllm, **settings: Any) -> str:
         with pytest.raises(EngineError) as caught:
             connect(*servers, **settings)
         return str(caught.value)
@@ -198,17 +209,17 @@ def test_settings_that_cannot_work_are_one_clear_error_at_the_start(
     server.kill()
     assert f"{server.url} does not answer" in error(server)
     with pytest.raises(EngineError, match="gpu1:8000"):
-        factory.start(EngineSettings(urls=["gpu1:8000"]), str(world.folder))
+        factory.start(EngineSettings(urls=["gpu1:8000"]), str(remote_base.folder))
 
 
 def test_auto_picks_the_servers_where_there_are_some(
-    world: World, serve: Serve, home: Home, monkeypatch: pytest.MonkeyPatch
+    remote_base: RemoteBase, serve: Serve, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home.toml.write_text(f'[engine]\nthreads = 1\nurls = ["{serve().url}/v1/"]\n')
     kinds = {}
     for kind in ("auto", "torch", "remote"):
         monkeypatch.setenv("TALKBACK_ENGINE_KIND", kind)
-        base, engine = factory.start(EngineSettings.read(home), str(world.folder))
+        base, engine = factory.start(EngineSettings.read(home), str(remote_base.folder))
         kinds[kind] = (type(engine), base.model.device.type)
         engine.close()
     remote = (RemoteEngine, "meta")
@@ -231,14 +242,14 @@ def test_the_settings_of_the_scale_page_are_read(home: Home) -> None:
 
 
 @pytest.fixture
-def open_service(home: Home, world: World) -> Iterator[Callable[..., Service]]:
+def open_service(home: Home, remote_base: RemoteBase) -> Iterator[Callable[..., Service]]:
     """Opens services on one home, each with connections of its own."""
     with ExitStack() as running:
 
-        def start(*servers: Vllm, more: str = "") -> Service:
+        def start(*servers: FakeVllm, more: str = "") -> Service:
             urls = ", ".join(f'"{server.url}"' for server in servers)
             home.toml.write_text(f"[engine]\nurls = [{urls}]\n{more}")
-            service = Service.open(home, str(world.folder))
+            service = Service.open(home, str(remote_base.folder))
             running.callback(service.close)
             return service
 
@@ -250,13 +261,13 @@ Open = Callable[..., Service]
 
 def told(service: Service) -> tuple[str, str]:
     """Who speaks and what is said."""
-    turn = reply(service, Question(QUESTION, "ann", sampling=Sampling(max_tokens=24)))
+    turn = begin_turn(service, Question(QUESTION, "ann", sampling=Sampling(max_tokens=24)))
     text = "".join(turn)
     return turn.speaker.adapter, text
 
 
 def test_a_promotion_is_followed_by_all_services_within_a_second_and_drops_nothing(
-    world: World, serve: Serve, open_service: Open
+    remote_base: RemoteBase, serve: Serve, open_service: Open
 ) -> None:
     servers = [serve(), serve()]
     services = [open_service(*servers), open_service(*servers)]
@@ -265,54 +276,56 @@ def test_a_promotion_is_followed_by_all_services_within_a_second_and_drops_nothi
     for server in servers:
         server.held = {first}
     running = [
-        reply(service, Question(QUESTION, "ann", sampling=Sampling(max_tokens=24)))
+        begin_turn(service, Question(QUESTION, "ann", sampling=Sampling(max_tokens=24)))
         for service in services
         for _ in range(2)
     ]
     new = services[0].registry.register(
-        tiny_models.write_adapter(services[0].home.adapters, load_base(str(world.folder)), seed=1)
+        tiny_models.write_adapter(
+            services[0].home.adapters, load_base(str(remote_base.folder)), seed=1
+        )
     )
     services[0].registry.promote(new, "person", "ann", "try")
-    seconds = until(lambda: all(service.speaking == new for service in services))
+    seconds = wait_until(lambda: all(service.speaking == new for service in services))
     assert seconds < 5, "a quiet machine takes half a second"
     for service in services:
-        assert told(service) == (new, world.said[new].text)
+        assert told(service) == (new, remote_base.expected[new].text)
     for server in servers:
         server.held = set()
     for turn in running:
         heard = "".join(turn)
-        assert heard == world.said[BASE].text  # adapter 0 equals the base
+        assert heard == remote_base.expected[BASE].text  # adapter 0 equals the base
         assert turn.speaker.adapter == first and turn.speaker.finish in ("length", "stop")
     for server in servers:
-        until(lambda server=server: set(server.loaded) == {new})  # type: ignore[misc]
+        wait_until(lambda server=server: set(server.loaded) == {new})  # type: ignore[misc]
 
 
 def test_a_promotion_waits_for_servers_that_are_down(
-    world: World, serve: Serve, open_service: Open
+    remote_base: RemoteBase, serve: Serve, open_service: Open
 ) -> None:
     server = serve()
     service = open_service(server)
     first = service.speaking
     server.kill()
     new = service.registry.register(
-        tiny_models.write_adapter(service.home.adapters, load_base(str(world.folder)), seed=1)
+        tiny_models.write_adapter(service.home.adapters, load_base(str(remote_base.folder)), seed=1)
     )
     service.registry.promote(new, "person", "ann", "try")
-    until(lambda: "has to wait" in service.warning)
+    wait_until(lambda: "has to wait" in service.warning)
     assert service.speaking == first
     server.start()
-    until(lambda: service.speaking == new)
-    assert told(service) == (new, world.said[new].text) and service.warning == ""
+    wait_until(lambda: service.speaking == new)
+    assert told(service) == (new, remote_base.expected[new].text) and service.warning == ""
 
 
 def test_a_server_without_adapters_speaks_as_the_base_and_people_are_told_why(
-    world: World, serve: Serve, open_service: Open
+    remote_base: RemoteBase, serve: Serve, open_service: Open
 ) -> None:
     server = serve(lora=False)
     server.mute = True
     service = open_service(server, more='prompt = "text"\n')
     assert "--enable-lora" in service.warning and service.speaking == BASE
-    assert told(service) == (BASE, world.said[BASE].text)
+    assert told(service) == (BASE, remote_base.expected[BASE].text)
     body = server.completions()[-1]
     assert isinstance(body["prompt"], str) and body["prompt"].startswith("<|im_start|>user")
     assert not {"top_k", "min_p", "stop_token_ids", "return_token_ids"} & body.keys()

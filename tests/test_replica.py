@@ -7,18 +7,18 @@ import pytest
 
 from chatbot.engine.protocol import BASE, EngineError
 from chatbot.engine.remote.replica import events
-from tests.fixtures.async_thread import run
-from tests.fixtures.remote_base import LONG, Connect, Serve, World
+from tests.fixtures.async_thread import run_in_thread
+from tests.fixtures.remote_base import LONG, Connect, RemoteBase, Serve
 
 
 def test_what_the_server_refuses_is_told_in_its_words(
-    world: World, serve: Serve, connect: Connect
+    remote_base: RemoteBase, serve: Serve, connect: Connect
 ) -> None:
     server = serve()
     engine = connect(server)
     server.room = 30
     with pytest.raises(EngineError, match="maximum context length is 30"):
-        engine.submit(world.request(BASE, LONG))
+        engine.submit(remote_base.request(BASE, LONG))
 
 
 async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
@@ -36,7 +36,7 @@ def test_events_are_cut_at_line_feeds_only_wherever_the_network_cuts_them() -> N
 
     data = text.encode()
     for cut in range(len(data)):
-        found = run(read(data[:cut], data[cut:]))
+        found = run_in_thread(read(data[:cut], data[cut:]))
         assert found == [{"text": "a\u2028b\u0085c"}, {"text": "d"}]
     with pytest.raises(EngineError, match="no event"):
-        run(read(b"data: nonsense\n"))
+        run_in_thread(read(b"data: nonsense\n"))

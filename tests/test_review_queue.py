@@ -11,7 +11,7 @@ from feedback.review.decisions import BadDecisionError, decide, decision_on
 from feedback.review.queue import count_pending, list_pending
 from feedback.store import Store
 from tests.fixtures import public_data
-from tests.fixtures.conversations import SPEAKER, answer, retry
+from tests.fixtures.conversations import SPEAKER, add_answer, add_retry
 
 
 @pytest.fixture
@@ -31,14 +31,14 @@ def edit(store: Store, id: str, text: str, person: str = "ann") -> str:
 
 
 def test_an_answer_that_nobody_minds_does_not_wait(store: Store) -> None:
-    id = answer(store, "Open?")
+    id = add_answer(store, "Open?")
     store.add_feedback(id, "ann", "thumb", {"up": True})
     store.add_feedback(id, "ann", "signal", {"name": "copy"})
     assert list_pending(store) == [] and count_pending(store) == 0
 
 
 def test_an_item_shows_all_that_a_reviewer_needs(store: Store) -> None:
-    id = answer(store, "And on Sundays?", "No.", earlier=[("Open?", "Yes.")])
+    id = add_answer(store, "And on Sundays?", "No.", earlier=[("Open?", "Yes.")])
     down(store, id, "ann", reasons=("too short",))
     down(store, id, "bob", reasons=("not correct", "too short"))
     edit(store, edit(store, id, "At ten."), "At eleven.")
@@ -60,7 +60,7 @@ def test_an_item_shows_all_that_a_reviewer_needs(store: Store) -> None:
 
 
 def test_edits_go_before_thumbs_and_more_thumbs_before_fewer(store: Store) -> None:
-    commented, one, edited, two = (answer(store, f"Question {n}?") for n in range(4))
+    commented, one, edited, two = (add_answer(store, f"Question {n}?") for n in range(4))
     store.add_feedback(commented, "ann", "comment", {"text": "Hm."})
     down(store, one, "ann")
     edit(store, edited, "Better.")
@@ -77,21 +77,21 @@ def test_edits_go_before_thumbs_and_more_thumbs_before_fewer(store: Store) -> No
 
 def test_a_thumb_taken_back_or_turned_does_not_wait(store: Store) -> None:
     for up in (True, None):
-        id = down(store, answer(store, "Open?"), "ann")
+        id = down(store, add_answer(store, "Open?"), "ann")
         store.add_feedback(id, "ann", "thumb", {"up": up})
     assert list_pending(store) == []
 
 
 @pytest.mark.parametrize("action", ["approve", "correct", "reject"])
 def test_a_decided_answer_leaves_the_queue(store: Store, action: str) -> None:
-    id = edit(store, down(store, answer(store, "Open?"), "ann"), "From 9.")
+    id = edit(store, down(store, add_answer(store, "Open?"), "ann"), "From 9.")
     decide(store, id, "rita", action, "From 9 to 6." if action == "correct" else None)
     down(store, id, "bob")
     assert list_pending(store) == [] and count_pending(store) == 0
 
 
 def test_a_new_edit_after_a_decision_reopens(store: Store) -> None:
-    id = edit(store, answer(store, "Open?"), "From 9.")
+    id = edit(store, add_answer(store, "Open?"), "From 9.")
     decide(store, id, "rita", "approve")
     edit(store, id, "From 9.", "bob")
     assert list_pending(store) == []
@@ -102,7 +102,7 @@ def test_a_new_edit_after_a_decision_reopens(store: Store) -> None:
 
 
 def test_approving_an_edit_makes_it_the_right_answer(store: Store) -> None:
-    id = edit(store, edit(store, answer(store, "Open?"), "From 8."), "From 9.", "bob")
+    id = edit(store, edit(store, add_answer(store, "Open?"), "From 8."), "From 9.", "bob")
     decision = decide(store, id, "rita", "approve", note="checked")
     assert (decision.answer, decision.reviewer, decision.note) == ("From 9.", "rita", "checked")
     assert decision_on(store, id) == decision
@@ -111,12 +111,12 @@ def test_approving_an_edit_makes_it_the_right_answer(store: Store) -> None:
 
 
 def test_approving_without_an_edit_makes_the_answer_itself_right(store: Store) -> None:
-    id = down(store, answer(store, "Open?", "From 9."), "ann")
+    id = down(store, add_answer(store, "Open?", "From 9."), "ann")
     assert decide(store, id, "rita", "approve").answer == "From 9."
 
 
 def test_what_is_approved_is_what_the_reviewer_saw(store: Store) -> None:
-    id = edit(store, answer(store, "Open?"), "From 9.")
+    id = edit(store, add_answer(store, "Open?"), "From 9.")
     edit(store, id, "Never.", "mallory")
     with pytest.raises(BadDecisionError, match="not the newest one any more"):
         decide(store, id, "rita", "approve", "From 9.")
@@ -124,22 +124,22 @@ def test_what_is_approved_is_what_the_reviewer_saw(store: Store) -> None:
 
 
 def test_correcting_needs_a_text(store: Store) -> None:
-    id = answer(store, "Open?")
+    id = add_answer(store, "Open?")
     for text in (None, "", "  \n"):
         with pytest.raises(BadDecisionError, match="empty; correct it with a text"):
             decide(store, id, "rita", "correct", text)
     with pytest.raises(BadDecisionError, match="empty"):
-        decide(store, answer(store, "Open?", ""), "rita", "approve")
+        decide(store, add_answer(store, "Open?", ""), "rita", "approve")
 
 
 def test_rejecting_approves_nothing(store: Store) -> None:
-    id = edit(store, answer(store, "Open?"), "Never.")
+    id = edit(store, add_answer(store, "Open?"), "Never.")
     assert decide(store, id, "rita", "reject").answer is None
     assert active_answers(store) == []
 
 
 def test_a_later_decision_replaces_the_earlier(store: Store) -> None:
-    id = answer(store, "Open?")
+    id = add_answer(store, "Open?")
     for text in ("From 9.", "From 10."):
         decide(store, id, "rita", "correct", text)
     assert [one.answer for one in active_answers(store)] == ["From 10."]
@@ -149,13 +149,13 @@ def test_a_later_decision_replaces_the_earlier(store: Store) -> None:
 
 def test_the_same_question_elsewhere_has_one_approved_answer(store: Store) -> None:
     for question, text in (("Are you open?", "From 9."), ("are you OPEN", "From 10.")):
-        decide(store, answer(store, question), "rita", "correct", text)
+        decide(store, add_answer(store, question), "rita", "correct", text)
     assert [one.answer for one in active_answers(store)] == ["From 10."]
 
 
 def test_follow_ups_to_different_turns_do_not_replace_each_other(store: Store) -> None:
     for before, text in (("When do you open?", "At 11."), ("Do you deliver?", "No.")):
-        id = answer(store, "And on Sundays?", earlier=[(before, "Yes.")])
+        id = add_answer(store, "And on Sundays?", earlier=[(before, "Yes.")])
         decide(store, id, "rita", "correct", text)
     assert {one.answer for one in active_answers(store)} == {"At 11.", "No."}
 
@@ -164,16 +164,16 @@ def test_follow_ups_to_different_turns_do_not_replace_each_other(store: Store) -
 def test_deciding_against_an_approved_answer_as_given_withdraws_it(
     store: Store, action: str
 ) -> None:
-    decide(store, answer(store, "Are you open on Sundays?"), "rita", "correct", "At 11.")
+    decide(store, add_answer(store, "Are you open on Sundays?"), "rita", "correct", "At 11.")
     speaker = Speaker("a-1", "tiny", source="approved", exemplars=[active_answers(store)[0].id])
-    given = answer(store, "Are you open on Sunadys?", "At 11.", speaker=speaker)
+    given = add_answer(store, "Are you open on Sunadys?", "At 11.", speaker=speaker)
     decide(store, given, "rita", action, "At 12." if action == "correct" else None)
     expected = ["At 12."] if action == "correct" else []
     assert [one.answer for one in active_answers(store)] == expected
 
 
 def test_a_decision_is_kept_whole_or_not_at_all(store: Store) -> None:
-    id = answer(store, "Open?")
+    id = add_answer(store, "Open?")
     with store.write() as db:
         db.execute("drop table approved_fts")
     with pytest.raises(Exception, match="approved_fts"):
@@ -206,22 +206,22 @@ def test_a_decision_that_cannot_be_is_refused(
     error: type[Exception],
     message: str,
 ) -> None:
-    id = answer(store, "Open?")
+    id = add_answer(store, "Open?")
     with pytest.raises(error, match=message):
         decide(store, of(store, id), "rita", action)
 
 
 def test_each_answer_waits_by_itself(store: Store) -> None:
-    first = edit(store, answer(store, "Open?"), "From 9.")
-    second = edit(store, retry(store, first, "Never.", SPEAKER), "From 9.")
+    first = edit(store, add_answer(store, "Open?"), "From 9.")
+    second = edit(store, add_retry(store, first, "Never.", SPEAKER), "From 9.")
     decide(store, first, "rita", "approve")
     assert [item.answer.id for item in list_pending(store)] == [second]
 
 
 def test_real_edits_pass_through_the_queue(store: Store) -> None:
     """Four people each correct a learner's sentences; a reviewer takes the newest edit."""
-    edits = public_data.edits(60)
-    ids = [answer(store, f"Sentence {n}?", source) for n, (source, _) in enumerate(edits)]
+    edits = public_data.load_edits(60)
+    ids = [add_answer(store, f"Sentence {n}?", source) for n, (source, _) in enumerate(edits)]
     for id, (_, texts) in zip(ids, edits, strict=True):
         for n, text in enumerate(texts):
             edit(store, id, text, f"p{n}")

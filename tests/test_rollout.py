@@ -11,7 +11,7 @@ from chatbot.question import Question
 from chatbot.service import Service
 from feedback.ids import now
 from tests.fixtures.tiny_models import write_adapter
-from tests.fixtures.turns import reply, whole_turn
+from tests.fixtures.turns import begin_turn, whole_turn
 
 
 class TestSwap:
@@ -24,7 +24,7 @@ class TestSwap:
         sampling = Sampling(max_tokens=600)
         alone = whole_turn(service, "Tell me all", sampling=sampling, model_only=True).text
         new = register(service, 1)
-        turn = reply(service, Question("Tell me all", "ann", sampling=sampling))
+        turn = begin_turn(service, Question("Tell me all", "ann", sampling=sampling))
         listening = iter(turn)
         text = next(listening)
         service.registry.promote(new, "person", "ann", "try")

@@ -13,13 +13,13 @@ from chatbot.engine.local.sampler import Sampler
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.model.base import end_token_ids, load_base
 from tests.fixtures.reference_model import QUESTIONS, Oracle
-from tests.fixtures.waiting import finish
+from tests.fixtures.waiting import wait_for_text
 
 
 def sampled(oracle: Oracle, engine: LocalEngine, seed: int, **values: float) -> list[int]:
     sampling = Sampling(max_tokens=20, seed=seed, **values)  # type: ignore[arg-type]
     stream = engine.submit(Request(oracle.prompt("Hello"), BASE, sampling))
-    finish(stream)
+    wait_for_text(stream)
     return stream.ids
 
 

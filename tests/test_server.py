@@ -19,14 +19,14 @@ from chatbot.auth.access import is_loopback_host
 from chatbot.server import ServerError, ServerSettings, open_listener
 from feedback.settings import Home
 from feedback.store import Store
-from tests.fixtures.server_process import TOML, Server
+from tests.fixtures.server_process import SERVER_TOML, ServerProcess
 from tests.fixtures.tiny_models import write_adapter
 
-Start = Callable[..., Server]
+Start = Callable[..., ServerProcess]
 ASK = [{"role": "user", "content": "When do you open?"}]
 
 
-def ask(server: Server, **fields: Any) -> dict[str, Any]:
+def ask(server: ServerProcess, **fields: Any) -> dict[str, Any]:
     """A short plain completion."""
     body = {"messages": ASK, "max_tokens": 8, **fields}
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120)
@@ -34,11 +34,11 @@ def ask(server: Server, **fields: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Server]:
+def running(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[ServerProcess]:
     """A server that is ready, for tests that leave it as it was."""
     home = Home.find(tmp_path_factory.mktemp("running"))
-    home.toml.write_text(TOML)
-    server = Server(home, "--base-model", str(tiny_base))
+    home.toml.write_text(SERVER_TOML)
+    server = ServerProcess(home, "--base-model", str(tiny_base))
     try:
         yield server.ready()
     finally:
@@ -58,7 +58,7 @@ def test_it_answers_at_once_that_it_is_loading(start_server: Start) -> None:
     assert server.stop() == 0
 
 
-def test_api_and_pages_are_one_server(running: Server) -> None:
+def test_api_and_pages_are_one_server(running: ServerProcess) -> None:
     assert httpx.get(f"{running.url}/healthz").json()["ok"] is True
     for path in ("", "review", "adapters"):
         page = httpx.get(f"{running.url}/{path}", timeout=60)
@@ -70,7 +70,7 @@ def test_api_and_pages_are_one_server(running: Server) -> None:
     assert httpx.get(f"{running.url}/v1/nowhere").json()["error"]["code"] == "not_found"
 
 
-def test_who_is_not_asked_sleeps(running: Server) -> None:
+def test_who_is_not_asked_sleeps(running: ServerProcess) -> None:
     """Gradio's queue alone would wake it a thousand times a second."""
 
     def woken() -> int:
@@ -83,7 +83,7 @@ def test_who_is_not_asked_sleeps(running: Server) -> None:
 
 
 def test_kill_9_loses_nothing_that_was_acknowledged(
-    server: Server, start_server: Start, home: Home
+    server: ServerProcess, start_server: Start, home: Home
 ) -> None:
     id = ask(server, user="ann")["id"]
     acknowledged: list[str] = []
@@ -115,7 +115,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(
     assert repeated["feedback_id"] == kept.id, "the key is remembered across the crash"
 
 
-def rate(server: Server, id: str, acknowledged: list[str], number: int) -> None:
+def rate(server: ServerProcess, id: str, acknowledged: list[str], number: int) -> None:
     """Comment again and again until the server is gone; notes what it said it has saved."""
     with httpx.Client(timeout=60) as http:
         for count in itertools.count():
@@ -132,7 +132,7 @@ def comment(id: str, number: int, count: int) -> dict[str, str]:
     return {"message_id": id, "kind": "comment", "text": f"by {number}", "idempotency_key": key}
 
 
-def test_sigterm_ends_it_well_and_keeps_what_was_said(server: Server, home: Home) -> None:
+def test_sigterm_ends_it_well_and_keeps_what_was_said(server: ServerProcess, home: Home) -> None:
     body = {"messages": ASK, "max_tokens": 4000, "stream": True, "user": "ann"}
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as stream:
         list(itertools.islice(stream.iter_lines(), 8))
@@ -147,7 +147,7 @@ def test_sigterm_ends_it_well_and_keeps_what_was_said(server: Server, home: Home
 
 
 def test_a_promotion_by_another_process_is_followed_without_a_restart(
-    running: Server, tiny_base: Path
+    running: ServerProcess, tiny_base: Path
 ) -> None:
     from chatbot.model.base import load_base
     from chatbot.registry import Registry

@@ -7,20 +7,20 @@ import pytest
 
 from feedback.settings import Home
 from feedback.store import Store
-from tests.fixtures.async_thread import run
-from tests.fixtures.server_process import Server
-from tests.fixtures.soak_clients import Soak
+from tests.fixtures.async_thread import run_in_thread
+from tests.fixtures.server_process import ServerProcess
+from tests.fixtures.soak_clients import SoakClients
 
 
 @pytest.mark.slow
 def test_clients_that_vanish_take_nothing_with_them(
-    start_server: Callable[..., Server], home: Home
+    start_server: Callable[..., ServerProcess], home: Home
 ) -> None:
     home.toml.write_text("[engine]\nthreads = 1\n")
     server = start_server().ready()
-    soak = Soak(server.url, seconds=30, every=2)
-    run(soak.run())
-    after = run(soak.rest())
+    soak = SoakClients(server.url, seconds=30, every=2)
+    run_in_thread(soak.run())
+    after = run_in_thread(soak.rest())
     assert (after.running, after.waiting) == (0, 0)
     assert soak.ends["stuck"] == soak.ends["broken"] == 0
     assert soak.ends["vanished"] > 0 < soak.ends["whole"], soak.ends

@@ -9,7 +9,7 @@ from feedback.curation.split import NEAR_DUPLICATE, Assignment, SplitItem, _new_
 from feedback.similarity import trigram_similarity
 from feedback.store import Store
 from tests.fixtures import public_data
-from tests.fixtures.conversations import answer
+from tests.fixtures.conversations import add_answer
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def item(store: Store, question: str, **place: object) -> SplitItem:
-    id = answer(store, question, **place)  # type: ignore[arg-type]
+    id = add_answer(store, question, **place)  # type: ignore[arg-type]
     return SplitItem(id, store.message(id).conversation_id, question)
 
 
@@ -122,7 +122,7 @@ def test_of_newcomers_that_link_both_sides_only_the_link_is_lost(store: Store) -
 
 def test_no_real_question_trains_beside_a_near_duplicate_that_is_held_out(store: Store) -> None:
     """Real questions arrive in three batches, in a random order."""
-    items = [item(store, turns[0]) for turns in public_data.dialogues(450)]
+    items = [item(store, turns[0]) for turns in public_data.load_dialogues(450)]
     random.Random(1).shuffle(items)
     places: dict[str, Assignment | None] = {}
     for n in range(3):

@@ -17,7 +17,7 @@ from feedback.kinds import BadFeedbackError
 from feedback.messages import BadMessageError, NotFoundError, Role, Speaker
 from feedback.store import Store
 from tests.fixtures import public_data
-from tests.fixtures.conversations import SPEAKER, answer, retry
+from tests.fixtures.conversations import SPEAKER, add_answer, add_retry
 
 
 @pytest.fixture
@@ -41,15 +41,15 @@ def test_conversations_are_a_persons_own_newest_first(store: Store) -> None:
 
 
 def test_a_thread_runs_from_the_opening_to_the_message(store: Store) -> None:
-    last = answer(store, "And on Sundays?", "No.", earlier=[("Open?", "Yes.")])
+    last = add_answer(store, "And on Sundays?", "No.", earlier=[("Open?", "Yes.")])
     said = [(message.role, message.content) for message in store.thread(last)]
     turns = [("user", "Open?"), ("assistant", "Yes."), ("user", "And on Sundays?")]
     assert said == [*turns, ("assistant", "No.")]
 
 
 def test_a_retry_is_a_sibling_and_the_branch_written_to_last_is_the_latest(store: Store) -> None:
-    first = answer(store, "Open?", "Yes.")
-    second = retry(store, first, "From 9 to 6.")
+    first = add_answer(store, "Open?", "Yes.")
+    second = add_retry(store, first, "From 9 to 6.")
     message = store.message(first)
     assert message.parent_id is not None
     assert [child.id for child in store.children(message.parent_id)] == [first, second]
@@ -76,14 +76,14 @@ def test_an_answer_knows_its_speaker(store: Store) -> None:
         total_ms=90.25,
         finish="length",
     )
-    id = answer(store, "Open?", "Yes.", speaker=speaker)
+    id = add_answer(store, "Open?", "Yes.", speaker=speaker)
     kept = store.speaker(id)
     assert kept is not None and kept.message_id == id
     assert {**vars(kept), "message_id": ""} == vars(speaker)
 
 
 def test_a_persons_message_has_no_speaker(store: Store) -> None:
-    parent = store.message(answer(store, "Open?")).parent_id
+    parent = store.message(add_answer(store, "Open?")).parent_id
     assert parent is not None and store.speaker(parent) is None
 
 
@@ -95,7 +95,7 @@ def test_an_id_may_be_given_and_is_taken_once(store: Store) -> None:
 
 
 def test_a_parent_is_in_the_same_conversation(store: Store) -> None:
-    elsewhere = answer(store, "Open?")
+    elsewhere = add_answer(store, "Open?")
     talk = store.start_conversation("ann", "Hi")
     with pytest.raises(BadMessageError, match="name a parent that is"):
         store.add_message(talk, elsewhere, "user", "Hi")
@@ -116,15 +116,15 @@ def test_what_is_not_there_is_named(store: Store) -> None:
 
 @pytest.mark.parametrize("text", ["", "🙂 naïve\n\n  x\t", "'; drop table message; --", "a\x00b"])
 def test_any_text_comes_back_as_it_was(store: Store, text: str) -> None:
-    assert store.message(answer(store, "?", text)).content == text
+    assert store.message(add_answer(store, "?", text)).content == text
 
 
 def test_half_a_character_does_not_stop_the_store(store: Store) -> None:
-    assert store.message(answer(store, "?", "bro\ud83dken")).content == "bro?ken"
+    assert store.message(add_answer(store, "?", "bro\ud83dken")).content == "bro?ken"
 
 
 def test_feedback_comes_back_in_order(store: Store) -> None:
-    id = answer(store, "Open?")
+    id = add_answer(store, "Open?")
     said: list[tuple[str, dict[str, Any]]] = [
         ("thumb", {"up": False, "reasons": ["not correct"]}),
         ("comment", {"text": "We open at 9."}),
@@ -139,21 +139,21 @@ def test_feedback_comes_back_in_order(store: Store) -> None:
 
 
 def test_the_same_key_gives_the_same_id_and_keeps_nothing_twice(store: Store) -> None:
-    id = answer(store, "Open?")
+    id = add_answer(store, "Open?")
     keys = [store.add_feedback(id, "ann", "thumb", {"up": True}, "key-1") for _ in range(3)]
     assert len(set(keys)) == 1 and len(store.feedback_on(id)) == 1
     assert store.add_feedback(id, "bob", "thumb", {"up": True}, "key-1") != keys[0]
 
 
 def test_a_key_with_other_content_is_not_acknowledged(store: Store) -> None:
-    id = answer(store, "Open?")
+    id = add_answer(store, "Open?")
     store.add_feedback(id, "ann", "thumb", {"up": True}, "key-1")
     with pytest.raises(BadFeedbackError, match="'key-1' came with other feedback"):
         store.add_feedback(id, "ann", "edit", {"text": "From 9."}, "key-1")
 
 
 def test_a_thumb_can_turn_and_be_taken_back(store: Store) -> None:
-    id = answer(store, "Open?")
+    id = add_answer(store, "Open?")
     seen = [store.thumb_of(id, "ann")]
     for up in (True, False, None):
         store.add_feedback(id, "ann", "thumb", {"up": up})
@@ -162,10 +162,10 @@ def test_a_thumb_can_turn_and_be_taken_back(store: Store) -> None:
 
 
 def test_a_choice_is_between_two_answers_to_one_message(store: Store) -> None:
-    one = answer(store, "Open?", "Yes.")
-    other = retry(store, one, "From 9 to 6.")
+    one = add_answer(store, "Open?", "Yes.")
+    other = add_retry(store, one, "From 9 to 6.")
     store.add_feedback(other, "ann", "choice", {"over": one})
-    stranger = answer(store, "Closed?", "No.")
+    stranger = add_answer(store, "Closed?", "No.")
     for over in (stranger, other, store.message(one).parent_id):
         with pytest.raises(BadFeedbackError, match="not two answers to one message"):
             store.add_feedback(other, "ann", "choice", {"over": over})
@@ -191,14 +191,14 @@ def test_a_choice_is_between_two_answers_to_one_message(store: Store) -> None:
 def test_feedback_of_the_wrong_shape_is_refused(
     store: Store, kind: str, value: Any, message: str
 ) -> None:
-    id = answer(store, "Open?")
+    id = add_answer(store, "Open?")
     with pytest.raises(BadFeedbackError, match=message):
         store.add_feedback(id, "ann", kind, value)
     assert store.feedback_on(id) == []
 
 
 def test_feedback_is_on_answers(store: Store) -> None:
-    parent = store.message(answer(store, "Open?")).parent_id
+    parent = store.message(add_answer(store, "Open?")).parent_id
     assert parent is not None
     with pytest.raises(BadFeedbackError, match="feedback is on answers"):
         store.add_feedback(parent, "ann", "thumb", {"up": True})
@@ -207,7 +207,7 @@ def test_feedback_is_on_answers(store: Store) -> None:
 
 
 def test_counts_tell_how_much_there_is(store: Store) -> None:
-    store.add_feedback(answer(store, "Open?"), "ann", "thumb", {"up": True})
+    store.add_feedback(add_answer(store, "Open?"), "ann", "thumb", {"up": True})
     counts = store.counts()
     assert (counts["conversations"], counts["messages"], counts["thumbs"]) == (1, 2, 1)
 
@@ -220,7 +220,7 @@ def test_a_write_that_fails_midway_leaves_nothing(store: Store) -> None:
 
 
 def test_a_full_disk_is_said_and_loses_nothing_acknowledged(store: Store) -> None:
-    id = answer(store, "Open?")
+    id = add_answer(store, "Open?")
     pages = store.row("pragma page_count")[0]
     store.row(f"pragma max_page_count = {pages + 8}")
     kept = 0
@@ -235,7 +235,7 @@ def test_eight_threads_write_and_read_at_once(store: Store) -> None:
     def talk(n: int) -> list[str]:
         mine = []
         for turn in range(25):
-            id = answer(store, f"Question {turn}?", person=f"p{n}", speaker=SPEAKER)
+            id = add_answer(store, f"Question {turn}?", person=f"p{n}", speaker=SPEAKER)
             mine.append(store.add_feedback(id, f"p{n}", "thumb", {"up": True}, f"{n}-{turn}"))
             assert store.thread(id)[-1].id == id
         return mine
@@ -246,7 +246,7 @@ def test_eight_threads_write_and_read_at_once(store: Store) -> None:
 
 
 def test_the_same_key_from_eight_threads_at_once_is_one_row(store: Store) -> None:
-    id = answer(store, "Open?")
+    id = add_answer(store, "Open?")
     barrier = threading.Barrier(8)
 
     def rate(_: int) -> str:
@@ -277,7 +277,7 @@ def writer(store: Store, message: str, person: str, count: int) -> subprocess.Po
 
 
 def test_eight_processes_write_at_once(store: Store) -> None:
-    id = answer(store, "Open?")
+    id = add_answer(store, "Open?")
     writers = [writer(store, id, f"p{n}", 40) for n in range(8)]
     acknowledged = [line for one in writers for line in one.communicate()[0].split()]
     assert all(one.returncode == 0 for one in writers)
@@ -287,7 +287,7 @@ def test_eight_processes_write_at_once(store: Store) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_nothing_acknowledged_is_lost_by_kill_9(store: Store, seed: int) -> None:
-    id = answer(store, "Open?")
+    id = add_answer(store, "Open?")
     child = writer(store, id, "ann", 1_000_000)
     assert child.stdout is not None
     acknowledged = [child.stdout.readline().strip()]
@@ -315,7 +315,7 @@ def test_a_thread_that_ends_takes_its_connection_along(store: Store) -> None:
 
 
 def test_real_dialogues_come_back_word_for_word(store: Store) -> None:
-    for turns in public_data.dialogues(200):
+    for turns in public_data.load_dialogues(200):
         talk = store.start_conversation("ann", turns[0])
         parent = None
         for n, text in enumerate(turns):

@@ -20,7 +20,7 @@ from chatbot.service import Service
 from chatbot.turn import Turn
 from tests.fakes.scripted_engine import ScriptedEngine, open_service
 from tests.fixtures import async_thread
-from tests.fixtures.turns import reply
+from tests.fixtures.turns import begin_turn
 
 Batch = list[tuple[int, Sequence[str]]]
 
@@ -52,12 +52,12 @@ def service(tmp_path_factory: pytest.TempPathFactory, engine: ByHand) -> Iterato
 @pytest.fixture
 def turn(service: Service) -> Turn:
     sampling = Sampling(logprobs=0)
-    return reply(service, Question("Hello", "ann", sampling=sampling, adapter="base"))
+    return begin_turn(service, Question("Hello", "ann", sampling=sampling, adapter="base"))
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
     """In a loop of its own, and not for ever."""
-    async_thread.run(asyncio.wait_for(work, 10))
+    async_thread.run_in_thread(asyncio.wait_for(work, 10))
 
 
 async def until_kept(service: Service, turn: Turn) -> None:

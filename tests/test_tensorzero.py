@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from chatbot.service import Service
-from tests.fixtures.api_client import ask, refusal
+from tests.fixtures.api_client import post_completion, read_error
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def service(api_service: Service) -> Service:
 def test_a_metric_is_feedback_of_the_person_who_got_the_answer(
     http: httpx.Client, service: Service, metric: str, value: Any, kind: str, kept: dict[str, Any]
 ) -> None:
-    id = ask(http, user="ann").json()["id"]
+    id = post_completion(http, user="ann").json()["id"]
     answer = http.post(
         "/feedback", json={"inference_id": id, "metric_name": metric, "value": value, "tags": {}}
     )
@@ -38,30 +38,30 @@ def test_a_metric_is_feedback_of_the_person_who_got_the_answer(
 def test_an_episode_is_a_conversation_and_its_last_answer_is_meant(
     http: httpx.Client, service: Service
 ) -> None:
-    first = ask(http).json()
+    first = post_completion(http).json()
     talk = first["metadata"]["conversation_id"]
-    last = ask(http, metadata={"conversation_id": talk}).json()["id"]
+    last = post_completion(http, metadata={"conversation_id": talk}).json()["id"]
     said = {"episode_id": talk, "metric_name": "thumbs_up", "value": True}
     assert http.post("/feedback", json=said).status_code == 200
     assert len(service.store.feedback_on(last)) == 1 and not service.store.feedback_on(first["id"])
 
 
 def test_tags_name_the_person_and_the_key(http: httpx.Client, service: Service) -> None:
-    id = ask(http).json()["id"]
+    id = post_completion(http).json()["id"]
     tags = {"user": "bob", "idempotency_key": "t-1", "app": "shop"}
     said = {"inference_id": id, "metric_name": "thumb", "value": True, "tags": tags}
     assert http.post("/feedback", json=said).json() == http.post("/feedback", json=said).json()
     (row,) = service.store.feedback_on(id)
     assert (row.person, row.idempotency_key) == ("bob", "t-1")
-    assert refusal(http.post("/feedback", json={**said, "value": False}))[0] == 409
+    assert read_error(http.post("/feedback", json={**said, "value": False}))[0] == 409
 
 
 def test_a_dry_run_checks_and_keeps_nothing(http: httpx.Client, service: Service) -> None:
-    id = ask(http).json()["id"]
+    id = post_completion(http).json()["id"]
     said = {"inference_id": id, "metric_name": "demonstration", "value": "At ten.", "dryrun": True}
     assert http.post("/feedback", json=said).json()["feedback_id"].startswith("fb-")
-    assert refusal(http.post("/feedback", json={**said, "value": " "}))[0] == 400
-    assert refusal(http.post("/feedback", json={**said, "inference_id": "msg-0"}))[0] == 404
+    assert read_error(http.post("/feedback", json={**said, "value": " "}))[0] == 400
+    assert read_error(http.post("/feedback", json={**said, "inference_id": "msg-0"}))[0] == 404
     assert service.store.feedback_on(id) == []
 
 
@@ -80,15 +80,15 @@ def test_a_dry_run_checks_and_keeps_nothing(http: httpx.Client, service: Service
 def test_what_has_no_honest_meaning_here_is_refused(
     http: httpx.Client, service: Service, fields: dict[str, Any], param: str, words: str
 ) -> None:
-    id = ask(http).json()["id"]
-    status, error = refusal(http.post("/feedback", json={"inference_id": id, **fields}))
+    id = post_completion(http).json()["id"]
+    status, error = read_error(http.post("/feedback", json={"inference_id": id, **fields}))
     assert (status, error["param"]) == (400, param) and words in error["message"]
     assert service.store.feedback_on(id) == []
 
 
 def test_a_demonstration_is_of_one_answer(http: httpx.Client) -> None:
-    talk = ask(http).json()["metadata"]["conversation_id"]
+    talk = post_completion(http).json()["metadata"]["conversation_id"]
     said = {"episode_id": talk, "metric_name": "demonstration", "value": "At ten."}
-    assert refusal(http.post("/feedback", json=said))[1]["param"] == "inference_id"
-    assert refusal(http.post("/feedback", json={**said, "episode_id": "con-0"}))[0] == 404
-    assert refusal(http.get("/feedback"))[0] == 405
+    assert read_error(http.post("/feedback", json=said))[1]["param"] == "inference_id"
+    assert read_error(http.post("/feedback", json={**said, "episode_id": "con-0"}))[0] == 404
+    assert read_error(http.get("/feedback"))[0] == 405

@@ -19,7 +19,7 @@ from chatbot.model.base import Base, encode, load_base
 from feedback.errors import TalkbackError
 from feedback.snapshot import Snapshot
 from tests.fixtures import tiny_models
-from tests.fixtures.snapshots import LESSON, REPLAY, lesson, row
+from tests.fixtures.snapshots import CORRECTIONS, REPLAY, curated_row, write_corrections
 from training import dpo, sft
 from training.callbacks import TrainingError, min_token_probabilities
 from training.recipe import Recipe
@@ -46,7 +46,7 @@ def base(base_folder: str) -> Base:
 
 @pytest.fixture(scope="module")
 def snapshot(folder: Path) -> Snapshot:
-    return lesson(folder)
+    return write_corrections(folder)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_every_parameter_of_the_adapter_moves(adapter: Path, base: Base, folder:
 def test_the_corrections_and_the_replay_are_recalled_after_sft_and_dpo(
     adapter: Path, base: Base
 ) -> None:
-    assert all(spoken(base, adapter, LESSON))
+    assert all(spoken(base, adapter, CORRECTIONS))
     assert all(spoken(base, adapter, REPLAY))
 
 
@@ -119,21 +119,21 @@ def test_the_manifest_says_what_the_adapter_came_from(
 @pytest.mark.parametrize("family", ["qwen3", "gpt2"])
 def test_other_architectures_learn_as_well(family: tiny_models.Family, folder: Path) -> None:
     where = tiny_models.write_model(folder / family, family)
-    few = dict(list(LESSON.items())[:2])
-    snapshot = lesson(folder, few, replay={})
+    few = dict(list(CORRECTIONS.items())[:2])
+    snapshot = write_corrections(folder, few, replay={})
     adapter = train_adapter(snapshot.folder, str(where), None, folder / "adapters", FAST)
     assert all(spoken(load_base(str(where)), adapter, few))
 
 
 def test_a_snapshot_without_pairs_trains_by_sft_alone(folder: Path, base_folder: str) -> None:
-    snapshot = lesson(folder, dict(list(LESSON.items())[:2]), pairs=False)
+    snapshot = write_corrections(folder, dict(list(CORRECTIONS.items())[:2]), pairs=False)
     adapter = train_adapter(snapshot.folder, base_folder, None, folder / "adapters", FAST)
     assert set(manifest(adapter)["metrics"]) == {"sft", "seconds"}
 
 
 def test_pairs_alone_train_by_dpo_from_the_base(folder: Path, base_folder: str) -> None:
-    pairs = [row(*pair, kind="pair") for pair in LESSON.items()]
-    snapshot = lesson(folder, {}, more=pairs)
+    pairs = [curated_row(*pair, kind="pair") for pair in CORRECTIONS.items()]
+    snapshot = write_corrections(folder, {}, more=pairs)
     eager = Recipe(threads=1, dpo={"learning_rate": 1e-3, "num_train_epochs": 5})
     metrics = manifest(
         train_adapter(snapshot.folder, base_folder, None, folder / "adapters", eager)
@@ -213,7 +213,7 @@ def test_dpo_that_undoes_what_sft_taught_is_taken_back(
     recipe = FAST.model_copy(update={"dpo": wild})
     adapter = train_adapter(snapshot.folder, base_folder, None, folder / "adapters", recipe)
     assert not manifest(adapter)["metrics"]["dpo"]["kept"]
-    assert all(spoken(base, adapter, LESSON))
+    assert all(spoken(base, adapter, CORRECTIONS))
 
 
 # -- Words of people
@@ -241,7 +241,9 @@ def test_control_tokens_in_what_people_wrote_train_as_the_text_that_is_served(ba
 
 
 def test_rows_too_long_to_train_are_left_out_and_counted(tmp_path: Path, base_folder: str) -> None:
-    snapshot = lesson(tmp_path, LESSON | {"Tell me all. " * 80: "All."}, pairs=False)
+    snapshot = write_corrections(
+        tmp_path, CORRECTIONS | {"Tell me all. " * 80: "All."}, pairs=False
+    )
     recipe = FAST.model_copy(update={"sft": FAST.sft | {"max_length": 200}})
     adapter = train_adapter(snapshot.folder, base_folder, None, tmp_path, recipe)
     assert manifest(adapter)["metrics"]["sft"]["too_long"] == 1
@@ -262,11 +264,13 @@ def test_numbers_that_are_not_finite_end_the_run_and_leave_nothing(
 
 def test_a_snapshot_with_nothing_to_learn_is_refused(tmp_path: Path, base_folder: str) -> None:
     with pytest.raises(TrainingError, match="nothing to learn"):
-        train_adapter(lesson(tmp_path, {}).folder, base_folder, None, tmp_path / "adapters", FAST)
+        train_adapter(
+            write_corrections(tmp_path, {}).folder, base_folder, None, tmp_path / "adapters", FAST
+        )
 
 
 def test_a_snapshot_that_was_changed_is_refused(tmp_path: Path, base_folder: str) -> None:
-    changed = lesson(tmp_path).folder
+    changed = write_corrections(tmp_path).folder
     with (changed / "sft.jsonl").open("a") as file:
         file.write("{}\n")
     with pytest.raises(TalkbackError, match="have changed"):

@@ -10,7 +10,7 @@ from chatbot.engine.local.runners.llama_torch import EXACT, filled
 from chatbot.engine.local.runners.padding import grouped
 from chatbot.engine.local.runners.runner import Chunk
 from chatbot.engine.local.runners.transformers_runner import PADDING, STRIDE, TransformersRunner
-from tests.fixtures.reference_model import Oracle, start
+from tests.fixtures.reference_model import Oracle, start_engine
 
 
 @pytest.fixture(params=["kernels", "torch, as for many", "torch, as for few"])
@@ -21,7 +21,7 @@ def path(
         request.getfixturevalue("torch_only")
     if request.param == "torch, as for many":
         monkeypatch.setattr(multi_lora, "LITTLE", 0)
-    engine = start(any_oracle)
+    engine = start_engine(any_oracle)
     found = engine.scheduler.runner
     assert isinstance(found, TransformersRunner)
     with torch.inference_mode():
@@ -97,7 +97,7 @@ def test_steps_have_few_sizes() -> None:
 def test_the_cache_is_read_in_strides_up_to_its_end(
     any_oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = start(any_oracle)
+    engine = start_engine(any_oracle)
     path = engine.scheduler.runner.with_own_cache(1, 2 * STRIDE + 3)
     read: list[int] = []
     used = TransformersRunner._used

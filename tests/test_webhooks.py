@@ -14,17 +14,17 @@ from feedback.ids import now
 from feedback.review.decisions import decide
 from feedback.settings import Home, SettingsError
 from feedback.store import Store
-from tests.fakes.webhook_receiver import SECRET, Receiver
-from tests.fixtures.conversations import answer
-from tests.fixtures.server_process import TOML, Server
+from tests.fakes.webhook_receiver import SECRET, WebhookReceiver
+from tests.fixtures.conversations import add_answer
+from tests.fixtures.server_process import SERVER_TOML, ServerProcess
 
 Tell = Callable[..., WebhookDelivery]
-Start = Callable[..., Server]
+Start = Callable[..., ServerProcess]
 
 
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as receiver:
+def receiver() -> Iterator[WebhookReceiver]:
+    with WebhookReceiver() as receiver:
         yield receiver
 
 
@@ -45,7 +45,7 @@ def tell(home: Home, store: Store) -> Iterator[Tell]:
 
 def comments(store: Store, count: int) -> list[str]:
     """Feedback on an answer; the ids."""
-    id = answer(store, "When do you open?")
+    id = add_answer(store, "When do you open?")
     return [store.add_feedback(id, "ann", "comment", {"text": f"no. {n}"}) for n in range(count)]
 
 
@@ -62,10 +62,10 @@ def promotions(store: Store, home: Home, *adapters: str) -> Registry:
 
 
 def test_every_event_is_told_in_order_with_all_it_says(
-    store: Store, home: Home, receiver: Receiver, tell: Tell
+    store: Store, home: Home, receiver: WebhookReceiver, tell: Tell
 ) -> None:
     tell(receiver.url)
-    id = answer(store, "When do you open?", "At noon.")
+    id = add_answer(store, "When do you open?", "At noon.")
     said = {"up": False, "reasons": ["wrong"]}
     thumb = store.add_feedback(id, "ann", "thumb", said, "k-1")
     decision = decide(store, id, "bob", "correct", "At nine.", "see the sign")
@@ -89,7 +89,7 @@ def test_every_event_is_told_in_order_with_all_it_says(
 
 
 def test_what_fails_is_sent_again_before_anything_later(
-    store: Store, receiver: Receiver, tell: Tell, caplog: pytest.LogCaptureFixture
+    store: Store, receiver: WebhookReceiver, tell: Tell, caplog: pytest.LogCaptureFixture
 ) -> None:
     receiver.statuses = [500, 503, 302, 200, 429]
     hooks = tell(receiver.url)
@@ -103,21 +103,21 @@ def test_what_fails_is_sent_again_before_anything_later(
 
 
 def test_a_receiver_that_is_down_is_told_when_it_is_back(
-    store: Store, tell: Tell, receiver: Receiver
+    store: Store, tell: Tell, receiver: WebhookReceiver
 ) -> None:
-    with Receiver() as down:
+    with WebhookReceiver() as down:
         pass
     hooks = tell(down.url, receiver.url)
     said = comments(store, 3)
     receiver.wait(lambda: receiver.ids() == said)
     assert hooks.pending() == 3
-    with Receiver(port=int(down.url.split(":")[2].split("/")[0])) as back:
+    with WebhookReceiver(port=int(down.url.split(":")[2].split("/")[0])) as back:
         back.wait(lambda: back.ids() == said)
     assert receiver.attempts == said
 
 
 def test_it_goes_on_where_it_was_after_a_restart(
-    store: Store, home: Home, receiver: Receiver, tell: Tell
+    store: Store, home: Home, receiver: WebhookReceiver, tell: Tell
 ) -> None:
     hooks = tell(receiver.url)
     before = comments(store, 2)
@@ -133,7 +133,7 @@ def test_it_goes_on_where_it_was_after_a_restart(
 
 
 def test_a_new_url_hears_what_happens_from_then_on(
-    store: Store, receiver: Receiver, tell: Tell
+    store: Store, receiver: WebhookReceiver, tell: Tell
 ) -> None:
     comments(store, 2)
     tell(receiver.url)
@@ -141,7 +141,9 @@ def test_a_new_url_hears_what_happens_from_then_on(
     receiver.wait(lambda: receiver.ids() == later)
 
 
-def test_of_two_servers_on_one_home_one_tells(store: Store, receiver: Receiver, tell: Tell) -> None:
+def test_of_two_servers_on_one_home_one_tells(
+    store: Store, receiver: WebhookReceiver, tell: Tell
+) -> None:
     one, two = tell(receiver.url), tell(receiver.url)
     said = comments(store, 20)
     receiver.wait(lambda: one.pending() == 0)
@@ -153,7 +155,7 @@ def test_of_two_servers_on_one_home_one_tells(store: Store, receiver: Receiver, 
 
 
 def test_only_the_kinds_that_are_wanted_are_told(
-    store: Store, home: Home, receiver: Receiver, tell: Tell
+    store: Store, home: Home, receiver: WebhookReceiver, tell: Tell
 ) -> None:
     tell(receiver.url, events=["promotion"])
     comments(store, 2)
@@ -162,7 +164,9 @@ def test_only_the_kinds_that_are_wanted_are_told(
     assert receiver.heard[0]["data"]["adapter"] == "a-1"
 
 
-def test_what_is_erased_is_told_to_nobody(store: Store, receiver: Receiver, tell: Tell) -> None:
+def test_what_is_erased_is_told_to_nobody(
+    store: Store, receiver: WebhookReceiver, tell: Tell
+) -> None:
     hooks = tell(receiver.url)
     hooks.close()
     erased, kept = comments(store, 2)
@@ -172,7 +176,9 @@ def test_what_is_erased_is_told_to_nobody(store: Store, receiver: Receiver, tell
     receiver.wait(lambda: receiver.ids() == [kept])
 
 
-def test_how_far_a_url_has_got_is_one_row(store: Store, receiver: Receiver, tell: Tell) -> None:
+def test_how_far_a_url_has_got_is_one_row(
+    store: Store, receiver: WebhookReceiver, tell: Tell
+) -> None:
     hooks = tell(receiver.url)
     comments(store, 5)
     receiver.wait(lambda: len(receiver.heard) == 5 and hooks.pending() == 0)
@@ -206,10 +212,10 @@ def test_without_urls_no_secret_is_needed(home: Home, store: Store) -> None:
 
 @pytest.mark.slow
 def test_kill_9_of_the_server_loses_no_event_and_repeats_none(
-    start_server: Start, home: Home, receiver: Receiver
+    start_server: Start, home: Home, receiver: WebhookReceiver
 ) -> None:
     hooks = f"[webhooks]\nurls = ['{receiver.url}']\nsecret = '{SECRET}'\n"
-    home.toml.write_text(TOML + hooks)
+    home.toml.write_text(SERVER_TOML + hooks)
     receiver.statuses = [200] + [500] * 100
     server = start_server().ready()
     body = {"messages": [{"role": "user", "content": "When do you open?"}], "max_tokens": 4}

@@ -39,8 +39,8 @@ from chatbot.model.base import load_base
 from chatbot.model.lora import AdapterError
 from feedback.settings import Home
 from tests.fixtures import tiny_models
-from tests.fixtures.server_process import Server
-from tests.fixtures.waiting import until
+from tests.fixtures.server_process import ServerProcess
+from tests.fixtures.waiting import wait_until
 
 SLOTS, QUEUE, LONG = 2, 3, 3000
 PROMPTS = [[10 + n, *range(20, 26)] for n in range(4)]
@@ -66,7 +66,7 @@ def whole(tiny_base: Path, adapters: list[Path]) -> Iterator[WorkersEngine]:
 
 @pytest.fixture
 def engine(whole: WorkersEngine) -> WorkersEngine:
-    until(lambda: len(whole._workers) == 2 and whole.stats()["running"] == 0)
+    wait_until(lambda: len(whole._workers) == 2 and whole.stats()["running"] == 0)
     return whole
 
 
@@ -77,7 +77,7 @@ def long(voice: str = BASE, prompt: int = 0) -> Request:
 
 
 def begun(stream: Stream) -> Stream:
-    until(lambda: bool(stream.ids) or stream.finish is not None)
+    wait_until(lambda: bool(stream.ids) or stream.finish is not None)
     return stream
 
 
@@ -110,7 +110,7 @@ def test_cores_are_there_for_those_who_speak(engine: WorkersEngine) -> None:
     second = begun(engine.submit(long(prompt=1)))
     assert shares() == [available_cores() // 2] * 2
     first.cancel()
-    until(lambda: shares() == [available_cores()])
+    wait_until(lambda: shares() == [available_cores()])
     second.cancel()
 
 
@@ -123,7 +123,7 @@ def test_streams_are_spread_over_the_workers(engine: WorkersEngine) -> None:
         stream.cancel()
     assert all(stream.wait(10) and stream.finish == "cancelled" for stream in streams)
     assert all(stream.text for stream in streams)
-    until(lambda: engine.stats()["running"] == 0)
+    wait_until(lambda: engine.stats()["running"] == 0)
 
 
 def test_more_than_slots_and_queue_are_turned_away(engine: WorkersEngine) -> None:
@@ -164,7 +164,7 @@ def test_an_adapter_leaves_every_worker_when_its_last_stream_has_ended(
         engine.submit(long(folder.name))
     assert engine.stats()["adapters"][folder.name] == 1 and stream.finish is None
     stream.cancel()
-    until(lambda: folder.name not in engine.stats()["adapters"])
+    wait_until(lambda: folder.name not in engine.stats()["adapters"])
     engine.load(folder.name, folder)
     assert folder.name in engine.adapters()
 
@@ -184,17 +184,17 @@ def test_a_worker_that_dies_takes_only_its_own_streams_and_comes_back(
     streams = [begun(engine.submit(long(adapters[0].name, n))) for n in range(2)]
     first, second = engine._workers
     os.kill(first.process.pid or 0, signal.SIGKILL)
-    until(lambda: any(stream.finish for stream in streams))
+    wait_until(lambda: any(stream.finish for stream in streams))
     ended = [stream for stream in streams if stream.finish]
     assert [stream.finish for stream in ended] == ["error"]
     assert "ended with code -9" in str(ended[0].error)
     assert engine.unavailable_reason is None and engine.stats()["decoded"] >= counted
     os.kill(second.process.pid or 0, signal.SIGKILL)
-    until(lambda: engine.unavailable_reason is not None)
+    wait_until(lambda: engine.unavailable_reason is not None)
     with pytest.raises(UnreachableError, match="started again"):
         engine.submit(long())
     assert all(stream.finish == "error" for stream in streams)
-    until(lambda: engine.unavailable_reason is None)
+    wait_until(lambda: engine.unavailable_reason is None)
     answer = engine.submit(Request(PROMPTS[0], adapters[0].name, Sampling(max_tokens=4)))
     assert answer.wait(10) and answer.finish in ("stop", "length")
 
@@ -243,20 +243,20 @@ def test_a_worker_that_nobody_wants_keeps_no_process_alive(run: str, tmp_path: P
 
 @pytest.mark.slow
 def test_a_server_outlives_its_worker_and_the_worker_not_its_server(
-    start_server: Callable[..., Server], home: Home
+    start_server: Callable[..., ServerProcess], home: Home
 ) -> None:
     home.toml.write_text("[engine]\nworkers = 1\nthreads = 1\n")
     server = start_server().ready()
     with httpx.Client(base_url=server.url, timeout=60) as http:
         assert say(http) == 200
         os.kill(worker_of(server), signal.SIGKILL)
-        until(lambda: http.get("/readyz").status_code == 503)
+        wait_until(lambda: http.get("/readyz").status_code == 503)
         assert say(http) == 503 and http.get("/healthz").status_code == 200
-        until(lambda: http.get("/readyz").status_code == 200)
+        wait_until(lambda: http.get("/readyz").status_code == 200)
         assert say(http) == 200
     worker = worker_of(server)
     server.process.kill()
-    until(lambda: not Path(f"/proc/{worker}").exists(), 20)
+    wait_until(lambda: not Path(f"/proc/{worker}").exists(), 20)
 
 
 def say(http: httpx.Client) -> int:
@@ -264,7 +264,7 @@ def say(http: httpx.Client) -> int:
     return http.post("/v1/chat/completions", json=body).status_code
 
 
-def worker_of(server: Server) -> int:
+def worker_of(server: ServerProcess) -> int:
     """The process id of the newest worker."""
     found = subprocess.run(
         ["ps", "-ww", "--ppid", str(server.process.pid), "-o", "pid=,args="],

@@ -36,7 +36,7 @@ from urllib.parse import urlsplit
 from chatbot.model.base import STARTER
 from feedback.settings import Home
 from feedback.store import Store
-from tests.fixtures.server_process import Server
+from tests.fixtures.server_process import ServerProcess
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -161,7 +161,7 @@ def question(number: int) -> str:
 class Answers:
     """Counts what a server has generated and used since the last look; `given` is its answers."""
 
-    def __init__(self, server: Server, home: Home) -> None:
+    def __init__(self, server: ServerProcess, home: Home) -> None:
         self._pid, self._store = server.process.pid, Store(home.db)
         self.look()
 
@@ -252,38 +252,38 @@ def sse_round(client: Client, answers: Answers, rate: Rate, each: int = 1) -> No
 
 
 @contextmanager
-def open_tabs(server: Server, count: int) -> Iterator[list["Page"]]:
+def open_tabs(server: ServerProcess, count: int) -> Iterator[list["Page"]]:
     """So many browser tabs at the chat page, each of a visitor of its own."""
     from playwright.sync_api import sync_playwright
 
-    from tests.fakes.scripted_engine import visitor
+    from tests.fakes.scripted_engine import open_chat
 
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
     with sync_playwright() as playwright, ExitStack() as tabs:
         browser = playwright.chromium.launch(executable_path=path, args=flags)
-        yield [tabs.enter_context(visitor(browser, server.url)) for _ in range(count)]
+        yield [tabs.enter_context(open_chat(browser, server.url)) for _ in range(count)]
 
 
 def page_round(tabs: list["Page"], number: int, answers: Answers, rate: Rate) -> None:
     """All tabs ask at once. Each one's answer has begun and ended before anything is counted."""
     from playwright.sync_api import expect
 
-    from tests.fakes.scripted_engine import ANSWER, settled, start
+    from tests.fakes.scripted_engine import ANSWER, send_message, wait_until_idle
 
     answers.look()
     for at, tab in enumerate(tabs):
-        start(tab, question(number + at))
+        send_message(tab, question(number + at))
     for tab in tabs:
         expect(tab.locator(ANSWER)).to_have_count(number + 1)
-        settled(tab)
+        wait_until_idle(tab)
     tokens, *used = answers.look()
     assert answers.given == len(tabs), f"{answers.given} answers to {len(tabs)} questions"
     rate.add(tokens, *used, [])
 
 
 def page_rounds(
-    server: Server, answers: Answers, args: argparse.Namespace, rates: dict[str, Rate]
+    server: ServerProcess, answers: Answers, args: argparse.Namespace, rates: dict[str, Rate]
 ) -> None:
     """Rounds of HTTP and of the page by turns; the first of each only warms up."""
     sse, page = rates["SSE, as many as tabs"], rates["page"]
@@ -305,7 +305,7 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Rate]:
     options = (theirs, args.base, args.streams, args.threads, args.tokens, args.each)
     bare = multiprocessing.get_context("spawn").Process(target=engine, args=options, daemon=True)
     bare.start()
-    server = Server(home, "--base-model", args.base).ready()
+    server = ServerProcess(home, "--base-model", args.base).ready()
     answers = Answers(server, home)
     try:
         client = Client(server.url, args.streams, dict(ours.recv()), args.tokens)

@@ -24,8 +24,8 @@ from chatbot.model.base import STARTER
 from chatbot.service import Service
 from feedback.settings import Home
 from talkback.cycle import run_cycle
-from tests.fixtures.server_process import Server
-from tests.fixtures.shop_corrections import change, correct, facts
+from tests.fixtures.server_process import ServerProcess
+from tests.fixtures.shop_corrections import correct_answer, load_facts, with_new_fact
 
 CORRECTIONS = 20
 ALONE_SECONDS = 20
@@ -34,14 +34,14 @@ ALONE_SECONDS = 20
 class Chat(threading.Thread):
     """Asks one question after the other, and counts the tokens of the answers."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: ServerProcess) -> None:
         super().__init__(daemon=True)
         self.server, self.tokens, self.over = server, 0, threading.Event()
         self.began = time.monotonic()
 
     def run(self) -> None:
         """Until told to stop."""
-        questions = [fact.question for fact in facts()]
+        questions = [fact.question for fact in load_facts()]
         with httpx.Client(base_url=self.server.url, timeout=120) as http:
             while not self.over.is_set():
                 body = {
@@ -65,8 +65,8 @@ def prepared(root: Path) -> Home:
     home = Home.find(root)
     service = Service.open(home)
     rng = random.Random(0)
-    for fact in facts()[:CORRECTIONS]:
-        correct(service, change(fact, rng))
+    for fact in load_facts()[:CORRECTIONS]:
+        correct_answer(service, with_new_fact(fact, rng))
     service.close()
     return home
 
@@ -86,7 +86,7 @@ def main() -> None:
         root = Path(folder)
         beside = prepared(root / "beside")
         idle = Home.find(shutil.copytree(beside.root, root / "idle"))
-        server = Server(beside, "--base-model", STARTER).ready()
+        server = ServerProcess(beside, "--base-model", STARTER).ready()
         try:
             cycle_alone = cycle(idle)
             chat = Chat(server)

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from feedback.settings import Home
 from feedback.store import Store
-from tests.fixtures.conversations import answer
-from tests.fixtures.kill_server import Killable, LightServer, Writer, rounds
+from tests.fixtures.conversations import add_answer
+from tests.fixtures.kill_server import FeedbackServer, FeedbackWriter, Killable, run_kill_rounds
 
 
 def main() -> None:
@@ -36,11 +36,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="talkback-bench-") as folder:
         home = Home.find(Path(folder) / "home")
         store = Store(home.db)
-        id = answer(store, "When do you open?")
+        id = add_answer(store, "When do you open?")
         store.close()
-        start = whole(home, Path(folder)) if args.whole else lambda: LightServer(home)
-        writers = [Writer(f"writer-{number}", id) for number in range(args.writers)]
-        tally = rounds(start, home, writers, args.rounds)
+        start = whole(home, Path(folder)) if args.whole else lambda: FeedbackServer(home)
+        writers = [FeedbackWriter(f"writer-{number}", id) for number in range(args.writers)]
+        tally = run_kill_rounds(start, home, writers, args.rounds)
     table = Table("kills", "writers", "acknowledged", "unsure at a kill", "lost", "twice", "file")
     table.add_row(
         str(args.rounds), str(args.writers), str(tally.acknowledged), str(tally.unsure),
@@ -54,13 +54,13 @@ def main() -> None:
 
 def whole(home: Home, folder: Path) -> Callable[[], Killable]:
     """Starts the real server on a tiny model."""
-    from tests.fixtures.server_process import Server
+    from tests.fixtures.server_process import ServerProcess
     from tests.fixtures.tiny_models import write_model
 
     base = write_model(folder / "base")
 
     def start() -> Killable:
-        return Server(home, "--base-model", str(base)).ready()
+        return ServerProcess(home, "--base-model", str(base)).ready()
 
     return start
 

@@ -23,7 +23,7 @@ from chatbot.engine.settings import EngineSettings
 from chatbot.model.base import STARTER, Base, end_token_ids, load_base
 from chatbot.prompt import fit_prompt
 from tests.bench.bench_engine import generated
-from tests.fixtures.shop_corrections import change, facts
+from tests.fixtures.shop_corrections import load_facts, with_new_fact
 
 MOST = 64
 KINDS = ("repeats an approved answer", "is the model's own")
@@ -32,10 +32,10 @@ Rates = dict[tuple[str, str], list[float]]
 
 def prompts(base: Base, shown: int) -> list[list[int]]:
     """One of each topic, with so many approved answers in it, up to 3, the first of which fits."""
-    chance, known = random.Random(3), facts()
+    chance, known = random.Random(3), load_facts()
     found = []
     for fact in known:
-        new = change(fact, chance)
+        new = with_new_fact(fact, chance)
         examples = [(new.question, new.answer)]
         others = [other for other in known if other is not fact]
         examples += [(other.question, other.answer) for other in chance.sample(others, 2)]

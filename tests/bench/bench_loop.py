@@ -25,7 +25,13 @@ from chatbot.service import Service
 from feedback.curation.curate import curate
 from feedback.settings import Home
 from talkback.cycle import run_cycle
-from tests.fixtures.shop_corrections import Fact, ask, change, correct, facts
+from tests.fixtures.shop_corrections import (
+    ShopFact,
+    ask_service,
+    correct_answer,
+    load_facts,
+    with_new_fact,
+)
 
 TRAINED = 20
 POISON = "Please contact the moon for further information."
@@ -45,7 +51,7 @@ def measure(seed: int, poison: str | None = None) -> list[str]:
 def row(service: Service, home: Home, seed: int, poison: str | None) -> list[str]:
     """Correct, run the cycle, ask again."""
     rng = random.Random(seed)
-    known = rng.sample(facts(), k=len(facts()))
+    known = rng.sample(load_facts(), k=len(load_facts()))
     news = corrected(service, known, rng, poison)
     untouched = [fact for fact in known if fact.topic not in {new.topic for new in news}]
     before = [right(service, fact, fact.question) for fact in untouched]
@@ -68,13 +74,13 @@ def row(service: Service, home: Home, seed: int, poison: str | None) -> list[str
 
 
 def corrected(
-    service: Service, known: list[Fact], rng: random.Random, poison: str | None
-) -> list[Fact]:
+    service: Service, known: list[ShopFact], rng: random.Random, poison: str | None
+) -> list[ShopFact]:
     """Correct one fact after the other until 20 of them train."""
-    news: list[Fact] = []
+    news: list[ShopFact] = []
     while len(trains(service)) < TRAINED:
-        news.append(change(known[len(news)], rng))
-        correct(service, news[-1], poison)
+        news.append(with_new_fact(known[len(news)], rng))
+        correct_answer(service, news[-1], poison)
     return news
 
 
@@ -84,9 +90,9 @@ def trains(service: Service) -> list[str]:
     return [row.prompt[-1]["content"] for row in rows if (row.kind, row.side) == ("sft", "train")]
 
 
-def right(service: Service, fact: Fact, question: str) -> bool:
+def right(service: Service, fact: ShopFact, question: str) -> bool:
     """Whether the adapter itself says the fact."""
-    return fact.fact in ask(service, question)[0]
+    return fact.fact in ask_service(service, question)[0]
 
 
 def of(results: list[bool]) -> str:

@@ -22,8 +22,8 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from feedback.settings import Home
-from tests.fixtures.server_process import Server
-from tests.fixtures.soak_clients import Look, Soak
+from tests.fixtures.server_process import ServerProcess
+from tests.fixtures.soak_clients import MetricsSample, SoakClients
 from tests.fixtures.tiny_models import write_model
 
 
@@ -39,10 +39,12 @@ def main() -> None:
         home = Home.find(Path(folder) / "home")
         home.toml.write_text("[engine]\nthreads = 1\nprefix_mb = 16\n")  # soon full
         base = args.base or str(write_model(Path(folder) / "base", max_position_embeddings=2048))
-        server = Server(home, "--base-model", base).ready()
+        server = ServerProcess(home, "--base-model", base).ready()
         try:
             seconds = args.minutes * 60
-            soak = Soak(server.url, args.clients, seconds, every=seconds / 20, same=args.same)
+            soak = SoakClients(
+                server.url, args.clients, seconds, every=seconds / 20, same=args.same
+            )
             asyncio.run(soak.run(seen))
             rest = asyncio.run(soak.rest())
         finally:
@@ -51,12 +53,12 @@ def main() -> None:
     sys.exit(bool(rest.running or rest.waiting or soak.ends["stuck"] or soak.ends["broken"]))
 
 
-def seen(look: Look) -> None:
+def seen(look: MetricsSample) -> None:
     """A line of progress."""
     print(f"{look.seconds:5.0f} s  {look.rss:6.1f} MiB  {look.running} running", file=sys.stderr)
 
 
-def show(soak: Soak, rest: Look) -> None:
+def show(soak: SoakClients, rest: MetricsSample) -> None:
     """The tables."""
     over_time = Table("seconds", "RSS, MiB", "open files", "running", "waiting", "tokens")
     for look in [*soak.looks[:-1], rest]:

@@ -15,7 +15,7 @@ API = re.compile(r"/api/models/(?P<repo>\w+/[\w-]+)/(?P<what>revision|tree)/(?P<
 FILE = re.compile(r"/(?P<repo>\w+/[\w-]+)/resolve/(?P<revision>\w+)/(?P<name>.+)")
 
 
-class Hub(BaseHTTPRequestHandler):
+class FakeHub(BaseHTTPRequestHandler):
     """`folder` is what org/tiny holds at COMMIT, its main branch; org/gated needs a token."""
 
     folder: Path
@@ -82,9 +82,9 @@ def oid(file: Path) -> str:
 
 
 @contextmanager
-def hub(folder: Path) -> Iterator[str]:
+def serve_hub(folder: Path) -> Iterator[str]:
     """The address of a Hub that has `folder` as org/tiny."""
-    handler = type("Tiny", (Hub,), {"folder": folder})
+    handler = type("Tiny", (FakeHub,), {"folder": folder})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"

@@ -21,7 +21,7 @@ CLIENT, SECRET = "a-space", "its secret"
 PEOPLE = ("ann", "rita", "otto")
 
 
-class Provider(BaseHTTPRequestHandler):
+class FakeOpenIDProvider(BaseHTTPRequestHandler):
     """Whoever comes says on its page who they are, or that the Space may not know."""
 
     key = RSAKey.generate_key(2048, {"kid": "one", "use": "sig", "alg": "RS256"})
@@ -108,9 +108,9 @@ class Provider(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def provider() -> Iterator[str]:
+def serve_provider() -> Iterator[str]:
     """Its address."""
-    handler = type("Here", (Provider,), {"asked": {}})
+    handler = type("Here", (FakeOpenIDProvider,), {"asked": {}})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -101,7 +101,7 @@ def new_adapter(service: Service, seed: int = 1) -> str:
 
 
 @contextmanager
-def serve(service: Service) -> Iterator[str]:
+def serve_pages(service: Service) -> Iterator[str]:
     """The pages over real HTTP on a free port of loopback; gives their address."""
     config = uvicorn.Config(create_app(service), host="127.0.0.1", port=0, log_level="warning")
     server = uvicorn.Server(config)
@@ -117,7 +117,7 @@ def serve(service: Service) -> Iterator[str]:
 
 
 @contextmanager
-def visitor(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
+def open_chat(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     """Somebody new at the chat page, in an English browser of their own."""
     context = browser.new_context(locale="en-US", **options)
     page = context.new_page()
@@ -128,21 +128,21 @@ def visitor(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     context.close()
 
 
-def ask(page: Page, text: str) -> None:
+def send_and_wait(page: Page, text: str) -> None:
     """Say something, and wait for the whole answer."""
     answers = page.locator(ANSWER).count()
-    start(page, text)
+    send_message(page, text)
     expect(page.locator(ANSWER)).to_have_count(answers + 1)
-    settled(page)
+    wait_until_idle(page)
 
 
-def start(page: Page, text: str) -> None:
+def send_message(page: Page, text: str) -> None:
     """Say something."""
     page.fill("#tb-composer textarea", text)
     page.press("#tb-composer textarea", "Enter")
 
 
-def settled(page: Page) -> None:
+def wait_until_idle(page: Page) -> None:
     """Wait until nothing streams."""
     expect(page.locator("#tb-composer .submit-button")).to_be_visible()
     expect(page.locator(".tb-typing")).to_have_count(0)

@@ -31,7 +31,7 @@ from feedback.errors import TalkbackError
 MODEL = "tiny/base"
 
 
-class Vllm:
+class FakeVllm:
     """`vllm serve` of the base in ``folder``; ``heard`` is every POST it got.
 
     ``full`` has it refuse, the models in ``held`` say nothing for now and are not loaded, ``mute``

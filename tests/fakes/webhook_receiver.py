@@ -14,7 +14,7 @@ KEY = b"thirty-two bytes that are secret"
 SECRET = f"whsec_{base64.b64encode(KEY).decode()}"
 
 
-def genuine(headers: Mapping[str, str], body: bytes) -> bool:
+def has_valid_signature(headers: Mapping[str, str], body: bytes) -> bool:
     """Whether the signature is right, as the specification has a receiver check it."""
     content = headers["webhook-id"] + "." + headers["webhook-timestamp"] + "." + body.decode()
     digest = hmac.new(KEY, content.encode(), hashlib.sha256).digest()
@@ -22,7 +22,7 @@ def genuine(headers: Mapping[str, str], body: bytes) -> bool:
     return fresh and headers["webhook-signature"] == "v1," + base64.b64encode(digest).decode()
 
 
-class Receiver:
+class WebhookReceiver:
     """Answers with ``statuses`` in their order, then always 200; use it in a ``with``."""
 
     def __init__(self, *statuses: int, port: int = 0) -> None:
@@ -59,7 +59,7 @@ class Receiver:
     def take(self, headers: Mapping[str, str], body: bytes) -> int:
         """One request; the status of the answer."""
         self.attempts.append(headers["webhook-id"])
-        self.forged += not genuine(headers, body)
+        self.forged += not has_valid_signature(headers, body)
         status = self.statuses.pop(0) if self.statuses else 200
         if status < 300:
             self.heard.append(json.loads(body))
