@@ -11,7 +11,7 @@ from feedback.messages import NotFoundError
 from feedback.review.decisions import decide
 from feedback.review.queue import list_pending
 from feedback.store import Store
-from tests.fixtures.conversations import SPEAKER, answer, retry
+from tests.fixtures.conversations import SPEAKER, add_answer, add_retry
 
 
 @pytest.fixture
@@ -37,11 +37,11 @@ def corrected_and_chosen(path: Path, number: int) -> CountingStore:
     """A store with this many answers of each kind: corrected, chosen, edited and commented on."""
     store = CountingStore(path / f"{number}.db")
     for n in range(number):
-        decide(store, answer(store, f"What is item {n}?"), "rita", "correct", f"It is {n}.")
-        better = answer(store, f"Where is shelf {n}?", f"Shelf {n} is here.", person=f"p{n}")
-        worse = retry(store, better, "No idea.")
+        decide(store, add_answer(store, f"What is item {n}?"), "rita", "correct", f"It is {n}.")
+        better = add_answer(store, f"Where is shelf {n}?", f"Shelf {n} is here.", person=f"p{n}")
+        worse = add_retry(store, better, "No idea.")
         store.add_feedback(better, f"p{n}", "choice", {"over": worse})
-        waiting = answer(store, f"Who wrote book {n}?")
+        waiting = add_answer(store, f"Who wrote book {n}?")
         store.add_feedback(waiting, "ann", "edit", {"text": f"Author {n}."})
         store.add_feedback(waiting, "bob", "comment", {"text": "Hm."})
     store.queries = 0
@@ -49,7 +49,7 @@ def corrected_and_chosen(path: Path, number: int) -> CountingStore:
 
 
 def test_an_exchange_has_all_that_one_needs_to_know_of_an_answer(store: Store) -> None:
-    id = answer(store, "And on Sundays?", "No.", earlier=[("Open?", "Yes.")], person="bob")
+    id = add_answer(store, "And on Sundays?", "No.", earlier=[("Open?", "Yes.")], person="bob")
     exchange = store.exchange(id)
     assert (exchange.question, exchange.earlier) == ("And on Sundays?", ["Open?"])
     assert (exchange.answer.id, exchange.answer.content) == (id, "No.")
@@ -65,9 +65,9 @@ def test_an_answer_to_nobody_has_no_question(store: Store) -> None:
 
 
 def test_exchanges_are_those_of_one_branch_each(store: Store) -> None:
-    first = answer(store, "Open?", "Yes.")
-    second = retry(store, first, "No.", None)
-    other = answer(store, "Where?", "Here.", person="bob")
+    first = add_answer(store, "Open?", "Yes.")
+    second = add_retry(store, first, "No.", None)
+    other = add_answer(store, "Where?", "Here.", person="bob")
     found = store.exchanges([second, other, first, "msg-0", first])
     assert set(found) == {first, second, other}
     assert all(found[id] == store.exchange(id) for id in found)
