@@ -72,6 +72,11 @@ class Caller:
             return user or self.name or ANONYMOUS
         return f"{self.name}/{user}" if user else self.name
 
+    def decider(self, given: str, role: Role) -> str:
+        """Return the name under which a decision of theirs is kept: whose key it is, else the one
+        ``given`` with the decision, else the ``role`` that the decision takes."""
+        return self.name or given or role
+
     def acts_for(self, person: str) -> bool:
         """Whether they may touch what is this person's."""
         is_self = person == self.name or person.startswith(f"{self.name}/")

@@ -107,7 +107,7 @@ def router(service: "Service") -> APIRouter:
         message_id: str, body: ReviewRequest, caller: Annotated[Caller, reviewer]
     ) -> Decision:
         """Approve, correct or reject an answer; at work from the next question on."""
-        who = caller.name or body.reviewer or "reviewer"
+        who = caller.decider(body.reviewer, "reviewer")
         return decisions.decide(service.store, message_id, who, body.action, body.answer, body.note)
 
     @routes.get("/adapters", dependencies=[reviewer])
@@ -119,12 +119,12 @@ def router(service: "Service") -> APIRouter:
     @routes.post("/adapters/rollback")
     def rollback(body: PromotionRequest, caller: Annotated[Caller, operator]) -> Promotion:
         """Put the adapter that was in service before back; it speaks within a second."""
-        return service.registry.rollback(caller.name or body.who or "operator", body.reason)
+        return service.registry.rollback(caller.decider(body.who, "operator"), body.reason)
 
     @routes.post("/adapters/{id}/promote")
     def promote(id: str, body: PromotionRequest, caller: Annotated[Caller, operator]) -> Promotion:
         """Put an adapter in service; it speaks within a second."""
-        who = caller.name or body.who or "operator"
+        who = caller.decider(body.who, "operator")
         return service.registry.promote(id, "person", who, body.reason)
 
     return routes

@@ -187,4 +187,4 @@ class AdaptersPage:
 
 def _operator_name(caller: Caller, signature: str) -> str:
     """Return whose decision it is: the key's owner, else whoever signs."""
-    return caller.name or signature.strip() or "operator"
+    return caller.decider(signature.strip(), "operator")

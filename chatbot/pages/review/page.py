@@ -213,4 +213,4 @@ class ReviewPage:
 
 def _reviewer_name(caller: Caller, signature: str) -> str:
     """Return whose decision it is: the key's owner, else whoever signs."""
-    return caller.name or signature.strip() or "reviewer"
+    return caller.decider(signature.strip(), "reviewer")

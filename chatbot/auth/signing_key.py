@@ -1,0 +1,62 @@
+"""Signs what browsers keep: the key in the home folder, and values with an HMAC of them appended.
+
+    signer = Signer(load_signing_key(home.root))
+    signer.unsign(signer.sign("person-1"))       # "person-1"; None for a value of somebody else's
+
+The key survives restarts, so that tokens and cookies that were issued once stay valid.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+KEY_FILE = "browser.key"
+
+
+class Signer:
+    """Signs texts as ``text.signature``, with HMAC-SHA256 in hexadecimal digits, and reads them.
+
+    ``purpose`` derives a key of its own from ``key``, so that what is signed for one purpose is
+    never accepted for another; without one, ``key`` itself signs.
+    """
+
+    def __init__(self, key: bytes, purpose: bytes = b"") -> None:
+        self._key = hmac.new(key, purpose, hashlib.sha256).digest() if purpose else key
+
+    def signature(self, text: str) -> str:
+        """Return the 64 hexadecimal digits that sign ``text``."""
+        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+
+    def sign(self, text: str) -> str:
+        """Return ``text`` with its signature after a dot."""
+        return f"{text}.{self.signature(text)}"
+
+    def unsign(self, value: str) -> str | None:
+        """Return the text of a signed value, None when the signature is not ours."""
+        text, dot, signature = value.rpartition(".")
+        # Compared in constant time: how long it takes tells nothing of the right signature.
+        good = hmac.compare_digest(signature.encode(), self.signature(text).encode())
+        return text if dot and good else None
+
+
+def load_signing_key(root: Path) -> bytes:
+    """Load the key of 32 bytes from the home folder ``root``, which makes it at first use.
+
+    The key is written to a draft and linked in its final place, which fails where a file is
+    already: of two processes that start at the same time one makes the key, and both read it whole.
+    """
+    path = root / KEY_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    if not path.exists():
+        draft.touch(mode=0o600)
+        draft.write_bytes(secrets.token_bytes(32))
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return path.read_bytes()
