@@ -23,7 +23,7 @@ from pydantic import Field
 from chatbot.auth import api_keys, hub_login
 from chatbot.auth.access import Access, is_loopback_host
 from chatbot.engine.settings import EngineSettings
-from chatbot.engine.workers.worker_handle import early
+from chatbot.engine.workers.worker_handle import prestart_worker
 from chatbot.loading import LoadingApp
 from feedback.errors import TalkbackError
 from feedback.settings import Home, Settings
@@ -173,7 +173,7 @@ def run(
     print_line(f"Talkback is at {address} (loading the model)")
 
     def load() -> "FastAPI":
-        first = early(EngineSettings.read(home))
+        first = prestart_worker(EngineSettings.read(home))
         from chatbot.service import Service
 
         service = Service.open(home, base, revision, first=first)

@@ -12,7 +12,7 @@ from chatbot.chat_settings import ChatSettings
 from chatbot.engine import factory
 from chatbot.engine.protocol import Engine
 from chatbot.engine.settings import EngineSettings
-from chatbot.engine.workers.worker_handle import Worker
+from chatbot.engine.workers.worker_handle import WorkerHandle
 from chatbot.metrics import Metrics
 from chatbot.model.base import Base
 from chatbot.registry import Registry
@@ -73,7 +73,7 @@ class Service:
         base_name: str | None = None,
         revision: str | None = None,
         *,
-        first: Worker | None = None,
+        first: WorkerHandle | None = None,
         poll_seconds: float = POLL_SECONDS,
     ) -> Self:
         """Load the base, start its engine and speak. ``first`` is a worker that was started early.
@@ -82,7 +82,7 @@ class Service:
         """
         chat, settings = ChatSettings.read(home), EngineSettings.read(home)
         store = Store(home.db)
-        base, engine = factory.start(settings, base_name, revision, first)
+        base, engine = factory.start_engine(settings, base_name, revision, first)
         return cls(
             home,
             store,

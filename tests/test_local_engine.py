@@ -207,8 +207,8 @@ def test_a_full_queue_says_busy(oracle: Oracle) -> None:
 def test_who_is_turned_away_is_told_how_long_those_who_wait_will_take(oracle: Oracle) -> None:
     engine = start_engine(oracle, slots=1, queue=2)
     for ended, seconds in (([], 1), ([10.0, 13.5, 17.0], 7), ([0.0, 400.0], 60), ([1.0, 1.1], 1)):
-        engine._retry_after._ends.clear()
-        engine._retry_after._ends.extend(ended)
+        engine._retry_after._end_times.clear()
+        engine._retry_after._end_times.extend(ended)
         streams = [engine.submit(oracle.request("Hello", BASE, 450)) for _ in range(3)]
         wait_until(lambda: engine.stats()["running"] == 1)
         with pytest.raises(EngineBusyError, match=f"Try again in {seconds} s") as refusal:
@@ -217,7 +217,7 @@ def test_who_is_turned_away_is_told_how_long_those_who_wait_will_take(oracle: Or
         for stream in streams:
             stream.cancel()
         wait_until(lambda: engine.stats()["running"] + engine.stats()["waiting"] == 0)
-    assert len(engine._retry_after._ends) > 2, "and each end is noted"
+    assert len(engine._retry_after._end_times) > 2, "and each end is noted"
     engine.close()
 
 

@@ -71,7 +71,7 @@ def test_an_answer_has_the_room_that_the_server_leaves(
     remote_base: RemoteBase, serve: Serve, connect: Connect
 ) -> None:
     server = serve()
-    server.room = 100
+    server.max_model_len = 100
     engine = connect(server)
     request = remote_base.request(BASE, LONG)
     stream = wait_for_end(engine.submit(request))
@@ -90,7 +90,7 @@ def test_cancelling_frees_the_servers_side(
     stream.cancel()
     assert wait_for_end(stream).finish == "cancelled" and stream.text
     wait_until(lambda: server.running == 0)
-    server.held = {MODEL}  # no token comes that could tell the reader to stop
+    server.blocked_models = {MODEL}  # no token comes that could tell the reader to stop
     waiting = engine.submit(remote_base.request(BASE, LONG))
     waiting.cancel()
     assert wait_for_end(waiting).finish == "cancelled" and waiting.text == ""
@@ -120,7 +120,7 @@ def test_requests_that_make_no_sense_are_not_sent(
         engine.submit(remote_base.request(BASE, Sampling(temperature=-1)))
     with pytest.raises(EngineError, match="empty"):
         engine.submit(Request([]))
-    assert server.heard == []
+    assert server.requests == []
 
 
 # -- Adapters
@@ -162,7 +162,7 @@ def test_a_damaged_adapter_is_refused_before_a_server_hears_of_it(
         folder = folder.rename(tmp_path / lora.write_manifest(folder, remote_base.base))
     with pytest.raises(AdapterError):
         engine.load(folder.name, folder)
-    assert server.heard == [] and engine.adapters() == [BASE]
+    assert server.requests == [] and engine.adapters() == [BASE]
     assert (
         wait_for_end(engine.submit(remote_base.request())).text == remote_base.expected[BASE].text
     )
@@ -209,7 +209,7 @@ def test_settings_that_cannot_work_are_one_clear_error_at_the_start(
     server.kill()
     assert f"{server.url} does not answer" in error(server)
     with pytest.raises(EngineError, match="gpu1:8000"):
-        factory.start(EngineSettings(urls=["gpu1:8000"]), str(remote_base.folder))
+        factory.start_engine(EngineSettings(urls=["gpu1:8000"]), str(remote_base.folder))
 
 
 def test_auto_picks_the_servers_where_there_are_some(
@@ -219,7 +219,7 @@ def test_auto_picks_the_servers_where_there_are_some(
     kinds = {}
     for kind in ("auto", "torch", "remote"):
         monkeypatch.setenv("TALKBACK_ENGINE_KIND", kind)
-        base, engine = factory.start(EngineSettings.read(home), str(remote_base.folder))
+        base, engine = factory.start_engine(EngineSettings.read(home), str(remote_base.folder))
         kinds[kind] = (type(engine), base.model.device.type)
         engine.close()
     remote = (RemoteEngine, "meta")
@@ -259,7 +259,7 @@ def open_service(home: Home, remote_base: RemoteBase) -> Iterator[Callable[..., 
 Open = Callable[..., Service]
 
 
-def told(service: Service) -> tuple[str, str]:
+def answered(service: Service) -> tuple[str, str]:
     """Who speaks and what is said."""
     turn = begin_turn(service, Question(QUESTION, "ann", sampling=Sampling(max_tokens=24)))
     text = "".join(turn)
@@ -274,7 +274,7 @@ def test_a_promotion_is_followed_by_all_services_within_a_second_and_drops_nothi
     first = services[0].speaking
     assert first != BASE and services[1].speaking == first
     for server in servers:
-        server.held = {first}
+        server.blocked_models = {first}
     running = [
         begin_turn(service, Question(QUESTION, "ann", sampling=Sampling(max_tokens=24)))
         for service in services
@@ -289,9 +289,9 @@ def test_a_promotion_is_followed_by_all_services_within_a_second_and_drops_nothi
     seconds = wait_until(lambda: all(service.speaking == new for service in services))
     assert seconds < 5, "a quiet machine takes half a second"
     for service in services:
-        assert told(service) == (new, remote_base.expected[new].text)
+        assert answered(service) == (new, remote_base.expected[new].text)
     for server in servers:
-        server.held = set()
+        server.blocked_models = set()
     for turn in running:
         heard = "".join(turn)
         assert heard == remote_base.expected[BASE].text  # adapter 0 equals the base
@@ -315,17 +315,17 @@ def test_a_promotion_waits_for_servers_that_are_down(
     assert service.speaking == first
     server.start()
     wait_until(lambda: service.speaking == new)
-    assert told(service) == (new, remote_base.expected[new].text) and service.warning == ""
+    assert answered(service) == (new, remote_base.expected[new].text) and service.warning == ""
 
 
 def test_a_server_without_adapters_speaks_as_the_base_and_people_are_told_why(
     remote_base: RemoteBase, serve: Serve, open_service: Open
 ) -> None:
     server = serve(lora=False)
-    server.mute = True
+    server.omits_token_ids = True
     service = open_service(server, more='prompt = "text"\n')
     assert "--enable-lora" in service.warning and service.speaking == BASE
-    assert told(service) == (BASE, remote_base.expected[BASE].text)
+    assert answered(service) == (BASE, remote_base.expected[BASE].text)
     body = server.completions()[-1]
     assert isinstance(body["prompt"], str) and body["prompt"].startswith("<|im_start|>user")
     assert not {"top_k", "min_p", "stop_token_ids", "return_token_ids"} & body.keys()

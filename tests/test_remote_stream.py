@@ -51,7 +51,7 @@ def test_a_server_that_tells_no_tokens_is_believed_their_number(
     remote_base: RemoteBase, serve: Serve, connect: Connect
 ) -> None:
     server = serve()
-    server.mute = True
+    server.omits_token_ids = True
     stream = wait_for_end(connect(server).submit(remote_base.request()))
     assert stream.text == remote_base.expected[BASE].text and stream.ids == []
     assert stream.completion_tokens == len(remote_base.expected[BASE].ids)

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from chatbot.engine.protocol import BASE, EngineError
-from chatbot.engine.remote.replica import events
 from tests.fixtures.async_thread import run_in_thread
 from tests.fixtures.remote_base import LONG, Connect, RemoteBase, Serve
 
@@ -16,7 +15,7 @@ def test_what_the_server_refuses_is_told_in_its_words(
 ) -> None:
     server = serve()
     engine = connect(server)
-    server.room = 30
+    server.max_model_len = 30
     with pytest.raises(EngineError, match="maximum context length is 30"):
         engine.submit(remote_base.request(BASE, LONG))
 
@@ -32,7 +31,7 @@ def test_events_are_cut_at_line_feeds_only_wherever_the_network_cuts_them() -> N
     )
 
     async def read(*parts: bytes) -> list[dict[str, Any]]:
-        return [event async for event in events(chunks(*parts))]
+        return [event async for event in parse_events(chunks(*parts))]
 
     data = text.encode()
     for cut in range(len(data)):

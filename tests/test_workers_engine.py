@@ -31,9 +31,9 @@ from chatbot.engine.protocol import (
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream, TokenLogprob
 from chatbot.engine.workers import worker_process
-from chatbot.engine.workers.capacity import MOST, how_many
-from chatbot.engine.workers.messages import Account, Order, Ready, hear
-from chatbot.engine.workers.router import BLOCK, TOGETHER, Router
+from chatbot.engine.workers.capacity import MAX_WORKERS, worker_count
+from chatbot.engine.workers.messages import UpdateCollector, WorkerConfig, WorkerInfo, apply_update
+from chatbot.engine.workers.router import BLOCK_TOKENS, SMALL_BATCH, PrefixRouter
 from chatbot.engine.workers.workers_engine import WorkersEngine
 from chatbot.model.base import load_base
 from chatbot.model.lora import AdapterError
@@ -56,7 +56,7 @@ def adapters(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 def whole(tiny_base: Path, adapters: list[Path]) -> Iterator[WorkersEngine]:
     """Two workers, with both adapters."""
     settings = EngineSettings(workers=2, threads=1, slots=SLOTS, queue=QUEUE)
-    _, engine = factory.start(settings, str(tiny_base))
+    _, engine = factory.start_engine(settings, str(tiny_base))
     assert isinstance(engine, WorkersEngine)
     for folder in adapters:
         engine.load(folder.name, folder)
@@ -71,7 +71,7 @@ def engine(whole: WorkersEngine) -> WorkersEngine:
 
 
 def long(voice: str = BASE, prompt: int = 0) -> Request:
-    """It ends only when it is told to."""
+    """Return a request whose answer ends only when it is cancelled."""
     bias = tuple((token, -100.0) for token in range(5))
     return Request(PROMPTS[prompt], voice, Sampling(max_tokens=LONG, logit_bias=bias))
 
@@ -84,26 +84,30 @@ def begun(stream: Stream) -> Stream:
 def test_it_says_what_the_engine_says_in_this_process(
     engine: WorkersEngine, tiny_base: Path, adapters: list[Path]
 ) -> None:
-    here = LocalEngine(load_base(str(tiny_base)), EngineSettings(threads=1))
+    local = LocalEngine(load_base(str(tiny_base)), EngineSettings(threads=1))
     for folder in adapters:
-        here.load(folder.name, folder)
+        local.load(folder.name, folder)
     voices = [BASE, *(folder.name for folder in adapters)]
     sampling = Sampling(max_tokens=20, temperature=0.8, seed=7, logprobs=2)
-    asked = [Request(prompt, voice, sampling) for prompt in PROMPTS for voice in voices]
-    for request in asked:
-        expected, heard = here.submit(request), engine.submit(request)
-        deltas = list(heard)
+    requests = [Request(prompt, voice, sampling) for prompt in PROMPTS for voice in voices]
+    for request in requests:
+        expected, stream = local.submit(request), engine.submit(request)
+        deltas = list(stream)
         assert expected.wait(60)
-        assert (heard.ids, deltas, heard.finish) == (expected.ids, expected.deltas, expected.finish)
-        assert heard.token_counts == expected.token_counts
-        assert [c.token for c in heard.logprobs] == [c.token for c in expected.logprobs]
-        assert heard.first_token_ms is not None and heard.total_ms is not None
-    here.close()
+        assert (stream.ids, deltas, stream.finish) == (
+            expected.ids,
+            expected.deltas,
+            expected.finish,
+        )
+        assert stream.token_counts == expected.token_counts
+        assert [c.token for c in stream.logprobs] == [c.token for c in expected.logprobs]
+        assert stream.first_token_ms is not None and stream.total_ms is not None
+    local.close()
 
 
 def test_cores_are_there_for_those_who_speak(engine: WorkersEngine) -> None:
     def shares() -> list[int]:
-        return [worker._cores for worker in engine._workers if worker.live]
+        return [worker._cores for worker in engine._workers if worker.num_streams]
 
     first = begun(engine.submit(long()))
     assert shares() == [available_cores()]
@@ -116,7 +120,7 @@ def test_cores_are_there_for_those_who_speak(engine: WorkersEngine) -> None:
 
 def test_streams_are_spread_over_the_workers(engine: WorkersEngine) -> None:
     streams = [begun(engine.submit(long(prompt=n))) for n in range(4)]
-    assert [worker.live for worker in engine._workers] == [2, 2]
+    assert [worker.num_streams for worker in engine._workers] == [2, 2]
     stats = engine.stats()
     assert (stats["running"], stats["slots"], stats["workers"]) == (4, 2 * SLOTS, 2)
     for stream in streams:
@@ -200,7 +204,7 @@ def test_a_worker_that_dies_takes_only_its_own_streams_and_comes_back(
 
 
 def test_close_ends_streams_as_cancelled_and_all_processes(tiny_base: Path) -> None:
-    _, engine = factory.start(EngineSettings(workers=1, threads=1), str(tiny_base))
+    _, engine = factory.start_engine(EngineSettings(workers=1, threads=1), str(tiny_base))
     assert isinstance(engine, WorkersEngine) and isinstance(engine, Engine)
     stream = begun(engine.submit(long()))
     processes = [worker.process for worker in engine._workers]
@@ -212,9 +216,9 @@ def test_close_ends_streams_as_cancelled_and_all_processes(tiny_base: Path) -> N
 
 
 def test_other_weights_than_the_servers_are_refused(tiny_base: Path) -> None:
-    order = Order(str(tiny_base), None, "w-other", EngineSettings(threads=1))
+    config = WorkerConfig(str(tiny_base), None, "w-other", EngineSettings(threads=1))
     with pytest.raises(EngineError, match="have changed"):
-        worker_process._engine(order)
+        worker_process._build_engine(config)
 
 
 @pytest.mark.parametrize("run", ["work()", "mp.Process(target=work).start()"])
@@ -223,20 +227,23 @@ def test_a_worker_that_nobody_wants_keeps_no_process_alive(run: str, tmp_path: P
     code.write_text(
         "import multiprocessing as mp\n"
         "from chatbot.engine.settings import EngineSettings as S\n"
-        "from chatbot.engine.workers.worker_handle import early\n"
-        "def deaf(pid):\n"
-        "    said = open(f'/proc/{pid}/status').read()\n"
-        "    return int(said.split('SigIgn:')[1].split()[0], 16) >> 14 & 1\n"
+        "from chatbot.engine.workers.worker_handle import prestart_worker\n"
+        "def ignores_sigterm(pid):\n"
+        "    status = open(f'/proc/{pid}/status').read()\n"
+        "    return int(status.split('SigIgn:')[1].split()[0], 16) >> 14 & 1\n"
         "def work():\n"
-        "    pid = early(S()).process.pid\n"
-        "    while not deaf(pid): pass  # to SIGTERM, as it will be\n"
+        "    pid = prestart_worker(S()).process.pid\n"
+        "    while not ignores_sigterm(pid): pass\n"
         "    print(pid, flush=True)\n"
         f"if __name__ == '__main__': {run}\n"
     )
     done = subprocess.run(
-        [sys.executable, str(code)], capture_output=True, timeout=30, text=True,
+        [sys.executable, str(code)],
+        capture_output=True,
+        timeout=30,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert not Path(f"/proc/{done.stdout.strip()}").exists()
 
@@ -285,7 +292,7 @@ GIB = 2**30
     [
         (135_000_000, GIB // 4, 1, "cpu", 2, 8 * GIB, 2),
         (135_000_000, GIB // 4, 2, "cpu", 2, 8 * GIB, 1),
-        (135_000_000, GIB // 4, 1, "cpu", 64, 64 * GIB, MOST),
+        (135_000_000, GIB // 4, 1, "cpu", 64, 64 * GIB, MAX_WORKERS),
         (135_000_000, 4 * GIB, 1, "cpu", 8, 10 * GIB, 2),
         (5_000_000, 2**20, 1, "cpu", 2, 8 * GIB, 1),
         (135_000_000, GIB // 4, 1, "cuda:0", 8, 8 * GIB, 1),
@@ -295,76 +302,80 @@ GIB = 2**30
 def test_as_many_workers_as_cores_and_memory_bear(
     parameters: int, weights: int, threads: int, device: str, cores: int, free: int, count: int
 ) -> None:
-    ready = Ready(16, 4096, threads, device, parameters, weights)
-    assert how_many(ready, cores, free) == count
+    info = WorkerInfo(16, 4096, threads, device, parameters, weights)
+    assert worker_count(info, cores, free) == count
 
 
-@pytest.mark.parametrize("cores, count", [(1, 1), (2, 1), (4, 2), (6, 3), (64, MOST)])
+@pytest.mark.parametrize("cores, count", [(1, 1), (2, 1), (4, 2), (6, 3), (64, MAX_WORKERS)])
 def test_workers_that_grow_have_two_cores_each(cores: int, count: int) -> None:
-    ready = Ready(16, 4096, 1, "cpu", 135_000_000, GIB // 4, grows=True)
-    assert how_many(ready, cores, 64 * GIB) == count
+    info = WorkerInfo(16, 4096, 1, "cpu", 135_000_000, GIB // 4, scales_with_cores=True)
+    assert worker_count(info, cores, 64 * GIB) == count
 
 
-def fake(live: int = 0, grows: bool = False) -> Any:
-    return SimpleNamespace(live=live, ready=SimpleNamespace(grows=grows))
+def fake_worker(num_streams: int = 0, scales_with_cores: bool = False) -> Any:
+    info = SimpleNamespace(scales_with_cores=scales_with_cores)
+    return SimpleNamespace(num_streams=num_streams, info=info)
 
 
 def test_a_conversation_goes_on_where_it_was_read_unless_that_worker_is_busier() -> None:
-    workers = [fake(1), fake()]
-    router, history = Router(), list(range(4 * BLOCK))
+    workers = [fake_worker(1), fake_worker()]
+    router, history = PrefixRouter(), list(range(4 * BLOCK_TOKENS))
     assert router.choose(Request(history), workers) is workers[1]
-    workers = [fake(), workers[1]]
-    workers[1].live = 1
-    longer = Request([*history, *range(BLOCK)])
+    workers = [fake_worker(), workers[1]]
+    workers[1].num_streams = 1
+    longer = Request([*history, *range(BLOCK_TOKENS)])
     assert router.choose(longer, workers) is workers[1], "who read it has only one more to serve"
     assert router.choose(Request(longer.prompt_ids, "a-1"), workers) is workers[0]
-    assert router.choose(Request([*history[:BLOCK], *[9] * 4 * BLOCK]), workers) is workers[0]
-    workers[1].live = 5
+    assert (
+        router.choose(Request([*history[:BLOCK_TOKENS], *[9] * 4 * BLOCK_TOKENS]), workers)
+        is workers[0]
+    )
+    workers[1].num_streams = 5
     assert router.choose(longer, workers) is workers[0]
     assert router.choose(longer, workers[:1]) is workers[0], "and one that is gone is not asked"
 
 
 def test_few_streams_are_one_workers_where_it_takes_all_cores_for_them() -> None:
-    workers = [fake(grows=True) for _ in range(3)]
-    router, served = Router(), []
-    for number in range(3 * TOGETHER):
+    workers = [fake_worker(scales_with_cores=True) for _ in range(3)]
+    router, served = PrefixRouter(), []
+    for number in range(3 * SMALL_BATCH):
         chosen = router.choose(Request([number]), workers)
         served.append([worker is chosen for worker in workers].index(True))
-        chosen.live += 1
-    assert served == [worker for worker in range(3) for _ in range(TOGETHER)]
-    workers[0].live = TOGETHER + 2
+        chosen.num_streams += 1
+    assert served == [worker for worker in range(3) for _ in range(SMALL_BATCH)]
+    workers[0].num_streams = SMALL_BATCH + 2
     assert router.choose(Request([0]), workers) is workers[1], "many are shared out"
-    workers[2].live = 1
+    workers[2].num_streams = 1
     assert router.choose(Request([0]), workers) is workers[2], "and brought together as they end"
 
 
 @pytest.mark.parametrize("every", [1, 2, 5, 100])
 def test_a_stream_told_in_pieces_is_the_same_stream(every: int) -> None:
-    told, heard = Stream(3), Stream(3)
-    account = Account(told)
+    source, copy = Stream(3), Stream(3)
+    collector = UpdateCollector(source)
     for number, delta in enumerate(["", "ab", "c", "", "", "d", "e", ""]):
-        told.logprobs.append(TokenLogprob(number, -1.0))
-        told.append_token(number, delta)
-        if number % every == 0 and (news := account.news()) is not None:
-            hear(heard, news)
-            assert heard.ids == told.ids, "also those that have made no text yet"
-    told.append_text("f")
-    assert heard.finish is None
-    told.end("stop")
-    if (news := account.news()) is not None:
-        hear(heard, news)
-    assert (heard.ids, heard.deltas, heard.token_counts) == (
-        told.ids,
-        told.deltas,
-        told.token_counts,
+        source.logprobs.append(TokenLogprob(number, -1.0))
+        source.append_token(number, delta)
+        if number % every == 0 and (update := collector.collect()) is not None:
+            apply_update(copy, update)
+            assert copy.ids == source.ids, "also those that have made no text yet"
+    source.append_text("f")
+    assert copy.finish is None
+    source.end("stop")
+    if (update := collector.collect()) is not None:
+        apply_update(copy, update)
+    assert (copy.ids, copy.deltas, copy.token_counts) == (
+        source.ids,
+        source.deltas,
+        source.token_counts,
     )
-    assert heard.logprobs == told.logprobs and heard.finish == "stop"
+    assert copy.logprobs == source.logprobs and copy.finish == "stop"
 
 
 def test_an_answer_that_ends_before_its_first_token_has_no_first_token() -> None:
-    told, heard = Stream(3), Stream(3)
-    told.end("error", "The engine failed.")
-    news = Account(told).news()
-    assert news is not None
-    hear(heard, news)
-    assert (heard.first_token_ms, heard.finish, heard.error) == (None, "error", told.error)
+    source, copy = Stream(3), Stream(3)
+    source.end("error", "The engine failed.")
+    update = UpdateCollector(source).collect()
+    assert update is not None
+    apply_update(copy, update)
+    assert (copy.first_token_ms, copy.finish, copy.error) == (None, "error", source.error)

@@ -14,16 +14,16 @@ class RetryAfter:
     """Sees requests end, on whatever thread they do."""
 
     def __init__(self) -> None:
-        self._ends: deque[float] = deque(maxlen=WINDOW)
+        self._end_times: deque[float] = deque(maxlen=WINDOW)
 
     def record_end(self) -> None:
         """A request has ended now."""
-        self._ends.append(time.monotonic())
+        self._end_times.append(time.monotonic())
 
     def estimate_seconds(self, waiting: int) -> float:
         """Whole seconds until so many who wait now are served."""
-        ends = list(self._ends)
-        if len(ends) < 2:
+        end_times = list(self._end_times)
+        if len(end_times) < 2:
             return 1
-        pace = (ends[-1] - ends[0]) / (len(ends) - 1)
-        return min(MAX_SECONDS, math.ceil(pace * waiting) or 1)
+        seconds_per_request = (end_times[-1] - end_times[0]) / (len(end_times) - 1)
+        return min(MAX_SECONDS, math.ceil(seconds_per_request * waiting) or 1)

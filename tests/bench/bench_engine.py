@@ -94,18 +94,19 @@ def generate_rate(base: Base) -> float:
 def endless(pipe: Connection) -> None:
     """A worker's process, in which no token ends an answer: random weights would say it anytime."""
     scheduler.end_token_ids = lambda _: frozenset()
-    worker_process.work(pipe)  # its own: this is another process
+    worker_process.run_worker(pipe)  # its own: this is another process
 
 
 def start(name: str, kind: str, threads: int = 0, workers: int | None = None) -> Engine:
     """The engine that is measured, once all its workers are there."""
-    os.environ.update(ENVIRONMENT | worker_process.ENVIRONMENT)  # the workers' processes read it
+    # The workers' processes read it.
+    os.environ.update(ENVIRONMENT | worker_process.OPENMP_ENVIRONMENT)
     scheduler.end_token_ids = lambda _: frozenset()
-    worker_handle.child.work = endless
+    worker_handle.worker_process.run_worker = endless
     settings = EngineSettings(kind=kind, threads=threads, workers=workers, prompt_lookup=0)
-    _, engine = factory.start(settings, name)
+    _, engine = factory.start_engine(settings, name)
     if isinstance(engine, WorkersEngine):
-        while engine.stats()["workers"] < engine.wanted:
+        while engine.stats()["workers"] < engine.target_workers:
             time.sleep(0.1)
     return engine
 

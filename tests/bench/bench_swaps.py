@@ -54,7 +54,7 @@ def start(base: Base, name: str, workers: int) -> Engine:
     settings = EngineSettings(threads=1, slots=STREAMS, workers=workers)
     if not workers:
         return LocalEngine(base, settings)
-    _, engine = factory.start(settings, name)
+    _, engine = factory.start_engine(settings, name)
     while engine.stats()["workers"] < workers:
         time.sleep(0.1)
     return engine

@@ -41,10 +41,10 @@ class FakeVllm:
 
     def __init__(self, folder: Path, *, rank: int = 16, lora: bool = True, key: str = "") -> None:
         self.base = load_base(str(folder))
-        self.rank, self.lora, self.key = rank, lora, key
-        self.full = self.mute = False
-        self.held: set[str] = set()
-        self.room = 2048
+        self.max_lora_rank, self.has_adapter_routes, self.api_key = rank, lora, key
+        self.busy = self.omits_token_ids = False
+        self.blocked_models: set[str] = set()
+        self.max_model_len = 2048
         self.port = 0
         self.start()
 
@@ -58,7 +58,7 @@ class FakeVllm:
 
     def start(self) -> None:
         """Up again at the same address, with no adapter."""
-        self.heard: list[tuple[str, dict[str, Any]]] = []
+        self.requests: list[tuple[str, dict[str, Any]]] = []
         self.loaded: dict[str, str] = {}
         self.engine = LocalEngine(self.base, EngineSettings(threads=1))
         listener = socket.socket()
@@ -77,15 +77,15 @@ class FakeVllm:
         if not self._thread.is_alive():
             return
         self._server.should_exit = self._server.force_exit = True
-        self._loop.call_soon_threadsafe(self._hang_up)
+        self._loop.call_soon_threadsafe(self._close_connections)
         self._thread.join()
         self.engine.close()
 
     def completions(self) -> list[dict[str, Any]]:
         """The bodies of all questions so far."""
-        return [body for path, body in self.heard if path == "/v1/completions"]
+        return [body for path, body in self.requests if path == "/v1/completions"]
 
-    def _hang_up(self) -> None:
+    def _close_connections(self) -> None:
         for listening in self._server.servers:
             listening.close()  # or somebody comes in who is never heard
         for connection in list(self._server.server_state.connections):
@@ -102,26 +102,26 @@ class FakeVllm:
         app = FastAPI(lifespan=lifespan)
         app.get("/v1/models", response_model=None)(self._models)
         app.post("/v1/completions", response_model=None)(self._complete)
-        if self.lora:
+        if self.has_adapter_routes:
             app.post("/v1/load_lora_adapter", response_model=None)(self._load)
             app.post("/v1/unload_lora_adapter", response_model=None)(self._unload)
         return app
 
     async def _models(self, request: Request) -> Response:
-        if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
+        if self.api_key and request.headers.get("authorization") != f"Bearer {self.api_key}":
             return JSONResponse({"error": "Unauthorized"}, 401)
-        base = {"id": MODEL, "root": MODEL, "parent": None, "max_model_len": self.room}
-        cards = [{"id": n, "root": p, "parent": MODEL} for n, p in self.loaded.items()]
+        base = {"id": MODEL, "root": MODEL, "parent": None, "max_model_len": self.max_model_len}
+        models = [{"id": n, "root": p, "parent": MODEL} for n, p in self.loaded.items()]
         shared = {"object": "model", "owned_by": "vllm", "created": 0, "permission": []}
-        return JSONResponse({"object": "list", "data": [shared | c for c in (base, *cards)]})
+        return JSONResponse({"object": "list", "data": [shared | c for c in (base, *models)]})
 
     async def _load(self, body: dict[str, Any]) -> Response:
-        self.heard.append(("/v1/load_lora_adapter", body))
+        self.requests.append(("/v1/load_lora_adapter", body))
         async with self._loading:
-            return await self._put(body["lora_name"], Path(body["lora_path"]))
+            return await self._load_adapter(body["lora_name"], Path(body["lora_path"]))
 
-    async def _put(self, name: str, path: Path) -> Response:
-        while name in self.held:
+    async def _load_adapter(self, name: str, path: Path) -> Response:
+        while name in self.blocked_models:
             await asyncio.sleep(0.01)
         if name in self.loaded:
             said = f"The lora adapter '{name}' has already been loaded. If you want to load the"
@@ -129,15 +129,15 @@ class FakeVllm:
         if not path.is_dir():
             return _error(404, f"No adapter found for {path}", "NotFoundError")
         rank = json.loads((path / "adapter_config.json").read_text())["r"]
-        if rank > self.rank:
-            said = f"LoRA rank {rank} is greater than max_lora_rank {self.rank}."
+        if rank > self.max_lora_rank:
+            said = f"LoRA rank {rank} is greater than max_lora_rank {self.max_lora_rank}."
             return _error(500, said, "InternalServerError")
         await asyncio.to_thread(self.engine.load, path.name, path)
         self.loaded[name] = str(path)
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
     async def _unload(self, body: dict[str, Any]) -> Response:
-        self.heard.append(("/v1/unload_lora_adapter", body))
+        self.requests.append(("/v1/unload_lora_adapter", body))
         name = body["lora_name"]
         if name not in self.loaded:
             return _error(404, f"The lora adapter '{name}' cannot be found.", "NotFoundError")
@@ -146,14 +146,16 @@ class FakeVllm:
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
     async def _complete(self, body: dict[str, Any]) -> Response:
-        self.heard.append(("/v1/completions", body))
+        self.requests.append(("/v1/completions", body))
         model = body["model"]
-        if self.full:
+        if self.busy:
             return _error(503, "The request queue is full.", "ServiceUnavailableError")
         if model != MODEL and model not in self.loaded:
             return _error(404, f"The model `{model}` does not exist.", "NotFoundError")
-        if len(self._ids(body)) + body["max_tokens"] > self.room:
-            return _error(400, f"This model's maximum context length is {self.room} tokens.")
+        if len(self._ids(body)) + body["max_tokens"] > self.max_model_len:
+            return _error(
+                400, f"This model's maximum context length is {self.max_model_len} tokens."
+            )
         try:
             stream = self.engine.submit(self._request(body))
         except TalkbackError as error:
@@ -187,12 +189,12 @@ class FakeVllm:
         try:
             sent = 0
             async for delta in iterate_in_threadpool(stream):
-                while body["model"] in self.held:
+                while body["model"] in self.blocked_models:
                     await asyncio.sleep(0.01)
-                ids, chances = stream.ids[sent:], stream.logprobs[sent:]
-                ids = ids[: len(chances)] if body.get("logprobs") is not None else ids
+                ids, logprobs = stream.ids[sent:], stream.logprobs[sent:]
+                ids = ids[: len(logprobs)] if body.get("logprobs") is not None else ids
                 sent += len(ids)
-                yield self._chunk(body, delta, ids, None, chances[: len(ids)])
+                yield self._chunk(body, delta, ids, None, logprobs[: len(ids)])
             rest = stream.logprobs[sent:]
             yield self._chunk(body, "", stream.ids[sent:], stream.finish, rest)
             counts = {
@@ -210,23 +212,23 @@ class FakeVllm:
         text: str,
         ids: list[int],
         finish: str | None,
-        chances: list[TokenLogprob],
+        token_logprobs: list[TokenLogprob],
     ) -> str:
-        told = _logprobs(chances) if body.get("logprobs") is not None else None
-        choice: dict[str, Any] = {"index": 0, "text": text, "logprobs": told}
+        logprobs = _logprobs(token_logprobs) if body.get("logprobs") is not None else None
+        choice: dict[str, Any] = {"index": 0, "text": text, "logprobs": logprobs}
         choice |= {"finish_reason": finish, "stop_reason": None}
-        if body.get("return_token_ids") and not self.mute:
+        if body.get("return_token_ids") and not self.omits_token_ids:
             choice["token_ids"] = ids
         return _event({"object": "text_completion", "model": body["model"], "choices": [choice]})
 
 
-def _logprobs(chances: list[TokenLogprob]) -> dict[str, Any]:
+def _logprobs(token_logprobs: list[TokenLogprob]) -> dict[str, Any]:
     """The chosen token first, then as many of the likeliest as were asked for, itself or not."""
-    tops = [{chance.token: chance.logprob} | dict(chance.top) for chance in chances]
+    tops = [{chance.token: chance.logprob} | dict(chance.top) for chance in token_logprobs]
     return {
-        "text_offset": [0 for _ in chances],
-        "token_logprobs": [chance.logprob for chance in chances],
-        "tokens": [f"token_id:{chance.token}" for chance in chances],
+        "text_offset": [0 for _ in token_logprobs],
+        "token_logprobs": [chance.logprob for chance in token_logprobs],
+        "tokens": [f"token_id:{chance.token}" for chance in token_logprobs],
         "top_logprobs": [{f"token_id:{t}": p for t, p in top.items()} for top in tops],
     }
 

@@ -26,8 +26,8 @@ from chatbot.engine.protocol import (
     UnreachableError,
 )
 from chatbot.engine.remote import remote_stream
-from chatbot.engine.remote.fleet import Fleet
 from chatbot.engine.remote.replica import AdapterMissingError, ReplicaBusyError, ReplicaError
+from chatbot.engine.remote.replica_pool import ReplicaPool
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import FinishReason, Stream
 from chatbot.engine.validation import check_prompt, check_sampling, effective_max_length
@@ -38,7 +38,7 @@ from feedback.errors import TalkbackError
 log = logging.getLogger("talkback")
 
 CHECK_SECONDS = 1.0
-CHANCES = 2
+MAX_ATTEMPTS = 2
 """How often a replica is asked the same: once more when it had to be given the adapter first."""
 
 T = TypeVar("T")
@@ -57,11 +57,11 @@ class RemoteEngine:
     ) -> None:
         self.base, self.settings = base, settings
         self.max_length = effective_max_length(base.model, settings.max_length)
-        self._ends = sorted(end_token_ids(base))
-        self._fleet = Fleet(settings)
+        self._end_token_ids = sorted(end_token_ids(base))
+        self._replicas = ReplicaPool(settings)
         # Changed by the loop's thread only.
-        self._leaving: set[str] = set()
-        self._users: Counter[str] = Counter()
+        self._unloading: set[str] = set()
+        self._num_running: Counter[str] = Counter()
         self._counts: Counter[str] = Counter(requests=0, prompt=0, decoded=0)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -71,7 +71,7 @@ class RemoteEngine:
         self._thread.start()
         atexit.register(self.close)
         try:
-            self._wait(self._begin(check_seconds))
+            self._run(self._start(check_seconds))
         except BaseException:
             self.close()
             raise
@@ -83,21 +83,23 @@ class RemoteEngine:
         adapter = lora.verify(folder, self.base)
         if adapter.id != adapter_id:
             raise lora.AdapterError(f"{folder} holds {adapter.id}, not {adapter_id}.")
-        self._wait(self._load(adapter_id, self._seen_there(folder)))
+        self._run(self._load(adapter_id, self._server_path(folder)))
 
     def unload(self, adapter_id: str) -> None:
         """Take no new requests for it; the replicas forget it when its last stream has ended."""
-        self._wait(self._leave(adapter_id))
+        self._run(self._begin_unload(adapter_id))
 
     def adapters(self) -> list[str]:
         """What can be asked now, `BASE` first."""
-        return [BASE, *self._fleet.paths]
+        return [BASE, *self._replicas.adapter_paths]
 
     @property
     def unavailable_reason(self) -> str | None:
         """What all servers suffer from; None when one is well."""
-        well = any(replica.trouble is None for replica in self._fleet.replicas)
-        return None if well else self._fleet.troubles()
+        any_available = any(
+            replica.unavailable_reason is None for replica in self._replicas.replicas
+        )
+        return None if any_available else self._replicas.describe_failures()
 
     def submit(self, request: Request) -> Stream:
         """Send a request to a replica; return its stream once a replica has accepted it.
@@ -106,17 +108,17 @@ class RemoteEngine:
         EngineClosedError, EngineError.
         """
         self._check(request)
-        opened: Future[None] = Future()
+        accepted: Future[None] = Future()
 
         def stop() -> None:
             served.cancel()
 
         stream = Stream(len(request.prompt_ids), stop)
-        served = self._do(self._serve(request, stream, opened))
-        wait([opened, served], return_when=FIRST_COMPLETED)
-        if not opened.done():
+        served = self._schedule(self._serve(request, stream, accepted))
+        wait([accepted, served], return_when=FIRST_COMPLETED)
+        if not accepted.done():
             raise EngineClosedError()
-        opened.result()
+        accepted.result()
         return stream
 
     def stats(self) -> dict[str, Any]:
@@ -124,12 +126,12 @@ class RemoteEngine:
 
         What only the servers know is 0: their slots, who waits for one, their steps.
         """
-        names = [*self.adapters(), *self._leaving]
+        names = [*self.adapters(), *self._unloading]
         return {
             "slots": 0,
-            "running": sum(self._users.values()),
+            "running": sum(self._num_running.values()),
             "waiting": 0,
-            "adapters": {name: self._users[name] for name in names},
+            "adapters": {name: self._num_running[name] for name in names},
             "max_length": self.max_length,
             "device": "remote",
             **self._counts,
@@ -137,7 +139,7 @@ class RemoteEngine:
             "recalls": 0,
             "guessed": 0,
             "steps": 0,
-            "replicas": [replica.stats() for replica in self._fleet.replicas],
+            "replicas": [replica.stats() for replica in self._replicas.replicas],
         }
 
     def close(self) -> None:
@@ -146,7 +148,7 @@ class RemoteEngine:
             if self._closed:
                 return
             self._closed = True
-            ending = asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+            ending = asyncio.run_coroutine_threadsafe(self._shutdown(), self._loop)
         ending.result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -157,11 +159,13 @@ class RemoteEngine:
         check_sampling(request.sampling)
         check_prompt(request.prompt_ids, self.max_length)
 
-    def _seen_there(self, folder: Path) -> str:
-        there = self.settings.adapters_path
-        return f"{there.rstrip('/')}/{folder.name}" if there else str(folder.resolve())
+    def _server_path(self, folder: Path) -> str:
+        adapters_path = self.settings.adapters_path
+        return (
+            f"{adapters_path.rstrip('/')}/{folder.name}" if adapters_path else str(folder.resolve())
+        )
 
-    def _do(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+    def _schedule(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
         """Have the loop's thread do something."""
         with self._lock:
             if self._closed:
@@ -169,96 +173,98 @@ class RemoteEngine:
                 raise EngineClosedError()
             return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
         try:
-            return self._do(work).result()
+            return self._schedule(work).result()
         except CancelledError as error:
             raise EngineClosedError() from error
 
     # -- Everything below runs on the loop's thread
 
-    async def _begin(self, check_seconds: float) -> None:
-        await self._fleet.begin()
-        self.max_length = min(self.max_length, self._fleet.room or self.max_length)
-        self._spawn(self._fleet.watch(check_seconds))
+    async def _start(self, check_seconds: float) -> None:
+        await self._replicas.start()
+        self.max_length = min(self.max_length, self._replicas.max_model_len or self.max_length)
+        self._spawn(self._replicas.monitor(check_seconds))
 
     async def _load(self, adapter: str, path: str) -> None:
-        await self._fleet.load(adapter, path)
-        self._leaving.discard(adapter)
+        await self._replicas.load(adapter, path)
+        self._unloading.discard(adapter)
 
-    async def _leave(self, adapter: str) -> None:
-        if adapter in self._fleet.paths:
-            self._fleet.withdraw(adapter)
-            self._leaving.add(adapter)
-            self._drop_idle()
+    async def _begin_unload(self, adapter: str) -> None:
+        if adapter in self._replicas.adapter_paths:
+            self._replicas.forget(adapter)
+            self._unloading.add(adapter)
+            self._unload_idle()
 
-    def _drop_idle(self) -> None:
+    def _unload_idle(self) -> None:
         """Have the replicas forget what is unloaded and has no stream any more."""
-        for adapter in [name for name in self._leaving if not self._users[name]]:
-            self._leaving.discard(adapter)
-            self._spawn(self._fleet.unload(adapter))
+        for adapter in [name for name in self._unloading if not self._num_running[name]]:
+            self._unloading.discard(adapter)
+            self._spawn(self._replicas.unload(adapter))
 
-    async def _serve(self, request: Request, stream: Stream, opened: "Future[None]") -> None:
+    async def _serve(self, request: Request, stream: Stream, accepted: "Future[None]") -> None:
         """One request from its first replica to its end; whoever waits for it is always told."""
         try:
-            stream.end(await self._counted(request, stream, opened))
+            stream.end(await self._answer_counted(request, stream, accepted))
         except asyncio.CancelledError:
             stream.end("cancelled")
         except Exception as error:  # whatever it is, the stream must not hang
             if not isinstance(error, TalkbackError):
                 log.exception("A request to a replica failed.")
-            if opened.done():
+            if accepted.done():
                 stream.end("error", str(error))
             else:
-                opened.set_exception(error)
+                accepted.set_exception(error)
 
-    async def _counted(
-        self, request: Request, stream: Stream, opened: "Future[None]"
+    async def _answer_counted(
+        self, request: Request, stream: Stream, accepted: "Future[None]"
     ) -> FinishReason:
         if request.adapter not in self.adapters():
             raise UnknownAdapterError(request.adapter, self.adapters())
-        self._users[request.adapter] += 1
+        self._num_running[request.adapter] += 1
         try:
-            return await self._answer(request, stream, opened)
+            return await self._answer_with_retries(request, stream, accepted)
         finally:
-            self._users[request.adapter] -= 1
+            self._num_running[request.adapter] -= 1
             self._counts.update(
                 requests=1, prompt=stream.prompt_tokens, decoded=stream.completion_tokens
             )
-            self._drop_idle()
+            self._unload_idle()
 
-    async def _answer(
-        self, request: Request, stream: Stream, opened: "Future[None]"
+    async def _answer_with_retries(
+        self, request: Request, stream: Stream, accepted: "Future[None]"
     ) -> FinishReason:
         """Ask one replica after the other until one has said something."""
-        body, adapter = self._body(request), request.adapter
-        chances = dict.fromkeys(self._fleet.replicas, CHANCES)
-        full: ReplicaBusyError | None = None
-        while (replica := self._fleet.best(adapter, chances)) is not None:
-            chances[replica] -= 1
+        body, adapter = self._request_body(request), request.adapter
+        attempts_left = dict.fromkeys(self._replicas.replicas, MAX_ATTEMPTS)
+        busy_error: ReplicaBusyError | None = None
+        while (replica := self._replicas.choose(adapter, attempts_left)) is not None:
+            attempts_left[replica] -= 1
             try:
-                async with replica.complete(body) as events:
-                    if not opened.done():
-                        opened.set_result(None)
-                    return await remote_stream.relay(events, stream, request.sampling.logprobs or 0)
+                async with replica.stream_completion(body) as events:
+                    if not accepted.done():
+                        accepted.set_result(None)
+                    return await remote_stream.fill_stream(
+                        events, stream, request.sampling.logprobs or 0
+                    )
             except AdapterMissingError:
-                await self._fleet.heal(replica, adapter)
+                await self._replicas.restore(replica, adapter)
             except ReplicaError as error:
                 log.warning("%s: %s", replica.url, error)
                 if stream.first_token_ms is not None:
                     raise ReplicaError("The server that was answering broke off.") from error
-                chances[replica] = 0
-                full = error if isinstance(error, ReplicaBusyError) else full
-        if full is not None:
-            raise EngineBusyError(sum(self._users.values()), full.retry_after)
+                attempts_left[replica] = 0
+                busy_error = error if isinstance(error, ReplicaBusyError) else busy_error
+        if busy_error is not None:
+            raise EngineBusyError(sum(self._num_running.values()), busy_error.retry_after)
         raise UnreachableError(f"No server can speak as {adapter} now. Try again in a while.")
 
-    def _body(self, request: Request) -> dict[str, Any]:
-        name = self._fleet.name(request.adapter)
-        limit = min(request.sampling.max_tokens, self.max_length - len(request.prompt_ids))
+    def _request_body(self, request: Request) -> dict[str, Any]:
+        name = self._replicas.model_name(request.adapter)
+        max_tokens = min(request.sampling.max_tokens, self.max_length - len(request.prompt_ids))
         if self.settings.prompt == "text":
-            return remote_stream.text_body(request, name, limit, self.base.tokenizer)
-        return remote_stream.token_body(request, name, limit, self._ends)
+            return remote_stream.text_body(request, name, max_tokens, self.base.tokenizer)
+        return remote_stream.token_body(request, name, max_tokens, self._end_token_ids)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside; the loop itself holds no reference to it."""
@@ -266,9 +272,9 @@ class RemoteEngine:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _end(self) -> None:
+    async def _shutdown(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        await self._fleet.close()
+        await self._replicas.close()

@@ -9,19 +9,21 @@ from chatbot.engine.protocol import EngineError, Request, Sampling
 from chatbot.engine.remote.replica import ReplicaError
 from chatbot.engine.stream import FinishReason, Stream, TokenLogprob
 
-FINISHES: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
-TOKEN = "token_id:"
+FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+TOKEN_PREFIX = "token_id:"
 """How vLLM writes a token among log probabilities, for a token's text need not be its own."""
 
 
-def token_body(request: Request, model: str, limit: int, ends: list[int]) -> dict[str, Any]:
+def token_body(
+    request: Request, model: str, max_tokens: int, end_token_ids: list[int]
+) -> dict[str, Any]:
     """What vLLM is asked: our own token ids, and every number, for its defaults are the model's.
 
     ``limit`` is the most tokens of the answer, ``ends`` are the tokens that end it.
     """
     sampling = request.sampling
     return {
-        **_common(sampling, model, limit),
+        **_common_fields(sampling, model, max_tokens),
         "prompt": request.prompt_ids,
         "top_k": sampling.top_k,
         "min_p": sampling.min_p,
@@ -30,19 +32,19 @@ def token_body(request: Request, model: str, limit: int, ends: list[int]) -> dic
         "presence_penalty": sampling.presence_penalty,
         "logprobs": sampling.logprobs,
         "return_tokens_as_token_ids": True,
-        "stop_token_ids": ends,
+        "stop_token_ids": end_token_ids,
         "return_token_ids": True,
     }
 
 
 def text_body(
-    request: Request, model: str, limit: int, tokenizer: PreTrainedTokenizerBase
+    request: Request, model: str, max_tokens: int, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """What any OpenAI-compatible server is asked: the prompt's text, and no more than is needed."""
     sampling = request.sampling
     if sampling.logprobs is not None:
         raise EngineError("The server tells no tokens. Leave logprobs out, or serve with vLLM.")
-    body = _common(sampling, model, limit)
+    body = _common_fields(sampling, model, max_tokens)
     body["prompt"] = tokenizer.decode(
         request.prompt_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
@@ -54,10 +56,10 @@ def text_body(
     return body
 
 
-def _common(sampling: Sampling, model: str, limit: int) -> dict[str, Any]:
+def _common_fields(sampling: Sampling, model: str, max_tokens: int) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": model,
-        "max_tokens": limit,
+        "max_tokens": max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "stream": True,
@@ -72,8 +74,8 @@ def _common(sampling: Sampling, model: str, limit: int) -> dict[str, Any]:
     return body
 
 
-async def relay(
-    events: AsyncIterator[dict[str, Any]], stream: Stream, likeliest: int = 0
+async def fill_stream(
+    events: AsyncIterator[dict[str, Any]], stream: Stream, num_top_logprobs: int = 0
 ) -> FinishReason:
     """Put an answer into its stream as it comes; how it ended. Raises Failed where it breaks off.
 
@@ -82,50 +84,51 @@ async def relay(
     finish = ""
     async for event in events:
         if error := event.get("error"):
-            raise ReplicaError(f"It broke off: {_message(error)}")
+            raise ReplicaError(f"It broke off: {_error_message(error)}")
         for choice in event.get("choices") or []:
-            stream.logprobs += _chances(choice.get("logprobs") or {}, likeliest)
-            _hand_over(choice.get("token_ids") or [], str(choice.get("text") or ""), stream)
+            stream.logprobs += _token_logprobs(choice.get("logprobs") or {}, num_top_logprobs)
+            _append(choice.get("token_ids") or [], str(choice.get("text") or ""), stream)
             finish = str(choice.get("finish_reason") or finish)
         if (usage := event.get("usage")) and not stream.ids:
             stream.reported_tokens = usage.get("completion_tokens")
-    if finish not in FINISHES:
+    if finish not in FINISH_REASONS:
         raise ReplicaError(f"It broke off: {finish or 'the answer has no end'}")
-    return FINISHES[finish]
+    return FINISH_REASONS[finish]
 
 
-def _hand_over(tokens: list[int], text: str, stream: Stream) -> None:
-    if tokens or text:
+def _append(token_ids: list[int], text: str, stream: Stream) -> None:
+    if token_ids or text:
         stream.mark_first_token()
-    for token in tokens[:-1]:
+    for token in token_ids[:-1]:
         stream.append_token(token, "")
-    for token in tokens[-1:]:
+    for token in token_ids[-1:]:
         stream.append_token(token, text)
-    if not tokens:
+    if not token_ids:
         stream.append_text(text)
 
 
-def _chances(told: dict[str, Any], most: int) -> list[TokenLogprob]:
+def _token_logprobs(logprobs: dict[str, Any], num_top_logprobs: int) -> list[TokenLogprob]:
     """The tokens' chances, each with ``most`` likeliest: vLLM lists the chosen token with them."""
     listed = zip(
-        told.get("tokens") or [],
-        told.get("token_logprobs") or [],
-        told.get("top_logprobs") or [],
+        logprobs.get("tokens") or [],
+        logprobs.get("token_logprobs") or [],
+        logprobs.get("top_logprobs") or [],
         strict=True,
     )
     return [
-        TokenLogprob(_id(token), logprob, _likeliest(top, most)) for token, logprob, top in listed
+        TokenLogprob(_token_id(token), logprob, _top_logprobs(top, num_top_logprobs))
+        for token, logprob, top in listed
     ]
 
 
-def _likeliest(top: dict[str, float], most: int) -> tuple[tuple[int, float], ...]:
-    best = sorted(top.items(), key=lambda pair: -pair[1])[:most]
-    return tuple((_id(token), logprob) for token, logprob in best)
+def _top_logprobs(top: dict[str, float], count: int) -> tuple[tuple[int, float], ...]:
+    best = sorted(top.items(), key=lambda pair: -pair[1])[:count]
+    return tuple((_token_id(token), logprob) for token, logprob in best)
 
 
-def _id(token: str) -> int:
-    return int(token.removeprefix(TOKEN))
+def _token_id(token: str) -> int:
+    return int(token.removeprefix(TOKEN_PREFIX))
 
 
-def _message(error: Any) -> str:
+def _error_message(error: Any) -> str:
     return str(error.get("message") if isinstance(error, dict) else error)

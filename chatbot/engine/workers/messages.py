@@ -7,7 +7,7 @@ from chatbot.engine.stream import FinishReason, Stream, TokenLogprob
 
 
 @dataclass(frozen=True)
-class Order:
+class WorkerConfig:
     """To a worker that begins: the base to load and how to serve it."""
 
     base: str
@@ -15,12 +15,12 @@ class Order:
     fingerprint: str
     """Of the weights that it must find there."""
     settings: EngineSettings
-    tried: int = 0
+    known_threads: int = 0
     """Threads that another worker has found to suit the model."""
 
 
 @dataclass(frozen=True)
-class Ready:
+class WorkerInfo:
     """From a worker that can be asked from now on."""
 
     slots: int
@@ -30,69 +30,69 @@ class Ready:
     parameters: int
     weights: int
     """Bytes of its weights, in every layout it holds them in."""
-    grows: bool = False
+    scales_with_cores: bool = False
     """Whether it computes on as many cores as are there for it."""
 
 
 @dataclass(frozen=True)
-class News:
+class StreamUpdate:
     """What has come of one stream since the news before."""
 
-    pieces: list[tuple[list[int], str]]
+    deltas: list[tuple[list[int], str]]
     """Tokens, and the text that they made certain."""
-    chances: list[TokenLogprob]
+    logprobs: list[TokenLogprob]
     end: tuple[FinishReason, str | None] | None = None
     """How it ended, and why when it broke off."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class CallResult:
     """To an order that asks for one."""
 
-    number: int
+    call_id: int
     result: object = None
     error: Exception | None = None
 
 
-class Account:
+class UpdateCollector:
     """What has been told of a stream so far."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self._ids = self._deltas = 0
 
-    def news(self) -> News | None:
+    def collect(self) -> StreamUpdate | None:
         """What has not been told yet, if there is anything."""
         stream, first = self.stream, self._ids
         finish = stream.finish  # asked first: nothing comes after it
         count = len(stream.ids)  # before the texts: one that is not there yet reaches further
         deltas = stream.deltas[self._deltas :]
         pieces = [
-            (self._until(reach), delta)
+            (self._take_ids(reach), delta)
             for delta, reach in zip(deltas, stream.token_counts[self._deltas :], strict=False)
         ]
         self._deltas += len(pieces)
         if self._ids < count:
-            pieces.append((self._until(count), ""))
+            pieces.append((self._take_ids(count), ""))
         if not pieces and finish is None:
             return None
         end = None if finish is None else (finish, stream.error)
-        return News(pieces, stream.logprobs[first : self._ids], end)
+        return StreamUpdate(pieces, stream.logprobs[first : self._ids], end)
 
-    def _until(self, reach: int) -> list[int]:
+    def _take_ids(self, reach: int) -> list[int]:
         """The tokens that are told with a piece."""
         ids = self.stream.ids[self._ids : reach]
         self._ids = reach
         return ids
 
 
-def hear(stream: Stream, news: News) -> None:
+def apply_update(stream: Stream, update: StreamUpdate) -> None:
     """Let a stream say what another process told of it."""
-    stream.logprobs += news.chances
-    for ids, delta in news.pieces:
+    stream.logprobs += update.logprobs
+    for ids, delta in update.deltas:
         if ids:
             stream.mark_first_token()
         stream.ids += ids
         stream.append_text(delta)
-    if news.end is not None:
-        stream.end(*news.end)
+    if update.end is not None:
+        stream.end(*update.end)

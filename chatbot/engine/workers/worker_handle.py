@@ -15,7 +15,13 @@ from chatbot.engine.protocol import EngineError, Request, UnreachableError
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream
 from chatbot.engine.workers import worker_process
-from chatbot.engine.workers.messages import Answer, News, Order, Ready, hear
+from chatbot.engine.workers.messages import (
+    CallResult,
+    StreamUpdate,
+    WorkerConfig,
+    WorkerInfo,
+    apply_update,
+)
 from feedback.errors import TalkbackError
 
 log = logging.getLogger("talkback")
@@ -24,37 +30,40 @@ CLOSE_SECONDS = 10
 """How long its last step may take."""
 
 
-class Worker:
+class WorkerHandle:
     """A process with an engine in it; it begins to import what it needs when this is made."""
 
-    ready: Ready
-    stats: dict[str, Any]
+    info: WorkerInfo
+    last_stats: dict[str, Any]
     """What it told when it was last asked."""
-    over: str | None
+    end_reason: str | None
     """Why it can be asked no more."""
 
     def __init__(self) -> None:
         processes = multiprocessing.get_context("spawn")
-        self._pipe, theirs = processes.Pipe()
+        self._pipe, worker_pipe = processes.Pipe()
         self.process = processes.Process(
-            target=worker_process.work, args=(theirs,), name="talkback-engine", daemon=True
+            target=worker_process.run_worker,
+            args=(worker_pipe,),
+            name="talkback-engine",
+            daemon=True,
         )
         self.process.start()
-        theirs.close()  # or its end would never be seen here
+        worker_pipe.close()  # or its end would never be seen here
         # It takes no signals, and Python, also in a child of its own, waits for its children.
         self._at_exit = Finalize(None, self.kill, exitpriority=1)
-        self._numbers = itertools.count()
-        self._sending = threading.Lock()
-        self._listener: threading.Thread | None = None
+        self._ids = itertools.count()
+        self._send_lock = threading.Lock()
+        self._receiver: threading.Thread | None = None
         # Shared between threads and touched under the lock only.
         self._lock = threading.Lock()
         self._streams: dict[int, Stream] = {}
-        self._answers: dict[int, Future[Any]] = {}
-        self.stats, self.over = {}, None
+        self._calls: dict[int, Future[Any]] = {}
+        self.last_stats, self.end_reason = {}, None
         self._cores = 0
 
     @property
-    def resident(self) -> int:
+    def resident_bytes(self) -> int:
         """Bytes of memory that its process has; 0 when it is gone."""
         try:
             pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
@@ -63,139 +72,142 @@ class Worker:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     @property
-    def live(self) -> int:
+    def num_streams(self) -> int:
         """How many of its streams have not ended."""
         return len(self._streams)
 
-    def begin(
-        self, order: Order, heard: Callable[[], None], lost: Callable[["Worker"], None]
+    def start(
+        self,
+        config: WorkerConfig,
+        on_stream_end: Callable[[], None],
+        on_exit: Callable[["WorkerHandle"], None],
     ) -> None:
         """Blocks until it can be asked; ``heard`` is called when a stream has ended, ``lost`` when
         the process has. Raises BaseError and EngineError.
         """
         try:
-            self._pipe.send(order)
-            told = self._pipe.recv()
+            self._pipe.send(config)
+            reply = self._pipe.recv()
         except (EOFError, OSError) as error:
-            raise EngineError(self._death("It was starting")) from error
-        if isinstance(told, TalkbackError):
+            raise EngineError(self._exit_message("It was starting")) from error
+        if isinstance(reply, TalkbackError):
             self.process.join()
-            raise told
-        self.ready = told
-        self._heard, self._lost = heard, lost
-        self._listener = threading.Thread(target=self._listen, name="news", daemon=True)
-        self._listener.start()
+            raise reply
+        self.info = reply
+        self._on_stream_end, self._on_exit = on_stream_end, on_exit
+        self._receiver = threading.Thread(target=self._receive_loop, name="news", daemon=True)
+        self._receiver.start()
 
     def submit(self, request: Request) -> Stream:
         """Have it answer; UnreachableError when its process has ended."""
-        number = next(self._numbers)
-        stream = Stream(len(request.prompt_ids), lambda: self._send("cancel", number))
+        stream_id = next(self._ids)
+        stream = Stream(len(request.prompt_ids), lambda: self._send("cancel", stream_id))
         with self._lock:
-            if self.over is not None:
-                raise UnreachableError(self.over)
-            self._streams[number] = stream
-        self._send("submit", number, request)
+            if self.end_reason is not None:
+                raise UnreachableError(self.end_reason)
+            self._streams[stream_id] = stream
+        self._send("submit", stream_id, request)
         return stream
 
-    def call(self, kind: str, *told: object) -> "Future[Any]":
+    def call(self, kind: str, *args: object) -> "Future[Any]":
         """An order that is answered; UnreachableError in the future when its process has ended."""
-        number, answer = next(self._numbers), Future[Any]()
+        call_id, future = next(self._ids), Future[Any]()
         with self._lock:
-            if self.over is not None:
-                answer.set_exception(UnreachableError(self.over))
-                return answer
-            self._answers[number] = answer
-        self._send(kind, number, *told)
-        return answer
+            if self.end_reason is not None:
+                future.set_exception(UnreachableError(self.end_reason))
+                return future
+            self._calls[call_id] = future
+        self._send(kind, call_id, *args)
+        return future
 
-    def share(self, cores: int) -> None:
+    def set_cores(self, cores: int) -> None:
         """Tell it how many cores are there for it."""
         if cores != self._cores:
             self._cores = cores
-            self._send("share", next(self._numbers), cores)
+            self._send("share", next(self._ids), cores)
 
     def unload(self, adapter: str) -> None:
         """Have it forget an adapter once its last stream has ended."""
-        self._send("unload", next(self._numbers), adapter)
+        self._send("unload", next(self._ids), adapter)
 
     def close(self) -> None:
         """Have it end its streams as cancelled, and wait until its process is gone."""
-        self._put(None)
-        self._end_seen(CLOSE_SECONDS)
+        self._send_message(None)
+        self._join(CLOSE_SECONDS)
         self.kill()
 
     def kill(self) -> None:
         """At once."""
         self.process.kill()
-        self._end_seen()
+        self._join()
         self._at_exit.cancel()
 
-    def _end_seen(self, seconds: float | None = None) -> None:
+    def _join(self, seconds: float | None = None) -> None:
         """Wait for the end of the process: one thread only may do that, or its code is lost."""
-        waiter = self.process if self._listener is None else self._listener
+        waiter = self.process if self._receiver is None else self._receiver
         waiter.join(seconds)
 
-    def _send(self, kind: str, number: int, *told: object) -> None:
-        self._put((kind, number, *told))
+    def _send(self, kind: str, number: int, *args: object) -> None:
+        self._send_message((kind, number, *args))
 
-    def _put(self, message: object) -> None:
+    def _send_message(self, message: object) -> None:
         try:
-            with self._sending:
+            with self._send_lock:
                 self._pipe.send(message)
         except OSError:
             pass  # its process is gone, as the listener finds out
 
-    def _listen(self) -> None:
+    def _receive_loop(self) -> None:
         try:
             while True:
-                self._hear(self._pipe.recv())
+                self._receive(self._pipe.recv())
         except (EOFError, OSError):
             pass  # its process is gone
         except Exception:
             log.exception("What a worker told makes no sense; its process ends here.")
             self.process.kill()
-        self._end(self._death("It is being started again"))
-        self._lost(self)
+        self._fail_pending(self._exit_message("It is being started again"))
+        self._on_exit(self)
 
-    def _hear(self, message: Answer | list[tuple[int, News]]) -> None:
-        if isinstance(message, Answer):
-            self._settle(message)
+    def _receive(self, message: CallResult | list[tuple[int, StreamUpdate]]) -> None:
+        if isinstance(message, CallResult):
+            self._resolve_call(message)
             return
-        for number, news in message:
+        for stream_id, update in message:
             with self._lock:
-                forget = self._streams.get if news.end is None else self._streams.pop
-                stream = forget(number, None)
+                forget = self._streams.get if update.end is None else self._streams.pop
+                stream = forget(stream_id, None)
             if stream is not None:
-                hear(stream, news)
-            if news.end is not None:
-                self._heard()
+                apply_update(stream, update)
+            if update.end is not None:
+                self._on_stream_end()
 
-    def _settle(self, message: Answer) -> None:
+    def _resolve_call(self, result: CallResult) -> None:
         with self._lock:
-            answer = self._answers.pop(message.number)
-        if message.error is not None:
-            answer.set_exception(message.error)
+            future = self._calls.pop(result.call_id)
+        if result.error is not None:
+            future.set_exception(result.error)
         else:
-            answer.set_result(message.result)
+            future.set_result(result.result)
 
-    def _end(self, why: str) -> None:
+    def _fail_pending(self, reason: str) -> None:
         """Nobody waits for a process that is gone."""
         with self._lock:
-            self.over = why
-            streams, answers = list(self._streams.values()), list(self._answers.values())
+            self.end_reason = reason
+            streams, calls = list(self._streams.values()), list(self._calls.values())
             self._streams.clear()
-            self._answers.clear()
+            self._calls.clear()
         self._pipe.close()
         for stream in streams:
-            stream.end("error", why)
-        for answer in answers:
-            answer.set_exception(UnreachableError(why))
+            stream.end("error", reason)
+        for answer in calls:
+            answer.set_exception(UnreachableError(reason))
 
-    def _death(self, remark: str) -> str:
+    def _exit_message(self, outlook: str) -> str:
         self.process.join()
-        return f"The engine's process ended with code {self.process.exitcode}. {remark}."
+        return f"The engine's process ended with code {self.process.exitcode}. {outlook}."
 
 
-def early(settings: EngineSettings) -> Worker | None:
+def prestart_worker(settings: EngineSettings) -> WorkerHandle | None:
     """A worker that begins to import beside whoever makes it, where one will be needed."""
-    return None if settings.remote or settings.workers == 0 else Worker()
+    return None if settings.remote or settings.workers == 0 else WorkerHandle()

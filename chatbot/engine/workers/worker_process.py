@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatbot.engine.protocol import EngineError, Request
-from chatbot.engine.workers.messages import Account, Answer, News, Order, Ready
+from chatbot.engine.workers.messages import (
+    CallResult,
+    StreamUpdate,
+    UpdateCollector,
+    WorkerConfig,
+    WorkerInfo,
+)
 from feedback.errors import TalkbackError
 
 if TYPE_CHECKING:
@@ -20,18 +26,18 @@ if TYPE_CHECKING:
 TICK_SECONDS = 0.02
 """News that come between two ticks are told together; first words and ends wait for none."""
 
-ENVIRONMENT = {"GOMP_SPINCOUNT": "300000"}
+OPENMP_ENVIRONMENT = {"GOMP_SPINCOUNT": "300000"}
 """For threads that compute one stream together: asleep after every product they are no faster than
 one. It is OpenMP's own number where nobody sets a policy, as the server does."""
 
 
-def work(pipe: Connection) -> None:
+def run_worker(pipe: Connection) -> None:
     """The life of a worker: until it is told to close, or the server is gone."""
     # A signal to the whole group is the server's business: it lets streams end first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(format="%(asctime)s %(levelname)s engine: %(message)s")
-    for name, value in ENVIRONMENT.items():
+    for name, value in OPENMP_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from transformers.utils.logging import disable_progress_bar
 
@@ -39,124 +45,124 @@ def work(pipe: Connection) -> None:
 
     disable_progress_bar()
     try:
-        order: Order = pipe.recv()
+        config: WorkerConfig = pipe.recv()
     except EOFError:
         return
     try:
         # On a thread that ends: OpenMP keeps a team for each that has computed, and where there are
         # more of them than cores, all sleep after every product.
         with ThreadPoolExecutor(1) as thread:
-            engine = thread.submit(_engine, order).result()
+            engine = thread.submit(_build_engine, config).result()
     except TalkbackError as error:
         pipe.send(error)
         return
-    Desk(pipe, engine).serve()
+    WorkerLoop(pipe, engine).run()
 
 
-def _engine(order: Order) -> "LocalEngine":
+def _build_engine(config: WorkerConfig) -> "LocalEngine":
     from chatbot.engine.local.local_engine import LocalEngine
     from chatbot.model.base import load_base
 
-    base = load_base(order.base, order.revision)
-    if base.fingerprint != order.fingerprint:
-        raise EngineError(f"The weights of {order.base} have changed. Start the server again.")
-    return LocalEngine(base, order.settings, order.tried)
+    base = load_base(config.base, config.revision)
+    if base.fingerprint != config.fingerprint:
+        raise EngineError(f"The weights of {config.base} have changed. Start the server again.")
+    return LocalEngine(base, config.settings, config.known_threads)
 
 
-class Desk:
+class WorkerLoop:
     """Takes orders for an engine, and tells what its streams say."""
 
     def __init__(self, pipe: Connection, engine: "LocalEngine") -> None:
         self._pipe, self._engine = pipe, engine
-        self._sending = threading.Lock()
-        self._accounts: dict[int, Account] = {}
-        self._telling = threading.Lock()
-        self._news = threading.Event()
+        self._send_lock = threading.Lock()
+        self._collectors: dict[int, UpdateCollector] = {}
+        self._update_lock = threading.Lock()
+        self._update_event = threading.Event()
 
-    def serve(self) -> None:
+    def run(self) -> None:
         """Until ``None`` is ordered, or there is nobody to give orders."""
-        self._send(self._ready())
-        threading.Thread(target=self._tell_always, daemon=True).start()
+        self._send(self._info())
+        threading.Thread(target=self._update_loop, daemon=True).start()
         try:
-            while (order := self._pipe.recv()) is not None:
-                self._take(*order)
+            while (message := self._pipe.recv()) is not None:
+                self._dispatch(*message)
         except EOFError:
             pass  # the server is gone, and nobody hears what is said
         self._engine.close()
-        self._tell()
+        self._send_updates()
 
-    def _ready(self) -> Ready:
+    def _info(self) -> WorkerInfo:
         engine = self._engine
         engine.wait_until_ready()
         stats = engine.stats()
-        return Ready(
+        return WorkerInfo(
             slots=engine.settings.slots,
             max_length=engine.max_length,
             threads=engine.threads,
             device=stats["device"],
             parameters=engine.parameters,
             weights=stats["memory"]["weights"],
-            grows=engine.uses_spare_cores,
+            scales_with_cores=engine.uses_spare_cores,
         )
 
-    def _take(self, kind: str, number: int, *told: object) -> None:
-        match kind, *told:
+    def _dispatch(self, kind: str, call_id: int, *args: object) -> None:
+        match kind, *args:
             case "submit", Request() as request:
-                self._submit(number, request)
+                self._submit(call_id, request)
             case ["cancel"]:
-                if (account := self._accounts.get(number)) is not None:
-                    account.stream.cancel()
+                if (collector := self._collectors.get(call_id)) is not None:
+                    collector.stream.cancel()
             case "load", str(adapter), Path() as folder:
-                self._beside(number, lambda: self._engine.load(adapter, folder))
+                self._reply_from_thread(call_id, lambda: self._engine.load(adapter, folder))
             case "unload", str(adapter):
                 self._engine.unload(adapter)
             case "share", int(cores):
                 self._engine.set_available_cores(cores)
             case ["stats"]:
-                self._answer(number, self._engine.stats)
+                self._reply(call_id, self._engine.stats)
 
-    def _submit(self, number: int, request: Request) -> None:
+    def _submit(self, stream_id: int, request: Request) -> None:
         try:
             stream = self._engine.submit(request)
         except EngineError as error:  # the server knows better what it may ask
-            self._send([(number, News([], [], ("error", str(error))))])
+            self._send([(stream_id, StreamUpdate([], [], ("error", str(error))))])
             return
-        self._accounts[number] = Account(stream)
-        stream.on_update(self._news.set)
-        self._news.set()  # from now on there are ticks
+        self._collectors[stream_id] = UpdateCollector(stream)
+        stream.on_update(self._update_event.set)
+        self._update_event.set()  # from now on there are ticks
 
-    def _beside(self, number: int, work: Callable[[], object]) -> None:
+    def _reply_from_thread(self, call_id: int, work: Callable[[], object]) -> None:
         """Answer when it is done, and take orders meanwhile."""
-        threading.Thread(target=self._answer, args=(number, work), daemon=True).start()
+        threading.Thread(target=self._reply, args=(call_id, work), daemon=True).start()
 
-    def _answer(self, number: int, work: Callable[[], object]) -> None:
+    def _reply(self, call_id: int, work: Callable[[], object]) -> None:
         try:
-            answer = Answer(number, work())
+            result = CallResult(call_id, work())
         except Exception as error:  # it belongs to who gave the order
-            answer = Answer(number, error=error)
-        self._send(answer)
+            result = CallResult(call_id, error=error)
+        self._send(result)
 
-    def _tell_always(self) -> None:
+    def _update_loop(self) -> None:
         while True:
-            self._news.wait(TICK_SECONDS if self._accounts else None)
-            self._news.clear()
-            self._tell()
+            self._update_event.wait(TICK_SECONDS if self._collectors else None)
+            self._update_event.clear()
+            self._send_updates()
 
-    def _tell(self) -> None:
+    def _send_updates(self) -> None:
         """All that is new, in one piece."""
-        with self._telling:
+        with self._update_lock:
             batch = []
-            for number, account in list(self._accounts.items()):
-                if (news := account.news()) is not None:
-                    batch.append((number, news))
-                    if news.end is not None:
-                        del self._accounts[number]
+            for stream_id, collector in list(self._collectors.items()):
+                if (update := collector.collect()) is not None:
+                    batch.append((stream_id, update))
+                    if update.end is not None:
+                        del self._collectors[stream_id]
             if batch:
                 self._send(batch)
 
     def _send(self, message: object) -> None:
         try:
-            with self._sending:
+            with self._send_lock:
                 self._pipe.send(message)
         except OSError:
             pass  # the server is gone, as `serve` finds out

@@ -25,10 +25,10 @@ from chatbot.engine.retry_after import RetryAfter
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream
 from chatbot.engine.validation import check_prompt, check_sampling
-from chatbot.engine.workers.capacity import how_many
-from chatbot.engine.workers.messages import Order
-from chatbot.engine.workers.router import Router
-from chatbot.engine.workers.worker_handle import Worker
+from chatbot.engine.workers.capacity import worker_count
+from chatbot.engine.workers.messages import WorkerConfig
+from chatbot.engine.workers.router import PrefixRouter
+from chatbot.engine.workers.worker_handle import WorkerHandle
 from chatbot.model import lora
 from chatbot.model.base import Base
 from feedback.errors import TalkbackError
@@ -37,11 +37,11 @@ log = logging.getLogger("talkback")
 
 STATS_SECONDS = 5
 """After so long the numbers are those of the time before."""
-COUNTED = (*TOKEN_COUNTERS, "requests")
-SUMS = (*COUNTED, "slots", "running", "waiting")
-PAUSES = (1, 5, 30)
+COUNTERS = (*TOKEN_COUNTERS, "requests")
+SUMMED = (*COUNTERS, "slots", "running", "waiting")
+RESTART_DELAYS = (1, 5, 30)
 """Seconds before a worker is started again that could not start; the last from then on."""
-GONE = "The engine is being started again. Try again in a moment."
+RESTARTING_MESSAGE = "The engine is being started again. Try again in a moment."
 
 
 class WorkersEngine:
@@ -53,33 +53,37 @@ class WorkersEngine:
 
     submit_blocks = False
 
-    def __init__(self, base: Base, settings: EngineSettings, order: Order, first: Worker) -> None:
+    def __init__(
+        self, base: Base, settings: EngineSettings, config: WorkerConfig, first_worker: WorkerHandle
+    ) -> None:
         self.base, self.settings = base, settings
-        self._order = order
+        self._config = config
         # Shared between threads and touched under the lock only.
         self._lock = threading.Condition()
-        self._workers: list[Worker] = []
-        self._coming: Worker | None = first
+        self._workers: list[WorkerHandle] = []
+        self._starting: WorkerHandle | None = first_worker
         self._adapters: dict[str, Path] = {}
-        self._router = Router()
+        self._router = PrefixRouter()
         self._retry_after = RetryAfter()
-        self._past: Counter[str] = Counter()
+        self._past_counts: Counter[str] = Counter()
         """What workers that are gone had counted when they were last asked."""
         self._closed = False
-        self._loading = threading.Lock()
-        self._begin(first)
-        ready = first.ready
-        self.max_length = ready.max_length
-        self._order = replace(order, tried=ready.threads)
-        self.wanted: int = settings.workers or how_many(ready, available_cores(), free_bytes())
+        self._load_lock = threading.Lock()
+        self._start_worker(first_worker)
+        info = first_worker.info
+        self.max_length = info.max_length
+        self._config = replace(config, known_threads=info.threads)
+        self.target_workers: int = settings.workers or worker_count(
+            info, available_cores(), free_bytes()
+        )
         """How many workers there should be."""
-        self._keeper = threading.Thread(target=self._keep, name="workers", daemon=True)
-        self._keeper.start()
+        self._supervisor = threading.Thread(target=self._supervise, name="workers", daemon=True)
+        self._supervisor.start()
         atexit.register(self.close)
 
     def load(self, adapter_id: str, folder: Path) -> None:
         """Verify and load an adapter in every worker; AdapterError when one refuses it."""
-        with self._loading:
+        with self._load_lock:
             if adapter_id in self._adapters:
                 return
             adapter = lora.verify(folder, self.base)
@@ -87,7 +91,7 @@ class WorkersEngine:
                 raise lora.AdapterError(f"{folder} holds {adapter.id}, not {adapter_id}.")
             workers = self._alive()
             try:
-                _all([worker.call("load", adapter_id, folder) for worker in workers])
+                _wait_all([worker.call("load", adapter_id, folder) for worker in workers])
             except TalkbackError:
                 for worker in workers:
                     worker.unload(adapter_id)
@@ -97,7 +101,7 @@ class WorkersEngine:
 
     def unload(self, adapter_id: str) -> None:
         """Take no new requests for it; it leaves memory when its last stream has ended."""
-        with self._loading, self._lock:
+        with self._load_lock, self._lock:
             if self._adapters.pop(adapter_id, None) is not None:
                 for worker in self._workers:
                     worker.unload(adapter_id)
@@ -110,7 +114,7 @@ class WorkersEngine:
     @property
     def unavailable_reason(self) -> str | None:
         """While no worker is alive."""
-        return None if self._workers else GONE
+        return None if self._workers else RESTARTING_MESSAGE
 
     def submit(self, request: Request) -> Stream:
         """Send a request to a worker and return its stream.
@@ -126,8 +130,8 @@ class WorkersEngine:
             if request.adapter != BASE and request.adapter not in self._adapters:
                 raise UnknownAdapterError(request.adapter, [BASE, *self._adapters])
             if not self._workers:
-                raise UnreachableError(GONE)
-            waiting = sum(worker.live for worker in self._workers) - self._slots()
+                raise UnreachableError(RESTARTING_MESSAGE)
+            waiting = sum(worker.num_streams for worker in self._workers) - self._slots()
             if waiting >= self.settings.queue:
                 raise EngineBusyError(waiting, self._retry_after.estimate_seconds(waiting))
             chosen = self._router.choose(request, self._workers)
@@ -136,13 +140,13 @@ class WorkersEngine:
 
     def stats(self) -> dict[str, Any]:
         """The workers' own, together; how many there are, and the memory of their processes."""
-        asked = [(worker, worker.call("stats")) for worker in self._alive()]
-        for worker, answer in asked:
-            worker.stats = _in_time(answer) or worker.stats
+        calls = [(worker, worker.call("stats")) for worker in self._alive()]
+        for worker, future in calls:
+            worker.last_stats = _result_in_time(future) or worker.last_stats
         return {
-            **_together([worker.stats for worker, _ in asked], self._past),
-            "workers": len(asked),
-            "resident": sum(worker.resident for worker, _ in asked),
+            **_merge_stats([worker.last_stats for worker, _ in calls], self._past_counts),
+            "workers": len(calls),
+            "resident": sum(worker.resident_bytes for worker, _ in calls),
             "max_length": self.max_length,
         }
 
@@ -151,78 +155,80 @@ class WorkersEngine:
         with self._lock:
             self._closed = True
             self._lock.notify_all()
-            workers, coming = list(self._workers), self._coming
-        if coming is not None:
-            coming.kill()
+            workers, starting = list(self._workers), self._starting
+        if starting is not None:
+            starting.kill()
         for worker in workers:
             worker.close()
-        self._keeper.join()
+        self._supervisor.join()
         atexit.unregister(self.close)
 
-    def _ended(self) -> None:
+    def _on_stream_end(self) -> None:
         """A stream has."""
         self._retry_after.record_end()
         with self._lock:
             self._share_cores()
 
-    def _share_cores(self, *more: Worker) -> None:
+    def _share_cores(self, *starting: WorkerHandle) -> None:
         """They are there for those who speak, and for ``more`` who are about to."""
-        speaking = {*more, *(worker for worker in self._workers if worker.live)}
-        for worker in speaking:
-            worker.share(available_cores() // len(speaking))
+        busy = {*starting, *(worker for worker in self._workers if worker.num_streams)}
+        for worker in busy:
+            worker.set_cores(available_cores() // len(busy))
 
     def _slots(self) -> int:
-        return sum(worker.ready.slots for worker in self._workers)
+        return sum(worker.info.slots for worker in self._workers)
 
-    def _alive(self) -> list[Worker]:
+    def _alive(self) -> list[WorkerHandle]:
         with self._lock:
             return list(self._workers)
 
-    def _lost(self, worker: Worker) -> None:
+    def _on_worker_exit(self, worker: WorkerHandle) -> None:
         """On the thread that listened to it."""
         with self._lock:
             if self._closed or worker not in self._workers:
                 return  # it was told to end, or could not join
-            log.error("%s", worker.over)
+            log.error("%s", worker.end_reason)
             self._workers.remove(worker)
-            self._past.update({name: worker.stats.get(name, 0) for name in COUNTED})
+            self._past_counts.update({name: worker.last_stats.get(name, 0) for name in COUNTERS})
             self._lock.notify_all()
 
     # -- The keeper's thread
 
-    def _keep(self) -> None:
+    def _supervise(self) -> None:
         """Begin workers whenever there are fewer than there should be."""
         failures = 0
-        while (worker := self._next()) is not None:
+        while (worker := self._next_worker()) is not None:
             try:
-                self._begin(worker)
+                self._start_worker(worker)
                 failures = 0
             except TalkbackError as error:
                 worker.kill()
                 if not self._closed:
                     log.error("A worker cannot begin: %s", error)
-                self._pause(PAUSES[min(failures, len(PAUSES) - 1)])
+                self._pause(RESTART_DELAYS[min(failures, len(RESTART_DELAYS) - 1)])
                 failures += 1
 
-    def _next(self) -> Worker | None:
+    def _next_worker(self) -> WorkerHandle | None:
         """Another one, once one is missing; None once closed."""
         with self._lock:
-            while not self._closed and len(self._workers) >= self.wanted:
+            while not self._closed and len(self._workers) >= self.target_workers:
                 self._lock.wait()
-            self._coming = None if self._closed else Worker()
-            return self._coming
+            self._starting = None if self._closed else WorkerHandle()
+            return self._starting
 
-    def _begin(self, worker: Worker) -> None:
+    def _start_worker(self, worker: WorkerHandle) -> None:
         """Let it join once it has all adapters that the others have."""
-        worker.begin(self._order, self._ended, self._lost)
-        with self._loading:
-            _all([worker.call("load", name, folder) for name, folder in self._adapters.items()])
+        worker.start(self._config, self._on_stream_end, self._on_worker_exit)
+        with self._load_lock:
+            _wait_all(
+                [worker.call("load", name, folder) for name, folder in self._adapters.items()]
+            )
             with self._lock:
                 if self._closed:
                     raise EngineClosedError()
-                if worker.over is not None:
-                    raise EngineError(worker.over)
-                self._coming = None
+                if worker.end_reason is not None:
+                    raise EngineError(worker.end_reason)
+                self._starting = None
                 self._workers.append(worker)
 
     def _pause(self, seconds: float) -> None:
@@ -230,36 +236,36 @@ class WorkersEngine:
             self._lock.wait_for(lambda: self._closed, seconds)
 
 
-def _all(answers: "list[Future[Any]]") -> None:
+def _wait_all(futures: "list[Future[Any]]") -> None:
     """Wait for all; raises the first error. A worker that is gone meanwhile counts only if it was
     the last: its successor gets what it lacks."""
-    errors = [error for answer in answers if (error := answer.exception()) is not None]
+    errors = [error for future in futures if (error := future.exception()) is not None]
     gone = [error for error in errors if isinstance(error, UnreachableError)]
     if refusals := [error for error in errors if error not in gone]:
         raise refusals[0]
-    if gone and len(gone) == len(answers):
+    if gone and len(gone) == len(futures):
         raise gone[0]
 
 
-def _in_time(answer: "Future[Any]") -> dict[str, Any] | None:
+def _result_in_time(future: "Future[Any]") -> dict[str, Any] | None:
     """What a worker tells, unless it is gone or a step takes very long."""
     try:
-        told: dict[str, Any] = answer.result(STATS_SECONDS)
+        stats: dict[str, Any] = future.result(STATS_SECONDS)
     except (TimeoutError, UnreachableError):
         return None
-    return told
+    return stats
 
 
-def _together(told: Sequence[dict[str, Any]], past: Mapping[str, int]) -> dict[str, Any]:
+def _merge_stats(stats: Sequence[dict[str, Any]], past_counts: Mapping[str, int]) -> dict[str, Any]:
     """Sums; the ways of serving are those of all."""
-    whole: dict[str, Any] = {}
-    for name in SUMS:
-        whole[name] = sum(each.get(name, 0) for each in told) + past.get(name, 0)
+    merged: dict[str, Any] = {}
+    for name in SUMMED:
+        merged[name] = sum(each.get(name, 0) for each in stats) + past_counts.get(name, 0)
     for name in ("adapters", "memory"):
         counts = Counter[str]()
-        for each in told:
+        for each in stats:
             counts.update(each.get(name, {}))
-        whole[name] = dict(counts)
+        merged[name] = dict(counts)
     for name in ("fast", "int8"):
-        whole[name] = bool(told) and all(each.get(name) for each in told)
-    return {**whole, "device": next((each["device"] for each in told if each), "cpu")}
+        merged[name] = bool(stats) and all(each.get(name) for each in stats)
+    return {**merged, "device": next((each["device"] for each in stats if each), "cpu")}

@@ -9,7 +9,7 @@ from chatbot.engine.remote.remote_engine import RemoteEngine
 from chatbot.engine.settings import EngineSettings
 from chatbot.model.lora import AdapterError
 from tests.fakes.vllm_server import MODEL
-from tests.fixtures.remote_base import LONG, Connect, RemoteBase, Serve, replica_trouble
+from tests.fixtures.remote_base import LONG, Connect, RemoteBase, Serve, replica_failure
 from tests.fixtures.waiting import wait_for_end, wait_for_first_token, wait_until
 
 
@@ -24,7 +24,7 @@ def test_an_adapter_is_loaded_on_every_replica_or_on_none(
     assert (
         wait_for_end(engine.submit(remote_base.request())).text == remote_base.expected[BASE].text
     )
-    small.rank = 16
+    small.max_lora_rank = 16
     engine.load(adapter.name, adapter)
     assert adapter.name in willing.loaded and adapter.name in small.loaded
 
@@ -37,7 +37,7 @@ def test_one_adapter_is_loaded_by_two_processes_and_lost_by_neither(
     one.load(adapter.name, adapter)
     other.load(adapter.name, adapter)
     one.unload(adapter.name)
-    wait_until(lambda: ("/v1/unload_lora_adapter", {"lora_name": adapter.name}) in server.heard)
+    wait_until(lambda: ("/v1/unload_lora_adapter", {"lora_name": adapter.name}) in server.requests)
     assert (
         wait_for_end(other.submit(remote_base.request(adapter.name))).text
         == remote_base.expected[adapter.name].text
@@ -50,13 +50,13 @@ def test_a_question_waits_for_an_adapter_that_is_being_given_again(
     server, adapter = serve(), remote_base.adapters[0]
     engine = connect(server)
     engine.load(adapter.name, adapter)
-    server.held = {adapter.name}
+    server.blocked_models = {adapter.name}
     del server.loaded[adapter.name]  # as another process's unload does
-    wait_until(lambda: [path for path, _ in server.heard].count("/v1/load_lora_adapter") == 2)
+    wait_until(lambda: [path for path, _ in server.requests].count("/v1/load_lora_adapter") == 2)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(engine.submit, remote_base.request(adapter.name))
         wait_until(lambda: asked.done() or bool(server.completions()))
-        server.held = set()
+        server.blocked_models = set()
         assert wait_for_end(asked.result()).text == remote_base.expected[adapter.name].text
 
 
@@ -69,11 +69,11 @@ def test_requests_go_where_fewest_run(
     servers = [serve(), serve()]
     engine = connect(*servers)
     for server in servers:
-        server.held = {MODEL}
+        server.blocked_models = {MODEL}
     streams = [engine.submit(remote_base.request()) for _ in range(4)]
     assert [len(server.completions()) for server in servers] == [2, 2]
     for server in servers:
-        server.held = set()
+        server.blocked_models = set()
     assert {wait_for_end(stream).text for stream in streams} == {remote_base.expected[BASE].text}
 
 
@@ -84,10 +84,10 @@ def test_a_request_whose_replica_dies_before_the_first_token_is_answered_by_anot
     engine = connect(*servers)
     engine.load(adapter.name, adapter)
     for server in servers:
-        server.held = {adapter.name}
+        server.blocked_models = {adapter.name}
     stream = engine.submit(remote_base.request(adapter.name))
     first, other = sorted(servers, key=lambda server: -len(server.completions()))
-    other.held = set()
+    other.blocked_models = set()
     first.kill()
     assert (
         wait_for_end(stream).text == remote_base.expected[adapter.name].text
@@ -111,7 +111,7 @@ def test_a_stream_whose_replica_dies_midway_ends_with_an_error_and_service_goes_
             wait_for_end(engine.submit(remote_base.request())).text
             == remote_base.expected[BASE].text
         )
-    assert first.url in replica_trouble(engine, first) and replica_trouble(engine, other) is None
+    assert first.url in replica_failure(engine, first) and replica_failure(engine, other) is None
 
 
 def test_a_replica_that_comes_back_empty_gets_its_adapters_before_it_is_asked(
@@ -121,10 +121,10 @@ def test_a_replica_that_comes_back_empty_gets_its_adapters_before_it_is_asked(
     engine, adapter = connect(first, other), remote_base.adapters[0]
     engine.load(adapter.name, adapter)
     first.kill()
-    wait_until(lambda: replica_trouble(engine, first) is not None)
+    wait_until(lambda: replica_failure(engine, first) is not None)
     engine.load(remote_base.adapters[1].name, remote_base.adapters[1])
     first.start()
-    wait_until(lambda: replica_trouble(engine, first) is None)
+    wait_until(lambda: replica_failure(engine, first) is None)
     assert set(first.loaded) == {adapter.name for adapter in remote_base.adapters}
     other.kill()
     for voice, said in remote_base.expected.items():
@@ -151,13 +151,13 @@ def test_busy_is_said_when_every_replica_is_full(
 ) -> None:
     servers = [serve(), serve()]
     engine = connect(*servers)
-    servers[0].full = True
+    servers[0].busy = True
     for _ in range(2):
         assert (
             wait_for_end(engine.submit(remote_base.request())).text
             == remote_base.expected[BASE].text
         )
-    servers[1].full = True
+    servers[1].busy = True
     with pytest.raises(EngineBusyError):
         engine.submit(remote_base.request())
 
@@ -173,7 +173,7 @@ def test_with_no_replica_left_the_error_says_so_and_the_next_start_heals_it(
     with pytest.raises(UnreachableError, match=server.url):
         engine.load(remote_base.adapters[0].name, remote_base.adapters[0])
     server.start()
-    wait_until(lambda: replica_trouble(engine, server) is None)
+    wait_until(lambda: replica_failure(engine, server) is None)
     assert (
         wait_for_end(engine.submit(remote_base.request())).text == remote_base.expected[BASE].text
     )
