@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from chatbot.engine.protocol import BASE, EngineError
+from chatbot.engine.remote.replica import parse_events
 from tests.fixtures.async_thread import run_in_thread
 from tests.fixtures.remote_base import LONG, Connect, RemoteBase, Serve
 
