@@ -84,9 +84,9 @@ class ServerError(TalkbackError):
 
 def create_app(service: "Service", settings: ServerSettings | None = None) -> "FastAPI":
     """The API, and the pages at "/". The service is closed with the app; SettingsError."""
-    from chatbot.pages.app import mount
+    from chatbot.pages.app import mount_pages
 
-    return mount(create_api(service, settings), service)
+    return mount_pages(create_api(service, settings), service)
 
 
 def create_api(service: "Service", settings: ServerSettings | None = None) -> "FastAPI":

@@ -1,6 +1,6 @@
-"""Nobody reaches what is not theirs: every route and every page's handler, against every role.
+"""Calls every route and every handler of the pages in every role: nobody reaches too much.
 
-A route or handler that is new fails here until it has a row in the tables.
+A new route or handler fails here until it has a row in the tables.
 """
 
 import asyncio
@@ -80,7 +80,7 @@ ROUTES: dict[tuple[str, str], Row] = {
 """Method and route: the least role, and a request that succeeds for whoever has it."""
 
 NOWHERE = "nothing"
-"""The route that says that there is nothing, to anybody."""
+"""The name of the route that answers 404 on unknown paths, to anybody."""
 
 HANDLERS: dict[str, Role | None] = {
     "ChatPage._load": OPEN,
@@ -111,14 +111,14 @@ HANDLERS: dict[str, Role | None] = {
     "AdaptersPage._promote": "operator",
     "AdaptersPage._roll_back": "operator",
 }
-"""What a page asks the server for, and the least role. What is open shows nobody's words."""
+"""A page's handler: the least role. What is open shows nobody's messages."""
 
 SHOWS = {
     "ReviewPage._load": "A secret edit",
     "AdaptersPage._load": "is speaking",
     "AdaptersPage._refresh": "is speaking",
 }
-"""These refuse nobody, but show this to those alone who may see it."""
+"""Handlers that refuse nobody, and what they show to those alone who may see it."""
 
 CALLERS = ("no key", "revoked", "user", "reviewer", "operator")
 MAY: dict[str, set[Role | None]] = {
@@ -131,26 +131,26 @@ MAY: dict[str, set[Role | None]] = {
 
 
 @dataclass
-class House:
-    """A server that lets nobody chat without a key, a key of every role, and something to reach."""
+class AccessServer:
+    """Holds a server where nobody chats without a key, a key of every role, and data to reach."""
 
     service: Service
     app: FastAPI
     http: httpx.Client
     keys: dict[str, NewApiKey]
-    """By role, and one that is "revoked": it was an operator's."""
+    """By role; "revoked" was an operator's."""
     names: dict[str, str]
-    """What stands for the capitals in the tables."""
+    """The values of the names in capitals in the tables."""
     sessions: Iterator[int] = field(default_factory=itertools.count)
 
     def bearer(self, caller: str) -> dict[str, str]:
-        """The key as programs send it."""
+        """Return the header by which a program sends the key."""
         return (
             {"Authorization": f"Bearer {self.keys[caller].secret}"} if caller in self.keys else {}
         )
 
     def log_in(self, caller: str) -> None:
-        """The cookie that stands for a key."""
+        """Give the client the cookie of a login with the key."""
         self.http.cookies.clear()
         if caller in api_keys.ROLES:
             assert self.http.post("/session", json={"key": self.keys[caller].secret}).is_success
@@ -159,20 +159,20 @@ class House:
             self.http.cookies.set(COOKIE_NAME, value)
 
     def ask(self, caller: str, route: tuple[str, str]) -> httpx.Response:
-        """The request of the table, with the caller's key."""
+        """Send the request of the table with the caller's key."""
         _, path, body = ROUTES[route]
-        said = json.dumps(body)
+        content = json.dumps(body)
         for short, long in self.names.items():
-            path, said = path.replace(short, long), said.replace(short, long)
+            path, content = path.replace(short, long), content.replace(short, long)
         headers = {"content-type": "application/json", **self.bearer(caller)}
         answer = self.http.request(
-            route[0], path, content=None if body is None else said, headers=headers
+            route[0], path, content=None if body is None else content, headers=headers
         )
         self.http.cookies.clear()
         return answer
 
     def run(self, caller: str, number: int, queued: bool) -> str:
-        """A handler called as a browser would that has logged in; everything it answers."""
+        """Call a handler as a browser that has logged in; return all of its answer."""
         self.log_in(caller)
         session = f"session{next(self.sessions)}"
         body = {
@@ -188,7 +188,7 @@ class House:
         return self.http.get("/gradio_api/queue/data", params={"session_hash": session}).text
 
     def values(self, number: int) -> list[object]:
-        """What Gradio takes for a handler's inputs, so that the handler itself is reached."""
+        """Return inputs that Gradio accepts for a handler, so that the handler itself runs."""
         config = self.http.get("/config").json()
         kinds = {one["id"]: one["type"] for one in config["components"]}
         inputs = next(one["inputs"] for one in config["dependencies"] if one["id"] == number)
@@ -197,7 +197,7 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AccessServer]:
     service = open_service(tmp_path_factory.mktemp("access"), ScriptedEngine(pause=0))
     store = service.store
     service.access = Access(store, service.home.root, anonymous=False)
@@ -211,16 +211,16 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     names = {"ANSWER": message, "ADAPTER": adapter, "OPERATOR": made["operator"].secret}
     app = asyncio.run(assembled(service))
     with serve_app(app) as url, httpx.Client(base_url=url, timeout=60) as http:
-        yield House(service, app, http, made, names)
+        yield AccessServer(service, app, http, made, names)
 
 
 async def assembled(service: Service) -> FastAPI:
-    """Made in a running loop: outside one, Gradio makes loops of its own and closes none."""
+    """Make the app in a running loop: outside one, Gradio makes loops and closes none."""
     return create_app(service)
 
 
 def answered(service: Service, person: str) -> str:
-    """A stored answer to this person."""
+    """Store an answer to this person and return its id."""
     talk = service.store.start_conversation(person, "When do you open?")
     asked = service.store.add_message(talk, None, "user", "When do you open?")
     speaker = Speaker(adapter=service.speaking, base="tiny")
@@ -228,7 +228,7 @@ def answered(service: Service, person: str) -> str:
 
 
 def routes(app: FastAPI) -> set[tuple[str, str]]:
-    """Method and path of all that the app answers itself."""
+    """List method and path of all routes of the app itself."""
     found, left = set(), list(app.routes)
     while left:
         route: Any = left.pop()
@@ -240,24 +240,24 @@ def routes(app: FastAPI) -> set[tuple[str, str]]:
 
 
 def handlers(app: FastAPI) -> list[tuple[int, str, bool]]:
-    """Number, name and whether it is queued, of all that the pages ask the server for."""
+    """List number, name and whether it is queued, of all handlers of the pages."""
     (pages,) = [route for route in app.routes if isinstance(route, Mount)]
     fns = pages.app.get_blocks().fns  # type: ignore[attr-defined]
     return [(i, one.fn.__qualname__, one.queue) for i, one in fns.items() if one.fn]
 
 
-def test_every_route_has_its_row(house: House) -> None:
-    assert routes(house.app) == set(ROUTES)
+def test_every_route_has_its_row(server: AccessServer) -> None:
+    assert routes(server.app) == set(ROUTES)
 
 
-def test_every_handler_of_the_pages_has_its_row(house: House) -> None:
-    assert {name for _, name, _ in handlers(house.app)} == set(HANDLERS)
+def test_every_handler_of_the_pages_has_its_row(server: AccessServer) -> None:
+    assert {name for _, name, _ in handlers(server.app)} == set(HANDLERS)
 
 
 @pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("route", ROUTES, ids=" ".join)
-def test_a_route_is_for_its_role(house: House, route: tuple[str, str], caller: str) -> None:
-    answer = house.ask(caller, route)
+def test_a_route_is_for_its_role(server: AccessServer, route: tuple[str, str], caller: str) -> None:
+    answer = server.ask(caller, route)
     if ROUTES[route][0] in MAY[caller]:
         assert answer.is_success, answer.text
         return
@@ -267,71 +267,75 @@ def test_a_route_is_for_its_role(house: House, route: tuple[str, str], caller: s
 
 
 @pytest.mark.parametrize("caller", CALLERS)
-def test_what_is_nowhere_is_nowhere_for_all(house: House, caller: str) -> None:
+def test_what_is_nowhere_is_nowhere_for_all(server: AccessServer, caller: str) -> None:
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
-        answer = house.http.request(method, "/v1/nowhere", headers=house.bearer(caller))
+        answer = server.http.request(method, "/v1/nowhere", headers=server.bearer(caller))
         assert answer.status_code == 404
 
 
 @pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("name", HANDLERS)
-def test_a_handler_is_for_its_role(house: House, name: str, caller: str) -> None:
-    """Called by hand, past the page: hiding a handler from the page would not be enough."""
+def test_a_handler_is_for_its_role(server: AccessServer, name: str, caller: str) -> None:
+    """Call the handler past the page: hiding a handler from the page would not be enough."""
     allowed = HANDLERS[name] in MAY[caller]
-    for number, _, queued in [one for one in handlers(house.app) if one[1] == name]:
-        said = house.run(caller, number, queued)
+    for number, _, queued in [one for one in handlers(server.app) if one[1] == name]:
+        output = server.run(caller, number, queued)
         if name in SHOWS:
-            assert (SHOWS[name] in said) is allowed, said
+            assert (SHOWS[name] in output) is allowed, output
         else:
-            assert ("This needs a key of role" in said) is not allowed, said
+            assert ("This needs a key of role" in output) is not allowed, output
 
 
 @pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("page", ["", "review", "adapters"])
 def test_a_page_as_it_is_sent_holds_nothing_of_anybody(
-    house: House, page: str, caller: str
+    server: AccessServer, page: str, caller: str
 ) -> None:
-    house.log_in(caller)
-    sent = house.http.get(f"/{page}")
+    server.log_in(caller)
+    sent = server.http.get(f"/{page}")
     assert sent.status_code == 200
     assert "A secret edit" not in sent.text and "At nine" not in sent.text
 
 
-def test_decisions_are_kept_with_the_name_of_the_key(house: House) -> None:
-    house.ask("reviewer", ("POST", "/v1/reviews/{message_id}"))
-    house.ask("operator", ("POST", "/v1/adapters/{id}/promote"))
-    decision = decision_on(house.service.store, house.names["ANSWER"])
+def test_decisions_are_kept_with_the_name_of_the_key(server: AccessServer) -> None:
+    server.ask("reviewer", ("POST", "/v1/reviews/{message_id}"))
+    server.ask("operator", ("POST", "/v1/adapters/{id}/promote"))
+    decision = decision_on(server.service.store, server.names["ANSWER"])
     assert decision is not None and decision.reviewer == "the reviewer"
-    newest = house.service.registry.history()[0]
+    newest = server.service.registry.history()[0]
     assert (newest.by, newest.who, newest.reason) == ("person", "the operator", "better")
 
 
-def test_reviews_go_on_over_http(house: House) -> None:
-    bearer = house.bearer("reviewer")
-    told = house.http.get("/v1/reviews/next", headers=bearer).json()
-    message, proposed = told["item"]["message_id"], told["item"]["proposed"]
-    assert (told["waiting"], proposed) == (1, "A secret edit")
+def test_reviews_go_on_over_http(server: AccessServer) -> None:
+    bearer = server.bearer("reviewer")
+    review = server.http.get("/v1/reviews/next", headers=bearer).json()
+    message, proposed = review["item"]["message_id"], review["item"]["proposed"]
+    assert (review["waiting"], proposed) == (1, "A secret edit")
     approval = {"action": "approve", "answer": proposed, "note": "yes"}
-    kept = house.http.post(f"/v1/reviews/{message}", json=approval, headers=bearer).json()
-    assert (kept["answer"], kept["reviewer"], kept["note"]) == (proposed, "the reviewer", "yes")
-    told = house.http.get("/v1/reviews/next", headers=bearer).json()
-    assert told == {"waiting": 0, "item": None}
+    stored = server.http.post(f"/v1/reviews/{message}", json=approval, headers=bearer).json()
+    assert (stored["answer"], stored["reviewer"], stored["note"]) == (
+        proposed,
+        "the reviewer",
+        "yes",
+    )
+    review = server.http.get("/v1/reviews/next", headers=bearer).json()
+    assert review == {"waiting": 0, "item": None}
     stale = {"action": "approve", "answer": "At noon."}
-    assert house.http.post(f"/v1/reviews/{message}", json=stale, headers=bearer).status_code == 400
-    nobody = house.http.post("/v1/reviews/msg-none", json=stale, headers=bearer)
+    assert server.http.post(f"/v1/reviews/{message}", json=stale, headers=bearer).status_code == 400
+    nobody = server.http.post("/v1/reviews/msg-none", json=stale, headers=bearer)
     assert read_error(nobody)[0] == 404
-    unknown = house.http.post(f"/v1/reviews/{message}", json={"action": "no"}, headers=bearer)
+    unknown = server.http.post(f"/v1/reviews/{message}", json={"action": "no"}, headers=bearer)
     assert read_error(unknown)[1]["param"] == "action"
 
 
-def test_promotions_over_http_are_followed_and_mistakes_told(house: House) -> None:
-    bearer, registry = house.bearer("operator"), house.service.registry
-    adapter = new_adapter(house.service, seed=7)
+def test_promotions_over_http_are_followed_and_mistakes_told(server: AccessServer) -> None:
+    bearer, registry = server.bearer("operator"), server.service.registry
+    adapter = new_adapter(server.service, seed=7)
     why = {"reason": "reads better"}
-    made = house.http.post(f"/v1/adapters/{adapter}/promote", json=why, headers=bearer).json()
+    made = server.http.post(f"/v1/adapters/{adapter}/promote", json=why, headers=bearer).json()
     assert (made["adapter"], made["reason"]) == (adapter, "reads better")
-    house.service.rollout.follow()
-    listed = house.http.get("/v1/adapters", headers=bearer).json()
+    server.service.rollout.follow()
+    listed = server.http.get("/v1/adapters", headers=bearer).json()
     assert listed["speaking"] == adapter
     assert [one["id"] for one in listed["adapters"] if one["speaking"]] == [adapter]
     before = len(registry.history())
@@ -341,13 +345,13 @@ def test_promotions_over_http_are_followed_and_mistakes_told(house: House) -> No
         (f"{adapter}/promote", {}, 400),
         ("rollback", {}, 400),
     ):
-        answer = house.http.post(f"/v1/adapters/{path}", json=body, headers=bearer)
+        answer = server.http.post(f"/v1/adapters/{path}", json=body, headers=bearer)
         assert read_error(answer)[0] == status
     assert len(registry.history()) == before
 
 
-def test_the_api_document_knows_what_is_sent(house: House) -> None:
-    document = house.http.get("/openapi.json").json()
+def test_the_api_document_knows_what_is_sent(server: AccessServer) -> None:
+    document = server.http.get("/openapi.json").json()
     schemas = document["components"]["schemas"]
     assert {"NextReview", "ReviewRequest", "Decision", "Adapters", "Promotion"} <= set(schemas)
     answer = document["paths"]["/v1/adapters"]["get"]["responses"]
@@ -355,71 +359,75 @@ def test_the_api_document_knows_what_is_sent(house: House) -> None:
 
 
 @pytest.fixture(scope="module")
-def other(house: House) -> dict[str, str]:
-    """The key of another user, as programs send it."""
-    made = api_keys.create(house.service.store, "the user's friend", "user")
+def other(server: AccessServer) -> dict[str, str]:
+    """Return the header with the key of another user."""
+    made = api_keys.create(server.service.store, "the user's friend", "user")
     return {"Authorization": f"Bearer {made.secret}"}
 
 
 class TestPersons:
-    """A user's key speaks for its own people, and reaches nobody else's talk."""
+    """Tests that a user's key speaks for its own people and reaches no other conversation."""
 
-    def talk(self, house: House, key: dict[str, str], **fields: Any) -> httpx.Response:
+    def talk(self, server: AccessServer, key: dict[str, str], **fields: Any) -> httpx.Response:
         body = {"messages": MESSAGES, **fields}
-        return house.http.post("/v1/chat/completions", json=body, headers=key)
+        return server.http.post("/v1/chat/completions", json=body, headers=key)
 
     def test_the_person_is_the_keys_name_and_the_user_within_it(
-        self, house: House, other: dict[str, str]
+        self, server: AccessServer, other: dict[str, str]
     ) -> None:
-        store = house.service.store
+        store = server.service.store
         for key, user, person in (
-            (house.bearer("user"), None, "the user"),
-            (house.bearer("user"), "bob", "the user/bob"),
+            (server.bearer("user"), None, "the user"),
+            (server.bearer("user"), "bob", "the user/bob"),
             (other, "the user", "the user's friend/the user"),
-            (house.bearer("reviewer"), None, "the reviewer"),
-            (house.bearer("reviewer"), "bob", "bob"),
+            (server.bearer("reviewer"), None, "the reviewer"),
+            (server.bearer("reviewer"), "bob", "bob"),
         ):
-            said = self.talk(house, key, user=user).json()["metadata"]["conversation_id"]
-            assert store.conversation(said).person == person
+            conversation_id = self.talk(server, key, user=user).json()["metadata"][
+                "conversation_id"
+            ]
+            assert store.conversation(conversation_id).person == person
 
     def test_a_users_key_goes_on_with_its_own_talk_alone(
-        self, house: House, other: dict[str, str]
+        self, server: AccessServer, other: dict[str, str]
     ) -> None:
-        mine = house.bearer("user")
-        talk = {"conversation_id": self.talk(house, mine).json()["metadata"]["conversation_id"]}
-        assert self.talk(house, mine, metadata=talk).status_code == 200
+        own_key = server.bearer("user")
+        talk = {"conversation_id": self.talk(server, own_key).json()["metadata"]["conversation_id"]}
+        assert self.talk(server, own_key, metadata=talk).status_code == 200
         for user in (None, "the user"):
-            assert self.talk(house, other, metadata=talk, user=user).status_code == 403
+            assert self.talk(server, other, metadata=talk, user=user).status_code == 403
 
     def test_feedback_on_anothers_answer_is_forbidden(
-        self, house: House, other: dict[str, str]
+        self, server: AccessServer, other: dict[str, str]
     ) -> None:
-        id = self.talk(house, house.bearer("user"), user="bob").json()["id"]
+        id = self.talk(server, server.bearer("user"), user="bob").json()["id"]
         thumb = {"message_id": id, "kind": "thumb", "up": False}
 
         def rate(key: dict[str, str], **fields: str) -> int:
-            answer = house.http.post("/v1/feedback", json={**thumb, **fields}, headers=key)
+            answer = server.http.post("/v1/feedback", json={**thumb, **fields}, headers=key)
             return answer.status_code
 
         assert rate(other) == rate(other, user="the user/bob") == 403
-        assert house.service.store.feedback_on(id) == []
-        assert rate(house.bearer("user")) == rate(house.bearer("user"), user="carl") == 200
-        assert rate(house.bearer("reviewer"), user="dora") == 200
-        people = [one.person for one in house.service.store.feedback_on(id)]
+        assert server.service.store.feedback_on(id) == []
+        assert rate(server.bearer("user")) == rate(server.bearer("user"), user="carl") == 200
+        assert rate(server.bearer("reviewer"), user="dora") == 200
+        people = [one.person for one in server.service.store.feedback_on(id)]
         assert people == ["the user/bob", "the user/carl", "dora"]
 
-    def test_on_the_page_a_login_finds_its_own_talk_on_any_device(self, house: House) -> None:
-        talk = house.service.store.start_conversation("the user", "Only mine to see")
-        arrive = next(one for one in handlers(house.app) if one[1] == "ChatPage._load")
-        shown = {caller: house.run(caller, arrive[0], arrive[2]) for caller in CALLERS}
-        assert [caller for caller, said in shown.items() if talk in said] == ["user"]
+    def test_on_the_page_a_login_finds_its_own_talk_on_any_device(
+        self, server: AccessServer
+    ) -> None:
+        talk = server.service.store.start_conversation("the user", "Only mine to see")
+        load = next(one for one in handlers(server.app) if one[1] == "ChatPage._load")
+        shown = {caller: server.run(caller, load[0], load[2]) for caller in CALLERS}
+        assert [caller for caller, output in shown.items() if talk in output] == ["user"]
 
 
 class TestWithoutAKey:
-    """What the nameless may do, where it depends on the settings."""
+    """Tests what callers without a key may do, where it depends on the settings."""
 
     def ask(self, access: Access, service: Service, path: str, **request: Any) -> httpx.Response:
-        """One request to the API alone, under these rules."""
+        """Send one request to the API alone, under these access rules."""
         usual, service.access = service.access, access
         app = FastAPI()
         errors.add_error_handlers(app)
@@ -430,36 +438,36 @@ class TestWithoutAKey:
         with serve_app(app) as url:
             return httpx.request(request.pop("method", "GET"), f"{url}{path}", **request)
 
-    def test_a_public_chat_is_open_and_keeps_people_apart(self, house: House) -> None:
-        service, store = house.service, house.service.store
+    def test_a_public_chat_is_open_and_keeps_people_apart(self, server: AccessServer) -> None:
+        service, store = server.service, server.service.store
         public = Access(store, service.home.root)
         body = {"messages": MESSAGES, "user": "the user"}
         chat = {"method": "POST", "json": body}
-        said = self.ask(public, service, "/v1/chat/completions", **chat).json()
-        talk = store.conversation(said["metadata"]["conversation_id"])
+        completion = self.ask(public, service, "/v1/chat/completions", **chat).json()
+        talk = store.conversation(completion["metadata"]["conversation_id"])
         assert talk.person == "anonymous/the user"
-        thumb = {"message_id": house.names["ANSWER"], "kind": "thumb", "up": True}
+        thumb = {"message_id": server.names["ANSWER"], "kind": "thumb", "up": True}
         rated = self.ask(public, service, "/v1/feedback", method="POST", json=thumb)
         assert rated.status_code == 403
         assert self.ask(public, service, "/v1/reviews/next").status_code == 401
 
-    def test_a_key_that_is_no_key_of_ours_counts_as_none(self, house: House) -> None:
-        public = Access(house.service.store, house.service.home.root)
+    def test_a_key_that_is_no_key_of_ours_counts_as_none(self, server: AccessServer) -> None:
+        public = Access(server.service.store, server.service.home.root)
         for key, status in (("any", 200), ("sk-other", 200), ("tb-guess", 401)):
             bearer = {"Authorization": f"Bearer {key}"}
             chat = {"method": "POST", "json": {"messages": MESSAGES}, "headers": bearer}
-            answer = self.ask(public, house.service, "/v1/chat/completions", **chat)
+            answer = self.ask(public, server.service, "/v1/chat/completions", **chat)
             assert answer.status_code == status
 
 
 def request(host: str = "127.0.0.1", **headers: str) -> HTTPConnection:
-    """A request as ASGI has it."""
+    """Return a request as ASGI has it."""
     raw = [(key.replace("_", "-").encode(), value.encode()) for key, value in headers.items()]
     return HTTPConnection({"type": "http", "client": (host, 5), "headers": raw})
 
 
 class TestRules:
-    """Access, without a server around it."""
+    """Tests the access rules without a server."""
 
     def test_all_is_open_on_loopback_until_there_is_a_key(self, store: Store, home: Home) -> None:
         access = Access(store, home.root)

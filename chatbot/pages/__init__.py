@@ -1,1 +1,1 @@
-"""What people see in the browser: chat, review, adapters."""
+"""Serves what people see in the browser: the chat, the review queue and the adapters."""

@@ -18,12 +18,12 @@ from chatbot.pages.review.page import ReviewPage
 if TYPE_CHECKING:
     from chatbot.service import Service
 
-PAUSE_SECONDS = 0.01
-"""How long Gradio's queue sleeps when there is nothing to do. Its own thousandth of a second wakes
-an idle server as often, and takes the interpreter from whoever streams."""
+QUEUE_SLEEP_SECONDS = 0.01
+"""How long Gradio's queue sleeps when it is empty. Gradio's own default of a millisecond wakes an
+idle server a thousand times a second, and takes the interpreter from answers that stream."""
 
 
-def build(service: "Service") -> gr.Blocks:
+def build_pages(service: "Service") -> gr.Blocks:
     """Build the app: chat at "", the review queue at "review", the adapters at "adapters"."""
     # Gradio's dashboard, which is off, would still cost a pandas table of all events at each event.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**12))
@@ -36,11 +36,11 @@ def build(service: "Service") -> gr.Blocks:
         ReviewPage(service, identities).build(blocks)
     with blocks.route("Adapters", "adapters"):
         AdaptersPage(service).build(blocks)
-    blocks._queue.sleep_when_free = PAUSE_SECONDS
+    blocks._queue.sleep_when_free = QUEUE_SLEEP_SECONDS
     return blocks
 
 
-def mount(app: FastAPI, service: "Service", path: str = "/") -> FastAPI:
+def mount_pages(app: FastAPI, service: "Service", path: str = "/") -> FastAPI:
     """Mount the pages on `app` at `path`; everything they load comes from this process."""
     try:
         asyncio.get_running_loop()
@@ -61,7 +61,7 @@ def _mount(app: FastAPI, service: "Service", path: str) -> FastAPI:
         warnings.filterwarnings("ignore", message="SSR mode is not supported")
         mounted: FastAPI = gr.mount_gradio_app(
             app,
-            build(service),
+            build_pages(service),
             path,
             theme=theme.build_theme(),
             css_paths=theme.CSS,

@@ -1,6 +1,7 @@
-"""Who sits at the browser: a signed token in its local storage, so that nobody can name another.
+"""Identifies the person at a browser by a signed token in its local storage.
 
-The token is `person.signature`; the signing key lives in the home folder and survives restarts.
+The token is `person.signature`, so nobody can claim to be another person; the signing key is in the
+home folder and survives restarts.
 """
 
 from pathlib import Path
@@ -10,35 +11,39 @@ from feedback.ids import new_id
 
 
 class LoginName(str):
-    """The name of a person who has logged in: the server's own word, so it needs no token. What a
-    browser sends is never one."""
+    """Holds the name of a person who has logged in. The server itself makes it, so it needs no
+    token; what a browser sends is never one."""
 
 
 class BrowserIdentities:
-    """Issues tokens to browsers and reads them back."""
+    """Issues tokens to browsers and verifies them."""
 
     def __init__(self, root: Path) -> None:
         self._signer = Signer(load_signing_key(root))
 
     @property
     def storage_secret(self) -> str:
-        """What the browser scrambles its storage with; it travels to the browser, so no key."""
+        """Return what the browser encrypts its storage with. It is sent to the browser, so it is
+        not the key."""
         return self._signer.signature("storage")[:32]
 
     def issue(self) -> str:
-        """A token for a browser that has none."""
+        """Return a token for a browser that has none, and so for a new person."""
         return self._signer.sign(new_id("person"))
 
     def verify(self, token: object) -> str | None:
-        """The person a token names, None when it is not one of ours."""
+        """Return the person that a token names, None when we have not signed it."""
         return self._signer.unsign(token) if isinstance(token, str) else None
 
     def identify(self, token: object) -> tuple[str, str]:
-        """(token, person): the given token when it is good, else a new one; or who logged in."""
+        """Return (token, person): the given token when it is valid, else a new one.
+
+        A `LoginName` is both.
+        """
         if isinstance(token, LoginName):
             return token, str(token)
         person = self.verify(token)
         if person is not None:
             return str(token), person
-        fresh = self.issue()
-        return fresh, fresh.rpartition(".")[0]
+        new_token = self.issue()
+        return new_token, new_token.rpartition(".")[0]

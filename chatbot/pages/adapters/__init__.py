@@ -1,1 +1,1 @@
-"""The adapters page."""
+"""Serves the page that shows adapters, their reports and promotions."""

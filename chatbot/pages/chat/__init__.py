@@ -1,1 +1,1 @@
-"""The chat page."""
+"""Serves the page on which people chat, rate answers and correct them."""

@@ -1,1 +1,1 @@
-"""The review page."""
+"""Serves the page on which reviewers decide about corrected and disliked answers."""
