@@ -2,7 +2,6 @@
 
 import html
 import json
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from evaluation import metrics
 from feedback.errors import TalkbackError
+from feedback.publish import replace_file
 
 FORMAT = 1
 VerdictKind = Literal["promote", "refuse", "not_enough_evidence"]
@@ -79,9 +79,9 @@ class Report:
     def write(self, out: Path) -> Path:
         """Write report.json and report.md into `out`, each whole or not at all."""
         out.mkdir(parents=True, exist_ok=True)
-        _write_atomically(out / "report.md", render_markdown(self))
+        replace_file(out / "report.md", render_markdown(self))
         text = json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, indent=1)
-        _write_atomically(out / "report.json", text + "\n")
+        replace_file(out / "report.json", text + "\n")
         return out
 
     @classmethod
@@ -112,15 +112,6 @@ def _parse_report(data: dict[str, Any]) -> Report:
 def _parse_comparison(data: dict[str, Any]) -> Comparison:
     candidate, current = ScoredAnswer(**data.pop("candidate")), ScoredAnswer(**data.pop("current"))
     return Comparison(candidate=candidate, current=current, **data)
-
-
-def _write_atomically(file: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=file.parent, prefix=f".{file.name}-", delete=False
-    ) as draft:
-        draft.write(text)
-    Path(draft.name).chmod(0o644)
-    Path(draft.name).replace(file)
 
 
 # -- For people

@@ -7,7 +7,6 @@ The same rows give the same id. Training and evaluation read the folder and noth
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from feedback.curation.outdated import partition_outdated as partition_outdated
 from feedback.curation.rows import MessageDict, Row
 from feedback.errors import TalkbackError
 from feedback.ids import now
+from feedback.publish import publish_folder
 
 FORMAT = 1
 FILES = ("sft", "dpo", "replay", "repairs", "held_out", "held_out_pairs")
@@ -96,19 +96,9 @@ def write_snapshot(curation: Curation, out: Path, replay: Sequence[Record] = ())
             "lineage": _lineage(rows),
         }
         _write_lines(draft / "manifest.json", [json.dumps(manifest, ensure_ascii=False, indent=1)])
-        return _publish(draft, folder)
+        return Snapshot.read(publish_folder(draft, folder))
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def _publish(draft: Path, folder: Path) -> Snapshot:
-    """The draft becomes the folder, unless it is there already."""
-    if not folder.exists():
-        draft.chmod(0o755)
-        _sync(draft)
-        draft.rename(folder)
-        _sync(folder.parent)
-    return Snapshot.read(folder)
 
 
 def _contents(rows: Sequence[Row], replay: Sequence[Record]) -> dict[str, list[Record]]:
@@ -172,8 +162,6 @@ def _messages(record: Record) -> list[MessageDict]:
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _to_json(record: Record) -> str:
@@ -204,12 +192,3 @@ def _manifest(folder: Path) -> Record:
     except ValueError as error:
         raise SnapshotError(f"{folder}/manifest.json is not JSON: {error}") from error
     return manifest
-
-
-def _sync(folder: Path) -> None:
-    """Make a folder's list of files as durable as the files."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,9 +1,9 @@
 """Ensures that one cycle runs at a time in a home."""
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from feedback.publish import try_lock
 from feedback.settings import Home
 
 
@@ -14,10 +14,9 @@ def cycle_lock(home: Home) -> Iterator[bool]:
     It is an flock, which the kernel releases with its process, however that dies: no stale lock
     file has to be removed by hand.
     """
-    with home.lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    file = try_lock(home.lock)
+    try:
+        yield file is not None
+    finally:
+        if file is not None:
+            file.close()

@@ -21,6 +21,7 @@ import typer
 from chatbot.model import lora
 from chatbot.model.base import STARTER, Base, load_base
 from feedback.errors import TalkbackError
+from feedback.publish import publish_folder
 from feedback.settings import Home
 from feedback.snapshot import Record, Snapshot
 from training.callbacks import (
@@ -172,8 +173,7 @@ def publish_adapter(
         metrics=metrics,
     )
     lora.verify(draft, base)
-    folder = out / name
-    return folder if folder.exists() else draft.rename(folder)
+    return publish_folder(draft, out / name)
 
 
 def _encode_answers(base: Base, rows: list[Record], max_length: int | None) -> list[EncodedAnswer]:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import re
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from chatbot.model.base import Base
 from feedback.errors import TalkbackError
+from feedback.publish import publish_folder
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -120,16 +120,7 @@ def write_untrained(base: Base, out: Path) -> Path:
     config = lora_config(base)
     config.inference_mode = True
     config.save_pretrained(draft)
-    return _publish(draft, out / write_manifest(draft, base))
-
-
-def _publish(draft: Path, folder: Path) -> Path:
-    """Give the finished draft its name; whoever came first with the same content stays."""
-    if folder.exists():
-        shutil.rmtree(draft)
-        return folder
-    draft.chmod(0o755)
-    return draft.rename(folder)
+    return publish_folder(draft, out / write_manifest(draft, base))
 
 
 # -- Names

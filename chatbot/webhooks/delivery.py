@@ -10,7 +10,6 @@ processes do is told too. A receiver that fails is asked again, ever more rarely
 """
 
 import base64
-import fcntl
 import hashlib
 import hmac
 import json
@@ -19,7 +18,6 @@ import random
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar, TextIO
 
 import httpx
@@ -27,6 +25,7 @@ from pydantic import AfterValidator, Field
 
 from chatbot.webhooks import outbox
 from chatbot.webhooks.outbox import EventType, WebhookEvent
+from feedback.publish import try_lock
 from feedback.settings import Home, Settings, SettingsError
 from feedback.store import Store
 
@@ -185,7 +184,7 @@ class SenderLock:
         """Become it if nobody is; the system takes the lock back from a process that dies."""
         with self._lock:
             if self._file is None:
-                self._file = _try_lock(self._path)
+                self._file = try_lock(self._path)
             return self._file is not None
 
     def release(self) -> None:
@@ -231,14 +230,3 @@ def decode_secret(secret: str) -> bytes:
             'make one with: echo "whsec_$(openssl rand -base64 32)"'
         )
     return key
-
-
-def _try_lock(path: Path) -> TextIO | None:
-    """The file at ``path``, locked until it is closed; None when another process has it."""
-    file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
