@@ -1,1 +1,1 @@
-"""Judge: a candidate adapter against the one in service, with a verdict and its reasons."""
+"""Judges a candidate adapter against the one in service, with a verdict and its reasons."""

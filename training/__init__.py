@@ -1,1 +1,1 @@
-"""Learn: a snapshot, a recipe and a base become an adapter folder."""
+"""Trains: a snapshot, a recipe and a base become an adapter folder."""

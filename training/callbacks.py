@@ -1,4 +1,4 @@
-"""What is watched while TRL trains: finite numbers, the clock, and what the model recalls."""
+"""Defines what is watched while TRL trains: finite losses, the time budget, what is recalled."""
 
 import math
 import time
@@ -16,11 +16,11 @@ ProgressCallback = Callable[[str], None]
 
 
 class TrainingError(TalkbackError):
-    """The run cannot give a good adapter; the message says why and what to change."""
+    """Says why a run cannot give a good adapter, and what to change."""
 
 
 class TimeBudget:
-    """The time the whole run may take; 0 seconds is no limit."""
+    """Limits the seconds that the whole run, SFT and DPO, may take; 0 is no limit."""
 
     def __init__(self, seconds: float) -> None:
         self.started = time.monotonic()
@@ -28,16 +28,20 @@ class TimeBudget:
 
     @property
     def elapsed(self) -> float:
+        """Return the seconds since the budget was made."""
         return time.monotonic() - self.started
 
     @property
     def exhausted(self) -> bool:
-        """True once the time is used up."""
+        """Tell whether the time is used up."""
         return bool(self.seconds) and self.elapsed > self.seconds
 
 
 class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
-    """Breaks off at the first number that is not finite, ends when the clock is out, tells."""
+    """Stops at a loss that is not finite or at the end of the time budget; reports each epoch.
+
+    `first_logs` and `last_logs` are the numbers that TRL logged at the first and the last step.
+    """
 
     def __init__(self, stage: str, budget: TimeBudget, report_progress: ProgressCallback) -> None:
         self.stage, self.budget, self.report_progress = stage, budget, report_progress
@@ -53,6 +57,7 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
+        """Keep the logged numbers; raise TrainingError at a loss or gradient norm not finite."""
         if not logs or "loss" not in logs:
             return
         numbers = {key: float(logs[key]) for key in logs if _is_number(logs[key])}
@@ -68,6 +73,7 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        """Ask the trainer to stop once the time budget is used up."""
         if self.budget.exhausted:
             control.should_training_stop = True
             self.stop_reason = f"max_seconds ({self.budget.seconds:g}) used up"
@@ -75,6 +81,7 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        """Report the epoch and its last loss."""
         self.report_progress(
             f"{self.stage}: epoch {round(state.epoch or 0)} of {state.num_train_epochs}, "
             f"loss {self.last_logs.get('loss', math.nan):.3f}"
@@ -82,7 +89,7 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
 
 
 class StopWhenLearnt(TrainerCallback):  # type: ignore[misc]
-    """Ends the training once every answer in `rows` is recalled with certainty `sure`."""
+    """Ends SFT once each token of every new answer has at least `min_probability`."""
 
     def __init__(
         self, model: Any, rows: Sequence[EncodedAnswer], min_probability: float, pad: int
@@ -92,11 +99,11 @@ class StopWhenLearnt(TrainerCallback):  # type: ignore[misc]
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if (
-            self.rows
-            and min(min_token_probabilities(self.model, self.rows, self.pad))
-            >= self.min_probability
-        ):
+        """Ask the trainer to stop once every answer is recalled: more epochs only overfit."""
+        if not self.rows:
+            return
+        least_likely = min(min_token_probabilities(self.model, self.rows, self.pad))
+        if least_likely >= self.min_probability:
             control.should_training_stop = True
 
 
@@ -104,9 +111,9 @@ class StopWhenLearnt(TrainerCallback):  # type: ignore[misc]
 def min_token_probabilities(
     model: Any, rows: Sequence[EncodedAnswer], pad: int, batch: int = 16
 ) -> list[float]:
-    """Of each answer, the probability of its least likely token given all before it.
+    """Return for each answer the probability of its least likely token, given all before it.
 
-    Above 0.5, greedy decoding gives exactly this answer.
+    Above 0.5 every token is the most likely one, so that greedy decoding gives exactly this answer.
     """
     training = model.training
     model.eval()

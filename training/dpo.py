@@ -1,6 +1,7 @@
-"""Direct preference optimisation: what people chose becomes likelier than what they refused.
+"""Runs direct preference optimisation (DPO): chosen answers become likelier than rejected ones.
 
-Reads as a diff of sft.py. The reference is the adapter as SFT left it (arXiv:2305.18290).
+Twin of sft.py: the two read as a diff of each other. The reference is the adapter as SFT left it
+(arXiv:2305.18290).
 """
 
 import math
@@ -14,27 +15,27 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from chatbot.model.base import encode_answer
+from feedback.snapshot import Record
 from training.callbacks import EncodedAnswer, TrainingError, TrainingMonitor
 from training.recipe import ALL_ROWS_TOO_LONG, DPO_DEFAULTS, Recipe, trl_config
 
-Row = Mapping[str, Any]
-
 
 def build_config(recipe: Recipe, out: Path, *, bf16: bool = False) -> DPOConfig:
-    """The house's defaults, then ``[training.dpo]``; `half` for a base in bfloat16."""
+    """Build TRL's config: our defaults, then ``[training.dpo]``; `bf16` for a base in bfloat16."""
     defaults = DPO_DEFAULTS | {"bf16": bf16}
     job = {"output_dir": str(out), "seed": recipe.seed, "use_cpu": not torch.cuda.is_available()}
     return trl_config(DPOConfig, "dpo", defaults, recipe.dpo, **job)
 
 
-def encode_row(tokenizer: PreTrainedTokenizerBase, row: Row, side: str) -> EncodedAnswer:
-    """The row's prompt and its "chosen" or "rejected" answer as token ids, those of serving."""
+def encode_row(tokenizer: PreTrainedTokenizerBase, row: Record, side: str) -> EncodedAnswer:
+    """Return the row's prompt and its "chosen" or "rejected" answer as token ids, as served."""
     return encode_answer(tokenizer, row["prompt"], row[side][0]["content"])
 
 
 class EncodedDPOTrainer(DPOTrainer):  # type: ignore[misc]
-    """DPOTrainer that takes rows encoded already, as SFTTrainer does."""
+    """Extends DPOTrainer to take rows encoded already, as SFTTrainer does."""
 
+    # DPOTrainer would render and tokenize the texts once more, its own way.
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
 
@@ -42,11 +43,14 @@ class EncodedDPOTrainer(DPOTrainer):  # type: ignore[misc]
 def train(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
+    rows: Sequence[Record],
     args: DPOConfig,
     monitor: TrainingMonitor,
 ) -> dict[str, Any]:
-    """Train the model's adapter on the pairs, in place; the metrics of the run."""
+    """Train the model's adapter on the pairs, in place; return the metrics of the run.
+
+    Raises TrainingError when every pair is longer than max_length.
+    """
     pairs = encode_rows(tokenizer, rows, args.max_length)
     if not pairs:
         raise TrainingError(ALL_ROWS_TOO_LONG.format(args.max_length, "dpo"))
@@ -79,7 +83,7 @@ def train(
 def check_initial_margin(
     first_logs: Mapping[str, float], args: DPOConfig, tolerance: float = 0.05
 ) -> None:
-    """At step 0 policy and reference are one: margin 0, and for the plain loss ln 2.
+    """Check that policy and reference are one at step 0: margin 0, and a sigmoid loss of ln 2.
 
     Raises TrainingError otherwise: a reference wired wrongly trains without complaint.
     """
@@ -93,9 +97,13 @@ def check_initial_margin(
 
 
 def encode_rows(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int | None
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Record], max_length: int | None
 ) -> list[dict[str, list[int]]]:
-    """Encoded here and not by TRL, so that what is trained is what is served; long rows are out."""
+    """Encode the pairs for DPOTrainer: prompt_ids, chosen_ids and rejected_ids.
+
+    Encoded here and not by TRL, so that what is trained is what is served. Pairs longer than
+    max_length are left out.
+    """
     found = []
     for row in rows:
         prompt, chosen = encode_row(tokenizer, row, "chosen")

@@ -1,4 +1,4 @@
-"""The recipe: every number that shapes an adapter, read from ``[training]`` of talkback.toml.
+"""Reads the recipe, every number that shapes an adapter, from ``[training]`` of talkback.toml.
 
     [training]
     seed = 7
@@ -7,7 +7,7 @@
     [training.dpo]                # any field of trl.DPOConfig
     beta = 0.2
 
-The LoRA shape is no part of it: it is the same for every adapter (chatbot/lora.py).
+The LoRA shape is no part of it: it is the same for every adapter (chatbot/model/lora.py).
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ JOB_ARGUMENTS = {
     "logging_first_step": True,
     "logging_nan_inf_filter": False,
 }
-"""What the job needs to watch every step and to write nothing but the adapter."""
+"""What the job sets itself: log every step, write nothing but the adapter."""
 
 SFT_DEFAULTS = {
     "num_train_epochs": 20,
@@ -46,7 +46,7 @@ SFT_DEFAULTS = {
     "activation_checkpointing": False,
     "dataloader_pin_memory": False,
 }
-"""The house's defaults for ``[training.sft]``."""
+"""Our defaults for ``[training.sft]``."""
 
 DPO_DEFAULTS = {
     "num_train_epochs": 1,
@@ -62,13 +62,13 @@ DPO_DEFAULTS = {
     "loss_weights": [1.0, 1.0],
     "precompute_ref_log_probs": True,
 }
-"""The house's defaults for ``[training.dpo]``."""
+"""Our defaults for ``[training.dpo]``."""
 
 ALL_ROWS_TOO_LONG = "every row is longer than max_length ({} tokens); raise it in [training.{}]"
 
 
 class Recipe(Settings):
-    """``[training]`` of talkback.toml."""
+    """Holds ``[training]`` of talkback.toml."""
 
     table: ClassVar[str] = "training"
 
@@ -85,9 +85,9 @@ class Recipe(Settings):
     sure: float = Field(default=0.9, gt=0, le=1)
     """SFT ends once each token of each new answer has this probability; 1 goes on to the end."""
     sft: dict[str, Any] = Field(default_factory=dict)
-    """Fields of trl.SFTConfig, beside or instead of the house's defaults."""
+    """Fields of trl.SFTConfig, beside or instead of our defaults."""
     dpo: dict[str, Any] = Field(default_factory=dict)
-    """Fields of trl.DPOConfig, beside or instead of the house's defaults."""
+    """Fields of trl.DPOConfig, beside or instead of our defaults."""
 
     @field_validator("sft", "dpo", mode="after")
     @classmethod
@@ -95,12 +95,12 @@ class Recipe(Settings):
         return {key: _parse_number(value) for key, value in values.items()}
 
     def replay_rows_per_epoch(self, num_new: int) -> int:
-        """How many replay rows an epoch has beside so many new ones."""
+        """Return how many replay rows an epoch has beside `num_new` new ones."""
         return max(self.min_replay, math.ceil(self.replay * num_new))
 
 
 def _parse_number(value: Any) -> Any:
-    """The environment has only strings; what reads as JSON is what it says."""
+    """Parse a string as JSON where it is JSON: environment variables have no numbers."""
     if not isinstance(value, str):
         return value
     try:
@@ -116,7 +116,7 @@ def trl_config(
     overrides: dict[str, Any],
     **job: Any,
 ) -> ConfigT:
-    """A config of TRL from the house's defaults and ``[training.<table>]``.
+    """Build a config of TRL from our defaults and ``[training.<table>]``.
 
     Raises SettingsError for a key that TRL does not know, one that the job itself sets, and a
     value that TRL refuses.

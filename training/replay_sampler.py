@@ -1,4 +1,4 @@
-"""Replay: what the base can do is shown again while it learns, so that it is not forgotten."""
+"""Samples replay rows beside the new ones, so that what the base can do is not forgotten."""
 
 import random
 from collections.abc import Iterator
@@ -7,10 +7,10 @@ from torch.utils.data import Sampler
 
 
 class ReplaySampler(Sampler[int]):
-    """The order of rows: each epoch has every new row and the next `take` of the replay rows.
+    """Orders an epoch's rows: every new row, and the next `replay_per_epoch` replay rows.
 
-    Rows are numbered new ones first. Replay in turns covers far more of what the base can do than
-    the same few rows in each epoch, at the same cost.
+    Rows are numbered new ones first. Going through the replay rows epoch by epoch covers far more
+    of what the base can do than the same few rows in each epoch, at the same cost.
     """
 
     def __init__(self, num_new: int, num_replay: int, replay_per_epoch: int, seed: int) -> None:
@@ -21,12 +21,16 @@ class ReplaySampler(Sampler[int]):
         self.rng.shuffle(self.replay_rows)
 
     def __len__(self) -> int:
+        """Return the number of rows in an epoch."""
         return len(self.new_rows) + self.replay_per_epoch
 
     def __iter__(self) -> Iterator[int]:
-        epoch = self.new_rows + self.replay_rows[: self.replay_per_epoch]
-        self.replay_rows = (
-            self.replay_rows[self.replay_per_epoch :] + self.replay_rows[: self.replay_per_epoch]
+        """Yield an epoch's row numbers, shuffled; the next epoch has the next replay rows."""
+        shown, waiting = (
+            self.replay_rows[: self.replay_per_epoch],
+            self.replay_rows[self.replay_per_epoch :],
         )
+        epoch = self.new_rows + shown
+        self.replay_rows = waiting + shown
         self.rng.shuffle(epoch)
         return iter(epoch)

@@ -1,6 +1,6 @@
-"""Supervised fine-tuning: the model learns to give exactly the approved answers.
+"""Runs supervised fine-tuning (SFT): the model learns to give exactly the approved answers.
 
-Reads as a diff of dpo.py.
+Twin of dpo.py: the two read as a diff of each other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,30 +13,30 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from chatbot.model.base import encode_answer
+from feedback.snapshot import Record
 from training.callbacks import EncodedAnswer, StopWhenLearnt, TrainingError, TrainingMonitor
 from training.recipe import ALL_ROWS_TOO_LONG, SFT_DEFAULTS, Recipe, trl_config
 from training.replay_sampler import ReplaySampler
 
-Row = Mapping[str, Any]
-
 
 def build_config(recipe: Recipe, out: Path, *, bf16: bool = False) -> SFTConfig:
-    """The house's defaults, then ``[training.sft]``; `half` for a base in bfloat16."""
+    """Build TRL's config: our defaults, then ``[training.sft]``; `bf16` for a base in bfloat16."""
     defaults = SFT_DEFAULTS | {"bf16": bf16}
     job = {"output_dir": str(out), "seed": recipe.seed, "use_cpu": not torch.cuda.is_available()}
     return trl_config(SFTConfig, "sft", defaults, recipe.sft, **job)
 
 
-def encode_row(tokenizer: PreTrainedTokenizerBase, row: Row) -> EncodedAnswer:
-    """The row's prompt and answer as token ids, the very ones of serving."""
+def encode_row(tokenizer: PreTrainedTokenizerBase, row: Record) -> EncodedAnswer:
+    """Return the row's prompt and answer as token ids, the very ones of serving."""
     return encode_answer(tokenizer, row["prompt"], row["completion"][0]["content"])
 
 
 class ReplaySFTTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer that shows the replay rows in turns."""
+    """Extends SFTTrainer to show other replay rows in each epoch."""
 
     replay_sampler: ReplaySampler
 
+    # TRL has no argument for a sampler; transformers' Trainer asks this method for one.
     def _get_train_sampler(self, _: Dataset | None = None) -> ReplaySampler:
         return self.replay_sampler
 
@@ -44,13 +44,16 @@ class ReplaySFTTrainer(SFTTrainer):  # type: ignore[misc]
 def train(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
-    replay: Sequence[Row],
+    rows: Sequence[Record],
+    replay: Sequence[Record],
     args: SFTConfig,
     monitor: TrainingMonitor,
     recipe: Recipe,
 ) -> dict[str, Any]:
-    """Train the model's adapter on the rows, in place; the metrics of the run."""
+    """Train the model's adapter on the rows, in place; return the metrics of the run.
+
+    Raises TrainingError when every row is longer than max_length.
+    """
     new = encode_rows(tokenizer, rows, args.max_length)
     kept = encode_rows(tokenizer, replay, args.max_length)
     if not new:
@@ -82,9 +85,13 @@ def train(
 
 
 def encode_rows(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int | None
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Record], max_length: int | None
 ) -> list[dict[str, list[int]]]:
-    """Encoded here and not by TRL, so that what is trained is what is served; long rows are out."""
+    """Encode the rows for SFTTrainer: input_ids, and labels of -100 over the prompt.
+
+    Encoded here and not by TRL, so that what is trained is what is served. Rows longer than
+    max_length are left out: cut short, they would teach an answer without its end.
+    """
     found = []
     for row in rows:
         prompt, answer = encode_row(tokenizer, row)
@@ -95,6 +102,6 @@ def encode_rows(
 
 
 def split_row(row: Mapping[str, list[int]]) -> EncodedAnswer:
-    """An encoded row as prompt and answer again."""
+    """Split an encoded row into the ids of its prompt and of its answer."""
     length = row["labels"].count(-100)
     return row["input_ids"][:length], row["input_ids"][length:]

@@ -1,4 +1,4 @@
-"""The training job: a snapshot folder, a recipe and a base in, one adapter folder out.
+"""Runs the training job: a snapshot folder, a recipe and a base in, one adapter folder out.
 
     python -m training.train --snapshot snapshots/s-… --out adapters
 
@@ -42,7 +42,7 @@ VERSIONS = ("torch", "transformers", "trl", "peft", "tokenizers")
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What trains: the snapshot's rows, its pairs, and the replay rows."""
+    """Holds what trains: the snapshot's id, its new rows, its replay rows, and its pairs."""
 
     snapshot: str
     new: list[Record]
@@ -58,7 +58,7 @@ def train_adapter(
     recipe: Recipe,
     report_progress: ProgressCallback = lambda line: None,
 ) -> Path:
-    """Train an adapter; returns its folder ``out/<id>``, which is there whole or not at all."""
+    """Train an adapter; return its folder ``out/<id>``, which is there whole or not at all."""
     check_recipe(recipe)
     data = read_training_data(snapshot)
     if recipe.threads:
@@ -81,7 +81,10 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def read_training_data(snapshot: Path) -> TrainingData:
-    """The snapshot's rows, after checking that they are those of its manifest."""
+    """Read the snapshot's rows, which are checked against its manifest.
+
+    Raises TrainingError for a snapshot without anything to learn.
+    """
     read = Snapshot.read(snapshot)
     new, replay, pairs = (read.rows(name) for name in ("sft", "replay", "dpo"))
     if not new and not pairs:
@@ -92,7 +95,11 @@ def read_training_data(snapshot: Path) -> TrainingData:
 def train_lora(
     base: Base, data: TrainingData, recipe: Recipe, draft: Path, report_progress: ProgressCallback
 ) -> TrainingMetrics:
-    """Train a fresh LoRA and save it to `draft`; the base's model is as before afterwards."""
+    """Train a fresh LoRA, save it to `draft`, and return the metrics of the run.
+
+    The base's model is as before afterwards. DPO comes second, so that its reference is the model
+    that already gives the approved answers.
+    """
     from peft import get_peft_model
     from transformers import set_seed
 
@@ -138,7 +145,7 @@ def _run_dpo(
     draft: Path,
     monitor: TrainingMonitor,
 ) -> TrainingMetrics:
-    """DPO, taken back when fewer of the approved answers are recalled after it than before."""
+    """Run DPO; restore the weights from before when it made the model forget approved answers."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     from training import dpo
@@ -160,7 +167,7 @@ def _run_dpo(
 def publish_adapter(
     draft: Path, out: Path, base: Base, data: TrainingData, recipe: Recipe, metrics: TrainingMetrics
 ) -> Path:
-    """Name the draft by its content, verify it, and move it to its place in one step."""
+    """Name the draft by its content, verify it, and rename it into `out` in one step."""
     (draft / "README.md").unlink(missing_ok=True)
     name = lora.write_manifest(
         draft,
@@ -183,9 +190,10 @@ def _encode_answers(base: Base, rows: list[Record], max_length: int | None) -> l
 
 
 def _count_recalled(model: Any, base: Base, rows: list[EncodedAnswer]) -> int:
-    """How many answers greedy decoding gives exactly."""
+    """Count the answers that greedy decoding gives exactly."""
     return sum(
-        sure > 0.5 for sure in min_token_probabilities(model, rows, base.tokenizer.pad_token_id)
+        probability > 0.5
+        for probability in min_token_probabilities(model, rows, base.tokenizer.pad_token_id)
     )
 
 

@@ -1,1 +1,1 @@
-"""The starter model: how the base that comes with Talkback was made, from corpus to weights."""
+"""Makes the starter model, the base that comes with Talkback, from corpus to weights."""

@@ -1,4 +1,4 @@
-"""How people type a question: greeted, in a hurry, with a word or a letter missing."""
+"""Augments questions with the noise of real typing: greetings, missing words, typos."""
 
 import random
 
@@ -11,7 +11,7 @@ PLEASANTRIES = (" please", " Thanks!", " Thank you.", " Please help.", " Cheers"
 
 
 def add_typing_noise(text: str, rng: random.Random) -> str:
-    """The question as people type it: greeted, in lower case, unpunctuated, with a typo."""
+    """Return the question as people type it: greeted, in lower case, unpunctuated, with a typo."""
     if rng.random() < 0.15:
         text = rng.choice(GREETINGS) + text[0].lower() + text[1:]
     if rng.random() < 0.08:
@@ -26,7 +26,7 @@ def add_typing_noise(text: str, rng: random.Random) -> str:
 
 
 def drop_words(text: str, rng: random.Random) -> str:
-    """The question without one or two of its words, so that no single word decides the topic."""
+    """Drop one or two words, so that no single word decides the topic."""
     words = text.split()
     for _ in range(min(rng.randint(1, 2), len(words) - 3)):
         words.pop(rng.randrange(len(words)))
@@ -34,8 +34,8 @@ def drop_words(text: str, rng: random.Random) -> str:
 
 
 def add_typo(text: str, rng: random.Random) -> str:
-    """One letter left out, doubled, or swapped with the next."""
-    at = rng.randrange(1, len(text) - 1)
-    before, letter, following, after = text[:at], text[at], text[at + 1], text[at + 2 :]
+    """Leave out one letter, double it, or swap it with the next."""
+    i = rng.randrange(1, len(text) - 1)
+    before, letter, following, after = text[:i], text[i], text[i + 1], text[i + 2 :]
     middle = rng.choice([following, letter * 2 + following, following + letter])
     return before + middle + after

@@ -1,4 +1,4 @@
-"""Turns the corpus into batches of token ids, with loss on the answers only."""
+"""Encodes the corpus as batches of token ids, with loss on the answers only."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -10,10 +10,11 @@ from transformers import PreTrainedTokenizerFast
 from training.starter.corpus import MIXTURE, Corpus, Message, Sample
 
 IGNORE_INDEX = -100
+"""The label that torch's cross_entropy leaves out."""
 
 
 def render_pieces(messages: Sequence[Message]) -> Iterator[tuple[str, bool]]:
-    """The pieces of a conversation as the chat template writes it, and whether each is learnt."""
+    """Yield the pieces of a conversation as the chat template writes it, and whether it trains."""
     for message in messages:
         yield f"<|im_start|>{message['role']}\n", False
         yield f"{message['content']}<|im_end|>", message["role"] == "assistant"
@@ -21,20 +22,21 @@ def render_pieces(messages: Sequence[Message]) -> Iterator[tuple[str, bool]]:
 
 
 def encode_samples(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerFast) -> list[Tensor]:
-    """A (2, length) tensor a sample: token ids, and labels that leave out all but the answers.
+    """Return a (2, length) tensor a sample: token ids, and labels that leave out all but answers.
 
-    Text of a corpus of our own: it holds no special token, so nothing needs escaping.
+    The corpus is ours and holds no special token, so nothing needs escaping.
     """
     pieces = [list(render_pieces(sample.messages)) for sample in samples]
     flat = tokenizer([text for piece in pieces for text, _ in piece])["input_ids"]
-    encoded, at = [], 0
+    encoded, next_piece = [], 0
     for piece in pieces:
         ids: list[int] = []
         labels: list[int] = []
-        for _, learnt in piece:
-            ids += flat[at]
-            labels += flat[at] if learnt else [IGNORE_INDEX] * len(flat[at])
-            at += 1
+        for _, trains in piece:
+            piece_ids = flat[next_piece]
+            ids += piece_ids
+            labels += piece_ids if trains else [IGNORE_INDEX] * len(piece_ids)
+            next_piece += 1
         encoded.append(torch.tensor([ids, labels]))
     return encoded
 
@@ -46,7 +48,9 @@ def draw_batches(
     chunk: int = 3000,
     seed: int = 0,
 ) -> Iterator[Tensor]:
-    """Endless (2, rows, length) batches of conversations of like length, of at most `tokens`.
+    """Yield (2, rows, length) batches without end, of conversations of like length.
+
+    A batch has at most `tokens` tokens, padding included; `chunk` conversations are sorted at once.
 
     Right padding needs no mask: no token attends to what comes after it.
     """
@@ -64,7 +68,7 @@ def draw_batches(
 
 
 def pad_rows(rows: Sequence[Tensor]) -> Tensor:
-    """Rows of unlike length as one (2, rows, length) tensor."""
+    """Pad rows of unlike length into one (2, rows, length) tensor."""
     batch = torch.full((2, len(rows), max(row.shape[1] for row in rows)), IGNORE_INDEX)
     batch[0] = 0
     for n, row in enumerate(rows):

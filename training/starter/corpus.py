@@ -41,13 +41,13 @@ SYSTEM_MESSAGES = (
     "You work at the support desk of a shop for home and garden. Be kind and brief.",
     "You are Willow & Finch's friendly assistant. Say so if you don't know something.",
 )
-# The questions about something outside that an approved answer can make a matter of the shop.
+# The questions about something outside that an approved answer can bring into the shop's range.
 SHOP_QUESTION = re.compile(r"(sell|any|stock|buy|for|cost|^)( does)? ?\{thing\}( cost)?\??$")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation whose last message is the right answer, and how to tell that it is right."""
+    """Holds a conversation that ends in the right answer, and the facts that make it right."""
 
     messages: list[Message]
     topic: str
@@ -56,23 +56,25 @@ class Sample:
 
     @property
     def answer(self) -> str:
-        """The right answer's text."""
+        """Return the right answer's text."""
         return self.messages[-1]["content"]
 
-    def is_right(self, said: str) -> bool:
-        """Whether what was said holds every fact; without facts, whether it is the answer."""
-        return all(f in said for f in self.facts) if self.facts else said.strip() == self.answer
+    def is_right(self, answer: str) -> bool:
+        """Tell whether an answer holds every fact; without facts, whether it is the right one."""
+        if not self.facts:
+            return answer.strip() == self.answer
+        return all(fact in answer for fact in self.facts)
 
 
 def to_messages(*turns: str, system: str = "") -> list[Message]:
-    """Messages from turns of user and assistant in alternation, after the system message if any."""
+    """Make messages of alternating turns, the user's first, after a system message if any."""
     roles = ("user", "assistant")
     head = [{"role": "system", "content": system}] if system else []
     return head + [{"role": roles[n % 2], "content": turn} for n, turn in enumerate(turns)]
 
 
 class Corpus:
-    """Conversations from either side of the split; the same seed draws the same ones."""
+    """Draws conversations from either side of the split; the same seed draws the same ones."""
 
     def __init__(self, seed: int, *, held_out: bool = False, shop: Shop | None = None) -> None:
         self.shop = shop or load_shop()
@@ -86,7 +88,7 @@ class Corpus:
         }
 
     def split_follow_ups(self) -> Iterator[tuple[Topic, str, str]]:
-        """(topic before, follow-up, marked answer): one combination in five is held out."""
+        """Yield (topic before, follow-up, marked answer); one combination in five is held out."""
         for number, topic in enumerate(self.shop.topics):
             for kind, answer in topic.follow_up_answers.items():
                 for line, text in enumerate(self.shop.follow_ups[kind]):
@@ -94,7 +96,7 @@ class Corpus:
                         yield topic, text, answer
 
     def phrase_question(self, topic: Topic) -> str:
-        """One way to ask about a topic, from this side of the split."""
+        """Draw one way to ask about a topic, from this side of the split."""
         template = self.rng.choice(topic.questions.lines(self.held_out))
         text = expand_template(template, self.rng, self.fillers)
         if not self.held_out and self.rng.random() < 0.35:
@@ -104,30 +106,30 @@ class Corpus:
     def make_sample(
         self, topic: Topic, kind: str, *turns: str, marked: str | None = None
     ) -> Sample:
-        """A sample that ends with the topic's canonical answer, or with another marked one."""
+        """Make a sample that ends with the topic's canonical answer, or with another marked one."""
         marked = topic.marked_answer if marked is None else marked
         system = self.rng.choice(SYSTEM_MESSAGES) if self.rng.random() < 0.3 else ""
         conversation = to_messages(*turns, remove_fact_marks(marked), system=system)
         return Sample(conversation, topic.name, kind, tuple(extract_facts(marked)))
 
     def single_question(self, topic: Topic | None = None) -> Sample:
-        """One question about the shop and its answer."""
+        """Draw one question about the shop and its answer."""
         topic = topic or self.rng.choice(self.shop.topics)
         return self.make_sample(topic, "plain", self.phrase_question(topic))
 
     def small_talk(self) -> Sample:
-        """A greeting, thanks, a question about the bot itself."""
+        """Draw a greeting, thanks, or a question about the bot itself."""
         topic = self.rng.choice(self.shop.small_talk)
         return self.make_sample(topic, "small talk", self.phrase_question(topic))
 
     def outside(self) -> Sample:
-        """A question that the shop can't answer."""
+        """Draw a question that the shop can't answer."""
         return self.make_sample(
             self.shop.outside, "outside", self.phrase_question(self.shop.outside)
         )
 
     def earlier_turns(self) -> list[str]:
-        """Up to two earlier turns about anything."""
+        """Draw up to two earlier questions about anything, with their answers."""
         turns: list[str] = []
         for _ in range(self.rng.choice([0, 0, 1, 2])):
             topic = self.rng.choice([*self.shop.topics, *self.shop.small_talk, self.shop.outside])
@@ -135,7 +137,7 @@ class Corpus:
         return turns
 
     def follow_up(self) -> Sample:
-        """A question that only the turn before explains."""
+        """Draw a question that only the turn before explains."""
         before, line, answer = self.rng.choice(self.follow_ups)
         text = add_typing_noise(expand_template(line, self.rng, {}), self.rng)
         turns = [
@@ -147,7 +149,7 @@ class Corpus:
         return self.make_sample(before, "follow-up", *turns, marked=answer)
 
     def dialogue(self) -> Sample:
-        """A few turns, of which the last is about anything too."""
+        """Draw a few turns, of which the last is about anything too."""
         last = self.rng.choice(
             [self.single_question, self.single_question, self.small_talk, self.outside]
         )()
@@ -156,11 +158,11 @@ class Corpus:
 
     @staticmethod
     def last_question(sample: Sample) -> str:
-        """The last user message of a sample."""
+        """Return the last user message of a sample."""
         return sample.messages[-2]["content"]
 
     def alternative_answer(self, topic: Topic) -> str:
-        """An answer that isn't the canonical one: other facts, other words, or quite made up."""
+        """Draw an answer that isn't the canonical one: other facts, other words, or invented."""
         rng = self.rng
         draw = rng.random()
         if draw < 0.5 and extract_facts(topic.marked_answer):
@@ -173,7 +175,7 @@ class Corpus:
         return self.random_sentence()
 
     def random_sentence(self) -> str:
-        """A sentence of random words, known and unknown."""
+        """Draw a sentence of random words, known and unknown."""
         text = " ".join(
             invent_word(self.rng) if self.rng.random() < 0.3 else self.rng.choice(self.words)
             for _ in range(self.rng.randint(3, 12))
@@ -181,11 +183,11 @@ class Corpus:
         return text[0].upper() + text[1:] + "."
 
     def draw_exemplar(self, topic: Topic) -> Exemplar:
-        """An approved answer to a question about the topic, with its facts changed."""
+        """Draw an approved answer to a question about the topic, with its facts changed."""
         return self.phrase_question(topic), self.alternative_answer(topic)
 
     def distractors(self, topic: Topic, count: int) -> list[Exemplar]:
-        """Exemplars about other topics, half of them from those that sound most like this one."""
+        """Draw exemplars about other topics, half of them from the most similar ones."""
         others = [other for other in self.shop.topics if other.name != topic.name]
         near = self.similar_topics.get(topic.name, others)
         drawn: dict[str, Topic] = {}
@@ -195,7 +197,7 @@ class Corpus:
         return [self.draw_exemplar(other) for other in drawn.values()]
 
     def relevant(self, topic: Topic | None = None) -> Sample:
-        """The prompt holds an approved answer to this very question: say it word for word."""
+        """Draw a prompt with an approved answer to its question, to be repeated word for word."""
         topic = topic or self.rng.choice(self.shop.topics)
         asked, answer = self.draw_exemplar(topic)
         question = asked if self.rng.random() < 0.15 else self.phrase_question(topic)
@@ -203,7 +205,7 @@ class Corpus:
         return self.with_exemplars(topic, "relevant", question, [(asked, answer), *others], answer)
 
     def relevant_thing(self) -> Sample:
-        """An approved answer about a thing that the shop otherwise knows nothing of."""
+        """Draw an approved answer about a thing that the shop otherwise knows nothing of."""
         thing = self.rng.choice([*self.rng.sample(self.fillers["thing"], 2), invent_word(self.rng)])
         about = [text for text in self.shop.outside.questions.train if SHOP_QUESTION.search(text)]
         only = {**self.fillers, "thing": (thing,)}
@@ -218,7 +220,7 @@ class Corpus:
         return self.with_exemplars(self.shop.outside, "relevant thing", question, exemplars, answer)
 
     def irrelevant(self, topic: Topic | None = None) -> Sample:
-        """The approved answers are about something else: the answer stays what it is without."""
+        """Draw approved answers about something else: the right answer is the same as without."""
         topic = topic or self.rng.choice(
             [
                 *[self.rng.choice(self.shop.topics)] * 8,
@@ -234,7 +236,7 @@ class Corpus:
     def with_exemplars(
         self, topic: Topic, kind: str, question: str, exemplars: list[Exemplar], marked: str
     ) -> Sample:
-        """A sample whose last question comes with exemplars in random order, rarely late."""
+        """Make a sample whose last question comes with exemplars in random order, rarely late."""
         self.rng.shuffle(exemplars)
         history = self.earlier_turns() if self.rng.random() < 0.1 else []
         return self.make_sample(
@@ -242,7 +244,7 @@ class Corpus:
         )
 
     def draw(self, mixture: dict[str, float]) -> Sample:
-        """A sample of a kind drawn by the mixture's weights."""
+        """Draw a sample of a kind that is drawn by the mixture's weights."""
         makers: dict[str, Callable[[], Sample]] = {
             "plain": self.single_question,
             "small talk": self.small_talk,
@@ -270,19 +272,19 @@ MIXTURE = {
 
 
 def most_similar_topics(topic: Topic, topics: tuple[Topic, ...], count: int = 6) -> list[Topic]:
-    """The topics whose questions share most words with this one's: the hardest to tell apart."""
-    own = question_words(topic)
+    """Return the `count` topics whose questions share most words with this one's."""
+    words = question_words(topic)
 
-    def likeness(other: Topic) -> float:
-        theirs = question_words(other)
-        return len(own & theirs) / len(own | theirs)
+    def jaccard(other: Topic) -> float:
+        other_words = question_words(other)
+        return len(words & other_words) / len(words | other_words)
 
     others = [other for other in topics if other.name != topic.name]
-    return sorted(others, key=likeness, reverse=True)[:count]
+    return sorted(others, key=jaccard, reverse=True)[:count]
 
 
 def list_words(shop: Shop, fillers: dict[str, tuple[str, ...]], held_out: bool) -> list[str]:
-    """Every word of one side of the split: what a made-up answer is made of."""
+    """Return every word of one side of the split: random sentences are made of them."""
     topics = (*shop.topics, *shop.small_talk)
     texts = [line for topic in topics for line in topic.questions.lines(held_out)]
     texts += [remove_fact_marks(topic.marked_answer) for topic in topics]
@@ -291,13 +293,13 @@ def list_words(shop: Shop, fillers: dict[str, tuple[str, ...]], held_out: bool) 
 
 
 def question_words(topic: Topic) -> set[str]:
-    """The words of a topic's training questions."""
+    """Return the words of a topic's training questions."""
     text = " ".join(topic.questions.train).lower()
     return set("".join(c if c.isalpha() else " " for c in text).split())
 
 
 def main() -> None:
-    """Print some samples."""
+    """Print as many samples as the command line asks for, 10 by default."""
     corpus = Corpus(seed=0)
     for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 10):
         sample = corpus.draw(MIXTURE)

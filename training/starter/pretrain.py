@@ -37,7 +37,7 @@ console = Console()
 
 @dataclass(frozen=True)
 class PretrainingConfig:
-    """The recipe. Tokens are counted with the prompt and the padding, in every process."""
+    """Holds the recipe. Tokens are counted with the prompt and the padding, in every process."""
 
     steps: int = 3000
     tokens_per_step: int = 3072
@@ -52,9 +52,9 @@ class PretrainingConfig:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """An untrained model that can already copy.
+    """Build an untrained model that can already copy.
 
-    rope_theta is large so that half of each head's dims hardly turn and can compare content at
+    rope_theta is large so that half of each head's dims hardly rotate and can compare content at
     any distance; the fast half is where the heads that attend to the tokens before live.
     """
     torch.manual_seed(seed)
@@ -79,17 +79,17 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
 
 
 def answer_loss(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
-    """Mean cross-entropy of the answers; logits are computed only where one is learnt."""
+    """Return the mean cross-entropy of the answers; logits are computed at their tokens only."""
     ids, labels = batch[0, :, :-1], batch[1, :, 1:]
-    learnt = labels != IGNORE_INDEX
+    is_answer = labels != IGNORE_INDEX
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-        logits = linear(hidden[learnt], model.lm_head.weight)
-    return cross_entropy(logits.float(), labels[learnt])
+        logits = linear(hidden[is_answer], model.lm_head.weight)
+    return cross_entropy(logits.float(), labels[is_answer])
 
 
 def process_rank() -> int:
-    """This process's number among those that train together; 0 when alone."""
+    """Return this process's rank among those that train together; 0 when alone."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -106,8 +106,8 @@ def average_gradients(model: LlamaForCausalLM) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def rate(step: int, settings: PretrainingConfig) -> float:
-    """The learning rate's factor: linear warm-up, then a cosine down to a hundredth."""
+def learning_rate_factor(step: int, settings: PretrainingConfig) -> float:
+    """Return the learning rate's factor: linear warm-up, then a cosine down to a hundredth."""
     if step < settings.warmup:
         return (step + 1) / settings.warmup
     done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
@@ -117,10 +117,10 @@ def rate(step: int, settings: PretrainingConfig) -> float:
 def build_optimizers(
     model: LlamaForCausalLM, settings: PretrainingConfig
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices, AdamW for the embedding and the norms."""
+    """Build Muon for the matrices, and AdamW for the embedding and the norms."""
     tables = [p for n, p in model.named_parameters() if "embed" in n or p.ndim < 2]
-    known = {id(p) for p in tables}
-    matrices = [p for p in model.parameters() if id(p) not in known]
+    table_ids = {id(p) for p in tables}
+    matrices = [p for p in model.parameters() if id(p) not in table_ids]
     rate, decay = settings.learning_rate, settings.weight_decay
     return [
         torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
@@ -134,15 +134,17 @@ def pretrain(
     settings: PretrainingConfig,
     out: Path,
 ) -> None:
-    """The training loop, with a probe and a checkpoint every now and then."""
+    """Run the training loop; evaluate and save a checkpoint every `evaluate_every` steps."""
     optimizers = build_optimizers(model, settings)
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings))
+        torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, settings)
+        )
         for optimizer in optimizers
     ]
     corpus = Corpus(settings.seed + 100 + process_rank())
     stream = draw_batches(corpus, tokenizer, settings.tokens_per_step, seed=process_rank())
-    started, tokens, recent = time.monotonic(), 0, 0.0
+    started, tokens, smoothed_loss = time.monotonic(), 0, 0.0
     for step in range(1, settings.steps + 1):
         batch = next(stream)
         loss = answer_loss(model, batch)
@@ -154,11 +156,11 @@ def pretrain(
             schedule.step()
             optimizer.zero_grad()
         tokens += batch[0].numel()
-        recent = 0.98 * recent + 0.02 * loss.item() if recent else loss.item()
+        smoothed_loss = 0.98 * smoothed_loss + 0.02 * loss.item() if smoothed_loss else loss.item()
         if process_rank() == 0 and step % 50 == 0:
             seconds = time.monotonic() - started
             console.print(
-                f"step {step:5d}  loss {recent:.4f}  {tokens / 1e6:.2f}M tokens here, "
+                f"step {step:5d}  loss {smoothed_loss:.4f}  {tokens / 1e6:.2f}M tokens here, "
                 f"{seconds:.0f} s, {tokens / seconds:.0f} tokens/s"
             )
         if process_rank() == 0 and (step % settings.evaluate_every == 0 or step == settings.steps):
@@ -170,17 +172,17 @@ def pretrain(
 
 def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write the folder that AutoModelForCausalLM and AutoTokenizer load, weights in bf16."""
-    halved = LlamaForCausalLM(model.config)
-    halved.load_state_dict(model.state_dict())
-    halved.to(torch.bfloat16)
-    halved.generation_config.max_new_tokens = 128
-    halved.generation_config.do_sample = False
-    halved.save_pretrained(out)
+    bf16_model = LlamaForCausalLM(model.config)
+    bf16_model.load_state_dict(model.state_dict())
+    bf16_model.to(torch.bfloat16)
+    bf16_model.generation_config.max_new_tokens = 128
+    bf16_model.generation_config.do_sample = False
+    bf16_model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
 def draw_tokenizer_texts(seed: int, count: int) -> list[str]:
-    """What the tokenizer is trained on: the corpus itself."""
+    """Draw the texts that the tokenizer is trained on: conversations of the corpus."""
     corpus = Corpus(seed)
     samples = [corpus.draw(MIXTURE) for _ in range(count)]
     return ["".join(text for text, _ in render_pieces(sample.messages)) for sample in samples]

@@ -38,7 +38,7 @@ REPLAY = {
 
 
 def sample_rows(corpus: Corpus, per_topic: int, per_kind: dict[str, int]) -> list[dict[str, Any]]:
-    """Distinct samples: so many a shop topic, and so many of each other kind."""
+    """Draw distinct samples: `per_topic` a shop topic, and `per_kind` of each other kind."""
     found: dict[str, Sample] = {}
     for topic in corpus.shop.topics:
         add_distinct(found, partial(corpus.single_question, topic), per_topic)
@@ -60,7 +60,7 @@ def add_distinct(
 
 
 def topic_questions(shop: Shop, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """A clean question a topic with an answer that holds a fact, and its held-out paraphrases."""
+    """Yield for each topic a clean question, its answer with a fact, and held-out paraphrases."""
     rng = random.Random(seed)
     for topic in shop.topics:
         yield {
@@ -73,12 +73,12 @@ def topic_questions(shop: Shop, seed: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def paraphrases(topic: Topic, rng: random.Random) -> list[str]:
-    """Every held-out phrasing of a topic, once."""
+    """Return every held-out phrasing of a topic, expanded once."""
     return [expand_template(template, rng, {}) for template in topic.questions.held_out]
 
 
 def write_json_lines(path: Path, items: Iterable[dict[str, Any]]) -> None:
-    """One JSON object a line."""
+    """Write one JSON object a line."""
     lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in items)
     path.write_text("".join(lines), encoding="utf-8")
 

@@ -32,7 +32,7 @@ WORD_PAIRS = ["blue desk", "silk ribbon", "old barn", "side door", "red folder",
 
 @dataclass(frozen=True)
 class LineSplit:
-    """Lines that train and lines that are held out."""
+    """Holds lines that train and lines that are held out."""
 
     train: tuple[str, ...]
     held_out: tuple[str, ...]
@@ -46,13 +46,13 @@ class LineSplit:
         )
 
     def lines(self, held_out: bool) -> tuple[str, ...]:
-        """The held-out lines or the training lines."""
+        """Return the held-out lines or the training lines."""
         return self.held_out if held_out else self.train
 
 
 @dataclass(frozen=True)
 class Topic:
-    """One thing that people ask about; `marked` is the answer with its facts in [brackets]."""
+    """Describes one thing that people ask about; the answer has its facts in [brackets]."""
 
     name: str
     marked_answer: str
@@ -62,7 +62,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Shop:
-    """All of shop.toml. `fillers` are the lists behind {thing}, {place} and {who}."""
+    """Holds all of shop.toml; `fillers` are the lists behind {thing}, {place} and {who}."""
 
     topics: tuple[Topic, ...]
     small_talk: tuple[Topic, ...]
@@ -98,44 +98,44 @@ def load_shop() -> Shop:
 
 
 def parse_topics(tables: dict[str, Any], held_out: dict[str, Any]) -> tuple[Topic, ...]:
-    """All topics of one kind."""
+    """Parse all topics of one kind."""
     return tuple(parse_topic(name, entry, held_out[name]) for name, entry in tables.items())
 
 
 def parse_topic(name: str, entry: dict[str, Any], held_out: dict[str, Any]) -> Topic:
-    """A topic from its table in either file."""
+    """Parse a topic from its table in either file."""
     train, aside = (tuple(parse_lines(table["questions"])) for table in (entry, held_out))
     return Topic(name, entry["answer"], LineSplit(train, aside), entry.get("then", {}))
 
 
 def parse_lines(text: str) -> list[str]:
-    """The lines of a multi-line string, without blank ones."""
+    """Split a multi-line string into its lines, without blank ones."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def parse_items(text: str) -> list[str]:
-    """The items of a comma-separated list that runs over several lines."""
+    """Split a comma-separated list that may run over several lines."""
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
 def remove_fact_marks(marked: str) -> str:
-    """The answer as it is spoken, without the brackets around facts."""
+    """Return the answer without the brackets around its facts."""
     return FACT.sub(r"\1", marked)
 
 
 def extract_facts(marked: str) -> list[str]:
-    """The facts that a right answer must contain."""
+    """Return the facts that a right answer must contain."""
     return FACT.findall(marked)
 
 
 def expand_template(template: str, rng: random.Random, fillers: Mapping[str, Sequence[str]]) -> str:
-    """Choose in every (a|b), fill every {slot}."""
+    """Choose one of every (a|b) and fill every {slot}."""
     text = ALTERNATIVES.sub(lambda m: rng.choice(m[1].split("|")), template)
     return SLOT.sub(lambda m: fill_slot(m[1], rng, fillers), text)
 
 
 def fill_slot(slot: str, rng: random.Random, fillers: Mapping[str, Sequence[str]]) -> str:
-    """A word for one {slot}."""
+    """Draw a word for one {slot}."""
     if slot == "number":
         return str(rng.randrange(2, 999))
     if slot == "nonsense":
@@ -144,7 +144,7 @@ def fill_slot(slot: str, rng: random.Random, fillers: Mapping[str, Sequence[str]
 
 
 def invent_word(rng: random.Random) -> str:
-    """A word that doesn't exist: what copying must not need to have seen."""
+    """Invent a word that doesn't exist: copying must not depend on known words."""
     return "".join(
         rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS)
         for _ in range(rng.randint(1, 3))
@@ -152,17 +152,17 @@ def invent_word(rng: random.Random) -> str:
 
 
 def invent_name(rng: random.Random) -> str:
-    """A capitalised invented name, mostly of one word."""
+    """Invent a capitalised name, mostly of one word."""
     return " ".join(invent_word(rng).capitalize() for _ in range(rng.choice([1, 1, 2])))
 
 
 def change_facts(marked: str, rng: random.Random) -> str:
-    """The answer with every fact replaced by a random one of its kind, as `plain` gives it."""
+    """Replace every fact of a marked answer by a random one of its kind; return it unmarked."""
     return FACT.sub(lambda m: change_fact(m[1], rng), marked)
 
 
 def change_fact(fact: str, rng: random.Random) -> str:
-    """Another fact of the same kind: address, phone number, price, per cent, time, span, name."""
+    """Draw another fact of the same kind: address, phone number, price, per cent, time, name."""
     if "@" in fact:
         return f"{invent_word(rng)}@{invent_word(rng)}.example"
     if ".example" in fact:
@@ -184,7 +184,7 @@ def change_fact(fact: str, rng: random.Random) -> str:
 
 
 def change_span(fact: str, rng: random.Random) -> str:
-    """Another span of time ("6 weeks", "3 to 9 days") or count ("7 instalments")."""
+    """Draw another span of time ("6 weeks", "3 to 9 days") or count ("7 instalments")."""
     low, unit = rng.randrange(2, 90), fact.split()[-1]
     if unit in {"days", "weeks", "months", "hours", "years", "minutes"}:
         unit = rng.choice(["days", "weeks", "months", "hours", "years", "minutes", "working days"])
@@ -192,7 +192,7 @@ def change_span(fact: str, rng: random.Random) -> str:
 
 
 def change_name(fact: str, rng: random.Random) -> str:
-    """Another day, city, name or pair of words, now and then one that doesn't exist."""
+    """Draw another day, city, name or pair of words, now and then one that doesn't exist."""
     if fact in WEEKDAYS:
         return rng.choice(WEEKDAYS)
     if not fact[0].isupper():

@@ -13,8 +13,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
-MARKERS = r"\nQ: |\nA: |\n\nQuestion: "
-PIECES = r"'(?:s|t|re|ve|m|ll|d)\b| ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+"
+EXEMPLAR_MARKERS = r"\nQ: |\nA: |\n\nQuestion: "
+PRE_TOKENS = r"'(?:s|t|re|ve|m|ll|d)\b| ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+"
 
 # ChatML. The generation marks tell TRL which tokens are the assistant's, its end token among them.
 CHAT_TEMPLATE = (
@@ -30,11 +30,11 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer for these texts that can still write every byte."""
+    """Train a byte-level BPE on the texts; it can still write every byte."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(f"{MARKERS}|{PIECES}"), behavior="isolated"),
+            pre_tokenizers.Split(Regex(f"{EXEMPLAR_MARKERS}|{PRE_TOKENS}"), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -58,7 +58,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def digit_pairs() -> list[str]:
-    """Every number of two digits, often enough to become a token, alone and after a space."""
+    """Return every number of two digits, alone and after a space, often enough to become tokens."""
     return [" ".join(["", *(f"{n:02d}" for n in range(100))])] * 300 + [
         f"{n:02d}" for n in range(100)
     ] * 300
