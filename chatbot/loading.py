@@ -1,4 +1,4 @@
-"""What listens from the first moment: it says "loading" until the app behind it is ready.
+"""Answers "loading" from the first moment until the app behind it is ready.
 
 ``/healthz`` is 200 from then on: a server that loads is alive, and must not be restarted for it.
 """
@@ -30,14 +30,14 @@ LOADING_ERROR = {
 
 
 class LoadingApp:
-    """An ASGI app in front of one that takes a while to make; its lifespan holds the other's."""
+    """Wraps an ASGI app that takes a while to make; its lifespan contains the other's."""
 
     def __init__(self, load: "Callable[[], FastAPI]") -> None:
         self._load = load
         self._app: FastAPI | None = None
         self._stop = asyncio.Event()
         self.failure: Exception | None = None
-        """Why there will be no app."""
+        """The exception that kept the app from being made, if one did."""
         self.on_failure: Callable[[], object] = lambda: None
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
@@ -50,15 +50,15 @@ class LoadingApp:
 
     async def _run_lifespan(self, receive: Any, send: Any) -> None:
         await receive()
-        opening = asyncio.create_task(self._run_app())
+        running = asyncio.create_task(self._run_app())
         await send({"type": "lifespan.startup.complete"})
         await receive()
         self._stop.set()
-        await opening
+        await running
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _run_app(self) -> None:
-        """Make the app, let it in, and close it when the server stops."""
+        """Make the app, pass requests on to it, and close it when the server stops."""
         try:
             app = await self._wait_for_app()
             if app is None:
@@ -71,7 +71,8 @@ class LoadingApp:
             self.on_failure()
 
     async def _wait_for_app(self) -> "FastAPI | None":
-        """The app, made on a thread that a stop need not wait for; None when stopped before."""
+        """Return the app, made on a daemon thread that a stop need not wait for; None when stopped
+        before."""
         made: asyncio.Future[FastAPI] = asyncio.get_running_loop().create_future()
         thread = threading.Thread(target=self._load_app, args=(made,), name="loading", daemon=True)
         thread.start()
@@ -92,8 +93,8 @@ class LoadingApp:
 
 
 async def _send_loading(scope: Scope, send: Any) -> None:
-    """A page that looks again by itself, or JSON for programs."""
-    page, status = False, 503
+    """Send a page that reloads itself, or JSON for programs."""
+    is_page, status = False, 503
     if scope["path"] == "/healthz":
         status = 200
         body: dict[str, Any] = {"ok": False, "status": "loading"}
@@ -102,9 +103,9 @@ async def _send_loading(scope: Scope, send: Any) -> None:
     elif scope["path"].startswith(("/v1/", "/feedback")):
         body = {"error": LOADING_ERROR}
     else:
-        page, body = True, {}
-    text = LOADING_PAGE if page else json.dumps(body)
-    kind = b"text/html; charset=utf-8" if page else b"application/json"
+        is_page, body = True, {}
+    text = LOADING_PAGE if is_page else json.dumps(body)
+    kind = b"text/html; charset=utf-8" if is_page else b"application/json"
     headers = [(b"content-type", kind), (b"retry-after", b"1"), (b"cache-control", b"no-store")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": text.encode()})

@@ -1,12 +1,12 @@
-"""What Prometheus is told: meters that are moved where things happen, at the end of an answer and
-never a token, and readings that are taken when somebody looks.
+"""Holds the metrics for Prometheus: some are updated where things happen, at the end of an answer
+and never at a token, the others are read from engine and database at each scrape.
 
-Names follow https://prometheus.io/docs/practices/naming/; no label takes words from outside.
+Names follow https://prometheus.io/docs/practices/naming/; no label takes text from clients.
 """
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Protocol
 
@@ -29,7 +29,8 @@ from feedback.messages import Speaker
 from feedback.store import Store
 
 WAIT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+"""Seconds, for whole answers and between two tokens."""
 LENGTH_BUCKETS = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 ENGINE_GAUGES = {
@@ -49,11 +50,11 @@ ENGINE_COUNTERS = {
     "steps": ("talkback_engine_steps", "Decode steps of the engine"),
     "requests": ("talkback_engine_requests", "Streams that have ended, of whoever asked"),
 }
-"""What ``Engine.stats`` calls it -> the metric and what it means."""
+"""Key of ``Engine.stats`` -> name and help of the metric."""
 
 
-class Observed(Protocol):
-    """Names what is read at each look; `Service` has it."""
+class ServingState(Protocol):
+    """Names what is read at each scrape; `Service` has it."""
 
     @property
     def store(self) -> Store:
@@ -76,13 +77,8 @@ class Observed(Protocol):
         """Return why a promoted adapter does not speak, or ""."""
 
 
-class Backlog(Protocol):
-    def pending(self) -> int:
-        """How many events wait to be told."""
-
-
 class Metrics:
-    """Moved by the service; each belongs to no registry until somebody watches."""
+    """Holds the metrics that are updated where things happen; `registry` makes them visible."""
 
     def __init__(self) -> None:
         self.answers = prometheus.Counter(
@@ -97,7 +93,7 @@ class Metrics:
         self.inter_token = prometheus.Histogram(
             "talkback_inter_token_seconds",
             "Between two tokens, on average over an answer",
-            buckets=STEP_BUCKETS,
+            buckets=TOKEN_BUCKETS,
             registry=None,
         )
         self.duration = prometheus.Histogram(
@@ -129,7 +125,7 @@ class Metrics:
         )
 
     def record_answer(self, speaker: Speaker) -> None:
-        """An answer has ended; one that a reviewer gave took the model no time."""
+        """Record an answer that has ended, with its latencies if the model generated it."""
         self.answers.labels(speaker.source, speaker.finish).inc()
         if speaker.source != "model" or speaker.first_token_ms is None:
             return
@@ -141,37 +137,45 @@ class Metrics:
             self.inter_token.observe((total - first) / 1000 / (speaker.completion_tokens - 1))
 
     def record_swap(self, promotion: Promotion) -> None:
-        """The adapter of a promotion speaks from this moment on."""
+        """Record that the adapter of a promotion speaks from this moment on."""
         self.swaps.inc()
         passed = datetime.fromisoformat(now()) - datetime.fromisoformat(promotion.created_at)
         self.swap.observe(max(0.0, passed.total_seconds()))
 
-    def registry(self, service: Observed, backlog: Backlog) -> prometheus.CollectorRegistry:
-        """All meters and readings of one app."""
+    def registry(
+        self, service: ServingState, webhook_backlog: Callable[[], int]
+    ) -> prometheus.CollectorRegistry:
+        """Return a registry with all metrics of one app.
+
+        ``webhook_backlog`` returns the number of events that wait for the slowest webhook.
+        """
         registry = prometheus.CollectorRegistry()
-        for meter in vars(self).values():
-            registry.register(meter)
-        registry.register(StateCollector(service, backlog))
+        for metric in vars(self).values():
+            registry.register(metric)
+        registry.register(StateCollector(service, webhook_backlog))
         prometheus.ProcessCollector(registry=registry)
         return registry
 
 
 class StateCollector(Collector):
-    """Taken at each look from the engine and the database."""
+    """Reads gauges and counters from the engine and the database at each scrape."""
 
-    def __init__(self, service: Observed, backlog: Backlog) -> None:
-        self._service, self._backlog = service, backlog
-        self._said = FeedbackCounter(service.store)
+    def __init__(self, service: ServingState, webhook_backlog: Callable[[], int]) -> None:
+        self._service, self._webhook_backlog = service, webhook_backlog
+        self._feedback = FeedbackCounter(service.store)
 
     def collect(self) -> Iterator[Metric]:
-        """All readings."""
+        """Yield all metrics of this collector."""
         service, stats = self._service, self._service.engine.stats()
-        for key, named in ENGINE_GAUGES.items():
-            yield GaugeMetricFamily(*named, value=stats[key])
-        for key, named in ENGINE_COUNTERS.items():
-            yield CounterMetricFamily(*named, value=stats[key])
-        for key, named in WORKER_GAUGES.items():  # none where the engine runs in this process
-            yield GaugeMetricFamily(*named, value=stats.get(key, 0))
+        for key, name_and_help in ENGINE_GAUGES.items():
+            yield GaugeMetricFamily(*name_and_help, value=stats[key])
+        for key, name_and_help in ENGINE_COUNTERS.items():
+            yield CounterMetricFamily(*name_and_help, value=stats[key])
+        for (
+            key,
+            name_and_help,
+        ) in WORKER_GAUGES.items():  # none where the engine runs in this process
+            yield GaugeMetricFamily(*name_and_help, value=stats.get(key, 0))
         loaded = len(service.engine.adapters()) - 1
         yield GaugeMetricFamily("talkback_adapters_loaded", "Beside the base", value=loaded)
         yield InfoMetricFamily("talkback_serving", "Who speaks", value=_serving(service))
@@ -183,33 +187,34 @@ class StateCollector(Collector):
         yield GaugeMetricFamily(
             "talkback_webhook_events_waiting",
             "Events the slowest webhook has not heard of",
-            value=self._backlog.pending(),
+            value=self._webhook_backlog(),
         )
-        yield self._said.metric()
+        yield self._feedback.metric()
 
 
 class FeedbackCounter:
-    """Feedback since this process began, whoever kept it: only what is new is counted at a look."""
+    """Counts feedback since this process began, whichever process stored it; each scrape reads only
+    the events that are new."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._seen = outbox.last_number(store)
+        self._last_event = outbox.last_number(store)
         self._kinds: Counter[str] = Counter(dict.fromkeys(kinds.FEEDBACK_KINDS, 0))
         self._lock = threading.Lock()
 
     def metric(self) -> Metric:
-        """By kind."""
+        """Return the counter, labelled by kind."""
         metric = CounterMetricFamily("talkback_feedback", "Feedback by kind", labels=["kind"])
         with self._lock:
             newest = outbox.last_number(self._store)
-            self._kinds.update(outbox.feedback_counts(self._store, self._seen, newest))
-            self._seen = newest
+            self._kinds.update(outbox.feedback_counts(self._store, self._last_event, newest))
+            self._last_event = newest
             for kind, count in self._kinds.items():
                 metric.add_metric([kind], count)
         return metric
 
 
-def _serving(service: Observed) -> dict[str, str]:
+def _serving(service: ServingState) -> dict[str, str]:
     base = service.base
     return {
         "adapter": service.speaking,

@@ -1,4 +1,4 @@
-"""The server: API and pages in one process, up at once and speaking when the model is loaded.
+"""Runs the server: API and pages in one process, listening at once and answering when loaded.
 
     python -m chatbot.server --home ~/.talkback --base-model chatbot/starter --port 8000
 
@@ -43,15 +43,11 @@ ENVIRONMENT = {
 }
 
 GRACEFUL_SHUTDOWN_SECONDS = 3
-"""How long answers on their way may take to end when the server is told to stop."""
-
-
-RATE = 60
-"""Requests a minute where others reach the server, unless the settings say otherwise."""
+"""How long running answers may take to end when the server is asked to stop."""
 
 
 class ServerSettings(Settings):
-    """``[server]``: where it listens, who may come in, and how much they may ask."""
+    """Holds table ``[server]``: where it listens, who may use it, and how much."""
 
     table: ClassVar[str] = "server"
 
@@ -71,7 +67,7 @@ class ServerSettings(Settings):
     """Requests of one key, or of one address without a key; 0: any number. Not set: 60, and any
     number on loopback."""
     burst: Annotated[int, Field(ge=1)] = 20
-    """So many may come at once."""
+    """How many requests of one caller may come at once."""
     max_request_bytes: Annotated[int, Field(ge=1)] = 1_000_000
     """The largest body of a request."""
     cors_origins: list[str] = Field(default_factory=list)
@@ -79,63 +75,55 @@ class ServerSettings(Settings):
 
 
 class ServerError(TalkbackError):
-    """The server cannot start where it was told to."""
+    """Signals that the server cannot listen at its address."""
 
 
 def create_app(service: "Service", settings: ServerSettings | None = None) -> "FastAPI":
-    """The API, and the pages at "/". The service is closed with the app; SettingsError."""
+    """Return the API, with the pages at "/". The service is closed with the app; SettingsError."""
     from chatbot.pages.app import mount_pages
 
     return mount_pages(create_api(service, settings), service)
 
 
 def create_api(service: "Service", settings: ServerSettings | None = None) -> "FastAPI":
-    """The API alone, described at /openapi.json; SettingsError."""
+    """Return the API alone, described at /openapi.json; SettingsError."""
     from contextlib import asynccontextmanager
 
     from fastapi import FastAPI
 
-    from chatbot.api import errors
-    from chatbot.api.openai import chat
-    from chatbot.api.operations import login, monitoring, reviews
+    from chatbot.api.errors import add_error_handlers
+    from chatbot.api.operations.monitoring import RequestCountMiddleware
+    from chatbot.api.routes import add_routes
     from chatbot.webhooks.delivery import WebhookDelivery, WebhookSettings
 
-    hooks = WebhookDelivery(service.home, service.store, WebhookSettings.read(service.home))
+    webhooks = WebhookDelivery(service.home, service.store, WebhookSettings.read(service.home))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI):  # type: ignore[no-untyped-def]  # FastAPI's own shape
-        hooks.start()
+        webhooks.start()
         yield
-        hooks.close()
+        webhooks.close()
         service.close()
 
     app = FastAPI(title="Talkback", docs_url=None, redoc_url=None, lifespan=lifespan)
-    errors.add_error_handlers(app)
+    add_error_handlers(app)
     add_request_guards(app, service.access, settings or ServerSettings())
-    app.add_middleware(
-        monitoring.RequestCountMiddleware, metrics=service.metrics
-    )  # the outermost sees refusals too
-    app.include_router(chat.router(service))  # the first is found soonest
-    app.include_router(login.router(service))
-    app.include_router(reviews.router(service))
-    app.include_router(monitoring.router(service, hooks))
-    app.include_router(chat.not_found_router())
+    # Added last, so outermost: it counts the requests that the limits refuse too.
+    app.add_middleware(RequestCountMiddleware, metrics=service.metrics)
+    add_routes(app, service, webhooks.pending)
     return app
 
 
 def add_request_guards(app: "FastAPI", access: Access, settings: ServerSettings) -> None:
-    """Put the limits before the app, and before them who of other web sites may ask at all."""
+    """Put the request limits before the app, and the rules for other sites (CORS) before them."""
     from starlette.middleware.cors import CORSMiddleware
 
     from chatbot.api.limits import RequestLimitMiddleware
 
-    rate = settings.rate_per_minute
-    if rate is None:
-        rate = 0 if access.loopback else RATE
     app.add_middleware(
         RequestLimitMiddleware,
         access=access,
-        rate=rate,
+        rate_per_minute=settings.rate_per_minute,
         burst=settings.burst,
         max_body_bytes=settings.max_request_bytes,
     )
@@ -188,16 +176,16 @@ def run(
 
 
 def freeze_garbage_collector() -> None:
-    """Tell the garbage collector that what is there by now stays: to look through all that torch
-    and Gradio are made of takes a good part of a second, in which nobody hears a word."""
+    """Exempt all objects that exist by now from garbage collection: to traverse what torch and
+    Gradio are made of takes a good part of a second, in which every stream stands still."""
     gc.collect()
     gc.freeze()
-    gc.collect()  # it waits for a quarter more of what it saw last: now that is next to nothing
+    gc.collect()  # resets the threshold of full collections: a quarter of what the last one saw
 
 
 def access_for_host(store: Store, home: Home, settings: ServerSettings, host: str) -> Access:
-    """The rules of a server on this host. Where others reach it and nobody could review, a token
-    is made and said."""
+    """Return the access rules of a server on ``host``. Where others reach it and nobody could
+    review, a review token is made and printed."""
     token, loopback = settings.review_token, is_loopback_host(host)
     if not (token or loopback or _reviewer_exists(store, settings)):
         token = secrets.token_urlsafe(12)
@@ -214,7 +202,7 @@ def access_for_host(store: Store, home: Home, settings: ServerSettings, host: st
 
 
 def _reviewer_exists(store: Store, settings: ServerSettings) -> bool:
-    """Whether anybody can review: by a key, or by their name on a Space."""
+    """Tell whether anybody can review: by a key, or by their name on a Space."""
     if hub_login.hub_login_enabled() and (settings.reviewers or settings.operators):
         return True
     return any(key.role != "user" and key.revoked_at is None for key in api_keys.list_all(store))
@@ -233,7 +221,8 @@ def serve(load: "Callable[[], FastAPI]", listener: socket.socket) -> None:
     )
     server = uvicorn.Server(config)
     loading_app.on_failure = lambda: setattr(server, "should_exit", True)
-    # uvicorn raises the signal anew after it has ended well; that is no reason to die of it.
+    # uvicorn raises the signal again once it has shut down; with the default handler the process
+    # would die of it, and not return an exit code of 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server.run(sockets=[listener])
@@ -242,13 +231,13 @@ def serve(load: "Callable[[], FastAPI]", listener: socket.socket) -> None:
 
 
 def open_listener(host: str, port: int) -> socket.socket:
-    """The listening socket; ServerError when it cannot be had."""
+    """Return the listening socket; ServerError when the address is taken or not ours."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        listener.listen(2048)  # who comes before uvicorn accepts waits, and is not refused
+        listener.listen(2048)  # connections made before uvicorn accepts wait in the backlog
     except OSError as error:
         listener.close()
         raise ServerError(
@@ -259,7 +248,7 @@ def open_listener(host: str, port: int) -> socket.socket:
 
 
 def print_line(line: str) -> None:
-    """A line for whoever started the server, at once also through a pipe."""
+    """Print a line for whoever started the server, flushed so that it passes a pipe at once."""
     print(line, flush=True)
 
 
@@ -268,7 +257,7 @@ def _url_host(host: str) -> str:
 
 
 def main() -> None:
-    """The command line of ``python -m chatbot.server``."""
+    """Run the command line of ``python -m chatbot.server``."""
     parser = argparse.ArgumentParser(prog="python -m chatbot.server", description=__doc__)
     parser.add_argument("--home", type=Path, help="default: TALKBACK_HOME, else ~/.talkback")
     parser.add_argument("--base-model", help="a folder or a Hub id; default: the starter")

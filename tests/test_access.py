@@ -17,8 +17,7 @@ from starlette.requests import HTTPConnection
 from starlette.routing import Mount
 
 from chatbot.api import errors
-from chatbot.api.openai import chat as api
-from chatbot.api.operations import reviews
+from chatbot.api.routes import add_routes
 from chatbot.auth import api_keys
 from chatbot.auth.access import Access, Caller
 from chatbot.auth.api_keys import NewApiKey, Role
@@ -431,9 +430,7 @@ class TestWithoutAKey:
         usual, service.access = service.access, access
         app = FastAPI()
         errors.add_error_handlers(app)
-        app.include_router(reviews.router(service))
-        app.include_router(api.router(service))
-        app.include_router(api.not_found_router())
+        add_routes(app, service, webhook_backlog=lambda: 0)
         service.access = usual
         with serve_app(app) as url:
             return httpx.request(request.pop("method", "GET"), f"{url}{path}", **request)

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from chatbot.api.openai import chat as api
+from chatbot.api.openai.chat_request import ChatRequest
 from chatbot.question import Question
 from chatbot.service import Service
 from feedback.messages import Message
@@ -215,7 +215,7 @@ def test_many_clients_stream_at_once(http: httpx.Client, service: Service) -> No
 def test_a_full_house_says_when_to_come_again(http: httpx.Client, service: Service) -> None:
     from tests.fixtures.turns import begin_turn
 
-    long = api.ChatRequest.model_validate({"messages": MESSAGES, "max_tokens": 4000})
+    long = ChatRequest.model_validate({"messages": MESSAGES, "max_tokens": 4000})
     turns = [
         begin_turn(service, Question("Go", "ann", sampling=long.sampling(service.chat_settings)))
         for _ in range(8)

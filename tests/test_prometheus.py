@@ -10,8 +10,9 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from chatbot.api import errors
-from chatbot.api.openai import chat as api
-from chatbot.api.operations import monitoring
+from chatbot.api.openai.chat_request import ChatRequest
+from chatbot.api.operations import health, monitoring
+from chatbot.api.routes import add_routes
 from chatbot.question import Question
 from chatbot.service import Service
 from chatbot.webhooks.delivery import WebhookDelivery, WebhookSettings
@@ -30,14 +31,12 @@ def http(service: Service) -> Iterator[httpx.Client]:
     app = FastAPI()
     errors.add_error_handlers(app)
     app.add_middleware(monitoring.RequestCountMiddleware, metrics=service.metrics)
-    app.include_router(api.router(service))
-    app.include_router(monitoring.router(service, backlog(service)))
-    app.include_router(api.not_found_router())
+    add_routes(app, service, webhooks(service).pending)
     with serve_app(app) as address, httpx.Client(base_url=address, timeout=60) as client:
         yield client
 
 
-def backlog(service: Service) -> WebhookDelivery:
+def webhooks(service: Service) -> WebhookDelivery:
     return WebhookDelivery(service.home, service.store, WebhookSettings())
 
 
@@ -96,7 +95,7 @@ def test_an_answer_that_a_reviewer_gave_is_no_figure_of_the_models(
 
 
 def test_who_waits_and_who_is_refused_is_seen(http: httpx.Client, service: Service) -> None:
-    sampling = api.ChatRequest.model_validate({"messages": ASK, "max_tokens": 4000})
+    sampling = ChatRequest.model_validate({"messages": ASK, "max_tokens": 4000})
     turns = [
         begin_turn(
             service, Question("Go", "ann", sampling=sampling.sampling(service.chat_settings))
@@ -200,7 +199,7 @@ def test_ready_is_who_speaks_and_can_keep_what_is_said(
 
 def test_a_database_that_cannot_be_written_is_not_ready(service: Service) -> None:
     service.store.rows("pragma busy_timeout = 20")
-    (readyz, *_) = monitoring.router(service, backlog(service)).routes
+    (readyz,) = health.readiness_router(service).routes
     other = sqlite3.connect(service.home.db, isolation_level=None)
     other.execute("begin immediate")
     refused = readyz.endpoint()  # type: ignore[attr-defined]  # on this thread: it waits briefly
@@ -212,13 +211,13 @@ def test_a_database_that_cannot_be_written_is_not_ready(service: Service) -> Non
 def test_looking_at_the_database_changes_nothing_and_is_tried_once_a_second(store: Store) -> None:
     add_answer(store, "Hello?")
     before = [store.counts(), store.row("pragma user_version")[0]]  # type: ignore[index]
-    database = monitoring.WriteProbe(store)
+    database = health.WriteProbe(store)
     assert database.error() == ""
     store.close()
     store.path.rename(store.path.with_suffix(".away"))
     store.path.mkdir()
     assert database.error() == ""
-    assert "unable to open" in monitoring.WriteProbe(store).error()
+    assert "unable to open" in health.WriteProbe(store).error()
     store.path.rmdir()
     store.path.with_suffix(".away").rename(store.path)
     assert [store.counts(), store.row("pragma user_version")[0]] == before  # type: ignore[index]

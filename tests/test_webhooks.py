@@ -30,15 +30,15 @@ def receiver() -> Iterator[WebhookReceiver]:
 
 @pytest.fixture
 def tell(home: Home, store: Store) -> Iterator[Tell]:
-    """Starts hooks that are quick to look and to try again."""
+    """Starts webhooks that are quick to look and to try again."""
     with ExitStack() as running:
 
         def start(*urls: str, **settings: Any) -> WebhookDelivery:
             chosen = WebhookSettings(urls=list(urls), secret=SECRET, **settings)
-            hooks = WebhookDelivery(home, store, chosen, poll=0.01, first_wait=0.02)
-            running.callback(hooks.close)
-            hooks.start()
-            return hooks
+            webhooks = WebhookDelivery(home, store, chosen, poll=0.01, first_wait=0.02)
+            running.callback(webhooks.close)
+            webhooks.start()
+            return webhooks
 
         yield start
 
@@ -92,12 +92,12 @@ def test_what_fails_is_sent_again_before_anything_later(
     store: Store, receiver: WebhookReceiver, tell: Tell, caplog: pytest.LogCaptureFixture
 ) -> None:
     receiver.statuses = [500, 503, 302, 200, 429]
-    hooks = tell(receiver.url)
+    webhooks = tell(receiver.url)
     first, second = comments(store, 2)
     receiver.wait(lambda: len(receiver.heard) == 2)
     assert receiver.attempts == [first] * 4 + [second] * 2
     assert receiver.ids() == [first, second] and receiver.forged == 0
-    receiver.wait(lambda: hooks.pending() == 0)
+    receiver.wait(lambda: webhooks.pending() == 0)
     warnings = [r.message for r in caplog.records if r.levelno == logging.WARNING]
     assert "127.0.0.1 fails: it answered 500" in warnings[0] and "events wait" in warnings[0]
 
@@ -107,10 +107,10 @@ def test_a_receiver_that_is_down_is_told_when_it_is_back(
 ) -> None:
     with WebhookReceiver() as down:
         pass
-    hooks = tell(down.url, receiver.url)
+    webhooks = tell(down.url, receiver.url)
     said = comments(store, 3)
     receiver.wait(lambda: receiver.ids() == said)
-    assert hooks.pending() == 3
+    assert webhooks.pending() == 3
     with WebhookReceiver(port=int(down.url.split(":")[2].split("/")[0])) as back:
         back.wait(lambda: back.ids() == said)
     assert receiver.attempts == said
@@ -119,11 +119,11 @@ def test_a_receiver_that_is_down_is_told_when_it_is_back(
 def test_it_goes_on_where_it_was_after_a_restart(
     store: Store, home: Home, receiver: WebhookReceiver, tell: Tell
 ) -> None:
-    hooks = tell(receiver.url)
+    webhooks = tell(receiver.url)
     before = comments(store, 2)
     receiver.wait(lambda: receiver.ids() == before)
-    receiver.wait(lambda: hooks.pending() == 0)
-    hooks.close()
+    receiver.wait(lambda: webhooks.pending() == 0)
+    webhooks.close()
     other = Store(home.db)
     meanwhile = comments(other, 2)
     other.close()
@@ -167,8 +167,8 @@ def test_only_the_kinds_that_are_wanted_are_told(
 def test_what_is_erased_is_told_to_nobody(
     store: Store, receiver: WebhookReceiver, tell: Tell
 ) -> None:
-    hooks = tell(receiver.url)
-    hooks.close()
+    webhooks = tell(receiver.url)
+    webhooks.close()
     erased, kept = comments(store, 2)
     with store.write() as db:
         db.execute("delete from feedback where id = ?", (erased,))
@@ -179,9 +179,9 @@ def test_what_is_erased_is_told_to_nobody(
 def test_how_far_a_url_has_got_is_one_row(
     store: Store, receiver: WebhookReceiver, tell: Tell
 ) -> None:
-    hooks = tell(receiver.url)
+    webhooks = tell(receiver.url)
     comments(store, 5)
-    receiver.wait(lambda: len(receiver.heard) == 5 and hooks.pending() == 0)
+    receiver.wait(lambda: len(receiver.heard) == 5 and webhooks.pending() == 0)
     (row,) = store.rows("select url, event from delivery")
     assert tuple(row) == (receiver.url, 5)
 
@@ -204,18 +204,18 @@ def test_a_secret_that_cannot_sign_is_refused_and_not_repeated(
 
 
 def test_without_urls_no_secret_is_needed(home: Home, store: Store) -> None:
-    hooks = WebhookDelivery(home, store, WebhookSettings.read(home))
-    hooks.start()
-    assert hooks.pending() == 0
-    hooks.close()
+    webhooks = WebhookDelivery(home, store, WebhookSettings.read(home))
+    webhooks.start()
+    assert webhooks.pending() == 0
+    webhooks.close()
 
 
 @pytest.mark.slow
 def test_kill_9_of_the_server_loses_no_event_and_repeats_none(
     start_server: Start, home: Home, receiver: WebhookReceiver
 ) -> None:
-    hooks = f"[webhooks]\nurls = ['{receiver.url}']\nsecret = '{SECRET}'\n"
-    home.toml.write_text(SERVER_TOML + hooks)
+    webhooks = f"[webhooks]\nurls = ['{receiver.url}']\nsecret = '{SECRET}'\n"
+    home.toml.write_text(SERVER_TOML + webhooks)
     receiver.statuses = [200] + [500] * 100
     server = start_server().ready()
     body = {"messages": [{"role": "user", "content": "When do you open?"}], "max_tokens": 4}

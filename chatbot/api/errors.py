@@ -1,4 +1,4 @@
-"""What can go wrong with a request, in the shape of OpenAI's errors that any client can read.
+"""Turns exceptions into error responses in OpenAI's format, which any client can read.
 
 Shape: https://platform.openai.com/docs/guides/error-codes
 """
@@ -34,7 +34,7 @@ log = logging.getLogger("talkback")
 
 @dataclass
 class ApiError(Exception):
-    """An answer that is an error: its HTTP status, and what the body says."""
+    """Signals a request that cannot be served, with its HTTP status and OpenAI's error fields."""
 
     status: int
     message: str
@@ -44,17 +44,17 @@ class ApiError(Exception):
     headers: dict[str, str] = field(default_factory=dict)
 
     def body(self) -> dict[str, Any]:
-        """OpenAI's error object."""
-        told = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return {"error": told}
+        """Return OpenAI's error object."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error}
 
     def response(self) -> JSONResponse:
-        """The whole answer."""
+        """Return the HTTP response."""
         return JSONResponse(self.body(), self.status, self.headers)
 
 
 def to_api_error(error: Exception) -> ApiError:
-    """How an error of the house looks from outside; what is not the client's doing stays inside."""
+    """Return what the client is told of an exception; bugs are logged, and only named as such."""
     match error:
         case ApiError():
             return error
@@ -93,7 +93,7 @@ def _unauthorized(message: str, code: str) -> ApiError:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Have every error of this app leave in that shape."""
+    """Have every exception of this app answered in that format."""
     handlers: dict[Any, Callable[[Request, Any], Awaitable[JSONResponse]]] = {
         ApiError: _handle_error,
         TalkbackError: _handle_error,

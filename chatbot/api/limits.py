@@ -1,6 +1,6 @@
-"""What keeps one caller from taking everything: how many requests, and how large.
+"""Limits how many requests a caller may send, and how large their bodies may be.
 
-Who comes with a key is counted by key, everybody else by address. Behind a proxy, addresses are
+Callers with a key are counted by key, all others by address. Behind a proxy, addresses are
 right only where uvicorn trusts it: ``FORWARDED_ALLOW_IPS`` names it.
 """
 
@@ -18,11 +18,15 @@ from chatbot.auth.access import Access, BadKeyError
 
 Scope = dict[str, Any]
 MAX_TRACKED_CALLERS = 10_000
-"""So many are remembered; the ones longest unheard are forgotten, which is in their favour."""
+"""How many callers are remembered; those that were idle longest are forgotten, and start anew with
+a full bucket."""
+DEFAULT_RATE_PER_MINUTE = 60
+"""Requests a minute where others reach the server, unless the settings say otherwise."""
 
 
 class TokenBucket:
-    """Tokens that fill up to ``burst`` at ``rate`` a minute; each request takes one."""
+    """Counts requests by token bucket: each caller's refills up to ``burst`` tokens at ``rate`` a
+    minute, and each request takes one."""
 
     def __init__(
         self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic
@@ -31,7 +35,7 @@ class TokenBucket:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, caller: str) -> float:
-        """0 when the request may pass, else the seconds until one may."""
+        """Return 0 when the request may pass, else the seconds until one may."""
         now = self._clock()
         tokens, updated_at = self._buckets.pop(caller, (float(self._burst), now))
         tokens = min(self._burst, tokens + (now - updated_at) * self._per_second)
@@ -43,17 +47,26 @@ class TokenBucket:
 
 
 class RequestLimitMiddleware:
-    """An ASGI app in front of another: too many or too large requests never reach that one.
+    """Refuses too many requests (429) and too large ones (413) before the app sees them.
 
-    ``rate`` is in requests a minute, 0 for any number; ``most`` in bytes of a body.
+    ``rate_per_minute`` 0 lets any number pass. None is the default: ``DEFAULT_RATE_PER_MINUTE``
+    where others reach the server, any number on loopback.
     """
 
     def __init__(
-        self, app: Any, access: Access, *, rate: float, burst: int, max_body_bytes: int
+        self,
+        app: Any,
+        access: Access,
+        *,
+        rate_per_minute: float | None,
+        burst: int,
+        max_body_bytes: int,
     ) -> None:
+        if rate_per_minute is None:
+            rate_per_minute = 0 if access.loopback else DEFAULT_RATE_PER_MINUTE
         self._app = app
         self._access = access
-        self._bucket = TokenBucket(rate, burst) if rate else None
+        self._bucket = TokenBucket(rate_per_minute, burst) if rate_per_minute else None
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
@@ -83,7 +96,10 @@ class RequestLimitMiddleware:
             )
 
     def _caller_id(self, request: HTTPConnection) -> str:
-        """Whose requests these are. A key that is none must not buy a fresh count."""
+        """Return who is counted: the id of the key or login, else the address.
+
+        An invalid key is counted by address: made-up keys must not buy fresh buckets.
+        """
         try:
             caller = self._access.identify(request)
         except BadKeyError:
@@ -91,7 +107,7 @@ class RequestLimitMiddleware:
         return caller.id or client_address(request)
 
     async def _buffer_body(self, scope: Scope, receive: Any) -> Any:
-        """What gives the body, which is read here so that no more of it is ever held."""
+        """Return a ``receive`` that gives the body, read here so that no larger one is held."""
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"0")
         if length == b"0" and b"transfer-encoding" not in headers:
@@ -101,7 +117,7 @@ class RequestLimitMiddleware:
         return _replay(await self._read_body(receive), receive)
 
     async def _read_body(self, receive: Any) -> bytes | None:
-        """The whole body; None when the client is gone before its end."""
+        """Return the whole body, None when the client is gone before its end."""
         body = bytearray()
         while True:
             message = await receive()
@@ -123,15 +139,15 @@ class RequestLimitMiddleware:
 
 
 def is_rate_limited(method: str, path: str) -> bool:
-    """Whether a request costs enough to be counted: the API and what people do on the pages, not
-    the pages' files, nor the pulse that they ask for how things stand by."""
+    """Tell whether a request is counted: the API and what people do on the pages are, the pages'
+    files and their polling for news (``/gradio_api/run``) are not."""
     if path.startswith("/v1/"):
         return True
     return method not in ("GET", "HEAD", "OPTIONS") and not path.startswith("/gradio_api/run/")
 
 
 def client_address(request: HTTPConnection) -> str:
-    """Where it comes from; of IPv6 the network, for whoever has one address there has them all."""
+    """Return the client's address; of IPv6 its /64 network, which usually one client owns."""
     host = request.client.host if request.client else ""
     try:
         ip = ipaddress.ip_address(host)
@@ -141,7 +157,7 @@ def client_address(request: HTTPConnection) -> str:
 
 
 def _replay(body: bytes | None, receive: Any) -> Any:
-    """A ``receive`` that gives what has been read, then what comes after it."""
+    """Return a ``receive`` that gives what has been read, then what comes after it."""
     messages: list[dict[str, Any]] = [{"type": "http.disconnect"}]
     if body is not None:
         messages = [{"type": "http.request", "body": body, "more_body": False}]

@@ -1,4 +1,4 @@
-"""What the API answers, for its OpenAPI document; the handlers themselves send plain dicts."""
+"""Describes the API's responses for its OpenAPI document; handlers themselves send plain dicts."""
 
 from typing import Any, Literal
 

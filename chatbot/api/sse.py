@@ -1,36 +1,50 @@
-"""Answers as server-sent events, in as few pieces as people would notice.
+"""Sends answers as server-sent events, in as few pieces as people would notice.
 
-Each piece is a wake-up and a write, here and where it is heard, and all other streams wait for it:
-the head of the response goes out with the first words, and its end with the last.
+Each piece costs a wake-up and a write, here and at the client, and all other streams wait for it:
+the head of the response goes out with the first text, and its end with the last.
+Format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import json
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from chatbot.api.errors import ApiError, to_api_error
-from chatbot.api.openai.chat_response import ChatChunks
-from chatbot.api.streaming import AnswerStreams
+from chatbot.api.errors import to_api_error
+from chatbot.api.streaming import AnswerStreams, raise_if_interrupted
 from chatbot.turn import Turn
 
 
+class StreamChunks(Protocol):
+    """Renders streamed answers in one dialect of the API; each dialect brings its own."""
+
+    def opening(self) -> list[dict[str, Any]]:
+        """Return what is sent before the first text."""
+
+    def delta(self, index: int, deltas: Sequence[str]) -> dict[str, Any]:
+        """Return a chunk with more text of the answer ``index``."""
+
+    def closing(self) -> list[dict[str, Any]]:
+        """Return what is sent after the last text."""
+
+
 class EventStreamResponse(Response):
-    """What the turns of a flow say. A client that goes away cancels them, and so ends it."""
+    """Streams the answers of some turns. A client that disconnects cancels them."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, flow: AnswerStreams, turns: Sequence[Turn], chunks: ChatChunks) -> None:
+    def __init__(self, answers: AnswerStreams, turns: Sequence[Turn], chunks: StreamChunks) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._flow, self._turns, self._chunks = flow, turns, chunks
+        self._answers, self._turns, self._chunks = answers, turns, chunks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Starlette's own response for streams has a group of tasks, and pieces for both ends."""
+        """Send the response. Starlette's StreamingResponse would start a task group for it, and
+        send its head and its end as messages of their own."""
         head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        with self._flow.cancel_on_disconnect(receive):
+        with self._answers.cancel_on_disconnect(receive):
             async for text, more in self._pieces():
                 if head:
                     await send(head)
@@ -38,11 +52,11 @@ class EventStreamResponse(Response):
                 await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
 
     async def _pieces(self) -> AsyncIterator[tuple[str, bool]]:
-        """Text, and whether more will come. The end is told once the answers are stored."""
+        """Yield text, and whether more will come. The end comes once the answers are stored."""
         opening = _encode_events(self._chunks.opening())
         try:
-            async for batch in self._flow:
-                yield opening + _encode_events(self._chunks.delta(*some) for some in batch), True
+            async for batch in self._answers:
+                yield opening + _encode_events(self._chunks.delta(*part) for part in batch), True
                 opening = ""
             raise_if_interrupted(self._turns)
             end = _encode_events(self._chunks.closing())
@@ -51,13 +65,5 @@ class EventStreamResponse(Response):
         yield opening + end + "data: [DONE]\n\n", False
 
 
-def raise_if_interrupted(turns: Sequence[Turn]) -> None:
-    """An answer that broke off is an error, although its beginning is kept."""
-    for turn in turns:
-        if turn.speaker.finish in ("error", "cancelled"):
-            why = turn.error or "the server is stopping"
-            raise ApiError(503, f"The answer broke off: {why}", "server_error", code="broken_off")
-
-
 def _encode_events(payloads: Iterable[dict[str, Any]]) -> str:
-    return "".join(f"data: {json.dumps(one, ensure_ascii=False)}\n\n" for one in payloads)
+    return "".join(f"data: {json.dumps(payload, ensure_ascii=False)}\n\n" for payload in payloads)

@@ -1,4 +1,4 @@
-"""Turns of talk heard from the event loop: stored once they have ended, whoever listens.
+"""Follows turns from the event loop, and stores each once it has ended, client or no client.
 
 No thread is woken while an answer streams: the loop looks at what has come, all streams at the
 same ticks. Each wake-up would take the interpreter from the engine, in the middle of a step.
@@ -11,10 +11,11 @@ from contextlib import contextmanager, suppress
 
 from starlette.types import Receive
 
+from chatbot.api.errors import ApiError
 from chatbot.turn import Turn
 
 TICK_SECONDS = 0.04
-"""What comes between two ticks is handed out together; the first words never wait for one."""
+"""Deltas that come between two ticks are sent together; the first of a stream waits for none."""
 
 
 class AnswerStreams:
@@ -106,3 +107,11 @@ class AnswerStreams:
             if turn.ended and turn not in self._kept:
                 self._kept[turn] = self._loop.run_in_executor(self._keeper, turn.close)
         self._news.set()
+
+
+def raise_if_interrupted(turns: Sequence[Turn]) -> None:
+    """Raise ApiError (503) for an answer that broke off, although its beginning is stored."""
+    for turn in turns:
+        if turn.speaker.finish in ("error", "cancelled"):
+            why = turn.error or "the server is stopping"
+            raise ApiError(503, f"The answer broke off: {why}", "server_error", code="broken_off")

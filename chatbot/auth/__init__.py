@@ -1,1 +1,1 @@
-"""Auth: who may do what, by key, by login, or by being on this machine."""
+"""Decides who may do what: by API key, by login, or by being on this machine."""

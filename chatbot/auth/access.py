@@ -1,7 +1,7 @@
-"""Who is asking, and what they may do. Roles are ordered: user < reviewer < operator.
+"""Decides who sends a request and what they may do. Roles are ordered: user < reviewer < operator.
 
     access = Access(store, home.root, token="owl", loopback=False)
-    caller = access.require(request, "reviewer")     # Refused, or BadKey for a key that is none
+    caller = access.require(request, "reviewer")     # or PermissionDeniedError, BadKeyError
 
 | what                         | on loopback, before any key | else                          |
 |------------------------------|-----------------------------|-------------------------------|
@@ -16,7 +16,7 @@ stands for it (``sessions``). The review token of the settings is an operator's 
 forwarded by a proxy from elsewhere is not on loopback, wherever the server listens.
 
 People are kept apart by name: a user's key speaks for its own name and for ``name/...``, the
-nameless for ``anonymous`` and ``anonymous/...``, and neither reaches what is another's.
+anonymous for ``anonymous`` and ``anonymous/...``, and neither reaches what is another's.
 Reviewers and operators speak for anybody, and so does everyone where all is open.
 """
 
@@ -41,51 +41,54 @@ ANONYMOUS = "anonymous"
 
 
 class BadKeyError(TalkbackError):
-    """A key of ours that was never made, or is revoked."""
+    """Signals a key with our prefix that was never made here, or is revoked."""
 
 
 class PermissionDeniedError(TalkbackError):
-    """What is asked for takes a role that this caller does not have; ``known``: but another."""
+    """Signals that a request takes a role that its caller does not have.
+
+    ``authenticated`` is True for callers with a key or login, of another role.
+    """
 
     def __init__(self, role: Role, caller: "Caller") -> None:
         self.authenticated = bool(caller.id)
-        mine = f"; the one given is a key of role {caller.role}" if self.authenticated else ""
-        super().__init__(f"This needs a key of role {role}{mine}.")
+        given = f"; the one given is a key of role {caller.role}" if self.authenticated else ""
+        super().__init__(f"This needs a key of role {role}{given}.")
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. ``id`` is that of the key or login, "" for whoever has none; ``name`` is whose it
-    is, "" where nobody in particular is meant. ``role`` None may do nothing."""
+    """Identifies who sends a request. ``id`` is that of the key or login, "" without one; ``name``
+    is whose it is, "" where nobody in particular is meant. ``role`` None may do nothing."""
 
     role: Role | None
     name: str = ""
     id: str = ""
 
     def has_role(self, role: Role) -> bool:
-        """Whether this role, or one below, is theirs."""
+        """Tell whether the caller has this role or a higher one."""
         return self.role is not None and ROLES.index(self.role) >= ROLES.index(role)
 
     def person_named(self, user: str | None) -> str:
-        """The person that they speak for when they call them ``user``."""
+        """Return the person that the caller speaks for when they name ``user`` in a request."""
         if self.has_role("reviewer"):
             return user or self.name or ANONYMOUS
         return f"{self.name}/{user}" if user else self.name
 
     def decider(self, given: str, role: Role) -> str:
-        """Return the name under which a decision of theirs is kept: whose key it is, else the one
+        """Return the name under which the caller's decision is kept: whose key it is, else the name
         ``given`` with the decision, else the ``role`` that the decision takes."""
         return self.name or given or role
 
     def acts_for(self, person: str) -> bool:
-        """Whether they may touch what is this person's."""
+        """Tell whether the caller may read and change what is this person's."""
         is_self = person == self.name or person.startswith(f"{self.name}/")
         return is_self or self.has_role("reviewer")
 
 
 class Access:
-    """The rules of one server. ``loopback``: only this machine reaches it. ``operators`` and
-    ``reviewers`` are names of the Hugging Face Hub, for a Space that people log in to."""
+    """Applies the rules of one server. ``loopback``: only this machine reaches it. ``operators``
+    and ``reviewers`` are names of the Hugging Face Hub, for a Space that people log in to."""
 
     def __init__(
         self,
@@ -106,7 +109,7 @@ class Access:
         self.sessions = SessionCookies(root)
 
     def identify(self, request: HTTPConnection) -> Caller:
-        """Who sends this request; BadKey."""
+        """Return who sends this request; BadKeyError."""
         given = _bearer_token(request.headers)
         if given:
             known = self.authenticate(given)
@@ -117,15 +120,15 @@ class Access:
         return self._session_caller(request) or self._keyless_caller(request)
 
     def require(self, request: HTTPConnection, role: Role) -> Caller:
-        """Who sends this request, if they may do what takes this role; Refused, BadKey."""
+        """Return who sends this request; PermissionDeniedError without the role, BadKeyError."""
         caller = self.identify(request)
         if not caller.has_role(role):
             raise PermissionDeniedError(role, caller)
         return caller
 
     def role_dependency(self, role: Role) -> Callable[[Request], Awaitable[Caller]]:
-        """``require`` as what a route depends on. The look at the database is short, and a thread
-        for it would take longer."""
+        """Return ``require`` as a FastAPI dependency. It is async although it reads the database:
+        that takes less time than the thread that FastAPI would run it on."""
 
         async def require(request: Request) -> Caller:
             return self.require(request, role)
@@ -133,15 +136,18 @@ class Access:
         return require
 
     def authenticate(self, secret: str) -> Caller | None:
-        """Whose key, or the review token, this is."""
+        """Return whose key, or the review token, this is; None for any other secret."""
         if self._token and hmac.compare_digest(secret.encode(), self._token.encode()):
             return self._token_caller()
         key = api_keys.find_by_secret(self._db, secret) if secret.startswith(KEY_PREFIX) else None
         return Caller(key.role, key.name, key.id) if key else None
 
     def _session_caller(self, request: HTTPConnection) -> Caller | None:
-        """Who has logged in on the pages. A browser sends cookies along for other sites' scripts
-        too, so they count only for what our own pages ask."""
+        """Return who has logged in on the pages, None for a request without a valid login.
+
+        Browsers send cookies with requests of other sites' scripts too, so a cookie is accepted
+        only for requests of our own pages, or where the browser does not say whose they are.
+        """
         if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             return None
         subject = self.sessions.read(request.cookies.get(COOKIE_NAME))
@@ -153,11 +159,11 @@ class Access:
         return Caller(key.role, key.name, key.id) if key else None
 
     def _token_caller(self) -> Caller:
-        """The id changes with the token, and who logged in with an old one is out."""
+        """Return the token's caller, whose id changes with it: logins with an old token end."""
         return Caller("operator", "", self.sessions.fingerprint(self._token))
 
     def _hub_caller(self, name: str | None) -> Caller | None:
-        """Whoever the Hub says it is; everybody there is a user at least."""
+        """Return the caller of a Hub user name, who is a user at least; None without a name."""
         if name is None:
             return None
         operates, reviews = name in self._operators, name in self._reviewers
@@ -165,6 +171,8 @@ class Access:
         return Caller(role, f"hf:{name}", f"hf:{name}")
 
     def _keyless_caller(self, request: HTTPConnection) -> Caller:
+        """Return the caller of a request without a key: an operator on loopback while no key was
+        ever made and no token is set, else the anonymous user."""
         guarded = self._token or not self.loopback or not _from_loopback(request)
         if guarded or api_keys.any_exist(self._db):
             return self._anonymous
@@ -177,7 +185,8 @@ def _bearer_token(headers: Mapping[str, Any]) -> str:
 
 
 def _from_loopback(request: HTTPConnection) -> bool:
-    """Whether it comes from this machine, also after uvicorn has asked the proxy."""
+    """Tell whether a request comes from this machine; with a proxy that uvicorn trusts, whether the
+    client that the proxy names does."""
     try:
         return request.client is not None and is_loopback_host(request.client.host)
     except ValueError:
@@ -185,7 +194,7 @@ def _from_loopback(request: HTTPConnection) -> bool:
 
 
 def is_loopback_host(host: str) -> bool:
-    """Whether only this machine can reach a server on that host."""
+    """Tell whether only this machine can reach a server that listens on ``host``."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,10 +1,10 @@
-"""Keys: who may come in, and as what. Made and revoked, never changed.
+"""Creates, finds and revokes API keys; a key is never changed.
 
-    key = make(store, "rita", "reviewer")        # key.secret is shown once, and kept nowhere
-    find(store, key.secret)                      # the key, None for a stranger's or a revoked one
+    key = create(store, "rita", "reviewer")        # key.secret is shown once, and stored nowhere
+    find_by_secret(store, key.secret)              # the key, None for a wrong or revoked one
 
-A secret is 192 bits of chance, so a plain SHA-256 keeps it: there is nothing to guess that a slow
-hash with salt, made for people's passwords, would have to slow down.
+A secret is 192 random bits, so its SHA-256 is stored: a slow hash with salt slows down guessing of
+passwords that people choose, and nobody can guess 192 bits.
 """
 
 import hashlib
@@ -19,24 +19,24 @@ from feedback.ids import new_id, now
 
 Role = Literal["user", "reviewer", "operator"]
 ROLES: tuple[Role, ...] = get_args(Role)
-"""Each may do what those before it may."""
+"""In ascending order: each may do what those before it may."""
 
 KEY_PREFIX = "tb-"
-"""What every key begins with, so that other programs' keys are told from ours."""
+"""The prefix of every secret, by which our keys are distinguished from other programs'."""
 
 _PREFIX_LENGTH = len(KEY_PREFIX) + 8
 _SECRET_BYTES = 24
 _NAME_PATTERN = re.compile(r"[\w.@'-]([\w.@' -]{0,78}[\w.@'-])?")
-"""Without "/" and ":", which part a key's name from those of its users and of other logins."""
+"""Without "/" and ":", which separate a key's name from those of its users and of other logins."""
 
 
 class ApiKeyError(TalkbackError):
-    """A key that cannot be made or revoked; says which and what to do."""
+    """Signals a key that cannot be made or revoked; says which and what to do."""
 
 
 @dataclass(frozen=True)
 class ApiKey:
-    """A key as it is kept. ``prefix`` is the part of it that may be shown."""
+    """Holds a key as it is stored. ``prefix`` is the part of the secret that may be shown."""
 
     id: str
     prefix: str
@@ -48,17 +48,17 @@ class ApiKey:
 
 @dataclass(frozen=True)
 class NewApiKey(ApiKey):
-    """A key just made, with its secret."""
+    """Holds a key just made, with its secret."""
 
     secret: str = ""
 
 
-_KEYS = """select k.id, k.prefix, k.name, k.role, k.created_at, r.created_at as revoked_at
+_SELECT_KEYS = """select k.id, k.prefix, k.name, k.role, k.created_at, r.created_at as revoked_at
 from access_key k left join revocation r on r.key_id = k.id"""
 
 
 def create(db: Database, name: str, role: str) -> NewApiKey:
-    """A new key for ``name``, who may have several; KeyProblem for a bad name or role."""
+    """Create a key for ``name``, who may have several; ApiKeyError for a bad name or role."""
     name = name.strip()
     if role not in ROLES:
         raise ApiKeyError(f"unknown role {role!r}; one of {', '.join(ROLES)}")
@@ -81,30 +81,34 @@ def create(db: Database, name: str, role: str) -> NewApiKey:
 
 
 def find_by_secret(db: Database, secret: str) -> ApiKey | None:
-    """The key with this secret, unless it is revoked. It is looked up by its hash, so that the
-    time it takes tells nothing of how much of a guess was right."""
-    row = db.row(f"{_KEYS} where k.hash = ? and r.key_id is null", (_hash(secret),))
+    """Return the key with this secret, None if there is none or it is revoked.
+
+    The lookup is by hash, so the time it takes tells nothing of how much of a guess was right.
+    """
+    row = db.row(f"{_SELECT_KEYS} where k.hash = ? and r.key_id is null", (_hash(secret),))
     return ApiKey(**row) if row else None
 
 
 def find_by_id(db: Database, id: str) -> ApiKey | None:
-    """The key of this id, unless it is revoked."""
-    row = db.row(f"{_KEYS} where k.id = ? and r.key_id is null", (id,))
+    """Return the key of this id, None if there is none or it is revoked."""
+    row = db.row(f"{_SELECT_KEYS} where k.id = ? and r.key_id is null", (id,))
     return ApiKey(**row) if row else None
 
 
 def list_all(db: Database) -> list[ApiKey]:
-    """All keys, newest first, revoked ones too."""
-    return [ApiKey(**row) for row in db.rows(f"{_KEYS} order by k.rowid desc")]
+    """Return all keys, newest first, revoked ones included."""
+    return [ApiKey(**row) for row in db.rows(f"{_SELECT_KEYS} order by k.rowid desc")]
 
 
 def any_exist(db: Database) -> bool:
-    """Whether there ever was a key; a revoked one counts, or revoking the last would open all."""
+    """Tell whether there ever was a key. Revoked ones count: else revoking the last key would open
+    the server to everybody on this machine."""
     return db.row("select 1 from access_key limit 1") is not None
 
 
 def revoke(db: Database, id_or_prefix: str) -> ApiKey:
-    """End the key of this id or prefix, at once and for good; KeyProblem when it is not one."""
+    """Revoke the key of this id or prefix, at once and for good; ApiKeyError unless exactly one key
+    has it."""
     with db.write() as connection:
         found = [key for key in list_all(db) if id_or_prefix in (key.id, key.prefix)]
         active = [key for key in found if key.revoked_at is None]

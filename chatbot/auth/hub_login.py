@@ -1,4 +1,4 @@
-"""Logins with the Hugging Face Hub, on a Space whose front matter says ``hf_oauth: true``.
+"""Reads logins with the Hugging Face Hub, on a Space whose front matter says ``hf_oauth: true``.
 
 Gradio runs the login and keeps it in a signed session of its own; here it is only read.
 """
@@ -20,7 +20,7 @@ log = logging.getLogger("talkback")
 
 @functools.cache
 def hub_login_enabled() -> bool:
-    """Whether people can log in with the Hub here. Elsewhere Gradio's button raises."""
+    """Tell whether people can log in with the Hub here. Elsewhere Gradio's login button raises."""
     wanted = os.environ.get("SYSTEM") == "spaces" and bool(os.environ.get("OAUTH_CLIENT_ID"))
     if wanted and importlib.util.find_spec("authlib") is None:
         log.warning("no logins with Hugging Face: install talkback[space]")
@@ -29,7 +29,7 @@ def hub_login_enabled() -> bool:
 
 
 def hub_username(scope: Mapping[str, Any]) -> str | None:
-    """The Hub's name of who sends a request, None for whoever has not logged in with it."""
+    """Return the Hub's name of who sends a request, None for whoever has not logged in with it."""
     info = scope.get("session", {}).get("oauth_info") if hub_login_enabled() else None
     if not info or info.get("expires_at", 0) <= time.time():
         return None
@@ -37,8 +37,8 @@ def hub_username(scope: Mapping[str, Any]) -> str | None:
 
 
 def exception_handlers() -> dict[Any, Any]:
-    """What becomes of logins that fail, by their exception: Gradio's callback has nothing for it
-    when somebody says no at the Hub."""
+    """Return handlers for logins that fail, by their exception: Gradio's callback has none for
+    people who decline at the Hub."""
     if not hub_login_enabled():
         return {}
     from authlib.integrations.base_client.errors import OAuthError  # type: ignore[import-untyped]
@@ -47,7 +47,7 @@ def exception_handlers() -> dict[Any, Any]:
 
 
 async def _redirect_back(request: Request, error: Exception) -> RedirectResponse:
-    """To the page they came from, never to another site's."""
+    """Redirect to the page they came from; only its path is used, so never to another site."""
     log.warning("a login with Hugging Face ended without one: %s", error)
     path = urlsplit(request.query_params.get("_target_url", "")).path
     return RedirectResponse("/" + path.lstrip("/\\"), status_code=303)

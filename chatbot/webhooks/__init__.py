@@ -1,1 +1,1 @@
-"""Webhooks: events wait in the outbox and are delivered to the URLs that the operator names."""
+"""Delivers events (feedback, reviews, promotions) from an outbox to the operator's URLs."""

@@ -1,12 +1,13 @@
-"""Webhooks: what people said, reviewers decided and was promoted, told to the operator's URLs.
+"""Delivers webhooks: feedback, decisions of reviewers and promotions, to the operator's URLs.
 
     [webhooks]
     urls = ["https://example.com/talkback"]
     secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
-Signed as https://www.standardwebhooks.com says. Each URL is told in order and at least once: how
-far it has got is in the database, so that a crash of either side loses nothing, and what other
-processes do is told too. A receiver that fails is asked again, ever more rarely, for ever.
+Signed as https://www.standardwebhooks.com says. Each URL gets the events in order and at least
+once: its last acknowledged event is in the database, so a crash of either side loses nothing, and
+events that other processes write are delivered too. A receiver that fails is retried with
+exponential backoff and jitter, without end.
 """
 
 import base64
@@ -49,12 +50,12 @@ def _check_url(url: str) -> str:
 
 
 class WebhookSettings(Settings):
-    """``[webhooks]``: who is told what happens."""
+    """Holds table ``[webhooks]``: which URLs get which events."""
 
     table: ClassVar[str] = "webhooks"
 
     urls: list[Annotated[str, AfterValidator(_check_url)]] = Field(default_factory=list)
-    """Each hears all that happens from the first start with it on."""
+    """Each gets all events from the first start that names it."""
     secret: str = ""
     """"whsec_" and at least 24 bytes in base64; receivers check the signature with it."""
     events: list[EventType] = Field(default_factory=lambda: list(outbox.EVENT_TYPES))
@@ -63,7 +64,7 @@ class WebhookSettings(Settings):
 
 @dataclass(frozen=True)
 class DeliveryContext:
-    """What all hooks of a server share."""
+    """Holds what the delivery threads of a server share."""
 
     store: Store
     key: bytes
@@ -75,7 +76,7 @@ class DeliveryContext:
 
 
 class WebhookDelivery:
-    """A thread for each URL, so that one that is down keeps no other waiting."""
+    """Runs a thread for each URL, so that one that is down delays no other."""
 
     def __init__(
         self,
@@ -86,26 +87,26 @@ class WebhookDelivery:
         poll: float = POLL_SECONDS,
         first_wait: float = FIRST_RETRY_SECONDS,
     ) -> None:
-        """Raises SettingsError for a secret that cannot sign."""
+        """Prepare the threads; SettingsError for a secret that cannot sign."""
         key = decode_secret(settings.secret) if settings.urls else b""
         self._sender_lock, self._closing = SenderLock(home), threading.Event()
-        terms = DeliveryContext(
+        context = DeliveryContext(
             store, key, settings.events, self._sender_lock, self._closing, poll, first_wait
         )
-        self._threads = [WebhookThread(url, terms) for url in dict.fromkeys(settings.urls)]
+        self._threads = [WebhookThread(url, context) for url in dict.fromkeys(settings.urls)]
 
     def start(self) -> None:
-        """Tell from now on: also a URL that is new hears what happens next."""
+        """Deliver from now on; a URL that is new gets what happens from here."""
         for hook in self._threads:
             hook.register()
             hook.start()
 
     def pending(self) -> int:
-        """How many events the URL that is furthest behind has not heard of."""
+        """Return how many events wait for the URL that is furthest behind."""
         return max((hook.pending() for hook in self._threads), default=0)
 
     def close(self) -> None:
-        """Stop; returns when the deliveries on their way have ended."""
+        """Stop; return when the deliveries on their way have ended."""
         self._closing.set()
         for hook in self._threads:
             if hook.is_alive():
@@ -114,26 +115,28 @@ class WebhookDelivery:
 
 
 class WebhookThread(threading.Thread):
-    """Tells one URL; started and stopped by ``Hooks``."""
+    """Delivers to one URL; started and stopped by ``WebhookDelivery``."""
 
-    def __init__(self, url: str, terms: DeliveryContext) -> None:
+    def __init__(self, url: str, context: DeliveryContext) -> None:
         super().__init__(name="webhook", daemon=True)
-        self._url, self._context = url, terms
-        self._failures, self._wait = 0, terms.poll
+        self._url, self._context = url, context
+        self._failures, self._wait = 0, context.poll
 
     def register(self) -> None:
-        """Be known to the database, which says from now on how far this URL has got."""
+        """Register the URL in the database, where its last acknowledged event is kept."""
         outbox.register(self._context.store, self._url)
 
     def pending(self) -> int:
-        """How many events this URL has not heard of."""
-        terms = self._context
+        """Return how many events wait for this URL."""
+        context = self._context
         return outbox.count_after(
-            terms.store, outbox.last_acknowledged(terms.store, self._url) or 0, terms.event_types
+            context.store,
+            outbox.last_acknowledged(context.store, self._url) or 0,
+            context.event_types,
         )
 
     def run(self) -> None:
-        """Until closed."""
+        """Deliver what is pending, again and again, until closed."""
         with httpx.Client(timeout=TIMEOUT_SECONDS, follow_redirects=False) as http:
             while not self._context.closing.wait(self._wait):
                 try:
@@ -144,10 +147,10 @@ class WebhookThread(threading.Thread):
                     log.exception("webhooks stumble; trying again in %.0f s", self._wait)
 
     def _deliver_pending(self, http: httpx.Client) -> None:
-        """All that is new, until one is refused; what is erased is passed over."""
+        """Deliver all new events in order, until one fails; erased ones are skipped."""
         store, closing = self._context.store, self._context.closing
-        told = outbox.last_acknowledged(store, self._url) or 0
-        for event in outbox.events_after(store, told, self._context.event_types):
+        acknowledged = outbox.last_acknowledged(store, self._url) or 0
+        for event in outbox.events_after(store, acknowledged, self._context.event_types):
             if closing.is_set():
                 return
             if event.data and (why := post_event(http, self._url, self._context.key, event)):
@@ -166,14 +169,15 @@ class WebhookThread(threading.Thread):
         )
 
     def _backoff_seconds(self) -> float:
-        """Seconds to wait after one more failure; by chance, lest all senders come at once."""
+        """Count one more failure and return the seconds to wait: exponential backoff, with jitter
+        so that senders do not retry at the same moment."""
         self._failures += 1
         wait = self._context.first_wait * 2.0 ** min(self._failures - 1, 30)
         return min(wait, MAX_RETRY_SECONDS) * random.uniform(0.5, 1)
 
 
 class SenderLock:
-    """Whether this process is the one that sends: two servers on one home would tell all twice."""
+    """Elects the process that sends, by a file lock: two servers on one home would send twice."""
 
     def __init__(self, home: Home) -> None:
         self._path = home.root / "webhooks.lock"
@@ -181,14 +185,17 @@ class SenderLock:
         self._file: TextIO | None = None
 
     def acquire(self) -> bool:
-        """Become it if nobody is; the system takes the lock back from a process that dies."""
+        """Take the lock unless another process has it, and tell whether it is ours.
+
+        The operating system releases the lock of a process that dies.
+        """
         with self._lock:
             if self._file is None:
                 self._file = try_lock(self._path)
             return self._file is not None
 
     def release(self) -> None:
-        """Let another process send."""
+        """Release the lock, so that another process can send."""
         with self._lock:
             if self._file is not None:
                 self._file.close()
@@ -196,11 +203,11 @@ class SenderLock:
 
 
 def post_event(client: httpx.Client, url: str, key: bytes, event: WebhookEvent) -> str | None:
-    """Post one event; None once it is acknowledged (2xx), else why it is not."""
+    """Post one event; return None once it is acknowledged (2xx), else why it is not."""
     body = json.dumps(event.payload(), ensure_ascii=False).encode()
     headers = signature_headers(key, event.id, int(time.time()), body)
     try:
-        # Closed unread: what the receiver says beside its status could be of any length.
+        # Closed unread: the body of the receiver's response could be of any length.
         with client.stream("POST", url, content=body, headers=headers) as answer:
             return None if answer.is_success else f"it answered {answer.status_code}"
     except httpx.HTTPError as error:
@@ -208,7 +215,7 @@ def post_event(client: httpx.Client, url: str, key: bytes, event: WebhookEvent) 
 
 
 def signature_headers(key: bytes, id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The headers of Standard Webhooks; the id is the same at each attempt."""
+    """Return the headers of Standard Webhooks; the id is the same at each attempt."""
     digest = hmac.digest(key, f"{id}.{timestamp}.".encode() + body, hashlib.sha256)
     return {
         "content-type": "application/json",
@@ -219,7 +226,7 @@ def signature_headers(key: bytes, id: str, timestamp: int, body: bytes) -> dict[
 
 
 def decode_secret(secret: str) -> bytes:
-    """The bytes that sign; SettingsError, which does not repeat the secret."""
+    """Return the bytes of the signing key; SettingsError, which does not repeat the secret."""
     try:
         key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
     except ValueError:

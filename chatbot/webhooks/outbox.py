@@ -1,10 +1,10 @@
-"""What has happened, in order, for those who want to be told; and how far each has been told.
+"""Reads the outbox: what happened, in order, and how far each URL has acknowledged it.
 
-    for event in after(store, told(store, url), ("feedback", "promotion")):
-        print(event.body())
+    for event in events_after(store, last_acknowledged(store, url) or 0, ["feedback"]):
+        print(event.payload())
 
-An event is a row of its own, written with the row it speaks of. What it says is read when it is
-told: an erased row is told to nobody.
+An event is a row of its own, written in the transaction of the row it is about (transactional
+outbox). Its payload is read when it is delivered, so an erased row is sent to nobody.
 """
 
 import json
@@ -21,7 +21,8 @@ EVENT_TYPES: tuple[EventType, ...] = get_args(EventType)
 
 @dataclass(frozen=True)
 class WebhookEvent:
-    """``id`` is the row's it speaks of, ``data`` all that the row says; None: it is erased."""
+    """Holds one event. ``number`` orders events; ``id`` is that of the row that the event is about,
+    ``data`` the row's content, None when it is erased."""
 
     number: int
     type: EventType
@@ -30,14 +31,14 @@ class WebhookEvent:
     data: dict[str, Any] | None
 
     def payload(self) -> dict[str, Any]:
-        """The payload as Standard Webhooks has it."""
+        """Return the payload in the format of Standard Webhooks."""
         return {"type": f"{self.type}.created", "timestamp": self.created_at, "data": self.data}
 
 
 def events_after(
     store: Store, number: int, types: Sequence[EventType], limit: int = 100
 ) -> list[WebhookEvent]:
-    """The events of these kinds after one, oldest first."""
+    """Return at most ``limit`` events of these types after event ``number``, oldest first."""
     rows = store.rows(
         """select * from event where number > ? and type in (select value from json_each(?))
         order by number limit ?""",
@@ -47,7 +48,7 @@ def events_after(
 
 
 def count_after(store: Store, number: int, types: Sequence[EventType]) -> int:
-    """How many events of these kinds there are after one."""
+    """Return how many events of these types there are after event ``number``."""
     row = store.row(
         """select count(*) as n from event
         where number > ? and type in (select value from json_each(?))""",
@@ -57,13 +58,13 @@ def count_after(store: Store, number: int, types: Sequence[EventType]) -> int:
 
 
 def last_number(store: Store) -> int:
-    """The number of the last event; 0 before the first."""
+    """Return the number of the newest event, 0 before the first."""
     row = store.row("select max(number) as number from event")
     return int(row["number"] or 0) if row else 0
 
 
 def feedback_counts(store: Store, number: int, until: int) -> dict[str, int]:
-    """How much feedback of each kind came after one event, up to another."""
+    """Return how much feedback of each kind came after event ``number`` up to event ``until``."""
     rows = store.rows(
         """select kind, count(*) as n from event join feedback using (id)
         where number > ? and number <= ? group by kind""",
@@ -73,20 +74,20 @@ def feedback_counts(store: Store, number: int, until: int) -> dict[str, int]:
 
 
 def last_acknowledged(store: Store, url: str) -> int | None:
-    """The last event that this URL has acknowledged; None for one that was never told of any."""
+    """Return the last event that this URL has acknowledged, None for one not registered."""
     row = store.row("select max(event) as number from delivery where url = ?", (url,))
     return row["number"] if row else None
 
 
 def register(store: Store, url: str) -> None:
-    """Let a URL that is new hear what happens from now on."""
+    """Register a URL that is new: it gets the events from now on, and none from before."""
     with store.write():
         if last_acknowledged(store, url) is None:
             acknowledge(store, url, last_number(store))
 
 
 def acknowledge(store: Store, url: str, number: int) -> None:
-    """Keep, durably, that this URL knows of everything up to this event."""
+    """Store durably that this URL has everything up to this event."""
     with store.write() as db:
         row = {"url": url, "event": number, "delivered_at": now()}
         db.insert("delivery", row)
@@ -106,7 +107,7 @@ def _event_data(store: Store, kind: EventType, id: str) -> dict[str, Any] | None
 
 
 def _message_data(store: Store, id: str) -> dict[str, Any]:
-    """The answer that it is about, with its question and its speaker."""
+    """Return the answer that an event is about, with its question and its speaker."""
     exchange = store.exchange(id)
     speaker = exchange.speaker
     return {
@@ -119,7 +120,7 @@ def _message_data(store: Store, id: str) -> dict[str, Any]:
 
 
 def _previous_adapter(store: Store, id: str) -> str | None:
-    """The adapter that was in service before this promotion."""
+    """Return the adapter that was in service before this promotion."""
     row = store.row(
         """select adapter from promotion
         where rowid < (select rowid from promotion where id = ?) order by rowid desc limit 1""",

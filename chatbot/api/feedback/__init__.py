@@ -1,1 +1,1 @@
-"""Feedback over HTTP, in our own shape and in that of TensorZero."""
+"""Takes feedback over HTTP, in our own shape and in TensorZero's."""

@@ -1,4 +1,4 @@
-"""TensorZero's ``POST /feedback``: who speaks to its gateway can speak to this house.
+"""Translates TensorZero's ``POST /feedback``: clients of its gateway can send feedback here.
 
 Shape: https://www.tensorzero.com/docs/gateway/api-reference/feedback
 """
@@ -13,10 +13,10 @@ from feedback.messages import Message, NotFoundError
 from feedback.store import Store
 
 THUMB_METRICS = ("thumb", "thumbs_up")
-"""Names of the boolean metric whose true is a thumb up. Of another metric nobody here knows which
+"""Names of the boolean metric whose true is a thumb up. Of any other metric it is not known which
 of its ends is the good one."""
 
-EXAMPLE: JsonDict = {"inference_id": "msg-…", "metric_name": "thumbs_up", "value": True}
+TENSORZERO_EXAMPLE: JsonDict = {"inference_id": "msg-…", "metric_name": "thumbs_up", "value": True}
 
 
 class TensorZeroFeedback(BaseModel):
@@ -26,7 +26,7 @@ class TensorZeroFeedback(BaseModel):
     Of the tags ``user`` (the person) and ``idempotency_key`` are read; others are not kept.
     """
 
-    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+    model_config = ConfigDict(json_schema_extra={"examples": [TENSORZERO_EXAMPLE]})
 
     metric_name: str
     """``thumb`` or ``thumbs_up`` (true or false), ``comment`` or ``demonstration`` (a text)."""
@@ -38,23 +38,25 @@ class TensorZeroFeedback(BaseModel):
     """Check it, keep nothing; the id that comes back names nothing."""
 
     def tag(self, name: str) -> str | None:
-        """One tag."""
+        """Return the value of one tag, None when it is missing or empty."""
         return (self.tags or {}).get(name) or None
 
     def find_answer(self, store: Store) -> Message:
-        """The answer that this is about; NotFoundError."""
+        """Return the answer that this is about; NotFoundError when there is none."""
         if (self.inference_id is None) == (self.episode_id is None):
             raise ApiError(400, "name either inference_id or episode_id", param="inference_id")
         if self.inference_id is not None:
             return store.message(self.inference_id)
-        talk = store.conversation(str(self.episode_id)).id
-        answers = [message for message in store.messages(talk) if message.role == "assistant"]
+        conversation_id = store.conversation(str(self.episode_id)).id
+        answers = [
+            message for message in store.messages(conversation_id) if message.role == "assistant"
+        ]
         if not answers:
-            raise NotFoundError(f"{talk} has no answer yet")
+            raise NotFoundError(f"{conversation_id} has no answer yet")
         return answers[-1]
 
     def kind_and_value(self) -> tuple[str, dict[str, Any]]:
-        """The kind of feedback that the metric is here, and its value."""
+        """Return the kind of feedback that the metric is here, and its value; ApiError (400)."""
         if self.metric_name in THUMB_METRICS:
             return "thumb", {"up": self._typed_value(bool, "true or false")}
         if self.metric_name == "comment":

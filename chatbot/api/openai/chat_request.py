@@ -1,20 +1,18 @@
-"""The chat completions of OpenAI's API: what comes in, checked. What goes out: ``completion``.
+"""Parses and checks the requests of OpenAI's chat completions; ``chat_response`` answers them.
 
 Shapes: https://platform.openai.com/docs/api-reference/chat
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from chatbot.api.errors import ApiError
+from chatbot.api.openai.models import SERVED_MODEL_NAME, pinned_adapter
 from chatbot.chat_settings import ChatSettings
-from chatbot.engine.protocol import BASE, Sampling
+from chatbot.engine.protocol import Sampling
 from feedback.messages import Role
-
-SERVED_MODEL_NAME = "talkback"
-"""The model that follows promotions; ``talkback:<adapter>`` pins one."""
 
 MAX_ANSWERS = 8
 """The largest ``n``."""
@@ -33,8 +31,9 @@ UNSUPPORTED_FIELDS: dict[str, tuple[object, ...]] = {
     "prediction": (),
     "web_search_options": (),
 }
-"""Fields that would change the answer but are not supported, and the values that ask for nothing.
-Other fields that are not known are let pass: clients send many that change nothing."""
+"""Fields that would change the answer but are not supported, and the values of them that are
+accepted because they change nothing. Other unknown fields are ignored: clients send many that have
+no influence on the answer."""
 
 
 CHAT_REQUEST_EXAMPLE: JsonDict = {
@@ -47,7 +46,7 @@ CHAT_REQUEST_EXAMPLE: JsonDict = {
 
 
 class ContentPart(BaseModel):
-    """A piece of a message."""
+    """Holds a piece of a message."""
 
     model_config = ConfigDict(extra="allow")
     type: str
@@ -55,14 +54,14 @@ class ContentPart(BaseModel):
 
 
 class ChatMessage(BaseModel):
-    """One message of the request."""
+    """Holds one message of the request."""
 
     model_config = ConfigDict(extra="allow")
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[ContentPart]
 
     def text(self) -> str:
-        """The words, in one piece; images and the like are refused."""
+        """Return the text of all parts, one a line; ApiError (400) for images and the like."""
         if isinstance(self.content, str):
             return self.content
         unsupported = next((part.type for part in self.content if part.text is None), None)
@@ -73,6 +72,8 @@ class ChatMessage(BaseModel):
 
 
 class StreamOptions(BaseModel):
+    """Holds the options of a streamed response."""
+
     include_usage: bool = False
 
 
@@ -106,21 +107,17 @@ class ChatRequest(BaseModel):
 
     @property
     def adapter(self) -> str | None:
-        """The adapter that the model's name pins; None: the one in service."""
-        name, _, adapter = self.model.partition(":")
-        if name != SERVED_MODEL_NAME or (":" in self.model and not adapter):
-            message = f"there is no model {self.model!r}; GET /v1/models lists those there are"
-            raise ApiError(404, message, param="model", code="model_not_found")
-        return adapter or None
+        """Return the adapter that the model's name pins, None for the one in service; ApiError."""
+        return pinned_adapter(self.model)
 
     @property
     def system(self) -> str | None:
-        """The client's own system prompt, None when it sends none."""
+        """Return the client's own system prompt, None when it sends none."""
         prompts = [m.text() for m in self.messages if m.role in ("system", "developer")]
         return "\n\n".join(prompts) if prompts else None
 
     def turns(self) -> list[tuple[Role, str]]:
-        """What was said, (role, text), the last being the question."""
+        """Return the turns (role, text), of which the last is the question; ApiError (400)."""
         turns: list[tuple[Role, str]] = [
             ("user" if m.role == "user" else "assistant", m.text())
             for m in self.messages
@@ -131,7 +128,7 @@ class ChatRequest(BaseModel):
         return turns
 
     def sampling(self, chat: ChatSettings) -> Sampling:
-        """The request's sampling over the settings'."""
+        """Return the request's sampling parameters, with those of the settings as defaults."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Sampling(
             max_tokens=self.max_completion_tokens or self.max_tokens or chat.max_tokens,
@@ -149,7 +146,10 @@ class ChatRequest(BaseModel):
         )
 
     def check_supported(self, vocab_size: int) -> None:
-        """Raise for what would be silently ignored otherwise."""
+        """Raise ApiError (400) for parameters that would be silently ignored otherwise.
+
+        ``vocab_size`` bounds the token ids of ``logit_bias``.
+        """
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options goes with stream: true", param="stream_options")
         if self.top_logprobs is not None and not self.logprobs:
@@ -166,10 +166,3 @@ class ChatRequest(BaseModel):
             ):
                 message = f"{key} is not supported; leave it out"
                 raise ApiError(400, message, param=key, code="unsupported_parameter")
-
-
-def model_card(adapter: str | None, base: str) -> dict[str, Any]:
-    """One entry of GET /v1/models, with parent and root as in vLLM."""
-    name = f"{SERVED_MODEL_NAME}:{adapter}" if adapter else SERVED_MODEL_NAME
-    card = {"id": name, "object": "model", "created": 0, "owned_by": "talkback"}
-    return card | {"root": adapter or name, "parent": None if adapter == BASE else base}

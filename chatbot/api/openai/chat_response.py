@@ -1,4 +1,4 @@
-"""The chat completions of OpenAI's API: what goes out, whole or in chunks.
+"""Renders turns as OpenAI's chat completions, whole or in the chunks of a stream.
 
 Shapes: https://platform.openai.com/docs/api-reference/chat
 """
@@ -7,20 +7,20 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chatbot.api.openai.chat_request import SERVED_MODEL_NAME
 from chatbot.api.openai.logprobs import FormatLogprobs, Logprobs
+from chatbot.api.openai.models import model_name
 from chatbot.turn import Turn
 
 
 def chat_completion(turns: Sequence[Turn], spell: FormatLogprobs) -> dict[str, Any]:
-    """The plain answers; the completion's id is the first one's, each choice has its own."""
+    """Return a whole completion. Its id is that of the first answer; each choice has its own."""
     choices = [_choice(index, turn, spell) for index, turn in enumerate(turns)]
     head = _envelope(turns[0], "chat.completion") | {"metadata": _metadata(turns[0])}
     return head | {"choices": choices, "usage": _usage(turns)}
 
 
 def _choice(index: int, turn: Turn, spell: FormatLogprobs) -> dict[str, Any]:
-    """One answer; ``message_id`` is what feedback on it hangs on."""
+    """Return one answer; feedback on it names its ``message_id``."""
     return {
         "index": index,
         "message": {"role": "assistant", "content": turn.text, "refusal": None},
@@ -31,7 +31,7 @@ def _choice(index: int, turn: Turn, spell: FormatLogprobs) -> dict[str, Any]:
 
 
 class ChatChunks:
-    """The pieces of streamed answers, in the order in which they are sent."""
+    """Renders the chunks of streamed answers, in the order in which they are sent."""
 
     def __init__(self, turns: Sequence[Turn], with_usage: bool, spell: FormatLogprobs) -> None:
         self._turns = turns
@@ -39,10 +39,10 @@ class ChatChunks:
         self._with_usage = with_usage
         self._spell = spell
         self._sent = [0] * len(turns)
-        """How many deltas of each answer are out."""
+        """How many deltas of each answer have been rendered."""
 
     def opening(self) -> list[dict[str, Any]]:
-        """Who speaks, before the first word; with the id that feedback hangs on."""
+        """Return the first chunk of each answer: the role, and the id that feedback names."""
         opening = {"role": "assistant", "content": ""}
         return [
             self._chunk(index, opening, more={"message_id": turn.message_id})
@@ -51,14 +51,14 @@ class ChatChunks:
         ]
 
     def delta(self, index: int, deltas: Sequence[str]) -> dict[str, Any]:
-        """Some more text of one answer."""
+        """Return a chunk with more text of one answer."""
         sent = self._sent[index]
         self._sent[index] += len(deltas)
         logprobs = _logprobs(self._turns[index], sent, sent + len(deltas), self._spell)
         return self._chunk(index, {"content": "".join(deltas)}, logprobs=logprobs)
 
     def closing(self) -> list[dict[str, Any]]:
-        """How they ended, and what they took if that was asked for."""
+        """Return the last chunk of each answer, with its finish reason, and the usage if wanted."""
         ends = [
             self._chunk(i, {}, finish=_finish_reason(turn)) for i, turn in enumerate(self._turns)
         ]
@@ -82,7 +82,7 @@ class ChatChunks:
 
 
 def _logprobs(turn: Turn, first: int, end: int, spell: FormatLogprobs) -> Logprobs | None:
-    """Those of the tokens in some of the answer's deltas; None if there are none to tell."""
+    """Return those of an answer's deltas ``first`` to ``end``; None if they were not asked for."""
     if turn.logprobs is None:
         return None
     start, stop = (turn.reach[deltas - 1] if deltas else 0 for deltas in (first, end))
@@ -94,13 +94,13 @@ def _envelope(turn: Turn, kind: str) -> dict[str, Any]:
         "id": turn.message_id,
         "object": kind,
         "created": int(time.time()),
-        "model": f"{SERVED_MODEL_NAME}:{turn.adapter}",
+        "model": model_name(turn.adapter),
         "system_fingerprint": turn.speaker.base_revision,
     }
 
 
 def _metadata(turn: Turn) -> dict[str, str]:
-    """What continues the conversation, and where the answer comes from."""
+    """Return what continues the conversation, and where the answer comes from."""
     return {
         "conversation_id": turn.conversation_id,
         "user_message_id": turn.user_message_id,
@@ -110,7 +110,7 @@ def _metadata(turn: Turn) -> dict[str, str]:
 
 
 def _usage(turns: Sequence[Turn]) -> dict[str, int]:
-    """The prompt counts once, however many answers it has."""
+    """Return the token counts; the prompt counts once, however many answers it has."""
     prompt_tokens = turns[0].speaker.prompt_tokens
     completion_tokens = sum(turn.speaker.completion_tokens for turn in turns)
     return {
@@ -121,5 +121,5 @@ def _usage(turns: Sequence[Turn]) -> dict[str, int]:
 
 
 def _finish_reason(turn: Turn) -> str:
-    """OpenAI knows no word for an answer that was cancelled; it is shorter than it would be."""
+    """Return the finish reason; OpenAI has none for a cancelled answer, which is shorter too."""
     return "stop" if turn.speaker.finish == "stop" else "length"

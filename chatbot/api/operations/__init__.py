@@ -1,1 +1,1 @@
-"""Operations over HTTP: reviews, adapters, logins and monitoring."""
+"""Serves those who run the bot: reviews, adapters, logins, health and metrics."""

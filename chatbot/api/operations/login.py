@@ -1,4 +1,4 @@
-"""Logging in and out on the pages: a key is sent once, a cookie stands for it from then on."""
+"""Logs people in and out on the pages: a key is sent once, a cookie stands for it from then on."""
 
 import os
 from typing import TYPE_CHECKING, Any
@@ -20,14 +20,14 @@ class LoginRequest(BaseModel):
 
 
 class LoginResponse(BaseModel):
-    """Who has logged in."""
+    """Names who has logged in."""
 
     name: str
     role: str
 
 
 def router(service: "Service") -> APIRouter:
-    """The route /session."""
+    """Return the route /session, which only the pages use."""
     routes = APIRouter(include_in_schema=False)  # the pages' own
     access = service.access
 
@@ -45,7 +45,7 @@ def router(service: "Service") -> APIRouter:
 
     @routes.delete("/session", status_code=204)
     def log_out(request: Request) -> Response:
-        """Forget who it is."""
+        """Delete the cookie."""
         response = Response(status_code=204)
         response.delete_cookie(COOKIE_NAME, httponly=True, **_cookie_scope(request))
         return response
@@ -54,8 +54,11 @@ def router(service: "Service") -> APIRouter:
 
 
 def _cookie_scope(request: Request) -> dict[str, Any]:
-    """For whom browsers keep the cookie. A Space is shown in a frame of another site, where only
-    a cookie for all sites is sent; that it is used for ours alone is seen to in ``access``."""
+    """Return the cookie attributes that say to which sites browsers send it.
+
+    A Space is shown in a frame of another site, where only a cookie with SameSite=None is sent;
+    ``Access`` then accepts it for requests of our own pages alone.
+    """
     if os.environ.get("SYSTEM") == "spaces":
         return {"secure": True, "samesite": "none"}
     return {"secure": request.url.scheme == "https", "samesite": "lax"}

@@ -1,115 +1,70 @@
-"""What operators look at: whether answers can be given, and the figures that Prometheus collects.
+"""Serves the figures that Prometheus collects, and counts HTTP requests for them.
 
-    curl localhost:8000/readyz          # 200, or 503 with the reason: send no traffic
-    curl localhost:8000/metrics         # with an operator's key, where there are keys
-
-``/healthz`` says that the process lives, also while it loads; who restarts servers looks there.
+curl localhost:8000/metrics         # with an operator's key, where there are keys
 """
 
-import threading
-import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import prometheus_client as prometheus
 from fastapi import APIRouter, Depends
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chatbot.api.schemas import ERROR_RESPONSES, ReadinessResponse
-from chatbot.metrics import Backlog, Metrics
-from feedback.db.database import StoreError
-from feedback.store import Store
+from chatbot.api.schemas import ERROR_RESPONSES
+from chatbot.metrics import Metrics
 
 if TYPE_CHECKING:
     from chatbot.service import Service
 
-WRITE_PROBE_SECONDS = 1.0
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+COUNTED_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""Any other is counted as "other": a label must not take words that a client makes up."""
 
 
-def router(service: "Service", backlog: Backlog) -> APIRouter:
-    """``/readyz`` and ``/metrics``."""
+def router(service: "Service", webhook_backlog: Callable[[], int]) -> APIRouter:
+    """Return the route ``/metrics``, which is open to operators."""
     routes = APIRouter(tags=["health"], responses=ERROR_RESPONSES)
-    database = WriteProbe(service.store)
-    registry = service.metrics.registry(service, backlog)
-
-    @routes.get("/readyz", response_model=ReadinessResponse)
-    def readyz() -> JSONResponse:
-        """Whether to send people here: somebody can answer, and what they say can be kept."""
-        complaint = service.engine.unavailable_reason or database.error()
-        ready = {"ready": not complaint, "adapter": service.speaking, "warning": service.warning}
-        if complaint:
-            return JSONResponse({**ready, "reason": complaint}, 503)
-        return JSONResponse(ready)
-
     operator = Depends(service.access.role_dependency("operator"))
+    registry = service.metrics.registry(service, webhook_backlog)
 
     @routes.get("/metrics", dependencies=[operator], include_in_schema=False)
     def metrics() -> Response:
-        """Counters, gauges and histograms in Prometheus' text format."""
+        """Return counters, gauges and histograms in Prometheus' text format."""
         text = prometheus.generate_latest(registry)
         return Response(text, headers={"content-type": prometheus.CONTENT_TYPE_LATEST})
 
     return routes
 
 
-class WriteProbe:
-    """Whether the database can be written, tried at most once a second: each try is a write to
-    the disk, and anybody may ask."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._lock = threading.Lock()
-        self._checked_at: float | None = None
-        self._error = ""
-
-    def error(self) -> str:
-        """Why it cannot; "" when it can."""
-        with self._lock:
-            if (
-                self._checked_at is None
-                or time.monotonic() - self._checked_at > WRITE_PROBE_SECONDS
-            ):
-                self._error = self._check()
-                self._checked_at = time.monotonic()
-            return self._error
-
-    def _check(self) -> str:
-        try:
-            self._store.check_writable()
-        except StoreError as error:
-            return str(error)
-        return ""
-
-
 class RequestCountMiddleware:
-    """An ASGI app whose HTTP requests are counted when their answer begins."""
+    """Counts HTTP requests when their response begins, by method, route and status."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._requests = app, metrics.requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Nothing is added to the pieces of a stream but one comparison."""
+        """Run the app; the chunks of a streamed response cost one comparison each."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        ours, began = scope["app"], False
+        # The router writes its match into the scope, and a mounted app replaces scope["app"].
+        api, started = scope["app"], False
 
-        def told(message: Message) -> Any:
-            nonlocal began
+        def counting_send(message: Message) -> Any:
+            nonlocal started
             if message["type"] == "http.response.start":
-                began = True
-                self._count(scope, ours, message["status"])
+                started = True
+                self._count(scope, api, message["status"])
             return send(message)
 
         try:
-            await self._app(scope, receive, told)
+            await self._app(scope, receive, counting_send)
         except Exception:
-            if not began:
-                self._count(scope, ours, 500)
+            if not started:
+                self._count(scope, api, 500)
             raise
 
-    def _count(self, scope: Scope, ours: object, status: int) -> None:
-        """By the route's template; all routes of the pages' own app are one."""
-        route = getattr(scope.get("route"), "path", "none") if scope["app"] is ours else "pages"
-        method = scope["method"] if scope["method"] in METHODS else "other"
+    def _count(self, scope: Scope, api: object, status: int) -> None:
+        """Count one request under its route's template; all routes of the pages' app are one."""
+        route = getattr(scope.get("route"), "path", "none") if scope["app"] is api else "pages"
+        method = scope["method"] if scope["method"] in COUNTED_METHODS else "other"
         self._requests.labels(method, route, status).inc()

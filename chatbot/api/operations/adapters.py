@@ -1,0 +1,85 @@
+"""Lists adapters, promotes one and rolls back: ``/v1/adapters``.
+
+    curl -H "Authorization: Bearer tb-..." localhost:8000/v1/adapters
+
+Every promotion is kept with the name of the key that it came with.
+"""
+
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, Field
+
+from chatbot.api.schemas import ERROR_RESPONSES
+from chatbot.auth.access import Caller
+from chatbot.registry import AdapterRow, Promotion
+
+if TYPE_CHECKING:
+    from chatbot.service import Service
+
+
+class AdapterEntry(BaseModel):
+    """An adapter with the verdicts on it, newest first."""
+
+    id: str
+    parent: str | None
+    base: str
+    snapshot: str | None
+    created_at: str
+    speaking: bool
+    verdicts: list[str]
+
+
+class AdapterList(BaseModel):
+    """All adapters, newest first. ``warning`` says why a promoted one does not speak, if so."""
+
+    speaking: str
+    warning: str
+    adapters: list[AdapterEntry]
+
+
+class PromotionRequest(BaseModel):
+    """The body of a promotion or rollback."""
+
+    reason: Annotated[str, Field(min_length=1, pattern=r"\S")]
+    who: str = ""
+    """Who decides, where the key has no name."""
+
+
+def router(service: "Service") -> APIRouter:
+    """Return the routes of /v1/adapters."""
+    routes = APIRouter(prefix="/v1", tags=["oversight"], responses=ERROR_RESPONSES)
+    reviewer = Depends(service.access.role_dependency("reviewer"))
+    operator = Depends(service.access.role_dependency("operator"))
+
+    @routes.get("/adapters", dependencies=[reviewer])
+    def adapters() -> AdapterList:
+        """All adapters, and which one speaks."""
+        rows = [adapter_entry(service, row) for row in service.registry.adapters()]
+        return AdapterList(speaking=service.speaking, warning=service.warning, adapters=rows)
+
+    @routes.post("/adapters/rollback")
+    def rollback(body: PromotionRequest, caller: Annotated[Caller, operator]) -> Promotion:
+        """Put the adapter that was in service before back; it speaks within a second."""
+        return service.registry.rollback(caller.decider(body.who, "operator"), body.reason)
+
+    @routes.post("/adapters/{id}/promote")
+    def promote(id: str, body: PromotionRequest, caller: Annotated[Caller, operator]) -> Promotion:
+        """Put an adapter in service; it speaks within a second."""
+        who = caller.decider(body.who, "operator")
+        return service.registry.promote(id, "person", who, body.reason)
+
+    return routes
+
+
+def adapter_entry(service: "Service", row: AdapterRow) -> AdapterEntry:
+    """Return an adapter as it is sent."""
+    return AdapterEntry(
+        id=row.id,
+        parent=row.parent,
+        base=row.base,
+        snapshot=row.snapshot,
+        created_at=row.created_at,
+        speaking=row.id == service.speaking,
+        verdicts=[report.verdict for report in service.registry.reports(row.id)],
+    )
