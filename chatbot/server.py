@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from chatbot.service import Service
 
 ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",  # or chat and a cycle beside it take the cores from each other
+    "OMP_WAIT_POLICY": "PASSIVE",  # or waiting threads spin on the cores of a cycle beside it
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # workers read weights in large pages 5% faster
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -127,7 +127,7 @@ def add_request_guards(app: "FastAPI", access: Access, settings: ServerSettings)
         burst=settings.burst,
         max_body_bytes=settings.max_request_bytes,
     )
-    # Also with no origin at all: without it Gradio would let every site's scripts in.
+    # Added even without an origin: without this middleware Gradio allows the scripts of every site.
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,

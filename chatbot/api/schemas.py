@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 
 class ErrorInfo(BaseModel):
-    """OpenAI's error object."""
+    """Holds OpenAI's error object."""
 
     message: str
     type: str
@@ -15,53 +15,62 @@ class ErrorInfo(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """Every answer that is an error."""
+    """Holds the body of every error response."""
 
     error: ErrorInfo
 
 
 class TopLogprob(BaseModel):
+    """Holds the log probability of one token."""
+
     token: str
     bytes: list[int] | None
     logprob: float
 
 
 class ChatTokenLogprob(TopLogprob):
+    """Holds the log probability of a generated token and of its likeliest alternatives."""
+
     top_logprobs: list[TopLogprob]
 
 
 class ChoiceLogprobs(BaseModel):
-    """The tokens of an answer. An approved answer that is given as it stands has none."""
+    """Holds those of an answer's tokens. An approved answer that is given as it stands has none."""
 
     content: list[ChatTokenLogprob]
     refusal: None = None
 
 
 class AssistantMessage(BaseModel):
+    """Holds the text of an answer."""
+
     role: Literal["assistant"]
     content: str
     refusal: None = None
 
 
 class ChatChoice(BaseModel):
-    """One of the ``n`` answers."""
+    """Holds one of the ``n`` answers."""
 
     index: int
     message: AssistantMessage
     logprobs: ChoiceLogprobs | None
     finish_reason: Literal["stop", "length"]
-    message_id: str = Field(description="The answer's id, on which feedback hangs.")
+    message_id: str = Field(description="The answer's id, by which feedback names it.")
 
 
 class CompletionUsage(BaseModel):
+    """Counts the tokens of the prompt, which all answers share, and of the answers together."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
 
 
 class ChatCompletion(BaseModel):
-    """A plain completion. ``id`` is the first choice's ``message_id``; ``metadata`` has the
-    ``conversation_id`` that goes on where it is sent again, and the answer's ``source``."""
+    """Holds a whole completion. ``id`` is the first choice's ``message_id``; ``metadata`` has the
+    ``conversation_id`` that continues the conversation when it is sent again,
+    and the answer's ``source``."""
 
     id: str
     object: Literal["chat.completion"]
@@ -74,7 +83,7 @@ class ChatCompletion(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model that can be asked, with parent and root as in vLLM."""
+    """Describes a model that can be asked, with parent and root as in vLLM."""
 
     id: str
     object: Literal["model"]
@@ -85,18 +94,20 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
+    """Lists the models that can be asked."""
+
     object: Literal["list"]
     data: list[ModelCard]
 
 
 class FeedbackResponse(BaseModel):
-    """Feedback that is on the disk."""
+    """Confirms feedback that is on the disk."""
 
     feedback_id: str
 
 
 class ReadinessResponse(BaseModel):
-    """Whether to send people here; ``reason`` says why not."""
+    """Tells whether to send traffic here; ``reason`` says why not."""
 
     ready: bool
     adapter: str
@@ -119,7 +130,7 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "The request is refused; the message says why",
         "content": {"application/json": {"example": ERROR_EXAMPLE}},
     },
-    "5XX": {"model": ErrorResponse, "description": "This house is at fault or not ready"},
+    "5XX": {"model": ErrorResponse, "description": "The server is at fault or not ready"},
 }
 
 CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {

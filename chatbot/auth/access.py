@@ -7,7 +7,7 @@
 |------------------------------|-----------------------------|-------------------------------|
 | chat, completions, feedback  | open                        | anybody, while ``anonymous``; |
 |                              |                             | else a key of any role        |
-| reviews; a look at adapters  | open                        | a reviewer's key              |
+| reviews; reading adapters    | open                        | a reviewer's key              |
 | promotion, rollback, metrics | open                        | an operator's key             |
 | health, models, API document | open                        | open                          |
 

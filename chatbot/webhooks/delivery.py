@@ -34,7 +34,7 @@ log = logging.getLogger("talkback")
 
 POLL_SECONDS = 0.5
 FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 300.0
-"""Seconds until a failed event is sent again: doubled at each failure, up to the longest."""
+"""Seconds until a failed event is sent again: doubled at each failure, up to the maximum."""
 TIMEOUT_SECONDS = 10
 SECRET_PREFIX = "whsec_"
 

@@ -29,10 +29,10 @@ FEEDBACK_EXAMPLES: list[JsonValue] = [
 
 
 class FeedbackRequest(BaseModel):
-    """The body of POST /v1/feedback: a value, or the kind's own fields in its place.
+    """Holds the body of POST /v1/feedback: a value, or the kind's own fields in its place.
 
     ``idempotency_key`` makes sending it again safe: the same content gets the same id, other
-    content is refused with 409. Keys are each person's own.
+    content is refused with 409. Two people may use the same key.
     """
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": FEEDBACK_EXAMPLES})
@@ -50,14 +50,14 @@ def router(service: "Service") -> APIRouter:
 
     @routes.post("/v1/feedback", response_model=schemas.FeedbackResponse)
     def feedback(body: FeedbackRequest, caller: Annotated[Caller, user]) -> dict[str, str]:
-        """Keep what somebody says of an answer; answered once it is on the disk."""
+        """Store feedback on an answer; the response is sent once it is on the disk."""
         return {"feedback_id": store_feedback(service, body, caller)}
 
     @routes.post("/feedback", response_model=schemas.FeedbackResponse)
     def tensorzero_feedback(
         body: TensorZeroFeedback, caller: Annotated[Caller, user]
     ) -> dict[str, str]:
-        """The same, as TensorZero's gateway takes it."""
+        """Store feedback in the format of TensorZero's gateway."""
         return {"feedback_id": store_metric(service, body, caller)}
 
     return routes

@@ -20,10 +20,10 @@ TENSORZERO_EXAMPLE: JsonDict = {"inference_id": "msg-…", "metric_name": "thumb
 
 
 class TensorZeroFeedback(BaseModel):
-    """One piece of feedback: on an answer (``inference_id`` is the message's id), or on the last
-    answer of a conversation (``episode_id`` is the conversation's).
+    """Holds one piece of feedback: on an answer (``inference_id`` is the message's id), or on the
+    last answer of a conversation (``episode_id`` is the conversation's).
 
-    Of the tags ``user`` (the person) and ``idempotency_key`` are read; others are not kept.
+    Of the tags ``user`` (the person) and ``idempotency_key`` are read; others are ignored.
     """
 
     model_config = ConfigDict(json_schema_extra={"examples": [TENSORZERO_EXAMPLE]})
@@ -35,7 +35,7 @@ class TensorZeroFeedback(BaseModel):
     episode_id: str | None = None
     tags: dict[str, str] | None = None
     dryrun: bool | None = False
-    """Check it, keep nothing; the id that comes back names nothing."""
+    """Check it and store nothing; the id in the response names nothing."""
 
     def tag(self, name: str) -> str | None:
         """Return the value of one tag, None when it is missing or empty."""

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from chatbot.service import Service
 
 MAX_CONCURRENT = 256
-"""Questions that are asked at the same time where submitting one waits for another server. Here
-they are asked one by one: on a thread each they would take turns at every query, and all be late.
-"""
+"""Questions that are submitted at the same time where that waits for another server. A local engine
+gets them one by one: on a thread each, they would hand the interpreter to each other at every
+database query, and all be late."""
 
 
 def router(service: "Service") -> APIRouter:
@@ -44,7 +44,7 @@ def router(service: "Service") -> APIRouter:
     async def chat_completions(
         body: ChatRequest, request: Request, caller: Annotated[Caller, user]
     ) -> Response:
-        """Answer the last message; the answer's id is what feedback hangs on."""
+        """Answer the last message; feedback names the answer by its id."""
         loop = asyncio.get_running_loop()
         pending = await loop.run_in_executor(asking, ask_question, service, body, caller)
         try:

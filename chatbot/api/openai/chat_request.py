@@ -78,7 +78,7 @@ class StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """The body of POST /v1/chat/completions."""
+    """Holds the body of POST /v1/chat/completions."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [CHAT_REQUEST_EXAMPLE]})
     messages: Annotated[list[ChatMessage], Field(min_length=1)]

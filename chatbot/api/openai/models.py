@@ -25,7 +25,7 @@ def router(service: "Service") -> APIRouter:
 
     @routes.get("/v1/models", tags=["chat"], response_model=schemas.ModelList)
     def models() -> dict[str, Any]:
-        """``talkback`` follows promotions, ``talkback:<adapter>`` stays with one."""
+        """List all: ``talkback`` follows promotions, ``talkback:<adapter>`` stays with one."""
         names = [None, BASE, *service.rollout.adapters()]
         return {"object": "list", "data": [model_card(n, service.base.name) for n in names]}
 

@@ -2,7 +2,7 @@
 
     curl -H "Authorization: Bearer tb-..." localhost:8000/v1/adapters
 
-Every promotion is kept with the name of the key that it came with.
+Every promotion is stored with the name of the key that it came with.
 """
 
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class AdapterEntry(BaseModel):
-    """An adapter with the verdicts on it, newest first."""
+    """Describes an adapter, with the verdicts on it, newest first."""
 
     id: str
     parent: str | None
@@ -30,8 +30,8 @@ class AdapterEntry(BaseModel):
     verdicts: list[str]
 
 
-class AdapterList(BaseModel):
-    """All adapters, newest first. ``warning`` says why a promoted one does not speak, if so."""
+class Adapters(BaseModel):
+    """Lists all adapters, newest first. ``warning`` says why a promoted one is not in service."""
 
     speaking: str
     warning: str
@@ -39,7 +39,7 @@ class AdapterList(BaseModel):
 
 
 class PromotionRequest(BaseModel):
-    """The body of a promotion or rollback."""
+    """Holds the body of a promotion or rollback."""
 
     reason: Annotated[str, Field(min_length=1, pattern=r"\S")]
     who: str = ""
@@ -53,19 +53,19 @@ def router(service: "Service") -> APIRouter:
     operator = Depends(service.access.role_dependency("operator"))
 
     @routes.get("/adapters", dependencies=[reviewer])
-    def adapters() -> AdapterList:
-        """All adapters, and which one speaks."""
+    def adapters() -> Adapters:
+        """List all adapters, and which one answers."""
         rows = [adapter_entry(service, row) for row in service.registry.adapters()]
-        return AdapterList(speaking=service.speaking, warning=service.warning, adapters=rows)
+        return Adapters(speaking=service.speaking, warning=service.warning, adapters=rows)
 
     @routes.post("/adapters/rollback")
     def rollback(body: PromotionRequest, caller: Annotated[Caller, operator]) -> Promotion:
-        """Put the adapter that was in service before back; it speaks within a second."""
+        """Put the adapter that was in service before back; it answers within a second."""
         return service.registry.rollback(caller.decider(body.who, "operator"), body.reason)
 
     @routes.post("/adapters/{id}/promote")
     def promote(id: str, body: PromotionRequest, caller: Annotated[Caller, operator]) -> Promotion:
-        """Put an adapter in service; it speaks within a second."""
+        """Put an adapter in service; it answers within a second."""
         who = caller.decider(body.who, "operator")
         return service.registry.promote(id, "person", who, body.reason)
 

@@ -3,7 +3,7 @@
     curl localhost:8000/healthz         # 200 while the process lives, also while it loads
     curl localhost:8000/readyz          # 200, or 503 with the reason: send no traffic
 
-Who restarts servers looks at ``/healthz``, who routes traffic at ``/readyz``.
+A supervisor that restarts servers asks ``/healthz``, a load balancer ``/readyz``.
 """
 
 import threading
@@ -30,7 +30,7 @@ def liveness_router(service: "Service") -> APIRouter:
 
     @routes.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        """The process lives, and who speaks; whether to send people here is told by /readyz."""
+        """Tell that the process lives and which adapter is in service; /readyz tells more."""
         return {
             "ok": True,
             "status": "ready",
@@ -50,7 +50,7 @@ def readiness_router(service: "Service") -> APIRouter:
 
     @routes.get("/readyz", response_model=ReadinessResponse)
     def readyz() -> JSONResponse:
-        """Whether to send people here: somebody can answer, and what they say can be kept."""
+        """Tell whether to send traffic here: the engine can answer and the database be written."""
         reason = service.engine.unavailable_reason or database.error()
         ready = {"ready": not reason, "adapter": service.speaking, "warning": service.warning}
         if reason:
@@ -61,8 +61,8 @@ def readiness_router(service: "Service") -> APIRouter:
 
 
 class WriteProbe:
-    """Tells whether the database can be written, trying at most once a second: each try is a write
-    to the disk, and anybody may ask."""
+    """Tells whether the database can be written, trying at most once a second: a try writes to the
+    disk, and the route is open to everybody."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

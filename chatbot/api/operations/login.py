@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LoginRequest(BaseModel):
-    """The body of POST /session."""
+    """Holds the body of POST /session."""
 
     key: str
 
@@ -28,7 +28,7 @@ class LoginResponse(BaseModel):
 
 def router(service: "Service") -> APIRouter:
     """Return the route /session, which only the pages use."""
-    routes = APIRouter(include_in_schema=False)  # the pages' own
+    routes = APIRouter(include_in_schema=False)  # for the pages alone
     access = service.access
 
     @routes.post("/session")

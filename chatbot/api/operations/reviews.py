@@ -2,7 +2,7 @@
 
     curl -H "Authorization: Bearer tb-..." localhost:8000/v1/reviews/next
 
-Every decision is kept with the name of the key that it came with.
+Every decision is stored with the name of the key that it came with.
 """
 
 from typing import TYPE_CHECKING, Annotated
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class ReviewTurn(BaseModel):
-    """A turn of the conversation that led to the answer."""
+    """Holds a turn of the conversation that led to the answer."""
 
     role: Role
     content: str
 
 
 class ReviewItem(BaseModel):
-    """An answer that waits for a reviewer."""
+    """Describes an answer that waits for a reviewer."""
 
     message_id: str
     question: str
@@ -43,15 +43,16 @@ class ReviewItem(BaseModel):
 
 
 class NextReview(BaseModel):
-    """The most pressing answer, None when none waits, and how many wait."""
+    """Holds the most pressing answer, None when the queue is empty, and the length of the queue."""
 
     waiting: int
     item: ReviewItem | None
 
 
 class ReviewRequest(BaseModel):
-    """The body of POST /v1/reviews/{message_id}. ``answer`` is the right text: needed to correct;
-    with ``approve`` it is the text that was seen, and refused when that is not the newest."""
+    """Holds the body of POST /v1/reviews/{message_id}. ``answer`` is the right text: needed to
+    correct; with ``approve`` it is the text that was seen, and refused when that is not
+    the newest."""
 
     action: Action
     answer: str | None = None
@@ -67,7 +68,7 @@ def router(service: "Service") -> APIRouter:
 
     @routes.get("/reviews/next", dependencies=[reviewer])
     def next_review() -> NextReview:
-        """The answer that most needs a reviewer."""
+        """Return the answer that most needs a reviewer."""
         first = queue.list_pending(service.store, limit=1)
         item = review_item(first[0]) if first else None
         return NextReview(waiting=queue.count_pending(service.store), item=item)
@@ -76,7 +77,7 @@ def router(service: "Service") -> APIRouter:
     def decide(
         message_id: str, body: ReviewRequest, caller: Annotated[Caller, reviewer]
     ) -> Decision:
-        """Approve, correct or reject an answer; at work from the next question on."""
+        """Approve, correct or reject an answer; the decision applies from the next question on."""
         who = caller.decider(body.reviewer, "reviewer")
         return decisions.decide(service.store, message_id, who, body.action, body.answer, body.note)
 
