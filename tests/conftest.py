@@ -167,8 +167,8 @@ def engine(oracle: "Oracle") -> "Iterator[LocalEngine]":
 
 @pytest.fixture
 def torch_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps are computed by torch, as on a machine that has no kernels."""
-    monkeypatch.setattr("chatbot.engine.local.kernels.library", lambda: None)
+    """Compute by torch, as on a machine that has no kernels."""
+    monkeypatch.setattr("chatbot.engine.local.kernels.library.kernel_library", lambda: None)
 
 
 @pytest.fixture(scope="module")

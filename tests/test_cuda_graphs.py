@@ -1,7 +1,7 @@
-"""Recorded steps: what they say with other numbers, and what is forgotten.
+"""Captured forwards: what they compute from other inputs, and which are forgotten.
 
-On a machine with a GPU they are CUDA graphs; elsewhere what a recording promises is kept by
-computing anew from the very tensors that it holds.
+On a machine with a GPU they are CUDA graphs; elsewhere what a graph promises is kept by computing
+anew from the very tensors that it holds.
 """
 
 from typing import Any
@@ -11,51 +11,62 @@ import torch
 
 from chatbot.engine.local.multi_lora import LoraBatch
 from chatbot.engine.local.runners import cuda_graphs
-from chatbot.engine.local.runners.cuda_graphs import MOST, OFTEN, Layout, Recordings, Span
+from chatbot.engine.local.runners.cuda_graphs import (
+    CAPTURE_AFTER,
+    MAX_GRAPHS,
+    BatchShape,
+    CudaGraphCache,
+    ForwardShape,
+)
 from tests.fixtures.reference_model import QUESTIONS, Oracle, start_engine
 from tests.fixtures.waiting import wait_for_text
 
 
-class Again:
-    """A recording without a GPU."""
+class RecomputedGraph:
+    """Stands in for a graph where there is no GPU."""
 
     pool = None
 
     def __init__(
-        self, compute: Any, numbers: torch.Tensor, plan: LoraBatch, held: object, pool: object
+        self,
+        compute: Any,
+        inputs: torch.Tensor,
+        lora_batch: LoraBatch,
+        kept_alive: object,
+        pool: object,
     ) -> None:
-        self._compute, self._plan = compute, plan
-        self._numbers, self._owner = numbers.clone(), plan.token_mask.clone()
+        self._compute, self._lora_batch = compute, lora_batch
+        self._inputs, self._token_mask = inputs.clone(), lora_batch.token_mask.clone()
 
-    def play(self, numbers: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-        self._numbers.copy_(numbers)
-        self._owner.copy_(owner)
-        self._plan.use_mask(self._owner)
-        logits: torch.Tensor = self._compute(self._numbers)
+    def replay(self, inputs: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
+        self._inputs.copy_(inputs)
+        self._token_mask.copy_(token_mask)
+        self._lora_batch.use_mask(self._token_mask)
+        logits: torch.Tensor = self._compute(self._inputs)
         return logits
 
 
 @pytest.fixture
-def played(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """Steps are recorded from now on; the numbers of those that have been played."""
-    numbers: list[torch.Tensor] = []
-    kind: Any = cuda_graphs.Recording if torch.cuda.is_available() else Again
+def replayed_inputs(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Capture forwards from now on; return the inputs of those that were replayed."""
+    replayed: list[torch.Tensor] = []
+    kind: Any = cuda_graphs.CudaGraph if torch.cuda.is_available() else RecomputedGraph
 
     class Counted(kind):  # type: ignore[misc]
-        def play(self, these: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-            numbers.append(these)
-            logits: torch.Tensor = super().play(these, owner)
+        def replay(self, inputs: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
+            replayed.append(inputs)
+            logits: torch.Tensor = super().replay(inputs, token_mask)
             return logits
 
-    monkeypatch.setattr(cuda_graphs, "Recording", Counted)
-    monkeypatch.setattr(cuda_graphs, "records", lambda _: True)
-    return numbers
+    monkeypatch.setattr(cuda_graphs, "CudaGraph", Counted)
+    monkeypatch.setattr(cuda_graphs, "supports_graphs", lambda _: True)
+    return replayed
 
 
 @pytest.mark.usefixtures("torch_only")
 @pytest.mark.parametrize("lookup", [0, 8])
-def test_recorded_steps_say_what_transformers_and_peft_say(
-    any_oracle: Oracle, played: list[torch.Tensor], lookup: int
+def test_captured_forwards_say_what_transformers_and_peft_say(
+    any_oracle: Oracle, replayed_inputs: list[torch.Tensor], lookup: int
 ) -> None:
     engine = start_engine(any_oracle, prompt_lookup=lookup)
     asked = [(q, v) for q in QUESTIONS for v in any_oracle.voices]
@@ -66,94 +77,96 @@ def test_recorded_steps_say_what_transformers_and_peft_say(
             for (question, voice), stream in zip(some, streams, strict=True):
                 wait_for_text(stream)
                 assert stream.ids == any_oracle.answer(question, voice, 60), (question, voice)
-    assert (len(played) > 100) == engine.stats()["fast"]
+    assert (len(replayed_inputs) > 100) == engine.stats()["fast"]
     engine.close()
 
 
 # -- What is kept
 
 
-def layout(*adapters: str, row: int = 0, rows: int = 4) -> Layout:
-    return Layout((Span(row, 1, 1, 128),), (0,), adapters, len(adapters) > 1, (rows, 256))
+def shape(*adapters: str, row: int = 0, rows: int = 4) -> ForwardShape:
+    return ForwardShape(
+        (BatchShape(row, 1, 1, 128),), (0,), adapters, len(adapters) > 1, (rows, 256)
+    )
 
 
-def steps(kept: Recordings, which: Layout, count: int) -> int:
-    """So many steps of a layout; how many of them were computed, not played."""
+def run(graphs: CudaGraphCache, shape: ForwardShape, count: int) -> int:
+    """Run so many forwards of a shape; return how many were computed, not replayed."""
     computed = 0
 
-    def compute(numbers: torch.Tensor) -> torch.Tensor:
+    def compute(inputs: torch.Tensor) -> torch.Tensor:
         nonlocal computed
         computed += 1
-        return numbers + 1
+        return inputs + 1
 
     for number in range(count):
-        numbers = torch.tensor([number])
-        assert kept.step(which, numbers, compute, lambda: None) == number + 1
+        inputs = torch.tensor([number])
+        assert graphs.run(shape, inputs, compute, lambda: None) == number + 1
     return computed
 
 
-class Kept:
-    """A recording that computes nothing."""
+class EmptyGraph:
+    """Stands in for a graph that computes nothing."""
 
     pool = None
 
     def __init__(self, *_: object) -> None:
         pass
 
-    def play(self, numbers: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-        return numbers + 1
+    def replay(self, inputs: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
+        return inputs + 1
 
 
 @pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> Recordings:
-    monkeypatch.setattr(cuda_graphs, "Recording", Kept)
-    return Recordings(LoraBatch())
+def graphs(monkeypatch: pytest.MonkeyPatch) -> CudaGraphCache:
+    monkeypatch.setattr(cuda_graphs, "CudaGraph", EmptyGraph)
+    return CudaGraphCache(LoraBatch())
 
 
-def test_a_layout_is_recorded_when_it_has_come_often(kept: Recordings) -> None:
-    assert steps(kept, layout(), OFTEN + 5) == OFTEN
-    assert steps(kept, layout("a"), OFTEN - 1) == OFTEN - 1
-    assert steps(kept, layout(), 2) == 0
+def test_a_shape_is_captured_when_it_has_come_often(graphs: CudaGraphCache) -> None:
+    assert run(graphs, shape(), CAPTURE_AFTER + 5) == CAPTURE_AFTER
+    assert run(graphs, shape("a"), CAPTURE_AFTER - 1) == CAPTURE_AFTER - 1
+    assert run(graphs, shape(), 2) == 0
 
 
-def test_a_dropped_adapters_steps_are_forgotten(kept: Recordings) -> None:
-    for each in (layout("a"), layout("b")):
-        steps(kept, each, OFTEN)
-    kept.drop_adapter("a")
-    assert steps(kept, layout("a"), 1) == 1
-    assert steps(kept, layout("b"), 1) == 0
+def test_a_dropped_adapters_graphs_are_forgotten(graphs: CudaGraphCache) -> None:
+    for each in (shape("a"), shape("b")):
+        run(graphs, each, CAPTURE_AFTER)
+    graphs.drop_adapter("a")
+    assert run(graphs, shape("a"), 1) == 1
+    assert run(graphs, shape("b"), 1) == 0
 
 
-def test_of_mixtures_the_last_ones_steps_are_kept(kept: Recordings) -> None:
-    for each in (layout("a"), layout("a", "b"), layout("a", "b", row=1), layout("b", "c")):
-        steps(kept, each, OFTEN)
-    assert steps(kept, layout("a"), 1) == steps(kept, layout("b", "c"), 1) == 0
-    assert steps(kept, layout("a", "b"), 1) == steps(kept, layout("a", "b", row=1), 1) == 1
+def test_of_mixtures_the_last_ones_graphs_are_kept(graphs: CudaGraphCache) -> None:
+    for each in (shape("a"), shape("a", "b"), shape("a", "b", row=1), shape("b", "c")):
+        run(graphs, each, CAPTURE_AFTER)
+    assert run(graphs, shape("a"), 1) == run(graphs, shape("b", "c"), 1) == 0
+    assert run(graphs, shape("a", "b"), 1) == run(graphs, shape("a", "b", row=1), 1) == 1
 
 
-def test_steps_over_a_cache_that_lies_elsewhere_now_are_forgotten(kept: Recordings) -> None:
-    steps(kept, layout(), OFTEN)
-    steps(kept, layout(row=1, rows=8), OFTEN)
-    assert steps(kept, layout(), 1) == 1
-    assert steps(kept, layout(row=1, rows=8), 1) == 0
+def test_graphs_over_a_cache_that_lies_elsewhere_now_are_forgotten(graphs: CudaGraphCache) -> None:
+    run(graphs, shape(), CAPTURE_AFTER)
+    run(graphs, shape(row=1, rows=8), CAPTURE_AFTER)
+    assert run(graphs, shape(), 1) == 1
+    assert run(graphs, shape(row=1, rows=8), 1) == 0
 
 
-def test_the_layouts_that_came_least_lately_go_first(kept: Recordings) -> None:
-    for row in range(MOST):
-        steps(kept, layout(row=row), OFTEN)
-    assert steps(kept, layout(row=0), 1) == 0
-    steps(kept, layout(row=MOST), OFTEN)
-    assert steps(kept, layout(row=0), 1) == 0
-    assert steps(kept, layout(row=1), 1) == 1
+def test_the_least_recently_used_graphs_go_first(graphs: CudaGraphCache) -> None:
+    for row in range(MAX_GRAPHS):
+        run(graphs, shape(row=row), CAPTURE_AFTER)
+    assert run(graphs, shape(row=0), 1) == 0
+    run(graphs, shape(row=MAX_GRAPHS), CAPTURE_AFTER)
+    assert run(graphs, shape(row=0), 1) == 0
+    assert run(graphs, shape(row=1), 1) == 1
 
 
-def test_what_cannot_be_recorded_is_computed(
-    kept: Recordings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_what_cannot_be_captured_is_computed(
+    graphs: CudaGraphCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refused(*_: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(cuda_graphs, "Recording", refused)
-    assert steps(kept, layout(), 2 * OFTEN) == 2 * OFTEN
-    assert steps(kept, layout(row=1), 2 * OFTEN) == 2 * OFTEN
+    monkeypatch.setattr(cuda_graphs, "CudaGraph", refused)
+    assert run(graphs, shape(), 2 * CAPTURE_AFTER) == 2 * CAPTURE_AFTER
+    assert run(graphs, shape(row=1), 2 * CAPTURE_AFTER) == 2 * CAPTURE_AFTER
     assert caplog.text.count("not permitted") == 1

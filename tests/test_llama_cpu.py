@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from chatbot.engine.local import kernels
-from chatbot.engine.local.kernels import Arena, Panels
+from chatbot.engine.local.kernels.library import kernel_library
+from chatbot.engine.local.kernels.panels import HugePageArena, PanelLinear
 from chatbot.engine.local.kv_cache import SlotKVCache
 from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.local.multi_lora import LoraLayers
@@ -23,7 +23,7 @@ from tests.fixtures import tiny_models
 from tests.fixtures.reference_model import QUESTIONS, Oracle
 from tests.fixtures.waiting import wait_for_text, wait_until
 
-LIBRARY = kernels.library()
+LIBRARY = kernel_library()
 pytestmark = pytest.mark.skipif(
     LIBRARY is None, reason="no kernels: they take AVX-512 with VNNI and a C compiler"
 )
@@ -34,9 +34,9 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """The kernels for this CPU, and those for an older one."""
     if request.param == "without AVX512-BF16":
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    kernels.library.cache_clear()
+    kernel_library.cache_clear()
     yield
-    kernels.library.cache_clear()
+    kernel_library.cache_clear()
 
 
 @pytest.fixture(params=[1, 2])
@@ -60,32 +60,32 @@ def test_a_product_is_that_of_torch(
     torch.manual_seed(count)
     weight, bias = torch.randn(outputs, inputs, dtype=dtype), torch.randn(outputs, dtype=dtype)
     x = torch.randn(count, inputs, dtype=dtype)
-    for arena in (None, Arena()):
-        panels = Panels(weight, bias, arena, group)
+    for arena in (None, HugePageArena()):
+        panels = PanelLinear(weight, bias, arena, group)
         expected = functional.linear(x.double(), weight.double(), bias.double())
         assert (panels(x) - expected).norm() < near * expected.norm()
         assert group or torch.equal(panels.dense(), weight)
 
 
 class World:
-    """A tiny model in a type, two adapters, and paths over it."""
+    """Holds a tiny model in a type, two adapters, and the runner through transformers."""
 
     def __init__(self, folder: Path, family: tiny_models.Family, dtype: str) -> None:
         written = tiny_models.write_model(folder / "base", family, initializer_range=0.1)
         base = load_base(str(written), dtype=dtype)
         adapters = LoraLayers(base.model, list(target_modules(base.model)))
-        self.plain = TransformersRunner(base.model, adapters, SlotKVCache(4, 400))
+        self.reference = TransformersRunner(base.model, adapters, SlotKVCache(4, 400))
         self.adapters = []
         for seed in (1, 2):
             made = tiny_models.write_adapter(folder, base, seed=seed)
-            adapters.install(made.name, adapters.prepare(load_matrices(made), self.plain.like))
+            adapters.install(made.name, adapters.prepare(load_matrices(made), self.reference.like))
             self.adapters.append(made.name)
 
     def steps(self) -> list[list[Chunk]]:
-        """Prompts of several lengths beside tokens of those who speak, on all voices."""
+        """Return forwards of prompts of several lengths beside decoded tokens, on all voices."""
         one, two = self.adapters
-        chance = torch.Generator().manual_seed(1)
-        ids = [torch.randint(10, 300, (1000,), generator=chance).tolist() for _ in range(4)]
+        generator = torch.Generator().manual_seed(1)
+        ids = [torch.randint(10, 300, (1000,), generator=generator).tolist() for _ in range(4)]
         return [
             [Chunk(0, ids[0][:5], 0, one), Chunk(1, ids[1][:170], 0, None)],
             [
@@ -111,10 +111,10 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
 
 
 @torch.inference_mode()
-def read(path: TransformersRunner, steps: list[list[Chunk]]) -> list[torch.Tensor]:
-    """The logits of steps over a cache of their own, in float32."""
-    path = path.with_own_cache(4, 400)
-    return [path.forward(parts).float().clone() for parts in steps]
+def compute_logits(runner: TransformersRunner, steps: list[list[Chunk]]) -> list[torch.Tensor]:
+    """Return the logits of forwards over a cache of their own, in float32."""
+    runner = runner.with_own_cache(4, 400)
+    return [runner.forward(chunks).float().clone() for chunks in steps]
 
 
 @pytest.mark.usefixtures("library", "threads")
@@ -127,34 +127,33 @@ def read(path: TransformersRunner, steps: list[list[Chunk]]) -> list[torch.Tenso
         ("float32", LlamaInt8Runner, 0.05),
     ],
 )
-def test_a_step_says_what_the_plain_one_says(
+def test_a_forward_computes_the_logits_of_transformers(
     tmp_path: Path, family: tiny_models.Family, dtype: str, kind: Kind, near: float
 ) -> None:
     world = World(tmp_path, family, dtype)
-    expected = read(world.plain, world.steps())
-    path = kind(world.plain)
-    for found, right in zip(read(path, world.steps()), expected, strict=True):
+    expected = compute_logits(world.reference, world.steps())
+    runner = kind(world.reference)
+    for found, right in zip(compute_logits(runner, world.steps()), expected, strict=True):
         assert (found - right).norm() < near * right.norm()
-    lent = read(path.reference(), world.steps())  # the plain one goes on over lent weights
-    for found, right in zip(lent, expected, strict=True):
+    shared = compute_logits(runner.reference(), world.steps())  # it goes on over the shared weights
+    for found, right in zip(shared, expected, strict=True):
         assert (found - right).norm() < 0.05 * right.norm()
-    path.restore_weights()
-    assert all(
-        torch.equal(*each) for each in zip(read(world.plain, world.steps()), expected, strict=True)
-    )
+    runner.restore_weights()
+    restored = compute_logits(world.reference, world.steps())
+    assert all(torch.equal(*each) for each in zip(restored, expected, strict=True))
 
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("kind", [LlamaCpuRunner, LlamaInt8Runner])
 def test_the_same_bits_alone_and_in_company_at_once_and_in_pieces(world: World, kind: Kind) -> None:
-    path = kind(world.plain)
-    together = read(path, world.steps())
+    runner = kind(world.reference)
+    together = compute_logits(runner, world.steps())
     alone: list[list[torch.Tensor]] = [[], [], []]
     for row in range(4):
         own = [[part for part in parts if part.row == row] for parts in world.steps()]
         for at, logits in zip(
             [at for at, parts in enumerate(own) if parts],
-            read(path, [parts for parts in own if parts]),
+            compute_logits(runner, [parts for parts in own if parts]),
             strict=True,
         ):
             alone[at].append(logits)
@@ -168,7 +167,7 @@ def test_the_same_bits_alone_and_in_company_at_once_and_in_pieces(world: World, 
         for at in range(len(part.ids))
     ]
     whole = together[2][1]
-    assert torch.equal(read(path, pieces)[-1][0], whole)
+    assert torch.equal(compute_logits(runner, pieces)[-1][0], whole)
 
 
 def start_int8(oracle: Oracle, **settings: int) -> LocalEngine:
@@ -195,10 +194,10 @@ def ask(engine: LocalEngine, *requests: Request) -> list[list[int]]:
     return [stream.ids for stream in streams]
 
 
-def test_a_family_takes_its_kernels_and_others_the_plain_path(any_oracle: Oracle) -> None:
+def test_a_family_takes_its_kernels_and_others_transformers_forward(any_oracle: Oracle) -> None:
     engine = LocalEngine(any_oracle.base, EngineSettings(threads=1))
     family = any_oracle.base.model.config.model_type != "gpt2"
-    assert engine.scheduler.runner.name == ("native" if family else "plain")
+    assert engine.scheduler.runner.name == ("llama_cpu" if family else "transformers")
     engine.close()
 
 
@@ -221,7 +220,7 @@ def test_kernels_that_compute_something_else_are_refused(
 ) -> None:
     with caplog.at_level("WARNING"):
         engine = LocalEngine(tiny_models.base_with_hook(tmp_path), EngineSettings(threads=1))
-    assert engine.scheduler.runner.name == "plain"  # torch's own is another one too
+    assert engine.scheduler.runner.name == "transformers"  # torch's own is another one too
     assert "The native path is off" in caplog.text and "The fast path is off" in caplog.text
     engine.close()
 
@@ -236,7 +235,7 @@ def test_without_kernels_torch_serves_and_the_log_says_why(
     assert "int8 is off: its kernels are not there" in caplog.text
     assert "compiled by pip where there is a C compiler" in caplog.text
     assert "computed by torch" in caplog.text
-    assert engine.scheduler.runner.name == "fast" and not engine.stats()["int8"]
+    assert engine.scheduler.runner.name == "llama_torch" and not engine.stats()["int8"]
     same_as_oracle(engine, oracle)
 
 
@@ -254,7 +253,7 @@ def test_what_the_kernels_cannot_compute_torch_does(
     base = load_base(str(tiny_models.write_model(tmp_path, "llama", **changes)))
     with caplog.at_level("INFO"):
         engine = LocalEngine(base, EngineSettings(threads=1))
-    assert engine.scheduler.runner.name == "fast" and words in caplog.text
+    assert engine.scheduler.runner.name == "llama_torch" and words in caplog.text
     engine.close()
 
 
@@ -306,7 +305,7 @@ def load_again(oracle: Oracle) -> Oracle:
 def test_eight_bits_that_lie_too_far_off_are_refused(
     oracle: Oracle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chatbot.engine.local.kernels.WIDEST", 3)  # two bits and a sign
+    monkeypatch.setattr("chatbot.engine.local.kernels.panels.MAX_INT8", 3)  # two bits and a sign
     with caplog.at_level("WARNING"):
         engine = start_int8(oracle)
     assert "int8 is off: with the base" in caplog.text
@@ -324,11 +323,11 @@ def test_an_adapter_that_eight_bits_get_wrong_brings_the_exact_weights_back(
     running = [engine.submit(request) for request in asked]
     wait_until(lambda: len(running[0].ids) >= 5)
     with monkeypatch.context() as strict, caplog.at_level("WARNING"):
-        strict.setattr("chatbot.engine.local.runners.select_runner.INT8", 1e-6)
+        strict.setattr("chatbot.engine.local.runners.select_runner.INT8_TOLERANCE", 1e-6)
         engine.load(name, folder)
     before = [len(stream.ids) for stream in running]
     assert f"int8 is off: with {name}" in caplog.text
-    assert engine.scheduler.runner.name == "native"
+    assert engine.scheduler.runner.name == "llama_cpu"
     for stream in running:
         wait_for_text(stream)
         assert stream.error is None
@@ -351,7 +350,7 @@ def test_what_eight_bits_have_left_behind_is_read_anew(
     engine = LocalEngine(oracle.base, EngineSettings(threads=1, kind="int8"))
     ask(engine, oracle.request(QUESTIONS[0], BASE))
     with monkeypatch.context() as strict:
-        strict.setattr("chatbot.engine.local.runners.select_runner.INT8", 1e-6)
+        strict.setattr("chatbot.engine.local.runners.select_runner.INT8_TOLERANCE", 1e-6)
         engine.load(*next(iter(oracle.adapters.items())))
     assert ask(engine, oracle.request(QUESTIONS[0], BASE))[0] == oracle.answer(QUESTIONS[0], BASE)
     assert engine.stats()["recalled"] == 0
@@ -398,6 +397,6 @@ def test_a_row_that_computes_no_number_spoils_no_other(oracle: Oracle, kind: str
 def test_what_lies_outside_of_the_model_or_the_cache_is_refused(
     tmp_path: Path, part: Chunk, words: str
 ) -> None:
-    path = LlamaCpuRunner(World(tmp_path, "llama", "float32").plain).with_own_cache(2, 8)
+    runner = LlamaCpuRunner(World(tmp_path, "llama", "float32").reference).with_own_cache(2, 8)
     with pytest.raises(ValueError, match=words):
-        path.forward([part])
+        runner.forward([part])

@@ -1,4 +1,4 @@
-"""The fast path in torch: taken where it computes what transformers does, left where not."""
+"""The runner in torch: taken where it computes what transformers does, left where not."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 
 from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.local.runners import fused_linear, llama_torch
-from chatbot.engine.local.runners.rotary import FIRST, Angles
+from chatbot.engine.local.runners.rotary import INITIAL_POSITIONS, RotaryTable
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.model.base import load_base
@@ -18,10 +18,10 @@ from tests.fixtures.waiting import wait_for_text
 pytestmark = pytest.mark.usefixtures("torch_only")
 
 
-def test_the_llama_family_takes_it_and_others_the_plain_one(any_oracle: Oracle) -> None:
+def test_the_llama_family_takes_it_and_others_transformers_forward(any_oracle: Oracle) -> None:
     engine = start_engine(any_oracle)
     family = any_oracle.base.model.config.model_type != "gpt2"
-    assert engine.scheduler.runner.name == ("fast" if family else "plain")
+    assert engine.scheduler.runner.name == ("llama_torch" if family else "transformers")
     assert engine.stats()["fast"] == family
     asked = [(question, voice) for question in QUESTIONS for voice in any_oracle.voices]
     streams = [engine.submit(any_oracle.request(*each)) for each in asked]
@@ -31,7 +31,7 @@ def test_the_llama_family_takes_it_and_others_the_plain_one(any_oracle: Oracle) 
     engine.close()
 
 
-def test_a_fast_path_that_computes_something_else_is_refused(
+def test_a_runner_that_computes_something_else_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     base = tiny_models.base_with_hook(tmp_path)
@@ -45,14 +45,16 @@ def test_a_fast_path_that_computes_something_else_is_refused(
     assert all(torch.equal(before[name], after[name].cpu()) for name in before)
 
 
-def test_an_adapter_the_fast_path_gets_wrong_puts_all_streams_on_the_plain_one(
+def test_an_adapter_it_gets_wrong_puts_all_streams_on_transformers_forward(
     oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = LocalEngine(oracle.base, EngineSettings(threads=1))
     running = engine.submit(oracle.request(QUESTIONS[0], BASE, 200))
     name, folder = next(iter(oracle.adapters.items()))
     with monkeypatch.context() as broken:
-        broken.setattr(fused_linear.Fused, "__call__", lambda self, x: self._lent.product(x))
+        broken.setattr(
+            fused_linear.FusedLinear, "__call__", lambda self, x: self._shared_weights.product(x)
+        )
         engine.load(name, folder)
     assert not engine.stats()["fast"]
     stream = engine.submit(oracle.request(QUESTIONS[0], name))
@@ -63,7 +65,7 @@ def test_an_adapter_the_fast_path_gets_wrong_puts_all_streams_on_the_plain_one(
     engine.close()
 
 
-def test_the_fast_path_serves_bfloat16_and_holds_the_weights_once(tmp_path: Path) -> None:
+def test_it_serves_bfloat16_and_holds_the_weights_once(tmp_path: Path) -> None:
     path = tiny_models.write_model(tmp_path, "qwen3", initializer_range=0.05)
     base = load_base(str(path), dtype="bfloat16")
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
@@ -88,7 +90,7 @@ def test_attention_by_products_reads_what_torch_reads(
     expected = torch.nn.functional.scaled_dot_product_attention(
         *(each.double() for each in (q, keys, values)), attn_mask=seen, scale=0.1
     )
-    assert rows * 3 * used * (12 + queries) > llama_torch.MUCH
+    assert rows * 3 * used * (12 + queries) > llama_torch.MIN_BMM_WORK
     read = llama_torch.attention(q, keys, values, hidden, 0.1)
     assert (read - expected).norm() < 0.01 * expected.norm()
 
@@ -101,15 +103,15 @@ ROPES = [
 
 
 @pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"])
-def test_angles_are_the_models_own_however_far_a_step_reaches(
+def test_the_table_holds_the_models_cos_and_sin_however_far_a_forward_reaches(
     tmp_path: Path, rope: dict[str, object]
 ) -> None:
     path = tiny_models.write_model(tmp_path, "llama", rope_parameters={"rope_theta": 1e4, **rope})
     model = load_base(str(path)).model
-    own = load_base(str(path)).model.model.rotary_emb
-    angles = Angles(model, torch.empty(0))
-    for places in ([0], [7, 3, 300], [3 * FIRST, 5], [2, 1]):
-        at = torch.tensor(places)
-        expected = [each[0] for each in own(torch.empty(0), at[None])]
-        for found, right in zip(angles(at, max(places) + 1), expected, strict=True):
+    rotary = load_base(str(path)).model.model.rotary_emb
+    table = RotaryTable(model, torch.empty(0))
+    for values in ([0], [7, 3, 300], [3 * INITIAL_POSITIONS, 5], [2, 1]):
+        positions = torch.tensor(values)
+        expected = [each[0] for each in rotary(torch.empty(0), positions[None])]
+        for found, right in zip(table(positions, max(values) + 1), expected, strict=True):
             assert torch.equal(found, right)

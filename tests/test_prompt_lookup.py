@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from chatbot.engine.local.kernels import library
+from chatbot.engine.local.kernels.library import kernel_library
 from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.local.prompt_lookup import MAX_SPECULATING, PromptLookup
 from chatbot.engine.local.scheduler import Sequence
@@ -20,7 +20,9 @@ from tests.fixtures.shop_corrections import load_facts
 
 KINDS = [
     "torch",
-    pytest.param("int8", marks=pytest.mark.skipif(library() is None, reason="NO INT8: no kernels")),
+    pytest.param(
+        "int8", marks=pytest.mark.skipif(kernel_library() is None, reason="NO INT8: no kernels")
+    ),
 ]
 
 

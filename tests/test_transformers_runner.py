@@ -6,21 +6,25 @@ import pytest
 import torch
 
 from chatbot.engine.local import multi_lora
-from chatbot.engine.local.runners.llama_torch import EXACT, filled
-from chatbot.engine.local.runners.padding import grouped
+from chatbot.engine.local.runners.llama_torch import MAX_EXACT_TOKENS, padded_size
+from chatbot.engine.local.runners.padding import pad_chunks
 from chatbot.engine.local.runners.runner import Chunk
-from chatbot.engine.local.runners.transformers_runner import PADDING, STRIDE, TransformersRunner
+from chatbot.engine.local.runners.transformers_runner import (
+    KV_STRIDE,
+    MAX_PADDING,
+    TransformersRunner,
+)
 from tests.fixtures.reference_model import Oracle, start_engine
 
 
 @pytest.fixture(params=["kernels", "torch, as for many", "torch, as for few"])
-def path(
+def runner(
     any_oracle: Oracle, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[TransformersRunner]:
     if request.param != "kernels":
         request.getfixturevalue("torch_only")
     if request.param == "torch, as for many":
-        monkeypatch.setattr(multi_lora, "LITTLE", 0)
+        monkeypatch.setattr(multi_lora, "SMALL_MATMUL", 0)
     engine = start_engine(any_oracle)
     found = engine.scheduler.runner
     assert isinstance(found, TransformersRunner)
@@ -34,50 +38,50 @@ def ids(count: int) -> list[int]:
 
 
 def test_prompts_of_all_adapters_read_together_are_as_read_apart(
-    any_oracle: Oracle, path: TransformersRunner
+    any_oracle: Oracle, runner: TransformersRunner
 ) -> None:
     begun = Chunk(1, ids(5), 0, any_oracle.voices[1])
-    parts = [
+    chunks = [
         Chunk(0, ids(9), 0, None),
         Chunk(1, ids(12)[5:], 5, any_oracle.voices[1]),
         Chunk(2, ids(3), 0, any_oracle.voices[2]),
     ]
     then = [
-        Chunk(row, [7 + row], place, part.adapter)
-        for row, (place, part) in enumerate(zip([9, 12, 3], parts, strict=True))
+        Chunk(row, [7 + row], position, chunk.adapter)
+        for row, (position, chunk) in enumerate(zip([9, 12, 3], chunks, strict=True))
     ]
-    path.forward([begun])
-    apart = torch.cat([path.forward([part]).clone() for part in parts])
-    said_apart = torch.cat([path.forward([part]).clone() for part in then])
-    twin = path.with_own_cache(4, 64)
-    twin.forward([begun])
-    torch.testing.assert_close(twin.forward(parts), apart, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(twin.forward(then), said_apart, rtol=1e-4, atol=1e-4)
+    runner.forward([begun])
+    separate = torch.cat([runner.forward([chunk]).clone() for chunk in chunks])
+    next_separate = torch.cat([runner.forward([chunk]).clone() for chunk in then])
+    other_runner = runner.with_own_cache(4, 64)
+    other_runner.forward([begun])
+    torch.testing.assert_close(other_runner.forward(chunks), separate, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(other_runner.forward(then), next_separate, rtol=1e-4, atol=1e-4)
 
 
 def test_a_prompt_is_read_in_the_step_of_those_who_speak(
-    any_oracle: Oracle, path: TransformersRunner
+    any_oracle: Oracle, runner: TransformersRunner
 ) -> None:
     one, other = any_oracle.voices[1], any_oracle.voices[2]
     begun = [Chunk(0, ids(9), 0, one), Chunk(1, ids(4), 0, None)]
-    parts = [
+    chunks = [
         Chunk(0, ids(3), 9, one, num_logits=3),
         Chunk(1, [7], 4, None),
         Chunk(2, ids(30), 0, other),
         Chunk(3, ids(6), 0, one),
     ]
-    path.forward(begun)
-    apart = torch.cat([path.forward([part]).clone() for part in parts])
-    twin = path.with_own_cache(4, 64)
-    twin.forward(begun)
-    torch.testing.assert_close(twin.forward(parts), apart, rtol=1e-4, atol=1e-4)
+    runner.forward(begun)
+    separate = torch.cat([runner.forward([chunk]).clone() for chunk in chunks])
+    other_runner = runner.with_own_cache(4, 64)
+    other_runner.forward(begun)
+    torch.testing.assert_close(other_runner.forward(chunks), separate, rtol=1e-4, atol=1e-4)
 
 
 def test_blocks_are_of_rows_side_by_side_that_need_little_padding() -> None:
-    def blocks(*parts: Chunk) -> list[int]:
-        return [len(group.parts) for group in grouped(parts, 64, PADDING)]
+    def blocks(*chunks: Chunk) -> list[int]:
+        return [len(batch.chunks) for batch in pad_chunks(chunks, 64, MAX_PADDING)]
 
-    short, long = ids(4), ids(4 + PADDING)
+    short, long = ids(4), ids(4 + MAX_PADDING)
     assert blocks(Chunk(0, short, 0, None), Chunk(1, long, 0, None)) == [2]
     assert blocks(Chunk(0, short, 0, None), Chunk(1, [*long, 1], 0, None)) == [1, 1]
     assert blocks(Chunk(0, short, 0, None), Chunk(2, short, 0, None)) == [1, 1]
@@ -87,10 +91,11 @@ def test_blocks_are_of_rows_side_by_side_that_need_little_padding() -> None:
 
 
 def test_steps_have_few_sizes() -> None:
-    assert [filled(count) for count in range(1, EXACT + 1)] == list(range(1, EXACT + 1))
-    sizes = sorted({filled(count) for count in range(1, 513)})
-    assert len(sizes) == EXACT + 8 * 5
-    assert all(count <= filled(count) <= count * 9 / 8 for count in range(1, 513))
+    exact = range(1, MAX_EXACT_TOKENS + 1)
+    assert [padded_size(count) for count in exact] == list(exact)
+    sizes = sorted({padded_size(count) for count in range(1, 513)})
+    assert len(sizes) == MAX_EXACT_TOKENS + 8 * 5
+    assert all(count <= padded_size(count) <= count * 9 / 8 for count in range(1, 513))
 
 
 @pytest.mark.usefixtures("torch_only")
@@ -98,14 +103,16 @@ def test_the_cache_is_read_in_strides_up_to_its_end(
     any_oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = start_engine(any_oracle)
-    path = engine.scheduler.runner.with_own_cache(1, 2 * STRIDE + 3)
+    runner = engine.scheduler.runner.with_own_cache(1, 2 * KV_STRIDE + 3)
     read: list[int] = []
-    used = TransformersRunner._used
+    kv_length = TransformersRunner._kv_length
     monkeypatch.setattr(
-        TransformersRunner, "_used", lambda self, group: read.append(used(self, group)) or read[-1]
+        TransformersRunner,
+        "_kv_length",
+        lambda self, batch: read.append(kv_length(self, batch)) or read[-1],
     )
-    path.forward([Chunk(0, ids(STRIDE), 0, None)])
-    for place in (STRIDE, STRIDE + 1, 2 * STRIDE - 1, 2 * STRIDE, 2 * STRIDE + 2):
-        path.forward([Chunk(0, [7], place, None)])
-    assert read == [STRIDE, *[2 * STRIDE] * 3, *[2 * STRIDE + 3] * 2]
+    runner.forward([Chunk(0, ids(KV_STRIDE), 0, None)])
+    for position in (KV_STRIDE, KV_STRIDE + 1, 2 * KV_STRIDE - 1, 2 * KV_STRIDE, 2 * KV_STRIDE + 2):
+        runner.forward([Chunk(0, [7], position, None)])
+    assert read == [KV_STRIDE, *[2 * KV_STRIDE] * 3, *[2 * KV_STRIDE + 3] * 2]
     engine.close()

@@ -101,7 +101,7 @@ class Scheduler:
         self._weight_bytes = sum(parameter.nbytes for parameter in base.model.parameters())
         self._probe_ids = encode(base.tokenizer, PROBE_MESSAGES)
         plain = TransformersRunner(base.model, self.lora, cache)
-        self.runner = select_runner.chosen(plain, self._probe_ids, settings.kind == "int8")
+        self.runner = select_runner.select_runner(plain, self._probe_ids, settings.kind == "int8")
 
     @property
     def _cache(self) -> KVCache:
@@ -139,7 +139,7 @@ class Scheduler:
     @property
     def fast(self) -> bool:
         """Whether the fast path serves, not transformers' own forward."""
-        return self.runner.name != "plain"
+        return self.runner.name != "transformers"
 
     @property
     def int8(self) -> bool:
@@ -159,7 +159,7 @@ class Scheduler:
         """Make an adapter known that `adapters` prepared."""
         self.lora.install(adapter, prepared)
         coarse = self.int8
-        self.runner = select_runner.checked(self.runner, self._probe_ids, adapter)
+        self.runner = select_runner.checked_runner(self.runner, self._probe_ids, adapter)
         if coarse and not self.int8:
             self._recompute_kv()
 

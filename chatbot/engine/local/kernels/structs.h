@@ -1,71 +1,97 @@
-/* What Python hands over: `__init__.py` has the same structs, field by field.
+/* The structs that Python fills and the kernels read.
  *
- * Every product, also both of attention, is of tokens packed in dwords with a matrix packed in
- * panels. A dword holds one float, two bfloat16 or four bytes; the kind of a matrix is how many. A
- * panel holds 16 outputs side by side, dword by dword, and two panels lie side by side in a column.
+ * `structs.py` declares the same structs for ctypes, and checks by `layout.h` that both agree on
+ * every size and offset: a slip would read wrong memory silently.
+ *
+ * Every matrix product, those of attention included, multiplies tokens packed in dwords with a
+ * matrix packed in panels. A dword holds one float, two bfloat16 or four bytes: exactly what one
+ * lane of a multiply-add instruction (vfmadd231ps, vdpbf16ps, vpdpbusd) takes of each factor. A
+ * panel holds 16 outputs side by side, dword by dword, so that one load of 64 bytes feeds all 16
+ * lanes; two panels lie side by side, since a tile computes 32 outputs at a time.
  */
 #pragma once
 #include <stdint.h>
 
-#define LANES 16  /* floats of a vector: outputs of a panel */
-#define COLUMN 32 /* outputs of a column */
+#define LANES 16       /* floats of a vector register, and outputs of a panel */
+#define PANEL_PAIR 32  /* outputs of two panels side by side */
+#define UNIT_BYTES 128 /* bytes of a dword of each of these outputs */
 
+/* Packing of values: how many share a dword. */
 enum { F32 = 1, BF16 = 2, I8 = 4 };
-enum { QKV, OUT, GATE_UP, DOWN };
 
-typedef struct { /* y = x W^T + b */
-    const uint8_t *panels; /* [out / 32][in / kind][2][16][kind], filled up with zeros */
-    const float *scale;    /* [out], of bytes; they are 128 more than they stand for */
-    const float *bias;     /* [out], or NULL */
-    int64_t in, out, kind;
-    int64_t groups; /* of inputs that share a scale, where those are bytes; else 1 */
+/* The products of a decoder layer, by index. Linears that read the same input are one matrix. */
+enum { QKV, OUT, GATE_UP, DOWN, NUM_LINEARS };
+
+/* A linear layer, y = x W^T + b. */
+typedef struct {
+    const uint8_t *panels; /* [outputs / 32][inputs / packing][2][16][packing], zero padded */
+    const float *scale;    /* [outputs], of bytes, which are stored with 128 added; else NULL */
+    const float *bias;     /* [outputs], or NULL */
+    int64_t inputs, outputs;
+    int64_t packing; /* F32, BF16 or I8 */
+    int64_t groups;  /* of inputs that share a scale when x is quantized to bytes; else 1 */
 } Matrix;
 
 typedef struct {
-    Matrix joint[4];             /* by QKV, OUT, GATE_UP and DOWN */
-    const float *before, *after; /* [hidden]: weights of the norms */
-    const float *queries, *keys; /* [size]: of the norms of queries and keys, or NULL */
+    Matrix linears[NUM_LINEARS];
+    const float *input_norm;          /* [hidden_size] */
+    const float *post_attention_norm; /* [hidden_size] */
+    const float *q_norm, *k_norm;     /* [head_size], or NULL where the model has none */
 } Layer;
 
+/* What is the same for every forward. */
 typedef struct {
-    int64_t layers, hidden, inner, heads, kv, size;
-    int64_t kind;  /* of the cache and the adapters: F32 or BF16 */
-    int64_t words; /* the embedding's */
-    float eps, scale;
-    const Layer *layer;
-    const float *norm;        /* [hidden] */
-    const uint8_t *embedding; /* [vocabulary][hidden] */
-    Matrix head;
+    int64_t num_layers, hidden_size, intermediate_size;
+    int64_t num_heads, num_kv_heads, head_size;
+    int64_t packing;           /* of the cache and the adapters: F32 or BF16 */
+    int64_t embedding_packing; /* F32 or BF16 */
+    float eps;                 /* of the norms */
+    float attention_scale;     /* of q k^T, before the softmax */
+    const Layer *layers;       /* [num_layers] */
+    const float *final_norm;   /* [hidden_size] */
+    const uint8_t *embedding;  /* [vocab][hidden_size] */
+    Matrix lm_head;
 } Model;
 
-typedef struct { /* tokens that one row reads, from position `start` on */
-    int64_t first, count, row, start;
-} Part;
+/* Consecutive tokens of one sequence, which go to one row of the cache. */
+typedef struct {
+    int64_t first_token; /* index among the tokens of the batch */
+    int64_t num_tokens;
+    int64_t cache_row;
+    int64_t start; /* position of the first token in its sequence */
+} Chunk;
 
-typedef struct { /* what an adapter adds to a joint of so many linears */
-    Matrix down, up[3];
-    int64_t linears;
-} Low;
+/* LoRA of one adapter for one of a layer's fused linears: y += B (A x), the scale within B. */
+typedef struct {
+    Matrix a;    /* the A of all its linears, stacked: [num_linears * rank, inputs] */
+    Matrix b[3]; /* the B of each, for its part of the outputs */
+    int64_t num_linears;
+} Lora;
 
-typedef struct { /* tokens that speak with one adapter */
-    const int64_t *tokens;
-    int64_t count, rank;
-    const Low *low; /* [layers][4] */
-} Owner;
-
-typedef struct { /* some tokens, side by side */
-    int64_t count, parts, owners;
-    const Part *part;
-    const Owner *owner;
-} Tokens;
+/* The tokens of a batch that one adapter serves. */
+typedef struct {
+    const int64_t *token_indices; /* [num_tokens] */
+    int64_t num_tokens, rank;
+    const Lora *loras; /* [num_layers][NUM_LINEARS] */
+} AdapterTokens;
 
 typedef struct {
-    int64_t threads, positions;
-    const int64_t *ids;     /* [all.count] */
-    const float *cos, *sin; /* [all.count][size] */
-    void *const *keys, *const *values; /* [layers] -> [rows][kv][positions][size] */
-    float *scratch;         /* as much as `talkback_scratch` says */
-    float *logits;          /* [told.count][vocabulary] */
-    const int64_t *last;    /* [told.count]: which of all tokens they are, in order */
-    Tokens all, told;       /* those whose logits are wanted alone go through all of the last layer */
-} Step;
+    int64_t num_tokens, num_chunks, num_adapters;
+    const Chunk *chunks;           /* [num_chunks] */
+    const AdapterTokens *adapters; /* [num_adapters]; tokens of the base are in none */
+} TokenBatch;
+
+/* One forward. */
+typedef struct {
+    int64_t num_threads;
+    int64_t kv_capacity;      /* positions that a row of the cache has memory for */
+    const int64_t *token_ids; /* [tokens] */
+    const float *cos, *sin;   /* [tokens][head_size]: rotary embedding of each token's position */
+    void *const *key_cache;   /* [layers] -> [rows][num_kv_heads][kv_capacity][head_size] */
+    void *const *value_cache; /* the same */
+    float *scratch;           /* as many floats as `talkback_scratch_floats` returns */
+    float *logits;            /* [logit tokens][vocab] */
+    const int64_t *logit_rows; /* [logit tokens]: their indices among all tokens, ascending */
+    TokenBatch tokens;         /* all */
+    TokenBatch logit_tokens; /* those with logits: no others go through the end of the last layer */
+} ForwardArgs;

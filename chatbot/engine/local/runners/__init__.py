@@ -1,1 +1,1 @@
-"""Model runners: each computes one step of a model for many sequences, by other means."""
+"""Model runners: each computes one forward of a model for many sequences, by other means."""

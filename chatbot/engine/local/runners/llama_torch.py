@@ -1,8 +1,7 @@
-"""The fast path of the Llama family in torch: one step without the framework around it.
+"""The runner of the Llama family in torch: a forward without the framework around it.
 
-It serves on GPUs, and on CPUs that `native` has no kernels for. It takes `Forward`'s place with the
-same methods, the same cache and the same adapters; `chosen` in `select_runner` decides
-whether it may.
+It serves on GPUs, and on CPUs that `llama_cpu` has no kernels for. It has the methods, the cache
+and the adapters of `TransformersRunner`; `select_runner` decides whether it may serve instead.
 """
 
 from collections.abc import Sequence
@@ -17,54 +16,59 @@ from chatbot.engine.local.kv_cache import SlotKVCache
 from chatbot.engine.local.multi_lora import LoraLayers
 from chatbot.engine.local.packed_linear import PackedLinear
 from chatbot.engine.local.runners import cuda_graphs
-from chatbot.engine.local.runners.cuda_graphs import Layout, Recordings, Span
-from chatbot.engine.local.runners.fused_linear import Fused, head_weights, joints
-from chatbot.engine.local.runners.padding import Group, grouped
-from chatbot.engine.local.runners.rotary import Angles
+from chatbot.engine.local.runners.cuda_graphs import BatchShape, CudaGraphCache, ForwardShape
+from chatbot.engine.local.runners.fused_linear import (
+    FusedLinear,
+    fused_linear_names,
+    qk_norm_weights,
+)
+from chatbot.engine.local.runners.padding import PaddedBatch, pad_chunks
+from chatbot.engine.local.runners.rotary import RotaryTable
 from chatbot.engine.local.runners.runner import Chunk
 from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 
-MUCH = 20_000
-"""Work of an attention, as `attention` counts it, that is worth products of its own; torch's own
-kernel is faster at any size where the CPU has tiles (AMX)."""
-PADDING = 4
-"""Tokens of it that cost as much as attention of their own."""
-EXACT = 16
-"""Up to so many tokens a step computes no more than it has to. Beyond, it has one of 8 sizes
+MIN_BMM_WORK = 20_000
+"""Work of an attention, as `attention` counts it, from which batched products are faster than
+torch's own kernel; that one is faster at any size where the CPU has tiles (AMX)."""
+MAX_PADDING = 4
+"""Tokens of padding that cost as much as an attention of their own."""
+MAX_EXACT_TOKENS = 16
+"""Up to so many tokens a forward computes no more than it has to. Beyond, it has one of 8 sizes
 in each doubling: kernels are made anew for every size."""
 
 
 @dataclass(frozen=True)
-class Block:
-    """Rows side by side in a step, with as many tokens each: what attention is of."""
+class AttentionBlock:
+    """Describes rows side by side in a forward, with as many tokens each, which attention computes
+    at once."""
 
     tokens: slice
-    """Theirs among all tokens of the step."""
-    rows: slice
-    """Theirs in the cache."""
-    count: int
-    """Tokens of a row."""
-    used: int
-    """Positions that are looked at."""
+    """Theirs among all tokens of the forward."""
+    cache_rows: slice
+    num_tokens: int
+    """Of each row."""
+    kv_length: int
+    """Positions of the cache that they attend to."""
     mask: torch.Tensor
-    """[rows, 1, queries, used], added to the scores."""
+    """[rows, 1, queries, kv_length], added to the scores."""
 
 
-class Step:
-    """What all layers of one forward share; see `Fast.read` for the shapes."""
+class ForwardContext:
+    """Holds what all layers of one forward share."""
 
-    def __init__(self, cos: torch.Tensor, sin: torch.Tensor, blocks: list[Block]) -> None:
+    def __init__(self, cos: torch.Tensor, sin: torch.Tensor, blocks: list[AttentionBlock]) -> None:
+        """Take cos and sin [tokens, head_dim] of the tokens' positions."""
         half = cos.shape[-1] // 2
         self.cos = cos.view(-1, 1, 2 * half)
         # The half of a head that is subtracted has its sign in the sine: rotating is a roll.
         self.sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1).view_as(self.cos)
         self.blocks = blocks
-        self.count = blocks[-1].tokens.stop
-        """Tokens without those that only fill up the step."""
+        self.num_tokens = blocks[-1].tokens.stop
+        """Without those that only fill the forward up."""
 
 
-class Norm:
-    """Root mean square norm with the weight of one of the model's."""
+class RMSNorm:
+    """Computes a root mean square norm with the weight of one of the model's."""
 
     def __init__(self, module: Any) -> None:
         self._weight = module.weight.detach()
@@ -74,91 +78,105 @@ class Norm:
         return functional.rms_norm(x, self._weight.shape, self._weight, self._eps)
 
 
-class HeadNorms:
-    """Norms of queries and keys, head by head, where the model has them."""
+class QKNorm:
+    """Computes the norms of queries and keys, head by head, where the model has them (Qwen3)."""
 
-    def __init__(self, queries: Any, keys: Any, heads: int, kv: int) -> None:
-        self._weight = head_weights(queries, keys, heads, kv)
-        self._eps = float(queries.variance_epsilon)
+    def __init__(self, q_norm: Any, k_norm: Any, num_heads: int, num_kv_heads: int) -> None:
+        self._weight = qk_norm_weights(q_norm, k_norm, num_heads, num_kv_heads)
+        self._eps = float(q_norm.variance_epsilon)
 
     def __call__(self, heads: torch.Tensor) -> torch.Tensor:
         return functional.rms_norm(heads, heads.shape[-1:], None, self._eps) * self._weight
 
 
-class Layer:
-    """One decoder layer over its fused weights."""
+class DecoderLayer:
+    """Computes one decoder layer over its fused weights."""
 
-    def __init__(self, model: PreTrainedModel, index: int, rows: LoraLayers) -> None:
+    def __init__(self, model: PreTrainedModel, index: int, lora_layers: LoraLayers) -> None:
         layer = model.model.layers[index]
         attention, mlp = layer.self_attn, layer.mlp
         self.index = index
-        self.size = attention.head_dim
-        self.scale = attention.scaling
+        self.head_dim = attention.head_dim
+        self.attention_scale = attention.scaling
         self.qkv, self.out, self.gate_up, self.down = (
-            Fused(rows, names) for names in joints(index).values()
+            FusedLinear(lora_layers, names) for names in fused_linear_names(index).values()
         )
-        self.act = mlp.act_fn
-        self.before, self.after = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
-        self.kv = attention.k_proj.out_features // self.size
-        self.heads = attention.q_proj.out_features // self.size
-        self.norms: HeadNorms | None = None
+        self.activation = mlp.act_fn
+        self.input_norm = RMSNorm(layer.input_layernorm)
+        self.post_attention_norm = RMSNorm(layer.post_attention_layernorm)
+        self.num_kv_heads = attention.k_proj.out_features // self.head_dim
+        self.num_heads = attention.q_proj.out_features // self.head_dim
+        self.qk_norm: QKNorm | None = None
         if hasattr(attention, "q_norm"):
-            self.norms = HeadNorms(attention.q_norm, attention.k_norm, self.heads, self.kv)
+            self.qk_norm = QKNorm(
+                attention.q_norm, attention.k_norm, self.num_heads, self.num_kv_heads
+            )
 
-    def __call__(self, x: torch.Tensor, step: Step, cache: SlotKVCache) -> torch.Tensor:
-        """[tokens, hidden] -> the same, one layer on."""
-        x = x + self.out(self._attend(self.qkv(self.before(x)), step, cache))
-        gate, up = self.gate_up(self.after(x)).chunk(2, dim=-1)
-        return x + self.down(self.act(gate) * up)
+    def __call__(
+        self, x: torch.Tensor, context: ForwardContext, cache: SlotKVCache
+    ) -> torch.Tensor:
+        """Map the residual stream [tokens, hidden] to that after this layer."""
+        x = x + self.out(self._attend(self.qkv(self.input_norm(x)), context, cache))
+        gate, up = self.gate_up(self.post_attention_norm(x)).chunk(2, dim=-1)
+        return x + self.down(self.activation(gate) * up)
 
-    def _attend(self, qkv: torch.Tensor, step: Step, cache: SlotKVCache) -> torch.Tensor:
-        """Queries, keys and values of the new tokens -> what they read, [tokens, ..]."""
-        heads = qkv.view(len(qkv), -1, self.size)
-        turned = self._turn(heads[:, : self.heads + self.kv], step)
+    def _attend(
+        self, qkv: torch.Tensor, context: ForwardContext, cache: SlotKVCache
+    ) -> torch.Tensor:
+        """Store the new tokens' keys and values; return attention's outputs [tokens, num_heads *
+        head_dim]. qkv is [tokens, (num_heads + 2 num_kv_heads) * head_dim]."""
+        heads = qkv.view(len(qkv), -1, self.head_dim)
+        qk = self._rope(heads[:, : self.num_heads + self.num_kv_heads], context)
+        num_tokens = context.num_tokens
         keys, values = cache.store(
             self.index,
-            turned[: step.count, self.heads :],
-            heads[: step.count, self.heads + self.kv :],
+            qk[:num_tokens, self.num_heads :],
+            heads[:num_tokens, self.num_heads + self.num_kv_heads :],
         )
-        read = [self._read(turned[:, : self.heads], keys, values, block) for block in step.blocks]
-        if step.count < len(qkv):
-            read.append(qkv.new_zeros(len(qkv) - step.count, read[0].shape[1]))
-        return read[0] if len(read) == 1 else torch.cat(read)
+        queries = qk[:, : self.num_heads]
+        outputs = [self._attend_block(queries, keys, values, block) for block in context.blocks]
+        if num_tokens < len(qkv):
+            outputs.append(qkv.new_zeros(len(qkv) - num_tokens, outputs[0].shape[1]))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def _read(
-        self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, block: Block
+    def _attend_block(
+        self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, block: AttentionBlock
     ) -> torch.Tensor:
-        """What the tokens of a block read, [its tokens, heads * size]."""
-        # Heads that share keys and values stand side by side like tokens, and nothing is repeated.
-        q = q[block.tokens].view(-1, block.count, self.kv, self.heads // self.kv, self.size)
-        q = q.permute(0, 2, 3, 1, 4).reshape(len(q), self.kv, -1, self.size)
-        there = (block.rows, slice(None), slice(block.used))
-        read = attention(q, keys[there], values[there], block.mask, self.scale)
-        read = read.view(len(q), self.kv, -1, block.count, self.size).permute(0, 3, 1, 2, 4)
-        return read.reshape(-1, self.heads * self.size)
+        """Return attention's outputs of a block's tokens, [its tokens, num_heads * head_dim]."""
+        # Query heads that share keys and values lie side by side like tokens: nothing is repeated.
+        group = self.num_heads // self.num_kv_heads
+        q = q[block.tokens].view(-1, block.num_tokens, self.num_kv_heads, group, self.head_dim)
+        q = q.permute(0, 2, 3, 1, 4).reshape(len(q), self.num_kv_heads, -1, self.head_dim)
+        where = (block.cache_rows, slice(None), slice(block.kv_length))
+        out = attention(q, keys[where], values[where], block.mask, self.attention_scale)
+        out = out.view(len(q), self.num_kv_heads, -1, block.num_tokens, self.head_dim)
+        return out.permute(0, 3, 1, 2, 4).reshape(-1, self.num_heads * self.head_dim)
 
-    def _turn(self, heads: torch.Tensor, step: Step) -> torch.Tensor:
-        """Rotary positions for queries and keys at once."""
-        if self.norms is not None:
-            heads = self.norms(heads)
-        return torch.addcmul(heads * step.cos, heads.roll(self.size // 2, -1), step.sin)
+    def _rope(self, heads: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+        """Apply rotary position embeddings to queries and keys [tokens, heads, head_dim] at once,
+        normalized before where the model does so."""
+        if self.qk_norm is not None:
+            heads = self.qk_norm(heads)
+        return torch.addcmul(heads * context.cos, heads.roll(self.head_dim // 2, -1), context.sin)
 
 
 def attention(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """What each of q [rows, kv, queries, size] reads in keys and values [rows, kv, used, size]."""
-    rows, kv, queries, size = q.shape
-    heads, used = rows * kv, keys.shape[2]
-    small = heads * used * (12 + queries) < MUCH or torch.cpu._is_amx_tile_supported()
-    if small or q.dtype != torch.bfloat16 or q.device.type != "cpu":
+    """Return softmax(q k^T * scale + mask) v for q [rows, kv_heads, queries, head_dim] and keys and
+    values [rows, kv_heads, kv_length, head_dim]."""
+    rows, kv_heads, queries, head_dim = q.shape
+    heads, kv_length = rows * kv_heads, keys.shape[2]
+    small = heads * kv_length * (12 + queries) < MIN_BMM_WORK
+    fused_is_faster = small or torch.cpu._is_amx_tile_supported()
+    if fused_is_faster or q.dtype != torch.bfloat16 or q.device.type != "cpu":
         return functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
     # In bfloat16 on a CPU without tiles oneDNN's products take a third to two thirds of that time,
     # given matrices without gaps between them: it copies others itself, and slowly.
-    keys, values = (each.contiguous().view(heads, used, size) for each in (keys, values))
+    keys, values = (kv.contiguous().view(heads, kv_length, head_dim) for kv in (keys, values))
     scores = torch.baddbmm(
-        mask.expand(rows, kv, queries, used).reshape(heads, queries, used),
-        q.reshape(heads, queries, size),
+        mask.expand(rows, kv_heads, queries, kv_length).reshape(heads, queries, kv_length),
+        q.reshape(heads, queries, head_dim),
         keys.transpose(1, 2),
         alpha=scale,
     )
@@ -166,117 +184,138 @@ def attention(
 
 
 class LlamaTorchRunner(TransformersRunner):
-    """`Forward` for the Llama family; the model lends its weights until `give_back`."""
+    """Computes forwards of the Llama family in torch; it holds the model's weights until
+    `restore_weights`."""
 
-    name = "fast"
+    name = "llama_torch"
 
-    def __init__(self, plain: TransformersRunner) -> None:
-        super().__init__(plain.model, plain.rows, plain.cache)
-        self._plain = plain
-        self._additive = True
+    def __init__(self, reference: TransformersRunner) -> None:
+        super().__init__(reference.model, reference.lora_layers, reference.cache)
+        self._reference = reference
+        self._additive_mask = True
         count = len(self.model.model.layers)
-        self._layers = [Layer(self.model, index, self.rows) for index in range(count)]
-        self._group = self._layers[0].heads // self._layers[0].kv
-        self._norm = Norm(self.model.model.norm)
-        self._angles = Angles(self.model, self.like)
+        self._layers = [DecoderLayer(self.model, index, self.lora_layers) for index in range(count)]
+        self._queries_per_kv_head = self._layers[0].num_heads // self._layers[0].num_kv_heads
+        self._final_norm = RMSNorm(self.model.model.norm)
+        self._rotary_table = RotaryTable(self.model, self.like)
         head = self.model.lm_head
-        self._head = PackedLinear(head.weight.detach(), head.bias)
-        recorded = cuda_graphs.records(self.like) and not self._angles.moving
-        self._recordings = Recordings(self.rows.batch) if recorded else None
+        self._lm_head = PackedLinear(head.weight.detach(), head.bias)
+        self._cuda_graphs: CudaGraphCache | None = None
+        if cuda_graphs.supports_graphs(self.like) and not self._rotary_table.length_dependent:
+            self._cuda_graphs = CudaGraphCache(self.lora_layers.batch)
 
     @property
     def extra_bytes(self) -> int:
-        """Memory beside the model's weights."""
-        return self._head.nbytes
+        """Return the memory that it takes beside the model's weights: its copy of the lm_head."""
+        return self._lm_head.nbytes
 
-    def _fused(self) -> list[Fused]:
+    def _fused_linears(self) -> list[FusedLinear]:
         return [
-            fused
+            linear
             for layer in self._layers
-            for fused in (layer.qkv, layer.out, layer.gate_up, layer.down)
+            for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)
         ]
 
     def drop_adapter(self, adapter: str) -> None:
-        """Forget an adapter that no row speaks with; between two steps only."""
+        """Forget an adapter that no sequence uses; between two forwards only."""
         super().drop_adapter(adapter)
-        if self._recordings is not None:
-            self._recordings.drop_adapter(adapter)
+        if self._cuda_graphs is not None:
+            self._cuda_graphs.drop_adapter(adapter)
 
     def with_own_cache(self, slots: int, length: int) -> Self:
-        """The same path over an empty cache of its own, for a few steps."""
-        twin = super().with_own_cache(slots, length)
-        twin._recordings = None
-        return twin
+        """Return the same runner over an empty cache of its own, for a few forwards: it captures
+        none."""
+        other = super().with_own_cache(slots, length)
+        other._cuda_graphs = None
+        return other
 
     def reference(self) -> TransformersRunner:
-        """The plain path over the same cache; its linears ask the fused ones while these live."""
-        return self._plain
+        """Return the runner through transformers; its linears take their parts of the fused ones'
+        outputs while this runner holds the weights."""
+        return self._reference
 
     def restore_weights(self) -> None:
-        """The model's linears have their weights again; this path is over."""
-        for fused in self._fused():
-            fused.restore_weights()
-        self.rows.fused.clear()
+        """Give the model's linears their weights again; this runner cannot be used any more."""
+        for linear in self._fused_linears():
+            linear.restore_weights()
+        self.lora_layers.fused.clear()
 
     def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
-        """As `Forward` has it, in one step: products are of all tokens at once, and only attention
-        is block by block."""
-        groups = grouped(chunks, self.cache.max_length, PADDING)
-        count = sum(group.size for group in groups)
-        filling = filled(count) - count
-        numbers = self._numbers(groups, filling)
-        self._plan(groups, filling)
-        layout = self._layout(groups)
-        told = self._tensor(layout.told)
-        if self._recordings is None:
-            return self._logits(layout, told, numbers)
-        return self._recordings.step(
-            layout, numbers, lambda numbers: self._logits(layout, told, numbers), self._read_by
+        """Compute the chunks; return the logits [sum of num_logits, vocab] after the last tokens of
+        each. Products are of all tokens at once, and only attention is block by block."""
+        batches = pad_chunks(chunks, self.cache.max_length, MAX_PADDING)
+        num_tokens = sum(batch.size for batch in batches)
+        num_fill = padded_size(num_tokens) - num_tokens
+        inputs = self._inputs(batches, num_fill)
+        self._assign_adapters(batches, num_fill)
+        shape = self._shape(batches)
+        logit_rows = self._tensor(shape.logit_rows)
+        if self._cuda_graphs is None:
+            return self._logits(shape, logit_rows, inputs)
+        return self._cuda_graphs.run(
+            shape,
+            inputs,
+            lambda inputs: self._logits(shape, logit_rows, inputs),
+            self._kept_alive,
         )
 
-    def _layout(self, groups: list[Group]) -> Layout:
-        """Of a step that is planned."""
-        spans: list[Span] = []
-        told: list[int] = []
+    def _shape(self, batches: list[PaddedBatch]) -> ForwardShape:
+        """Return the shape of a forward whose adapters are assigned."""
+        shapes: list[BatchShape] = []
+        logit_rows: list[int] = []
         first = 0
-        for group in groups:
-            spans.append(Span(group.first, len(group.parts), group.tokens, self._used(group)))
-            told += [first + at for at in group.told()]
-            first += group.size
-        plan = self.rows.batch
-        return Layout(tuple(spans), tuple(told), plan.adapters, plan.mixed, self.cache.capacity)
+        for batch in batches:
+            kv_length = self._kv_length(batch)
+            shapes.append(
+                BatchShape(batch.first_row, len(batch.chunks), batch.num_tokens, kv_length)
+            )
+            logit_rows += [first + index for index in batch.logit_rows()]
+            first += batch.size
+        lora = self.lora_layers.batch
+        capacity = self.cache.capacity
+        return ForwardShape(tuple(shapes), tuple(logit_rows), lora.adapters, lora.mixed, capacity)
 
-    def _logits(self, layout: Layout, told: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        """What a step says; all its launches, and nothing that depends on its numbers but these."""
-        ids, positions, rows = numbers
-        blocks: list[Block] = []
-        count = 0
-        for span in layout.spans:
-            blocks.append(self._block(span, count, positions))
-            count = blocks[-1].tokens.stop
-        reach = max(span.used for span in layout.spans)
-        self.cache.set_write_positions(rows[:count], positions[:count], blocks[-1].rows.stop, reach)
+    def _logits(
+        self, shape: ForwardShape, logit_rows: torch.Tensor, inputs: torch.Tensor
+    ) -> torch.Tensor:
+        """Compute the logits [logit rows, vocab]. All launches of a forward are here, and nothing
+        but `inputs` makes a difference between two of one shape: a graph replays them."""
+        ids, positions, rows = inputs
+        blocks: list[AttentionBlock] = []
+        num_tokens = 0
+        for batch in shape.batches:
+            blocks.append(self._attention_block(batch, num_tokens, positions))
+            num_tokens = blocks[-1].tokens.stop
+        kv_length = max(batch.kv_length for batch in shape.batches)
+        self.cache.set_write_positions(
+            rows[:num_tokens], positions[:num_tokens], blocks[-1].cache_rows.stop, kv_length
+        )
         x = self.model.model.embed_tokens(ids)
-        step = Step(*self._angles(positions, reach), blocks)
+        context = ForwardContext(*self._rotary_table(positions, kv_length), blocks)
         for layer in self._layers:
-            x = layer(x, step, self.cache)
-        return self._head(self._norm(x[told]))
+            x = layer(x, context, self.cache)
+        return self._lm_head(self._final_norm(x[logit_rows]))
 
-    def _block(self, span: Span, first: int, positions: torch.Tensor) -> Block:
-        here = slice(first, first + span.rows * span.tokens)
-        mask = self._mask(positions[here].view(-1, span.tokens), span.used)
-        rows = slice(span.row, span.row + span.rows)
-        return Block(here, rows, span.tokens, span.used, mask.repeat(1, 1, self._group, 1))
+    def _attention_block(
+        self, batch: BatchShape, first_token: int, positions: torch.Tensor
+    ) -> AttentionBlock:
+        tokens = slice(first_token, first_token + batch.num_rows * batch.num_tokens)
+        mask = self._mask(positions[tokens].view(-1, batch.num_tokens), batch.kv_length)
+        mask = mask.repeat(1, 1, self._queries_per_kv_head, 1)
+        cache_rows = slice(batch.first_row, batch.first_row + batch.num_rows)
+        return AttentionBlock(tokens, cache_rows, batch.num_tokens, batch.kv_length, mask)
 
-    def _read_by(self) -> list[object]:
-        """What the launches of this step read and others replace: an adapter's matrices, tables."""
-        names = self.rows.batch.adapters
-        return [*(fused.stacked.get(names) for fused in self._fused()), *self._angles.tables]
+    def _kept_alive(self) -> list[object]:
+        """Return what a graph of the current forward reads and others replace: the adapters'
+        matrices and the rotary tables."""
+        adapters = self.lora_layers.batch.adapters
+        stacked = (linear.stacked.get(adapters) for linear in self._fused_linears())
+        return [*stacked, *self._rotary_table.tables]
 
 
-def filled(count: int) -> int:
-    """How many tokens a step of so many computes."""
-    if count <= EXACT:
-        return count
-    stride = 1 << count.bit_length() - 4
-    return -(-count // stride) * stride
+def padded_size(num_tokens: int) -> int:
+    """Return how many tokens a forward of so many computes."""
+    if num_tokens <= MAX_EXACT_TOKENS:
+        return num_tokens
+    stride = 1 << num_tokens.bit_length() - 4
+    return -(-num_tokens // stride) * stride

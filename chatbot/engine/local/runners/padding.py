@@ -1,4 +1,5 @@
-"""Parts of several streams as blocks: rows side by side, padded to one length."""
+"""Chunks of neighbouring cache rows, padded to one length, so that they are computed as one
+rectangle of tokens."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,75 +8,77 @@ from chatbot.engine.local.runners.runner import Chunk
 
 
 @dataclass
-class Group:
-    """Parts of rows side by side. What pads them lies beyond a row's end in the cache: it is
-    written over before anyone may see it."""
+class PaddedBatch:
+    """Holds chunks of rows side by side. Padding comes after a row's last token: what it writes to
+    the cache is overwritten before any token may read it."""
 
-    parts: list[Chunk]
-    tokens: int
+    chunks: list[Chunk]
+    num_tokens: int
     """Of each row, padding included."""
-    start: int
-    """The last position that one of them starts at."""
+    last_start: int
+    """The highest position that one of them starts at."""
 
-    def take(self, part: Chunk, length: int, padding: int) -> bool:
-        """Have one more, unless it is not the next row's or would take more padding."""
-        rows, tokens = len(self.parts), max(self.tokens, len(part.ids))
-        start = max(self.start, part.start)
-        more = (tokens - self.tokens) * rows + tokens - len(part.ids)
-        if part.row != self.first + rows or more > padding or start + tokens > length:
+    def try_add(self, chunk: Chunk, max_length: int, max_padding: int) -> bool:
+        """Add a chunk and tell so, unless it is not the next row's, would take more padding than
+        `max_padding` tokens, or would reach beyond the `max_length` positions of a row."""
+        num_rows, num_tokens = len(self.chunks), max(self.num_tokens, len(chunk.ids))
+        last_start = max(self.last_start, chunk.start)
+        padding = (num_tokens - self.num_tokens) * num_rows + num_tokens - len(chunk.ids)
+        next_row = self.first_row + num_rows
+        if chunk.row != next_row or padding > max_padding or last_start + num_tokens > max_length:
             return False
-        self.parts.append(part)
-        self.tokens, self.start = tokens, start
+        self.chunks.append(chunk)
+        self.num_tokens, self.last_start = num_tokens, last_start
         return True
 
     @property
-    def first(self) -> int:
-        """The row of the first part; the others follow it."""
-        return self.parts[0].row
+    def first_row(self) -> int:
+        """Return the cache row of the first chunk; the others follow it."""
+        return self.chunks[0].row
 
     @property
     def size(self) -> int:
-        """Tokens of all rows, padding included."""
-        return len(self.parts) * self.tokens
+        """Return the number of tokens of all rows, padding included."""
+        return len(self.chunks) * self.num_tokens
 
     @property
     def end(self) -> int:
-        """The position after the last that is written."""
-        return self.start + self.tokens
+        """Return the position after the last that is written."""
+        return self.last_start + self.num_tokens
 
     @property
     def adapters(self) -> list[str | None]:
-        """Row by row."""
-        return [part.adapter for part in self.parts]
+        """Return the adapter of each row."""
+        return [chunk.adapter for chunk in self.chunks]
 
     def ids(self) -> Iterator[int]:
-        """All tokens, row after row."""
-        for part in self.parts:
-            yield from part.ids
-            yield from [0] * (self.tokens - len(part.ids))
+        """Yield all token ids, row after row."""
+        for chunk in self.chunks:
+            yield from chunk.ids
+            yield from [0] * (self.num_tokens - len(chunk.ids))
 
     def rows(self) -> Iterator[int]:
-        """The cache's row of each."""
-        for part in self.parts:
-            yield from [part.row] * self.tokens
+        """Yield the cache row of each token."""
+        for chunk in self.chunks:
+            yield from [chunk.row] * self.num_tokens
 
     def positions(self) -> Iterator[int]:
-        """The position of each."""
-        for part in self.parts:
-            yield from range(part.start, part.start + self.tokens)
+        """Yield the position of each token."""
+        for chunk in self.chunks:
+            yield from range(chunk.start, chunk.start + self.num_tokens)
 
-    def told(self) -> Iterator[int]:
-        """Which of the tokens have their logits told."""
-        for index, part in enumerate(self.parts):
-            end = index * self.tokens + len(part.ids)
-            yield from range(end - part.num_logits, end)
+    def logit_rows(self) -> Iterator[int]:
+        """Yield the indices of the tokens whose logits are wanted."""
+        for index, chunk in enumerate(self.chunks):
+            end = index * self.num_tokens + len(chunk.ids)
+            yield from range(end - chunk.num_logits, end)
 
 
-def grouped(parts: Sequence[Chunk], length: int, padding: int) -> list[Group]:
-    """The parts, together those that at most so much padding each makes equal; the rows of the
-    cache have so many positions."""
-    groups: list[Group] = []
-    for part in parts:
-        if not (groups and groups[-1].take(part, length, padding)):
-            groups.append(Group([part], len(part.ids), part.start))
-    return groups
+def pad_chunks(chunks: Sequence[Chunk], max_length: int, max_padding: int) -> list[PaddedBatch]:
+    """Put chunks together as long as each adds at most `max_padding` tokens of padding; the cache's
+    rows have `max_length` positions."""
+    batches: list[PaddedBatch] = []
+    for chunk in chunks:
+        if not (batches and batches[-1].try_add(chunk, max_length, max_padding)):
+            batches.append(PaddedBatch([chunk], len(chunk.ids), chunk.start))
+    return batches

@@ -1,35 +1,36 @@
-"""The angles of rotary positions, looked up: models compute them anew at every step."""
+"""Rotary position embeddings, looked up: models compute cos and sin anew at every forward."""
 
 import torch
 from transformers import PreTrainedModel
 
-MOVING = frozenset({"dynamic", "longrope"})
-"""Kinds of rotary positions whose angles depend on how far a step reaches."""
-FIRST = 256
+LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
+"""Rope types whose angles depend on the longest position of a forward: no table can hold them."""
+INITIAL_POSITIONS = 256
 """Positions of the first table; it doubles."""
 
 
-class Angles:
-    """cos and sin of positions as `model` itself has them, in the type and place of `like`."""
+class RotaryTable:
+    """Holds cos and sin of positions as `model` itself computes them, in `like`'s type and on its
+    device."""
 
     def __init__(self, model: PreTrainedModel, like: torch.Tensor) -> None:
         self._rotary = model.model.rotary_emb
         self._like = like
-        self.moving = self._rotary.rope_type in MOVING
-        """Whether they are computed at every step."""
+        self.length_dependent = self._rotary.rope_type in LENGTH_DEPENDENT
+        """Whether they are computed at every forward."""
         self.tables = (like.new_empty(0), like.new_empty(0))
         """cos and sin [positions, head_dim]."""
 
-    def __call__(self, places: torch.Tensor, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """places [tokens], all below `end` -> [tokens, head_dim] each."""
-        if self.moving:
-            return self._computed(places)
+    def __call__(self, positions: torch.Tensor, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cos and sin [tokens, head_dim] of positions [tokens], all below `end`."""
+        if self.length_dependent:
+            return self._compute(positions)
         if end > len(self.tables[0]):
-            length = max(FIRST, 1 << (end - 1).bit_length())
-            self.tables = self._computed(torch.arange(length, device=places.device))
+            length = max(INITIAL_POSITIONS, 1 << (end - 1).bit_length())
+            self.tables = self._compute(torch.arange(length, device=positions.device))
         cos, sin = self.tables
-        return cos[places], sin[places]
+        return cos[positions], sin[positions]
 
-    def _computed(self, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        cos, sin = self._rotary(self._like, places[None])
+    def _compute(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = self._rotary(self._like, positions[None])
         return cos[0], sin[0]

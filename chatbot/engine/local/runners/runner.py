@@ -1,7 +1,7 @@
-"""What a batch asks of a model: one step for many streams, and a cache of what they have read.
+"""The interface of model runners: one forward for many sequences, over a key/value cache of theirs.
 
-Three paths do it: transformers' own forward (`forward`), and for the Llama family a fast one in
-torch (`fast`) and one over our own kernels, also in eight bits (`native`).
+Three implement it: `transformers_runner` by transformers' own forward, for any causal LM; and for
+the Llama family `llama_torch`, in torch, and `llama_cpu`, by our own kernels, also in eight bits.
 """
 
 from collections.abc import Sequence
@@ -16,104 +16,110 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens that one row reads in a step, from position `start` on."""
+    """Holds the consecutive tokens of one sequence that a forward computes, from position `start`
+    on: a piece of its prompt (chunked prefill), or what it decodes."""
 
     row: int
+    """The row of the cache that belongs to the sequence."""
     ids: Sequence[int]
     start: int
     adapter: str | None
     """None for the base."""
     num_logits: int = 1
-    """After how many of the tokens, the last ones, the logits are wanted."""
+    """How many tokens, the last ones, get their logits computed."""
 
     @property
     def end(self) -> int:
-        """The position after the last token."""
+        """Return the position after the last token."""
         return self.start + len(self.ids)
 
 
 class KVCache(Protocol):
-    """Keys and values of the streams, one row each. Rows in use are kept at the front."""
+    """Keeps keys and values of the sequences, one row each. Rows in use are kept at the front."""
 
     @property
     def bytes(self) -> int:
-        """Memory of all rows."""
+        """Return the memory of all rows."""
         ...
 
     def copy_row(self, row: int, length: int) -> list[Any]:
-        """The first `length` positions of a row: pieces with `nbytes`, which no step changes."""
+        """Return a row's first `length` positions, as pieces with `nbytes` that no later forward
+        changes."""
         ...
 
     def restore_row(self, row: int, states: list[Any], length: int) -> None:
-        """Put the first `length` positions of what `read` gave into a row."""
+        """Write the first `length` positions of what `copy_row` returned into a row."""
         ...
 
     def move_row(self, source: int, target: int, length: int) -> None:
-        """Put the first `length` positions of one row in another's place."""
+        """Copy the first `length` positions of one row over another."""
         ...
 
     def zero_row(self, row: int) -> None:
-        """Empty a row that may hold NaN: even masked it would spoil whoever comes after."""
+        """Zero a row that may hold NaN: even masked it would spoil the sequence that comes next."""
         ...
 
     def zero_all(self) -> None:
-        """Empty all rows."""
+        """Zero all rows."""
         ...
 
     def free(self) -> None:
-        """Let go of all memory: another path may keep another type."""
+        """Free all memory: another runner may keep another type."""
         ...
 
 
 class ModelRunner(Protocol):
-    """One step of a model over the rows of its cache."""
+    """Computes forwards of one model over the rows of its cache."""
 
     name: str
-    """plain, fast, native or int8."""
+    """transformers, llama_torch, llama_cpu or int8."""
     parameters: int
 
     @property
     def cpu(self) -> bool:
-        """Whether it computes on the CPU."""
+        """Tell whether it computes on the CPU."""
         ...
 
     @property
     def cache(self) -> KVCache:
-        """What its rows have read."""
+        """Return the keys and values of the sequences."""
         ...
 
     @property
     def extra_bytes(self) -> int:
-        """Memory beside the model's weights."""
+        """Return the memory that it takes beside the model's weights."""
         ...
 
     @property
     def adapter_bytes(self) -> int:
-        """Memory of all adapters, in every layout they are held in."""
+        """Return the memory of all adapters, in every layout they are held in."""
         ...
 
     def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
-        """Read the parts, one at most of each row and in the rows' order; the logits [told,
-        vocabulary] after the last tokens of each. They hold until the next step.
+        """Compute the chunks, one at most of each row and in the rows' order; return the logits
+        [sum of num_logits, vocab] after the last tokens of each. They hold until the next forward.
         """
         ...
 
     def drop_adapter(self, adapter: str) -> None:
-        """Forget an adapter that no row speaks with; between two steps only."""
+        """Forget an adapter that no sequence uses; between two forwards only."""
         ...
 
     def with_own_cache(self, slots: int, length: int) -> Self:
-        """The same path over an empty cache of its own."""
+        """Return the same runner over an empty cache of its own."""
         ...
 
     def set_threads(self, threads: int) -> None:
-        """Compute on so many CPU threads from now on; no stream may be running."""
+        """Compute on so many CPU threads from now on; no sequence may be running."""
         ...
 
     def reference(self) -> "TransformersRunner":
-        """The path through transformers' own forward, which any other is held against."""
+        """Return the runner through transformers' own forward, which any other is checked against.
+
+        It shares the cache and the adapters.
+        """
         ...
 
     def restore_weights(self) -> None:
-        """Leave the model as it was; the path is over."""
+        """Leave the model as it was; the runner cannot be used any more."""
         ...

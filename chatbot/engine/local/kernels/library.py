@@ -1,0 +1,72 @@
+"""Loads the compiled kernels for this CPU, and checks that they read what Python writes."""
+
+import logging
+from ctypes import CDLL, POINTER, byref, c_int64, c_void_p
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+from chatbot.engine.local.kernels.structs import (
+    FieldLayoutStruct,
+    ForwardArgsStruct,
+    Layout,
+    MatrixStruct,
+    ModelStruct,
+    StructLayoutError,
+    check_layout,
+)
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def kernel_library() -> CDLL | None:
+    """Return the kernels for this CPU; None where it has no AVX-512 with VNNI, where none were
+    compiled, or where those compiled lay their structs out otherwise (which is logged)."""
+    if not (torch.cpu._is_avx512_supported() and torch.cpu._is_vnni_supported()):
+        return None
+    name = "_avx512bf16" if torch.cpu._is_avx512_bf16_supported() else "_avx512"
+    spec = find_spec(f"{__package__}.{name}")
+    if spec is None or spec.origin is None:
+        return None
+    library = CDLL(spec.origin)
+    try:
+        check_layout(compiled_layout(library))
+    except StructLayoutError as error:
+        log.error(
+            "The kernels in %s were compiled from other sources: %s Compile them again with "
+            "pip install; until then torch computes, more slowly.",
+            spec.origin,
+            error,
+        )
+        return None
+    return _declare_functions(library)
+
+
+def compiled_layout(library: CDLL) -> Layout:
+    """Return the layout of the structs that a library was compiled with.
+
+    A library without a table is older than the table: StructLayoutError.
+    """
+    if not hasattr(library, "talkback_layout"):
+        raise StructLayoutError("they say nothing of their structs.")
+    library.talkback_layout.restype = POINTER(FieldLayoutStruct)
+    library.talkback_layout.argtypes = [POINTER(c_int64)]
+    count = c_int64()
+    table = library.talkback_layout(byref(count))
+    return {
+        f"{entry.struct_name.decode()}.{entry.field.decode()}": (entry.offset, entry.size)
+        for entry in table[: count.value]
+    }
+
+
+def _declare_functions(library: CDLL) -> CDLL:
+    """Give the exported functions of `forward.c` their types."""
+    library.talkback_scratch_floats.restype = c_int64
+    library.talkback_scratch_floats.argtypes = [POINTER(ModelStruct), POINTER(ForwardArgsStruct)]
+    library.talkback_forward.restype = None
+    library.talkback_forward.argtypes = [POINTER(ModelStruct), POINTER(ForwardArgsStruct)]
+    library.talkback_gemm.restype = None
+    library.talkback_gemm.argtypes = [POINTER(MatrixStruct), *[c_void_p] * 3, c_int64, c_int64]
+    return library
