@@ -41,6 +41,7 @@ class LoadingApp:
         self.on_failure: Callable[[], object] = lambda: None
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        """Pass a request on to the app, or answer that it is loading."""
         if scope["type"] == "lifespan":
             await self._run_lifespan(receive, send)
         elif self._app is not None:
@@ -49,6 +50,8 @@ class LoadingApp:
             await _send_loading(scope, send)
 
     async def _run_lifespan(self, receive: Any, send: Any) -> None:
+        # The messages of the lifespan are startup and shutdown. Startup completes at once, so that
+        # uvicorn answers while the app is made.
         await receive()
         running = asyncio.create_task(self._run_app())
         await send({"type": "lifespan.startup.complete"})
@@ -86,7 +89,7 @@ class LoadingApp:
         loop = made.get_loop()
         try:
             app = self._load()
-        except Exception as error:  # it is raised again where the app is waited for
+        except Exception as error:  # raised where the app is awaited
             loop.call_soon_threadsafe(made.set_exception, error)
         else:
             loop.call_soon_threadsafe(made.set_result, app)

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from starlette.requests import HTTPConnection
 
 from chatbot.api import errors
-from chatbot.api.limits import MAX_TRACKED_CALLERS, TokenBucket, client_address, is_rate_limited
+from chatbot.api.limits import MAX_TRACKED_CALLERS, TokenBuckets, client_address, is_rate_limited
 from chatbot.auth import api_keys
 from chatbot.auth.access import Access
 from chatbot.server import ServerSettings, add_request_guards
@@ -41,7 +41,7 @@ def guarded(store: Store, *, loopback: bool = True, **settings: object) -> Itera
 
 def test_a_bucket_lets_a_burst_pass_and_fills_again() -> None:
     moment = [0.0]
-    bucket = TokenBucket(rate=60, burst=2, clock=lambda: moment[0])
+    bucket = TokenBuckets(rate=60, burst=2, clock=lambda: moment[0])
     assert [bucket.take("ann") for _ in range(3)] == [0, 0, 1]
     assert bucket.take("bob") == 0
     moment[0] = 0.5
@@ -53,7 +53,7 @@ def test_a_bucket_lets_a_burst_pass_and_fills_again() -> None:
 
 
 def test_strangers_do_not_fill_the_memory() -> None:
-    bucket = TokenBucket(rate=1, burst=1)
+    bucket = TokenBuckets(rate=1, burst=1)
     for number in range(MAX_TRACKED_CALLERS + 100):
         bucket.take(str(number))
     assert len(bucket._buckets) == MAX_TRACKED_CALLERS

@@ -1,6 +1,5 @@
-"""What Prometheus and Kubernetes are told, over real HTTP, read with Prometheus' own parser."""
+"""What Prometheus is told, over real HTTP, read with Prometheus' own parser."""
 
-import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from chatbot.api import errors
 from chatbot.api.openai.chat_request import ChatRequest
-from chatbot.api.operations import health, monitoring
+from chatbot.api.operations import monitoring
 from chatbot.api.routes import add_routes
 from chatbot.question import Question
 from chatbot.service import Service
@@ -187,37 +186,3 @@ def test_a_handler_that_fails_is_counted_too(service: Service) -> None:
     labels = {"method": "GET", "route": "/broken", "status": "500"}
     (requests,) = service.metrics.requests.collect()
     assert labels in [sample.labels for sample in requests.samples]
-
-
-def test_ready_is_who_speaks_and_can_keep_what_is_said(
-    http: httpx.Client, service: Service
-) -> None:
-    ready = http.get("/readyz")
-    assert ready.status_code == 200
-    assert ready.json() == {"ready": True, "adapter": service.speaking, "warning": ""}
-
-
-def test_a_database_that_cannot_be_written_is_not_ready(service: Service) -> None:
-    service.store.rows("pragma busy_timeout = 20")
-    (readyz,) = health.readiness_router(service).routes
-    other = sqlite3.connect(service.home.db, isolation_level=None)
-    other.execute("begin immediate")
-    refused = readyz.endpoint()  # type: ignore[attr-defined]  # on this thread: it waits briefly
-    other.close()
-    assert refused.status_code == 503
-    assert b'"ready":false' in refused.body and b"locked" in refused.body
-
-
-def test_looking_at_the_database_changes_nothing_and_is_tried_once_a_second(store: Store) -> None:
-    add_answer(store, "Hello?")
-    before = [store.counts(), store.row("pragma user_version")[0]]  # type: ignore[index]
-    database = health.WriteProbe(store)
-    assert database.error() == ""
-    store.close()
-    store.path.rename(store.path.with_suffix(".away"))
-    store.path.mkdir()
-    assert database.error() == ""
-    assert "unable to open" in health.WriteProbe(store).error()
-    store.path.rmdir()
-    store.path.with_suffix(".away").rename(store.path)
-    assert [store.counts(), store.row("pragma user_version")[0]] == before  # type: ignore[index]

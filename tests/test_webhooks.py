@@ -35,7 +35,9 @@ def tell(home: Home, store: Store) -> Iterator[Tell]:
 
         def start(*urls: str, **settings: Any) -> WebhookDelivery:
             chosen = WebhookSettings(urls=list(urls), secret=SECRET, **settings)
-            webhooks = WebhookDelivery(home, store, chosen, poll=0.01, first_wait=0.02)
+            webhooks = WebhookDelivery(
+                home, store, chosen, poll_seconds=0.01, first_retry_seconds=0.02
+            )
             running.callback(webhooks.close)
             webhooks.start()
             return webhooks

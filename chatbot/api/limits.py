@@ -24,9 +24,9 @@ DEFAULT_RATE_PER_MINUTE = 60
 """Requests a minute where others reach the server, unless the settings say otherwise."""
 
 
-class TokenBucket:
-    """Counts requests by token bucket: each caller's refills up to ``burst`` tokens at ``rate`` a
-    minute, and each request takes one."""
+class TokenBuckets:
+    """Limits each caller's rate by a token bucket: it refills up to ``burst`` tokens at ``rate`` a
+    minute, and a request takes one."""
 
     def __init__(
         self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic
@@ -39,6 +39,7 @@ class TokenBucket:
         now = self._clock()
         tokens, updated_at = self._buckets.pop(caller, (float(self._burst), now))
         tokens = min(self._burst, tokens + (now - updated_at) * self._per_second)
+        # A refused request takes nothing: who waits as long as told passes.
         wait = 0.0 if tokens >= 1 else (1 - tokens) / self._per_second
         self._buckets[caller] = (tokens - 1 if wait == 0 else tokens, now)
         if len(self._buckets) > MAX_TRACKED_CALLERS:
@@ -66,26 +67,27 @@ class RequestLimitMiddleware:
             rate_per_minute = 0 if access.loopback else DEFAULT_RATE_PER_MINUTE
         self._app = app
         self._access = access
-        self._bucket = TokenBucket(rate_per_minute, burst) if rate_per_minute else None
+        self._rate_limit = TokenBuckets(rate_per_minute, burst) if rate_per_minute else None
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        """Pass a request on to the app, or answer why it is refused."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         try:
             await self._check_rate(scope)
             receive = await self._buffer_body(scope, receive)
-        except ApiError as problem:
-            await problem.response()(scope, receive, send)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
     async def _check_rate(self, scope: Scope) -> None:
-        if self._bucket is None or not is_rate_limited(scope["method"], scope["path"]):
+        if self._rate_limit is None or not is_rate_limited(scope["method"], scope["path"]):
             return
         caller = await run_in_threadpool(self._caller_id, HTTPConnection(scope))
-        wait = self._bucket.take(caller)
+        wait = self._rate_limit.take(caller)
         if wait:
             raise ApiError(
                 429,

@@ -71,8 +71,8 @@ class DeliveryContext:
     event_types: list[EventType]
     sender_lock: "SenderLock"
     closing: threading.Event
-    poll: float
-    first_wait: float
+    poll_seconds: float
+    first_retry_seconds: float
 
 
 class WebhookDelivery:
@@ -84,33 +84,39 @@ class WebhookDelivery:
         store: Store,
         settings: WebhookSettings,
         *,
-        poll: float = POLL_SECONDS,
-        first_wait: float = FIRST_RETRY_SECONDS,
+        poll_seconds: float = POLL_SECONDS,
+        first_retry_seconds: float = FIRST_RETRY_SECONDS,
     ) -> None:
         """Prepare the threads; SettingsError for a secret that cannot sign."""
         key = decode_secret(settings.secret) if settings.urls else b""
         self._sender_lock, self._closing = SenderLock(home), threading.Event()
         context = DeliveryContext(
-            store, key, settings.events, self._sender_lock, self._closing, poll, first_wait
+            store,
+            key,
+            settings.events,
+            self._sender_lock,
+            self._closing,
+            poll_seconds,
+            first_retry_seconds,
         )
         self._threads = [WebhookThread(url, context) for url in dict.fromkeys(settings.urls)]
 
     def start(self) -> None:
         """Deliver from now on; a URL that is new gets what happens from here."""
-        for hook in self._threads:
-            hook.register()
-            hook.start()
+        for thread in self._threads:
+            thread.register()
+            thread.start()
 
     def pending(self) -> int:
         """Return how many events wait for the URL that is furthest behind."""
-        return max((hook.pending() for hook in self._threads), default=0)
+        return max((thread.pending() for thread in self._threads), default=0)
 
     def close(self) -> None:
         """Stop; return when the deliveries on their way have ended."""
         self._closing.set()
-        for hook in self._threads:
-            if hook.is_alive():
-                hook.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
         self._sender_lock.release()
 
 
@@ -120,7 +126,7 @@ class WebhookThread(threading.Thread):
     def __init__(self, url: str, context: DeliveryContext) -> None:
         super().__init__(name="webhook", daemon=True)
         self._url, self._context = url, context
-        self._failures, self._wait = 0, context.poll
+        self._failures, self._wait_seconds = 0, context.poll_seconds
 
     def register(self) -> None:
         """Register the URL in the database, where its last acknowledged event is kept."""
@@ -138,13 +144,15 @@ class WebhookThread(threading.Thread):
     def run(self) -> None:
         """Deliver what is pending, again and again, until closed."""
         with httpx.Client(timeout=TIMEOUT_SECONDS, follow_redirects=False) as http:
-            while not self._context.closing.wait(self._wait):
+            while not self._context.closing.wait(self._wait_seconds):
                 try:
                     if self._context.sender_lock.acquire():
                         self._deliver_pending(http)
-                except Exception:  # a database that is locked or full may be well again later
-                    self._wait = self._backoff_seconds()
-                    log.exception("webhooks stumble; trying again in %.0f s", self._wait)
+                except (
+                    Exception
+                ):  # a database that is locked or full now may not be at the next try
+                    self._wait_seconds = self._backoff_seconds()
+                    log.exception("webhooks stumble; trying again in %.0f s", self._wait_seconds)
 
     def _deliver_pending(self, http: httpx.Client) -> None:
         """Deliver all new events in order, until one fails; erased ones are skipped."""
@@ -153,26 +161,26 @@ class WebhookThread(threading.Thread):
         for event in outbox.events_after(store, acknowledged, self._context.event_types):
             if closing.is_set():
                 return
-            if event.data and (why := post_event(http, self._url, self._context.key, event)):
-                return self._record_failure(why)
+            if event.data and (failure := post_event(http, self._url, self._context.key, event)):
+                return self._record_failure(failure)
             outbox.acknowledge(store, self._url, event.number)
-        self._failures, self._wait = 0, self._context.poll
+        self._failures, self._wait_seconds = 0, self._context.poll_seconds
 
-    def _record_failure(self, why: str) -> None:
-        self._wait = self._backoff_seconds()
+    def _record_failure(self, failure: str) -> None:
+        self._wait_seconds = self._backoff_seconds()
         log.warning(
             "the webhook at %s fails: %s; %d events wait, trying again in %.0f s",
             httpx.URL(self._url).host,
-            why,
+            failure,
             self.pending(),
-            self._wait,
+            self._wait_seconds,
         )
 
     def _backoff_seconds(self) -> float:
         """Count one more failure and return the seconds to wait: exponential backoff, with jitter
         so that senders do not retry at the same moment."""
         self._failures += 1
-        wait = self._context.first_wait * 2.0 ** min(self._failures - 1, 30)
+        wait = self._context.first_retry_seconds * 2.0 ** min(self._failures - 1, 30)
         return min(wait, MAX_RETRY_SECONDS) * random.uniform(0.5, 1)
 
 

@@ -1,0 +1,87 @@
+"""POST /v1/feedback over real HTTP."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from chatbot.service import Service
+from tests.fixtures.api_client import post_completion, read_error
+
+
+@pytest.fixture(scope="module")
+def service(api_service: Service) -> Service:
+    """One service for all tests here: none of them minds what the others have said."""
+    return api_service
+
+
+class TestFeedback:
+    """What people say hangs on the answer's id."""
+
+    @pytest.mark.parametrize(
+        ("said", "value"),
+        [
+            ({"kind": "thumb", "up": False, "reasons": ["wrong"]}, None),
+            ({"kind": "thumb", "value": {"up": True}}, {"up": True}),
+            ({"kind": "edit", "text": "Yes, a few."}, {"text": "Yes, a few."}),
+            ({"kind": "comment", "text": "Hm."}, {"text": "Hm."}),
+            ({"kind": "signal", "name": "copy"}, {"name": "copy"}),
+        ],
+    )
+    def test_every_kind_is_kept(
+        self, http: httpx.Client, service: Service, said: dict[str, Any], value: Any
+    ) -> None:
+        id = post_completion(http, user="ann").json()["id"]
+        answer = http.post("/v1/feedback", json={"message_id": id, **said})
+        assert answer.status_code == 200
+        (kept,) = service.store.feedback_on(id)
+        assert answer.json() == {"feedback_id": kept.id} and kept.person == "ann"
+        assert kept.value == (value or {"up": False, "reasons": ["wrong"]})
+
+    def test_a_choice_is_between_two_answers_to_one_question(
+        self, http: httpx.Client, service: Service
+    ) -> None:
+        first = post_completion(http).json()["id"]
+        question = service.store.message(first)
+        second = service.store.add_message(
+            question.conversation_id, question.parent_id, "assistant", "Other"
+        )
+        chosen = {"message_id": second, "kind": "choice", "over": first, "user": "bob"}
+        assert http.post("/v1/feedback", json=chosen).status_code == 200
+        alone = {"message_id": second, "kind": "choice", "over": second}
+        assert read_error(http.post("/v1/feedback", json=alone))[0] == 400
+
+    def test_the_same_key_twice_is_kept_once(self, http: httpx.Client, service: Service) -> None:
+        id = post_completion(http).json()["id"]
+        body = {"message_id": id, "kind": "thumb", "up": True, "idempotency_key": "k-1"}
+        first, second = (http.post("/v1/feedback", json=body).json() for _ in range(2))
+        assert first == second and len(service.store.feedback_on(id)) == 1
+
+    @pytest.mark.parametrize("other", [{"up": False}, {"up": True, "reasons": []}])
+    def test_the_same_key_with_other_content_is_a_conflict(
+        self, http: httpx.Client, service: Service, other: dict[str, Any]
+    ) -> None:
+        id = post_completion(http).json()["id"]
+        key = {"idempotency_key": f"k-{id}"}
+        said = {"message_id": id, "kind": "thumb", "value": {"up": True}, **key}
+        assert http.post("/v1/feedback", json=said).status_code == 200
+        status, error = read_error(http.post("/v1/feedback", json={**said, "value": other}))
+        assert (status, error["param"]) == (409, "idempotency_key")
+        assert len(service.store.feedback_on(id)) == 1
+
+    @pytest.mark.parametrize(
+        ("said", "status"),
+        [
+            ({"kind": "shout", "text": "x"}, 400),
+            ({"kind": "thumb", "up": "yes"}, 400),
+            ({"kind": "edit"}, 400),
+            ({"text": "no kind"}, 400),
+            ({"kind": "thumb", "up": True, "message_id": "msg-none"}, 404),
+        ],
+    )
+    def test_nonsense_is_refused_and_not_kept(
+        self, http: httpx.Client, service: Service, said: dict[str, Any], status: int
+    ) -> None:
+        id = post_completion(http).json()["id"]
+        assert read_error(http.post("/v1/feedback", json={"message_id": id, **said}))[0] == status
+        assert service.store.feedback_on(id) == []
