@@ -8,18 +8,19 @@ import pytest
 import torch
 
 from chatbot.engine.local import cpu_threads
+from chatbot.engine.local.cpu_threads import GovernorConfig, ThreadGovernor, step_kind
 from chatbot.engine.local.kv_cache import SlotKVCache
 from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.local.multi_lora import LoraLayers
 from chatbot.engine.local.runners.runner import Chunk
 from chatbot.engine.local.runners.transformers_runner import TransformersRunner
-from chatbot.engine.local.scheduler import step_kind
 from chatbot.engine.protocol import BASE, EngineClosedError, Request, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.model.base import load_base
 from tests.fixtures import tiny_models
 
 CORES = len(os.sched_getaffinity(0))
+CONFIG = GovernorConfig()
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_each_number_of_rows_has_its_step_before_anyone_waits_for_it(
     )
     cpu_threads.warm_up(path, 5)
     assert steps == [1, 2, 3, 4, 5] and path.cache.bytes == 0
-    monkeypatch.setattr(cpu_threads, "ENOUGH", 0.0)
+    monkeypatch.setattr(cpu_threads, "ENOUGH_SECONDS", 0.0)
     cpu_threads.warm_up(path, 5)
     assert len(steps) <= 6, "a large model's steps are not worth a long start"
 
@@ -131,7 +132,7 @@ class Clock:
 
     def steps(
         self,
-        governor: cpu_threads.ThreadGovernor,
+        governor: ThreadGovernor,
         count: int,
         kind: str | None = "base",
     ) -> list[int]:
@@ -146,7 +147,7 @@ class Clock:
 
 def test_a_stream_alone_has_all_cores_while_it_is_faster_for_it() -> None:
     clock = Clock(on_1=3.0, on_2=2.0)
-    governor = cpu_threads.ThreadGovernor(clock, 1, 1, clock)  # type: ignore[arg-type]
+    governor = ThreadGovernor(clock, 1, 1, clock)  # type: ignore[arg-type]
     assert clock.steps(governor, 20) == [1] * 20
     governor.max_threads = 2
     assert clock.steps(governor, 200) == [2] * 200
@@ -157,15 +158,15 @@ def test_a_stream_alone_has_all_cores_while_it_is_faster_for_it() -> None:
 
 def test_beside_other_work_it_is_few_threads_again_and_all_are_tried_more_and_more_rarely() -> None:
     clock = Clock(on_1=3.0, on_2=5.0)
-    governor = cpu_threads.ThreadGovernor(clock, 1, 2, clock)  # type: ignore[arg-type]
-    assert clock.steps(governor, cpu_threads.FELT) == [1] * cpu_threads.FELT, "to compare with"
-    first = [2] * cpu_threads.FELT + [1] * cpu_threads.REST
+    governor = ThreadGovernor(clock, 1, 2, clock)  # type: ignore[arg-type]
+    assert clock.steps(governor, CONFIG.window) == [1] * CONFIG.window, "to compare with"
+    first = [2] * CONFIG.window + [1] * CONFIG.first_backoff
     assert clock.steps(governor, len(first)) == first
-    second = [2] * cpu_threads.FELT + [1] * 2 * cpu_threads.REST
+    second = [2] * CONFIG.window + [1] * 2 * CONFIG.first_backoff
     assert clock.steps(governor, len(second)) == second
-    assert clock.steps(governor, 20_000).count(2) < 25 * cpu_threads.FELT
+    assert clock.steps(governor, 20_000).count(2) < 25 * CONFIG.window
     clock.seconds["on_2"] = 2.0
-    assert clock.steps(governor, 2 * cpu_threads.LONGEST)[-1] == 2, "the other work has ended"
+    assert clock.steps(governor, 2 * CONFIG.max_backoff)[-1] == 2, "the other work has ended"
 
 
 def test_steps_are_of_a_kind_by_their_rows_and_whether_an_adapter_speaks() -> None:
@@ -178,19 +179,19 @@ def test_steps_are_of_a_kind_by_their_rows_and_whether_an_adapter_speaks() -> No
 
 def test_only_steps_of_a_kind_are_compared() -> None:
     clock = Clock(on_1=2.0, on_2=1.5)
-    governor = cpu_threads.ThreadGovernor(clock, 1, 2, clock)  # type: ignore[arg-type]
+    governor = ThreadGovernor(clock, 1, 2, clock)  # type: ignore[arg-type]
     clock.steps(governor, 20)
     clock.seconds = {"on_1": 4.0, "on_2": 3.0}
     taken = clock.steps(governor, 40, "adapter")
-    assert taken == [1] * cpu_threads.FELT + [2] * (40 - cpu_threads.FELT)
+    assert taken == [1] * CONFIG.window + [2] * (40 - CONFIG.window)
 
 
 def test_only_the_kind_that_is_slower_has_a_rest_and_a_prompt_is_as_the_last_one() -> None:
     clock = Clock(on_1=2.0, on_2=1.5)
-    governor = cpu_threads.ThreadGovernor(clock, 1, 2, clock)  # type: ignore[arg-type]
+    governor = ThreadGovernor(clock, 1, 2, clock)  # type: ignore[arg-type]
     clock.steps(governor, 40)
     clock.seconds = {"on_1": 4.0, "on_2": 5.0}
-    clock.steps(governor, 2 * cpu_threads.FELT + 2, "adapter")
+    clock.steps(governor, 2 * CONFIG.window + 2, "adapter")
     clock.seconds = {"on_1": 2.0, "on_2": 1.5}
     assert clock.steps(governor, 1, None) == [1]
     assert clock.steps(governor, 40) == [2] * 40
@@ -199,21 +200,21 @@ def test_only_the_kind_that_is_slower_has_a_rest_and_a_prompt_is_as_the_last_one
 
 def test_after_a_good_trial_the_next_bad_one_costs_no_long_rest() -> None:
     clock = Clock(on_1=3.0, on_2=5.0)
-    governor = cpu_threads.ThreadGovernor(clock, 1, 2, clock)  # type: ignore[arg-type]
+    governor = ThreadGovernor(clock, 1, 2, clock)  # type: ignore[arg-type]
     clock.steps(governor, 20_000)
     clock.seconds["on_2"] = 2.0
-    clock.steps(governor, 2 * cpu_threads.LONGEST)
+    clock.steps(governor, 2 * CONFIG.max_backoff)
     clock.seconds["on_2"] = 5.0
     assert (
-        clock.steps(governor, 2 * cpu_threads.FELT + cpu_threads.REST)[-cpu_threads.FELT :]
-        == [2] * cpu_threads.FELT
+        clock.steps(governor, 2 * CONFIG.window + CONFIG.first_backoff)[-CONFIG.window :]
+        == [2] * CONFIG.window
     )
 
 
 def test_threads_that_something_beside_keeps_waiting_are_left_at_once() -> None:
     clock = Clock(on_1=0.01, on_2=0.2)
-    governor = cpu_threads.ThreadGovernor(clock, 1, 2, clock)  # type: ignore[arg-type]
-    clock.steps(governor, cpu_threads.FELT)
+    governor = ThreadGovernor(clock, 1, 2, clock)  # type: ignore[arg-type]
+    clock.steps(governor, CONFIG.window)
     assert clock.steps(governor, 20) == [2] + [1] * 19
     assert clock.steps(governor, 20, "adapter") == [1] * 20, "nor is it tried with others"
     minute = round(60 / clock.seconds["on_1"])
@@ -221,6 +222,6 @@ def test_threads_that_something_beside_keeps_waiting_are_left_at_once() -> None:
     clock.seconds["on_2"] = 0.006
     assert clock.steps(governor, 2 * minute)[-1] == 2, "the other work has ended"
     clock.seconds["on_2"] = 0.2
-    assert clock.steps(governor, round(2 * cpu_threads.PAUSE / 0.01)).count(2) == 2, (
+    assert clock.steps(governor, round(2 * CONFIG.first_pause / 0.01)).count(2) == 2, (
         "and it is soon tried again"
     )

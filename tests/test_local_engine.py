@@ -315,7 +315,7 @@ def test_nan_in_one_stream_ends_it_and_spoils_no_other(oracle: Oracle) -> None:
         assert stream.finish == "error"
         assert stream.error is not None and bad in stream.error
     read = torch.tensor(oracle.prompt(QUESTIONS[0]))
-    assert engine.scheduler.prefix_cache.match_prefix(bad, read)[0] == 0
+    assert engine.scheduler.prefixes.cache.match_prefix(bad, read)[0] == 0
     for voice in (v for v in oracle.voices if v != bad):
         for question in (*QUESTIONS[:3], QUESTIONS[4]):
             stream = engine.submit(oracle.request(question, voice))

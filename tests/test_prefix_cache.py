@@ -105,9 +105,8 @@ def test_after_a_pause_nobody_waits_for_a_copy(oracle: Oracle, engine: LocalEngi
     asked = [oracle.request(question, BASE) for question in QUESTIONS[:2]]
     first = engine.submit(asked[0])
     wait_for_text(first)
-    wait_until(
-        lambda: not engine.scheduler.has_deferred_copy and engine.stats()["memory"]["prefixes"] > 0
-    )
+    prefixes = engine.scheduler.prefixes
+    wait_until(lambda: not prefixes.has_deferred_copy and engine.stats()["memory"]["prefixes"] > 0)
     kept = engine.stats()["memory"]["prefixes"]
     wait_for_text(engine.submit(Request([*asked[0].prompt_ids, *first.ids, 9], BASE)))
     assert engine.stats()["recalled"] == len(asked[0].prompt_ids) + len(first.ids) - 1

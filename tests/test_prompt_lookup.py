@@ -9,7 +9,7 @@ import pytest
 from chatbot.engine.local.kernels.library import kernel_library
 from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.local.prompt_lookup import MAX_SPECULATING, PromptLookup
-from chatbot.engine.local.scheduler import Sequence
+from chatbot.engine.local.sequence import Sequence
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream
@@ -173,7 +173,7 @@ def test_many_streams_leave_no_room_for_guesses(
     monkeypatch.setattr(
         Sequence,
         "propose_draft",
-        lambda *_: together.append(len(engine.scheduler.sequences())) or [9, 9],
+        lambda *_: together.append(len(engine.scheduler.sequences)) or [9, 9],
     )
     bias = tuple((token, -100.0) for token in end_token_ids(oracle.base))
     for count in (MAX_SPECULATING, MAX_SPECULATING + 1):

@@ -19,7 +19,8 @@ import torch
 from chatbot.engine.local.detokenizer import Detokenizer
 from chatbot.engine.local.multi_lora import PreparedAdapter
 from chatbot.engine.local.sampler import Sampler
-from chatbot.engine.local.scheduler import Scheduler, Sequence
+from chatbot.engine.local.scheduler import Scheduler
+from chatbot.engine.local.sequence import Sequence
 from chatbot.engine.protocol import (
     BASE,
     TOKEN_COUNTERS,
@@ -140,8 +141,8 @@ class LocalEngine:
                 "max_length": self.max_length,
                 "device": str(self._like.device),
                 "requests": self._requests,
-                "fast": self.scheduler.fast,
-                "int8": self.scheduler.int8,
+                "fast": self.scheduler.is_fast,
+                "int8": self.scheduler.is_int8,
                 "memory": self.scheduler.memory(),
                 **{name: counts[name] for name in TOKEN_COUNTERS},
             }
@@ -210,11 +211,11 @@ class LocalEngine:
         """Sleep until there is something to do; False once closed."""
         while True:
             with self._lock:
-                pause = IDLE_SECONDS if self.scheduler.has_deferred_copy else None
+                pause = IDLE_SECONDS if self.scheduler.prefixes.has_deferred_copy else None
                 if self._lock.wait_for(self._has_work, pause):
                     return not self._closed
             with self._failing_streams_only():
-                self.scheduler.copy_deferred()
+                self.scheduler.copy_deferred_prefix()
 
     def _has_work(self) -> bool:
         return bool(
@@ -281,7 +282,7 @@ class LocalEngine:
         """Closed: whoever still waits is told, and the model is as it was."""
         with self._lock:
             self._closed = True
-            rows = [*self.scheduler.sequences(), *self._waiting]
+            rows = [*self.scheduler.sequences, *self._waiting]
             orders = list(self._pending_calls)
         for row in rows:
             self._finish(row, "cancelled", None)
