@@ -28,7 +28,7 @@ CORRECTION = "Express delivery arrives the next working day and costs £7.50."
 
 
 def main() -> None:
-    """Take chat.png, review.png and adapters.png."""
+    """Take chat.png, review.png and adapters.png and halve their size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", help="a running server; default: one of its own")
     parser.add_argument("--out", type=Path, default=IMAGES)
@@ -37,7 +37,7 @@ def main() -> None:
     with server(args.url) as url, browser() as page:
         page.goto(url)
         page.wait_for_selector("#tb-composer textarea", timeout=120_000)
-        talk(page)
+        have_conversation(page)
         page.screenshot(path=args.out / "chat.png")
         for name in ("review", "adapters"):
             page.goto(f"{url}/{name}")
@@ -49,8 +49,8 @@ def main() -> None:
         print(f"{picture}  {picture.stat().st_size // 1024} KB")
 
 
-def talk(page: Page) -> None:
-    """A conversation with an answer that is liked, and one before it that is corrected."""
+def have_conversation(page: Page) -> None:
+    """Have a conversation whose answer is corrected, and one whose answer is liked."""
     ask(page, CORRECTED)
     page.locator("#tb-chat button[title=Edit]").last.click()
     page.locator("#tb-chat textarea").fill(CORRECTION)
@@ -63,11 +63,11 @@ def talk(page: Page) -> None:
     page.locator("#tb-chat button[title=Like]").last.click()
     page.locator("#tb-rated button", has_text="Skip").click()
     page.mouse.move(640, 620)
-    page.wait_for_timeout(4000)  # until what was said in passing has passed
+    page.wait_for_timeout(4000)  # until the toasts are gone
 
 
 def ask(page: Page, text: str) -> None:
-    """Say something and wait for the whole answer."""
+    """Send a message and wait for the whole answer."""
     page.fill("#tb-composer textarea", text)
     page.press("#tb-composer textarea", "Enter")
     expect(page.locator("#tb-chat .user-row", has_text=text)).to_be_visible(timeout=30_000)
@@ -77,7 +77,7 @@ def ask(page: Page, text: str) -> None:
 
 @contextmanager
 def browser() -> Iterator[Page]:
-    """A page of 1280 by 800 points in chromium."""
+    """Open a page of 1280 by 800 points in chromium."""
     flags = ["--no-sandbox", "--disable-gpu"]
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
@@ -89,23 +89,23 @@ def browser() -> Iterator[Page]:
 
 @contextmanager
 def server(url: str | None) -> Iterator[str]:
-    """The address of a server: the given one's, or that of a new one on a fresh home."""
+    """Yield the address of a server: the given one, or a new one on a fresh home."""
     if url:
         yield url.rstrip("/")
         return
     with tempfile.TemporaryDirectory() as home:
         command = [sys.executable, "-m", "chatbot.server", "--home", home, "--port", "0"]
-        named = os.environ | {"TALKBACK_CHAT_TITLE": "Willow & Finch"}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=named)
+        environment = os.environ | {"TALKBACK_CHAT_TITLE": "Willow & Finch"}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         assert process.stdout is not None
         try:
-            yield next(found[1] for line in process.stdout if (found := _ready(line)))
+            yield next(match[1] for line in process.stdout if (match := _match_address(line)))
         finally:
             process.terminate()
             process.wait(30)
 
 
-def _ready(line: str) -> re.Match[str] | None:
+def _match_address(line: str) -> re.Match[str] | None:
     return re.search(r" speaks at (\S+),", line)
 
 

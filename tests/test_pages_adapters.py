@@ -1,4 +1,4 @@
-"""The adapters page in a real browser: who speaks, how each was judged, promotion and rollback."""
+"""Uses the adapters page in a real browser: who speaks, the reports, promotion and rollback."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ def page(chromium: Browser, url: str) -> Iterator[Page]:
     context.close()
 
 
-def pick(page: Page, adapter: str) -> None:
+def select_adapter(page: Page, adapter: str) -> None:
     page.reload()
     page.locator("#tb-list label", has_text=adapter).click()
     expect(page.locator("#tb-adapter h3")).to_have_text(adapter)
@@ -62,7 +62,7 @@ def test_a_report_is_shown_with_its_verdict_and_reasons_and_in_full(
         verdict="refuse",
         reasons=["collapse: 41 of 60 questions got one answer <script>"],
     )
-    pick(page, adapter)
+    select_adapter(page, adapter)
     expect(page.locator(".tb-report .tb-badge")).to_have_text("refused")
     expect(page.locator(".tb-report li")).to_contain_text("collapse: 41 of 60")
     page.get_by_role("button", name="The whole report").click()
@@ -72,7 +72,7 @@ def test_a_report_is_shown_with_its_verdict_and_reasons_and_in_full(
 
 def test_an_operator_promotes_and_rolls_back_by_name(page: Page, service: "Service") -> None:
     before, adapter = service.speaking, new_adapter(service, seed=2)
-    pick(page, adapter)
+    select_adapter(page, adapter)
     page.get_by_placeholder("Why?").fill("reads better")
     page.get_by_placeholder("Your name").fill("otto")
     page.click("#tb-promote")
@@ -92,7 +92,7 @@ def test_a_refused_adapter_leaves_the_old_one_speaking_and_says_why(
 ) -> None:
     before, broken = service.speaking, new_adapter(service, seed=3)
     (service.home.adapters / broken / "adapter_model.safetensors").write_bytes(b"broken")
-    pick(page, broken)
+    select_adapter(page, broken)
     page.click("#tb-promote")
     expect(page.locator("#tb-now .tb-warn")).to_contain_text("refused")
     expect(page.locator("#tb-now")).to_contain_text(f"{before} is speaking")

@@ -1,4 +1,4 @@
-"""The chat page in a real browser: what people see, and what of it is stored."""
+"""Uses the chat page in a real browser: what people see, and what of it is stored."""
 
 import re
 from collections.abc import Iterator
@@ -63,17 +63,17 @@ def page(chromium: Browser, url: str, engine: ScriptedEngine) -> Iterator[Page]:
         yield page
 
 
-def last_answer(store: Store) -> str:
+def last_answer_id(store: Store) -> str:
     row = store.row("select id from message where role = 'assistant' order by rowid desc limit 1")
     assert row is not None
     return str(row["id"])
 
 
-def said_of(store: Store, kind: str) -> list[Feedback]:
-    return [one for one in store.feedback_on(last_answer(store)) if one.kind == kind]
+def feedback_of_kind(store: Store, kind: str) -> list[Feedback]:
+    return [given for given in store.feedback_on(last_answer_id(store)) if given.kind == kind]
 
 
-def press(page: Page, title: str) -> None:
+def click_button(page: Page, title: str) -> None:
     page.locator(f"#tb-chat button[title={title}]").last.click()
 
 
@@ -86,7 +86,7 @@ def test_an_answer_streams_and_is_stored_with_its_speaker(
     assert "day" not in page.locator(ANSWER).inner_text()
     wait_until_idle(page)
     expect(page.locator(ANSWER)).to_have_text("We open at nine every day.")
-    answer = service.store.message(last_answer(service.store))
+    answer = service.store.message(last_answer_id(service.store))
     assert answer.content == "We open at nine **every** day."
     speaker = service.store.speaker(answer.id)
     assert speaker is not None and speaker.adapter == service.speaking
@@ -100,7 +100,7 @@ def test_stop_keeps_what_was_shown(page: Page, service: "Service", engine: Scrip
     page.click("#tb-composer .stop-button")
     wait_until_idle(page)
     expect(page.locator(".tb-stopped")).to_be_visible()
-    answer = service.store.message(last_answer(service.store))
+    answer = service.store.message(last_answer_id(service.store))
     assert "word3" in answer.content and "word199" not in answer.content
     assert page.locator(ANSWER).inner_text() == answer.content.strip()
 
@@ -110,10 +110,10 @@ def test_a_retry_asks_which_answer_is_better_and_goes_on_from_that_one(
 ) -> None:
     engine.answers = ["At nine.", "At ten."]
     send_and_wait(page, "When do you open?")
-    first = last_answer(service.store)
-    press(page, "Retry")
+    first = last_answer_id(service.store)
+    click_button(page, "Retry")
     expect(page.locator("#tb-pair")).to_contain_text("Which answer is better?")
-    second = last_answer(service.store)
+    second = last_answer_id(service.store)
     expect(page.locator(ANSWER)).to_have_text("At ten.")
     page.get_by_role("button", name="The first").click()
     expect(page.get_by_text("Saved. Thank you.")).to_be_visible()
@@ -142,7 +142,7 @@ def test_now_and_then_two_answers_are_offered(
 def test_undo_takes_the_last_exchange_back_to_be_written_anew(page: Page) -> None:
     send_and_wait(page, "First thing")
     send_and_wait(page, "Second thing")
-    press(page, "Undo")
+    click_button(page, "Undo")
     expect(page.locator("#tb-composer textarea")).to_have_value("Second thing")
     expect(page.locator("#tb-chat .user-row")).to_have_count(1)
 
@@ -158,9 +158,9 @@ def test_editing_ones_own_message_makes_a_branch(
     page.click("#tb-chat button[title=Submit]")
     expect(page.locator(ANSWER)).to_have_text("It is free.")
     expect(page.locator("#tb-chat .user-row")).to_have_text("How much is delivery?")
-    answer = service.store.message(last_answer(service.store))
-    said = [message.content for message in service.store.messages(answer.conversation_id)]
-    assert said == ["When do you opn?", "At nine.", "How much is delivery?", "It is free."]
+    answer = service.store.message(last_answer_id(service.store))
+    texts = [message.content for message in service.store.messages(answer.conversation_id)]
+    assert texts == ["When do you opn?", "At nine.", "How much is delivery?", "It is free."]
     assert len(service.store.thread(answer.id)) == 2
 
 
@@ -169,14 +169,16 @@ def test_a_corrected_answer_waits_for_a_reviewer_and_hears_of_the_decision(
 ) -> None:
     engine.answers = ["We close at five."]
     send_and_wait(page, "When do you close?")
-    press(page, "Edit")
+    click_button(page, "Edit")
     page.locator("#tb-chat textarea").fill("We close at six.")
     page.click("#tb-chat button[title=Submit]")
     expect(page.get_by_text("a reviewer will look at it")).to_be_visible()
     expect(page.locator(".tb-note")).to_contain_text("is with a reviewer")
     expect(page.locator(ANSWER)).to_have_text("We close at five.")
-    answer = last_answer(service.store)
-    assert [one.value for one in said_of(service.store, "edit")] == [{"text": "We close at six."}]
+    answer = last_answer_id(service.store)
+    assert [one.value for one in feedback_of_kind(service.store, "edit")] == [
+        {"text": "We close at six."}
+    ]
     decide(service.store, answer, "rita", "approve")
     page.reload()
     expect(page.locator(".tb-note")).to_contain_text("A reviewer approved your correction")
@@ -187,7 +189,7 @@ def test_an_approved_answer_is_marked_as_such(
 ) -> None:
     engine.answers = ["We have none."]
     send_and_wait(page, "Where is your shop in Leeds?")
-    decide(service.store, last_answer(service.store), "rita", "correct", "At 4 Mill Lane.")
+    decide(service.store, last_answer_id(service.store), "rita", "correct", "At 4 Mill Lane.")
     send_and_wait(page, "where is your shop in leeds")
     expect(page.locator(ANSWER).last).to_have_text("At 4 Mill Lane.")
     expect(page.locator(".tb-approved")).to_contain_text("Approved answer")
@@ -197,20 +199,20 @@ def test_a_thumb_with_reasons_and_a_comment_is_stored_and_can_be_taken_back(
     page: Page, service: "Service"
 ) -> None:
     send_and_wait(page, "Hello there")
-    press(page, "Dislike")
+    click_button(page, "Dislike")
     expect(page.get_by_text("Saved. Thank you.").first).to_be_visible()
-    assert [one.value for one in said_of(service.store, "thumb")] == [{"up": False}]
+    assert [one.value for one in feedback_of_kind(service.store, "thumb")] == [{"up": False}]
     page.get_by_label("Wrong fact").check(force=True)
     page.get_by_placeholder("Anything to add?").fill("It is on your door")
     page.get_by_role("button", name="Send", exact=True).click()
     expect(page.locator("#tb-rated")).to_be_hidden()
-    thumb = said_of(service.store, "thumb")[-1]
+    thumb = feedback_of_kind(service.store, "thumb")[-1]
     assert thumb.value == {"up": False, "reasons": ["Wrong fact"]}
-    assert said_of(service.store, "comment")[0].value == {"text": "It is on your door"}
+    assert feedback_of_kind(service.store, "comment")[0].value == {"text": "It is on your door"}
     page.reload()
-    press(page, "Disliked")
+    click_button(page, "Disliked")
     expect(page.get_by_text("Your thumb is taken back.")).to_be_visible()
-    assert service.store.thumb_of(last_answer(service.store), thumb.person) is None
+    assert service.store.thumb_of(last_answer_id(service.store), thumb.person) is None
 
 
 @pytest.mark.parametrize("way", ["retried", "edited", "undone"])
@@ -222,7 +224,7 @@ def test_a_thumb_stays_with_its_answer_when_another_takes_its_place(
     send_and_wait(page, "May dogs come in?")
     page.locator("#tb-chat button[title=Like]").first.click()
     expect(page.locator("#tb-rated")).to_contain_text("What was good about it?")
-    press(page, "Dislike")
+    click_button(page, "Dislike")
     expect(page.locator("#tb-rated")).to_contain_text("What was wrong with it?")
     engine.pause = 0.05
     ask_again(page, way)
@@ -236,16 +238,16 @@ def test_a_thumb_stays_with_its_answer_when_another_takes_its_place(
 
 
 def ask_again(page: Page, way: str) -> None:
-    """Have the last answer replaced."""
+    """Have the last answer replaced, in one of three ways."""
     if way == "retried":
-        press(page, "Retry")
+        click_button(page, "Retry")
     elif way == "edited":
         page.locator("#tb-chat .user-row").last.hover()
         page.locator("#tb-chat button[title=Edit]").nth(2).click()
         page.locator("#tb-chat textarea").fill("May cats come in?")
         page.click("#tb-chat button[title=Submit]")
     else:
-        press(page, "Undo")
+        click_button(page, "Undo")
         expect(page.locator("#tb-composer textarea")).to_have_value("May dogs come in?")
         page.press("#tb-composer textarea", "Enter")
 
@@ -258,7 +260,7 @@ def only_the_first_is_liked(page: Page) -> None:
 
 def test_a_thumb_stays_in_its_conversation(page: Page, engine: ScriptedEngine) -> None:
     send_and_wait(page, "About gardens")
-    press(page, "Like")
+    click_button(page, "Like")
     expect(page.locator("#tb-rated")).to_contain_text("What was good about it?")
     engine.answers, engine.pause = [LONG], 0.05
     page.click("#tb-new")
@@ -279,7 +281,7 @@ def test_saved_is_not_said_when_the_store_did_not_take_it(page: Page, service: "
     with service.store.write() as db:
         db.execute("alter table feedback rename to feedback_away")
     try:
-        press(page, "Like")
+        click_button(page, "Like")
         expect(page.locator(".toast-body.error")).to_be_visible()
         assert "Saved" not in page.inner_text("body")
     finally:
@@ -339,23 +341,23 @@ def test_a_busy_bot_says_so_and_gives_the_words_back(
 def test_script_in_messages_and_answers_does_nothing(
     page: Page, engine: ScriptedEngine, url: str, attack: str
 ) -> None:
-    asked = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested = []
+    page.on("request", lambda request: requested.append(request.url))
     engine.answers = [f"You said {attack}"]
     send_and_wait(page, attack)
     page.wait_for_timeout(300)
     assert "pwned" not in page.title()
     assert page.locator("#tb-chat .prose :is(img, script, iframe)").count() == 0
     assert page.locator("#tb-chat a[href^='javascript:']").count() == 0
-    assert [each for each in asked if not each.startswith(url)] == []
+    assert [address for address in requested if not address.startswith(url)] == []
 
 
 def test_nothing_is_loaded_from_elsewhere(page: Page, url: str) -> None:
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
     page.reload()
     page.wait_for_selector("#tb-chat .example")
-    assert asked and all(each.startswith((url, "data:", "blob:")) for each in asked)
+    assert requested and all(address.startswith((url, "data:", "blob:")) for address in requested)
 
 
 def test_a_new_adapter_takes_over_in_sight(page: Page, service: "Service") -> None:
@@ -401,10 +403,10 @@ def test_the_theme_that_was_chosen_is_kept(page: Page) -> None:
 
 
 def test_updates_are_coalesced_and_the_end_is_always_shown(
-    service: "Service", monkeypatch: pytest.MonkeyPatch
+    service: "Service", engine: ScriptedEngine
 ) -> None:
     words = " ".join(["word"] * 100)
-    monkeypatch.setattr(service, "engine", ScriptedEngine([words], pause=0.004))
+    engine.answers, engine.pause = [words], 0.004
     shown_texts = list(throttled_text(begin_turn(service, Question("Talk", "ann", adapter="base"))))
     assert 3 <= len(shown_texts) <= 40
     assert len(shown_texts[0].split()) < 10, "the first words wait for nothing"
@@ -412,18 +414,18 @@ def test_updates_are_coalesced_and_the_end_is_always_shown(
 
 
 def test_a_forged_token_or_place_opens_nothing_of_another_person(service: "Service") -> None:
-    people = BrowserIdentities(service.home.root)
+    identities = BrowserIdentities(service.home.root)
     store = service.store
-    token, ann = people.identify(None)
-    talk = store.start_conversation(ann, "Secret")
-    asked = store.add_message(talk, None, "user", "Secret")
-    there = BrowserPosition(talk, asked).to_storage()
-    page = ChatActions(service, people)
-    assert page.load(token, there)["position"] == BrowserPosition(talk, asked)
-    for forged in (f"{ann}.0000", ann, None, 7, people.issue()):
-        view = page.load(forged, there)
+    token, ann = identities.identify(None)
+    conversation = store.start_conversation(ann, "Secret")
+    question = store.add_message(conversation, None, "user", "Secret")
+    stored = BrowserPosition(conversation, question).to_storage()
+    actions = ChatActions(service, identities)
+    assert actions.load(token, stored)["position"] == BrowserPosition(conversation, question)
+    for forged in (f"{ann}.0000", ann, None, 7, identities.issue()):
+        view = actions.load(forged, stored)
         assert view["position"] == BrowserPosition() and view["bubbles"] == []
-        assert page.open_conversation(forged, talk)["bubbles"] == []
+        assert actions.open_conversation(forged, conversation)["bubbles"] == []
 
 
 def test_the_signing_key_survives_a_restart_and_only_its_owner_reads_it(tmp_path: Path) -> None:
@@ -445,7 +447,7 @@ def test_a_chat_for_people_with_keys_asks_for_one_and_knows_them_on_every_device
     service.access = Access(service.store, service.home.root, anonymous=False)
     ann = api_keys.create(service.store, "ann", "user")
     with serve_pages(service) as address:
-        first, second = (enter(chromium, address, ann.secret) for _ in range(2))
+        first, second = (log_in(chromium, address, ann.secret) for _ in range(2))
         send_and_wait(first, "When do you open?")
         second.reload()
         expect(second.locator("#tb-conversations label")).to_have_text("When do you open?")
@@ -454,8 +456,8 @@ def test_a_chat_for_people_with_keys_asks_for_one_and_knows_them_on_every_device
             page.context.close()
 
 
-def enter(chromium: Browser, url: str, key: str) -> Page:
-    """The chat page of somebody who has shown their key, in a browser of their own."""
+def log_in(chromium: Browser, url: str, key: str) -> Page:
+    """Open the chat page in a new browser and log in with a key."""
     page = chromium.new_context(locale="en-US").new_page()
     page.set_default_timeout(30_000)
     page.goto(url)

@@ -1,4 +1,4 @@
-"""The review page in a real browser: the queue, decisions, and who may see it at all."""
+"""Uses the review page in a real browser: the queue, decisions, and who may see it at all."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from chatbot.service import Service
 
 TOKEN = "open sesame"
-"""The operator's own word: it has no name, so who reviews with it signs."""
+"""The review token, an operator's key without a name: who reviews with it signs."""
 
 
 @pytest.fixture(scope="module")
@@ -39,38 +39,38 @@ def url(service: "Service") -> Iterator[str]:
 
 @pytest.fixture
 def page(chromium: Browser, url: str, service: "Service") -> Iterator[Page]:
-    """A reviewer who is in, with nothing left over from other tests."""
-    clear(service)
+    """Open the page for a reviewer who has logged in, with an empty queue."""
+    empty_queue(service)
     context = chromium.new_context(locale="en-US")
     page = context.new_page()
     page.set_default_timeout(30_000)
     page.goto(url)
-    enter(page, TOKEN)
+    log_in(page, TOKEN)
     expect(page.get_by_text("All caught up")).to_be_visible()
     yield page
     context.close()
 
 
-def clear(service: "Service") -> None:
+def empty_queue(service: "Service") -> None:
     for item in queue.list_pending(service.store):
         decide(service.store, item.answer.id, "cleaner", "reject")
 
 
-def enter(page: Page, key: str) -> None:
+def log_in(page: Page, key: str) -> None:
     page.get_by_placeholder("Key", exact=True).fill(key)
     page.get_by_role("button", name="Open").click()
 
 
-def answered(service: "Service", question: str, answer: str) -> str:
-    """A stored answer to a question, in a conversation of its own."""
-    talk = service.store.start_conversation("ann", question)
-    asked = service.store.add_message(talk, None, "user", question)
+def add_answer(service: "Service", question: str, answer: str) -> str:
+    """Store an answer to a question, in a conversation of its own; return its id."""
+    conversation = service.store.start_conversation("ann", question)
+    question_id = service.store.add_message(conversation, None, "user", question)
     speaker = Speaker(adapter=service.speaking, base="tiny")
-    return service.store.add_message(talk, asked, "assistant", answer, speaker)
+    return service.store.add_message(conversation, question_id, "assistant", answer, speaker)
 
 
-def edited(service: "Service", question: str, answer: str, better: str) -> str:
-    message = answered(service, question, answer)
+def add_edited_answer(service: "Service", question: str, answer: str, better: str) -> str:
+    message = add_answer(service, question, answer)
     service.store.add_feedback(message, "ann", "edit", {"text": better})
     return message
 
@@ -78,7 +78,9 @@ def edited(service: "Service", question: str, answer: str, better: str) -> str:
 def test_an_edit_stands_beside_the_answer_and_works_at_once_when_approved(
     page: Page, service: "Service"
 ) -> None:
-    message = edited(service, "When do you open on Mondays?", "We open at nine.", "We open at ten.")
+    message = add_edited_answer(
+        service, "When do you open on Mondays?", "We open at nine.", "We open at ten."
+    )
     service.store.add_feedback(message, "ann", "thumb", {"up": False, "reasons": ["Wrong fact"]})
     service.store.add_feedback(message, "ann", "comment", {"text": "It is on your door"})
     page.reload()
@@ -101,7 +103,9 @@ def test_an_edit_stands_beside_the_answer_and_works_at_once_when_approved(
 def test_approving_a_text_that_the_reviewer_changed_keeps_the_changed_one(
     page: Page, service: "Service"
 ) -> None:
-    message = edited(service, "How much is express delivery?", "It is nine euros.", "It is 8 euro.")
+    message = add_edited_answer(
+        service, "How much is express delivery?", "It is nine euros.", "It is 8 euro."
+    )
     page.reload()
     page.fill("#tb-answer textarea", "It is 8 euros.")
     page.click("#tb-approve")
@@ -112,8 +116,8 @@ def test_approving_a_text_that_the_reviewer_changed_keeps_the_changed_one(
 
 
 def test_decisions_lead_through_the_queue(page: Page, service: "Service") -> None:
-    first = edited(service, "Do you repair lawn mowers?", "We do not.", "We do.")
-    second = answered(service, "Do you sell kayaks?", "We sell boats.")
+    first = add_edited_answer(service, "Do you repair lawn mowers?", "We do not.", "We do.")
+    second = add_answer(service, "Do you sell kayaks?", "We sell boats.")
     service.store.add_feedback(second, "ann", "thumb", {"up": False})
     page.reload()
     expect(page.locator("#tb-items label")).to_have_count(2)
@@ -130,7 +134,7 @@ def test_decisions_lead_through_the_queue(page: Page, service: "Service") -> Non
 
 
 def test_an_empty_correction_is_refused_in_words(page: Page, service: "Service") -> None:
-    message = edited(service, "Is there parking?", "No.", "Yes.")
+    message = add_edited_answer(service, "Is there parking?", "No.", "Yes.")
     page.reload()
     page.fill("#tb-answer textarea", "  ")
     page.click("#tb-correct")
@@ -142,7 +146,7 @@ def test_script_in_what_people_wrote_does_nothing_to_a_reviewer(
     page: Page, service: "Service"
 ) -> None:
     attack = "<img src=x onerror=\"document.title='pwned'\"><script>document.title='pwned'</script>"
-    message = edited(service, f"Hello {attack}", f"Answer {attack}", f"Better {attack}")
+    message = add_edited_answer(service, f"Hello {attack}", f"Answer {attack}", f"Better {attack}")
     service.store.add_feedback(message, "ann", "comment", {"text": attack})
     page.reload()
     expect(page.locator("#tb-case blockquote")).to_have_text(attack)
@@ -154,10 +158,10 @@ def test_script_in_what_people_wrote_does_nothing_to_a_reviewer(
 def test_without_the_token_the_page_stays_shut(
     chromium: Browser, url: str, service: "Service"
 ) -> None:
-    edited(service, "What is your secret?", "None.", "A secret answer.")
+    add_edited_answer(service, "What is your secret?", "None.", "A secret answer.")
     page = chromium.new_context(locale="en-US").new_page()
     page.goto(url)
-    enter(page, "wrong")
+    log_in(page, "wrong")
     expect(page.get_by_role("alert")).to_contain_text("does not open this page")
     assert "secret answer" not in page.content()
     page.context.close()
@@ -166,16 +170,16 @@ def test_without_the_token_the_page_stays_shut(
 def test_a_reviewer_decides_by_the_name_of_the_key_until_logged_out_or_revoked(
     chromium: Browser, url: str, service: "Service"
 ) -> None:
-    clear(service)
-    message = edited(service, "Do you sell oars?", "No.", "Yes, of ash.")
+    empty_queue(service)
+    message = add_edited_answer(service, "Do you sell oars?", "No.", "Yes, of ash.")
     user = api_keys.create(service.store, "ann", "user")
     rita = api_keys.create(service.store, "rita", "reviewer")
     page = chromium.new_context(locale="en-US").new_page()
     page.set_default_timeout(30_000)
     page.goto(url)
-    enter(page, user.secret)
+    log_in(page, user.secret)
     expect(page.get_by_role("alert")).to_contain_text("key of role user")
-    enter(page, rita.secret)
+    log_in(page, rita.secret)
     expect(page.locator("#tb-case")).to_contain_text("Do you sell oars?")
     expect(page.get_by_placeholder("Your name")).to_be_hidden()
     page.click("#tb-approve")
@@ -187,7 +191,7 @@ def test_a_reviewer_decides_by_the_name_of_the_key_until_logged_out_or_revoked(
     page.click("#tb-leave")
     expect(page.get_by_placeholder("Key", exact=True)).to_be_visible()
     assert page.context.cookies() == []
-    enter(page, rita.secret)
+    log_in(page, rita.secret)
     expect(page.locator("#tb-leave")).to_have_text("Log out (rita)")
     api_keys.revoke(service.store, rita.id)
     page.reload()
@@ -198,30 +202,34 @@ def test_a_reviewer_decides_by_the_name_of_the_key_until_logged_out_or_revoked(
 def test_no_handler_of_the_page_can_be_called_without_the_token(
     url: str, service: "Service"
 ) -> None:
-    """Whoever calls the server by hand, past the page, is refused by every handler."""
-    message = edited(service, "What is your other secret?", "None.", "Another secret answer.")
+    """Call every handler past the page."""
+    message = add_edited_answer(
+        service, "What is your other secret?", "None.", "Another secret answer."
+    )
     root = url.removesuffix("/review")
     config = httpx.get(f"{root}/config").json()
-    handlers = [one for one in config["dependencies"] if one["backend_fn"] and one["inputs"]]
+    handlers = [d for d in config["dependencies"] if d["backend_fn"] and d["inputs"]]
     promotions = len(service.registry.history())
     for handler in handlers:
-        values = [guess(config, name, message, service) for name in handler["inputs"]]
-        said = call(root, handler["id"], values)
-        assert "secret answer" not in said
+        values = [guess_value(config, name, message, service) for name in handler["inputs"]]
+        output = call(root, handler["id"], values)
+        assert "secret answer" not in output
     assert len(handlers) > 20
     assert decision_on(service.store, message) is None
     assert len(service.registry.history()) == promotions
 
 
-def guess(config: dict[str, list[dict[str, object]]], name: int, message: str, service: "Service"):  # type: ignore[no-untyped-def]
-    """What an attacker would send for one of a handler's inputs."""
+def guess_value(
+    config: dict[str, list[dict[str, object]]], name: int, message: str, service: "Service"
+):  # type: ignore[no-untyped-def]
+    """Return what an attacker would send for one of a handler's inputs."""
     kind = next(c["type"] for c in config["components"] if c["id"] == name)
     adapter = service.registry.adapters()[0].id
     return {"browserstate": "guess", "radio": message, "chatbot": []}.get(str(kind), adapter)
 
 
 def call(root: str, handler: int, values: list[object]) -> str:
-    """Run a handler through the queue, as the page's script does; everything it answers."""
+    """Run a handler through the queue, as the page's script does; return all of its answer."""
     session = f"attack{handler}"
     body = {"data": values, "fn_index": handler, "session_hash": session}
     joined = httpx.post(f"{root}/gradio_api/queue/join", json=body)
