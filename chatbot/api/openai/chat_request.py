@@ -113,15 +113,17 @@ class ChatRequest(BaseModel):
     @property
     def system(self) -> str | None:
         """Return the client's own system prompt, None when it sends none."""
-        prompts = [m.text() for m in self.messages if m.role in ("system", "developer")]
+        prompts = [
+            message.text() for message in self.messages if message.role in ("system", "developer")
+        ]
         return "\n\n".join(prompts) if prompts else None
 
     def turns(self) -> list[tuple[Role, str]]:
         """Return the turns (role, text), of which the last is the question; ApiError (400)."""
         turns: list[tuple[Role, str]] = [
-            ("user" if m.role == "user" else "assistant", m.text())
-            for m in self.messages
-            if m.role in ("user", "assistant")
+            ("user" if message.role == "user" else "assistant", message.text())
+            for message in self.messages
+            if message.role in ("user", "assistant")
         ]
         if not turns or turns[-1][0] != "user":
             raise ApiError(400, "the last message must be the user's", param="messages")

@@ -12,19 +12,19 @@ from chatbot.api.openai.models import model_name
 from chatbot.turn import Turn
 
 
-def chat_completion(turns: Sequence[Turn], spell: FormatLogprobs) -> dict[str, Any]:
+def chat_completion(turns: Sequence[Turn], format_logprobs: FormatLogprobs) -> dict[str, Any]:
     """Return a whole completion. Its id is that of the first answer; each choice has its own."""
-    choices = [_choice(index, turn, spell) for index, turn in enumerate(turns)]
-    head = _envelope(turns[0], "chat.completion") | {"metadata": _metadata(turns[0])}
-    return head | {"choices": choices, "usage": _usage(turns)}
+    choices = [_choice(index, turn, format_logprobs) for index, turn in enumerate(turns)]
+    envelope = _envelope(turns[0], "chat.completion") | {"metadata": _metadata(turns[0])}
+    return envelope | {"choices": choices, "usage": _usage(turns)}
 
 
-def _choice(index: int, turn: Turn, spell: FormatLogprobs) -> dict[str, Any]:
+def _choice(index: int, turn: Turn, format_logprobs: FormatLogprobs) -> dict[str, Any]:
     """Return one answer; feedback on it names its ``message_id``."""
     return {
         "index": index,
         "message": {"role": "assistant", "content": turn.text, "refusal": None},
-        "logprobs": _logprobs(turn, 0, len(turn.reach), spell),
+        "logprobs": _logprobs(turn, 0, len(turn.reach), format_logprobs),
         "finish_reason": _finish_reason(turn),
         "message_id": turn.message_id,
     }
@@ -33,11 +33,13 @@ def _choice(index: int, turn: Turn, spell: FormatLogprobs) -> dict[str, Any]:
 class ChatChunks:
     """Renders the chunks of streamed answers, in the order in which they are sent."""
 
-    def __init__(self, turns: Sequence[Turn], with_usage: bool, spell: FormatLogprobs) -> None:
+    def __init__(
+        self, turns: Sequence[Turn], with_usage: bool, format_logprobs: FormatLogprobs
+    ) -> None:
         self._turns = turns
-        self._head = _envelope(turns[0], "chat.completion.chunk")
+        self._envelope = _envelope(turns[0], "chat.completion.chunk")
         self._with_usage = with_usage
-        self._spell = spell
+        self._format_logprobs = format_logprobs
         self._sent = [0] * len(turns)
         """How many deltas of each answer have been rendered."""
 
@@ -54,7 +56,7 @@ class ChatChunks:
         """Return a chunk with more text of one answer."""
         sent = self._sent[index]
         self._sent[index] += len(deltas)
-        logprobs = _logprobs(self._turns[index], sent, sent + len(deltas), self._spell)
+        logprobs = _logprobs(self._turns[index], sent, sent + len(deltas), self._format_logprobs)
         return self._chunk(index, {"content": "".join(deltas)}, logprobs=logprobs)
 
     def closing(self) -> list[dict[str, Any]]:
@@ -63,7 +65,7 @@ class ChatChunks:
             self._chunk(i, {}, finish=_finish_reason(turn)) for i, turn in enumerate(self._turns)
         ]
         if self._with_usage:
-            ends.append(self._head | {"choices": [], "usage": _usage(self._turns)})
+            ends.append(self._envelope | {"choices": [], "usage": _usage(self._turns)})
         return ends
 
     def _chunk(
@@ -78,15 +80,16 @@ class ChatChunks:
         ends = {"logprobs": logprobs, "finish_reason": finish}
         choice = {"index": index, "delta": delta, **ends, **(more or {})}
         usage: dict[str, None] = {"usage": None} if self._with_usage else {}
-        return self._head | {"choices": [choice]} | usage
+        return self._envelope | {"choices": [choice]} | usage
 
 
-def _logprobs(turn: Turn, first: int, end: int, spell: FormatLogprobs) -> Logprobs | None:
+def _logprobs(turn: Turn, first: int, end: int, format_logprobs: FormatLogprobs) -> Logprobs | None:
     """Return those of an answer's deltas ``first`` to ``end``; None if they were not asked for."""
     if turn.logprobs is None:
         return None
+    # reach[i] is the number of tokens up to the end of delta i, so these are the token bounds.
     start, stop = (turn.reach[deltas - 1] if deltas else 0 for deltas in (first, end))
-    return spell(turn.logprobs[start:stop])
+    return format_logprobs(turn.logprobs[start:stop])
 
 
 def _envelope(turn: Turn, kind: str) -> dict[str, Any]:
