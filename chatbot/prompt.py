@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from chatbot.model.base import encode
+from chatbot.model.chat_template import encode
 from feedback.exemplars import format_exemplars
 from feedback.messages import Message
 

@@ -23,7 +23,8 @@ from chatbot.engine.protocol import (
 from chatbot.engine.stream import Stream
 from chatbot.metrics import Metrics
 from chatbot.model import lora
-from chatbot.model.base import Base, encode
+from chatbot.model.base import Base
+from chatbot.model.chat_template import encode
 from chatbot.registry import Promotion, Registry
 from feedback.errors import TalkbackError
 

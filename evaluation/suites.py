@@ -11,7 +11,8 @@ from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.protocol import PromptTooLongError, Request, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream
-from chatbot.model.base import Base, Messages, encode, encode_answer
+from chatbot.model.base import Base
+from chatbot.model.chat_template import Messages, encode, encode_answer
 from feedback.errors import TalkbackError
 from feedback.similarity import near_duplicates, normalise_text
 from feedback.snapshot import Record, Snapshot

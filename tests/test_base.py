@@ -14,15 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from chatbot.model import lora
-from chatbot.model.base import (
-    Base,
-    BaseError,
-    encode,
-    end_token_ids,
-    load_base,
-    load_tokenizer,
-    render,
-)
+from chatbot.model.base import Base, BaseError, load_base, load_tokenizer
+from chatbot.model.chat_template import encode, end_token_ids, render
 from chatbot.model.escape import ChatTemplateError, control_tokens, escape_control_tokens
 from tests.fakes.hub_server import COMMIT, serve_hub
 from tests.fixtures import public_data, tiny_models

@@ -14,7 +14,7 @@ from chatbot.engine.protocol import (
     Sampling,
     UnknownAdapterError,
 )
-from chatbot.model.base import encode, end_token_ids
+from chatbot.model.chat_template import encode, end_token_ids
 from chatbot.question import Question
 from chatbot.service import Service
 from feedback.db.database import StoreError

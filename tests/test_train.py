@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from chatbot.model import lora
-from chatbot.model.base import Base, encode, load_base
+from chatbot.model.base import Base, load_base
+from chatbot.model.chat_template import encode
 from feedback.errors import TalkbackError
 from feedback.snapshot import Snapshot
 from tests.fixtures import tiny_models

@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
-from chatbot.model.base import encode_answer
+from chatbot.model.chat_template import encode_answer
 from feedback.snapshot import Record
 from training.callbacks import EncodedAnswer, TrainingError, TrainingMonitor
 from training.recipe import ALL_ROWS_TOO_LONG, DPO_DEFAULTS, Recipe, trl_config

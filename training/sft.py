@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from chatbot.model.base import encode_answer
+from chatbot.model.chat_template import encode_answer
 from feedback.snapshot import Record
 from training.callbacks import EncodedAnswer, StopWhenLearnt, TrainingError, TrainingMonitor
 from training.recipe import ALL_ROWS_TOO_LONG, SFT_DEFAULTS, Recipe, trl_config

@@ -83,7 +83,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt as token ids (see `base.encode`), the adapter that answers it, and how."""
+    """Holds a prompt as token ids (see `chat_template.encode`), its adapter, and how to sample."""
 
     prompt_ids: list[int]
     adapter: str = BASE

@@ -1,18 +1,17 @@
-"""The base model: loading it, and the one way in which messages become its tokens.
+"""Finds, checks and loads the base model and its tokenizer.
+
+    base = load_base("HuggingFaceTB/SmolLM2-135M-Instruct")
 
 Training imports this very module, so what is trained is what is served.
 """
 
-import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
 import torch
-from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -23,18 +22,18 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from chatbot.model.escape import ChatTemplateError, control_tokens, escape_control_tokens
-from chatbot.model.meta import NamedTensors, load_meta_model, stored_parameters
+from chatbot.model.fingerprint import fingerprint_tensors, hash_folder, weights_fingerprint
+from chatbot.model.meta import load_meta_model, stored_parameters
 from feedback.errors import TalkbackError
 
 STARTER = str(Path(__file__).parents[1] / "starter")
 """The default base: the small model that comes with the package."""
 
-Messages = Sequence[Mapping[str, str]]
 DType = Literal["auto", "float32", "bfloat16"]
 
 FLOAT32_MAX_PARAMETERS = 50_000_000
-"""Up to so many parameters float32 costs little on a CPU and is exact; above, bfloat16."""
+"""A model with fewer parameters is loaded in float32, which is exact and costs little on a CPU; a
+larger one in bfloat16."""
 
 FALLBACK_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].capitalize() + ':\n' }}"
@@ -43,9 +42,8 @@ FALLBACK_TEMPLATE = (
     "{% else %}{{ message['content'] + eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
-"""For bases without a template: a turn ends in the end token, which no text can forge."""
+"""The chat template of bases without one: a turn ends in the end token, which no text can forge."""
 
-ROLES = frozenset({"system", "user", "assistant"})
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.json",
@@ -57,14 +55,15 @@ TOKENIZER_FILES = (
 
 
 class BaseError(TalkbackError):
-    """The base model cannot be had; the message says why and what to do."""
+    """Says why the base model cannot be loaded, and what to do about it."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base: `revision` is the commit or content hash, `fingerprint` names the weights.
+    """Holds a loaded base.
 
-    Where another process runs the model, `model` is a `skeleton`.
+    `revision` is the commit or content hash of its files, `fingerprint` names the weights.
+    Where another process runs the model, `model` is on the meta device, without weights.
     """
 
     model: PreTrainedModel
@@ -83,8 +82,8 @@ def load_base(
 ) -> Base:
     """Load a local folder or a Hub id; any causal LM of transformers with safetensors.
 
-    Raises `BaseError` in one line when it cannot be had. The model is on the CPU, in eval mode;
-    without `weights` it is a skeleton with the same fingerprint.
+    Raises `BaseError` when it cannot be loaded. The model is on the CPU, in eval mode;
+    without `weights` it is on the meta device, with the same fingerprint.
     """
     folder, commit = _locate(name, revision)
     _check_files(folder, name)
@@ -98,7 +97,7 @@ def load_base(
 
 
 def load_tokenizer(name: str = STARTER, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer alone, with pad token and chat template ensured."""
+    """Load the tokenizer alone, with pad token and chat template ensured."""
     return _load_tokenizer(_locate(name, revision)[0], name)
 
 
@@ -106,7 +105,7 @@ def load_tokenizer(name: str = STARTER, revision: str | None = None) -> PreTrain
 
 
 def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
-    """The folder with the files, and the commit when it came from the Hub."""
+    """Return the folder with the files, and the commit when it came from the Hub."""
     local = Path(name).expanduser()
     if local.is_dir():
         if revision is not None:
@@ -189,7 +188,7 @@ def _dtype(folder: Path, dtype: DType) -> torch.dtype:
 
 
 def _count_parameters(folder: Path) -> int:
-    """How many numbers the weights hold, read from the files' headers alone."""
+    """Count the parameters, from the headers of the weight files alone."""
     total = 0
     for file in folder.glob("*.safetensors"):
         try:
@@ -220,14 +219,14 @@ def _load_model(folder: Path, name: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _load_without_weights(folder: Path, name: str) -> tuple[PreTrainedModel, str]:
-    """The model's skeleton, and the fingerprint that its weights have when they are loaded."""
+    """Return the model on the meta device, and the fingerprint of its weights as if loaded."""
     try:
         model = load_meta_model(folder)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as e:
         raise BaseError(f"The model of {name} cannot be made: {first_line(e)}") from e
     try:
         return model, fingerprint_tensors(stored_parameters(folder, model))
-    except KeyError:  # the files cut the weights otherwise than the model: it is loaded once
+    except KeyError:  # the files split the weights otherwise than the model: load it once
         return model, weights_fingerprint(_load_model(folder, name, _dtype(folder, "auto")))
     except SafetensorError as e:
         raise BaseError(
@@ -252,113 +251,5 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's message, which may run over many."""
+    """Return the first line of another library's message, which may run over many."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-# -- Naming what was loaded
-
-
-def hash_folder(folder: Path) -> str:
-    """ "sha-" and 12 hex digits over the names and bytes of config, weights and tokenizer."""
-    total = hashlib.sha256()
-    files = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".jinja"})
-    for file in [*files, *sorted(folder.glob("*.txt")), *sorted(folder.glob("*.model"))]:
-        with file.open("rb") as f:
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
-        total.update(f"{file.name} {digest}\n".encode())
-    return f"sha-{total.hexdigest()[:12]}"
-
-
-def weights_fingerprint(model: PreTrainedModel) -> str:
-    """A name for the weights an adapter belongs to, the same in float32 and bfloat16.
-
-    Hashes each parameter's name, shape and 256 of its values, spread evenly.
-    """
-    return fingerprint_tensors((name, value.detach()) for name, value in model.named_parameters())
-
-
-def fingerprint_tensors(named: NamedTensors) -> str:
-    total = hashlib.sha256()
-    for name, parameter in sorted(named, key=lambda pair: pair[0]):
-        flat = parameter.flatten()
-        sample = flat[:: max(1, flat.numel() // 256)][:256].to("cpu", torch.bfloat16)
-        total.update(f"{name} {tuple(parameter.shape)}\n".encode())
-        total.update(sample.view(torch.int16).numpy().tobytes())
-    return f"w-{total.hexdigest()[:16]}"
-
-
-# -- From messages to tokens
-
-
-def render(
-    base: Base | PreTrainedTokenizerBase, messages: Messages, *, answer: str | None = None
-) -> str:
-    """The prompt as the model sees it, generation prompt included; contents made `plain`.
-
-    With `answer`: the prompt followed by that answer and the template's end of turn.
-    """
-    tokenizer = base.tokenizer if isinstance(base, Base) else base
-    turns = [_escaped(message, tokenizer) for message in messages]
-    prompt = _apply_template(tokenizer, turns, prompt=True)
-    if answer is None:
-        return prompt
-    said = escape_control_tokens(answer, tokenizer)
-    whole = _apply_template(
-        tokenizer, [*turns, {"role": "assistant", "content": said}], prompt=False
-    )
-    # Some templates write an answer they are given otherwise than one that is yet to come.
-    return whole if whole.startswith(prompt) else prompt + said + str(tokenizer.eos_token)
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
-    """The token ids of `render(tokenizer, messages)`."""
-    text = render(tokenizer, messages)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def encode_answer(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, answer: str
-) -> tuple[list[int], list[int]]:
-    """The prompt's token ids, and those a model must generate after it: answer and end token.
-
-    The two are encoded apart, as they come about when the answer is generated.
-    """
-    prompt = render(tokenizer, messages)
-    said = render(tokenizer, messages, answer=answer)[len(prompt) :]
-    # What a template writes between the end token and the next turn is never generated.
-    ids = tokenizer(said.rstrip(), add_special_tokens=False)["input_ids"]
-    return encode(tokenizer, messages), list(ids)
-
-
-def end_token_ids(base: Base) -> frozenset[int]:
-    """The token ids that end an answer: the model's, the tokenizer's and the template's."""
-    tokenizer = base.tokenizer
-    config = base.model.generation_config
-    named = config.eos_token_id if config is not None else None
-    found = {named} if isinstance(named, int) else set(named or ())
-    question = [{"role": "user", "content": "x"}]
-    tail = render(base, question, answer="x").removeprefix(render(base, question) + "x")
-    control = set(control_tokens(tokenizer).values())
-    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
-    found.update([id for id in ids if id in control][:1])
-    return frozenset(found | {tokenizer.eos_token_id})
-
-
-def _escaped(message: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    if message["role"] not in ROLES:
-        raise ChatTemplateError(f"Unknown role {message['role']!r}. Use system, user or assistant.")
-    return {
-        "role": message["role"],
-        "content": escape_control_tokens(message["content"], tokenizer),
-    }
-
-
-def _apply_template(
-    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, prompt: bool
-) -> str:
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-    except TemplateError as e:
-        raise ChatTemplateError(f"The model's chat template refuses this: {first_line(e)}") from e
-    return cast(str, text)

@@ -105,7 +105,8 @@ def engine(
     from chatbot.engine.protocol import Request, Sampling
     from chatbot.engine.settings import EngineSettings
     from chatbot.model import lora
-    from chatbot.model.base import encode, end_token_ids, load_base
+    from chatbot.model.base import load_base
+    from chatbot.model.chat_template import encode, end_token_ids
 
     base = load_base(base_name)
     bias = tuple((token, -100) for token in sorted(end_token_ids(base))) if tokens else ()

@@ -21,7 +21,8 @@ from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.protocol import Engine, Request, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream
-from chatbot.model.base import STARTER, Base, encode, load_base
+from chatbot.model.base import STARTER, Base, load_base
+from chatbot.model.chat_template import encode
 from tests.fixtures import tiny_models
 
 STREAMS = 16
