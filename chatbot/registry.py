@@ -202,9 +202,9 @@ class Registry:
         return self.adapter(chosen)
 
     def _register_untrained(self, base: "Base") -> str:
-        from chatbot.model import lora
+        from chatbot.model.untrained import write_untrained
 
-        folder = lora.write_untrained(base, self._home.adapters)
+        folder = write_untrained(base, self._home.adapters)
         return self.register(folder, base=base.name, base_revision=base.revision)
 
     def _find(self, id: str) -> AdapterRow | None:

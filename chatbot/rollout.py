@@ -22,7 +22,7 @@ from chatbot.engine.protocol import (
 )
 from chatbot.engine.stream import Stream
 from chatbot.metrics import Metrics
-from chatbot.model import lora
+from chatbot.model.adapter import AdapterError, verify_adapter
 from chatbot.model.base import Base
 from chatbot.model.chat_template import encode
 from chatbot.registry import Promotion, Registry
@@ -58,7 +58,7 @@ class Rollout:
     ) -> None:
         """Load the adapter that is in service, and follow promotions from then on."""
         self._registry, self._base = registry, base
-        self._engine, self._metrics = engine, metrics
+        self.engine, self._metrics = engine, metrics
         self.speaking, self.warning = BASE, ""
         self._pinned: OrderedDict[str, None] = OrderedDict()
         """The adapters asked for by name, the latest at the end."""
@@ -99,13 +99,13 @@ class Rollout:
             if adapter is not None:
                 self._pin(adapter)
             try:
-                return chosen, self._engine.submit(Request(prompt_ids, chosen, sampling))
+                return chosen, self.engine.submit(Request(prompt_ids, chosen, sampling))
             except EngineBusyError:
                 self._metrics.refused.inc()
                 raise
             except UnknownAdapterError:
                 continue  # it was unloaded between the choice and the question: choose again
-        raise UnknownAdapterError(chosen, self._engine.adapters())
+        raise UnknownAdapterError(chosen, self.engine.adapters())
 
     def follow(self) -> bool:
         """Switch to the newest promotion's adapter; return True if another adapter speaks now.
@@ -164,34 +164,34 @@ class Rollout:
         adapter until its last stream has ended.
         """
         folder = self._registry.folder(adapter)
-        if adapter in self._engine.adapters():  # then the engine does not read its files again
-            lora.verify(folder, self._base)
+        if adapter in self.engine.adapters():  # then the engine does not read its files again
+            verify_adapter(folder, self._base)
         with self._adapters_lock:
-            self._engine.load(adapter, folder)
+            self.engine.load(adapter, folder)
         self._warm_up(adapter)
         with self._adapters_lock:
             former, self.speaking, self.warning, self._refused = self.speaking, adapter, "", None
             if former not in (BASE, adapter) and former not in self._pinned:
-                self._engine.unload(former)
+                self.engine.unload(former)
         log.info("%s speaks now (before: %s)", adapter, former)
 
     def _warm_up(self, adapter: str) -> None:
         """Have the adapter give one short answer; AdapterError, and unload it, if it cannot."""
         ids = encode(self._base.tokenizer, [{"role": "user", "content": "Hello"}])
-        stream = self._engine.submit(Request(ids, adapter, Sampling(max_tokens=2)))
+        stream = self.engine.submit(Request(ids, adapter, Sampling(max_tokens=2)))
         if not stream.wait(WARM_UP_SECONDS) or stream.finish == "error":
             stream.cancel()
-            self._engine.unload(adapter)
-            raise lora.AdapterError(f"{adapter} does not answer: {stream.error or 'no end'}")
+            self.engine.unload(adapter)
+            raise AdapterError(f"{adapter} does not answer: {stream.error or 'no end'}")
 
     def _pin(self, adapter: str) -> None:
         """Load an adapter that was asked for by name, and unload the one not used for longest."""
         if adapter == BASE:
             return
         with self._adapters_lock:
-            if adapter not in self._engine.adapters():
+            if adapter not in self.engine.adapters():
                 self.check_adapter(adapter)
-                self._engine.load(adapter, self._registry.folder(adapter))
+                self.engine.load(adapter, self._registry.folder(adapter))
             if adapter == self.speaking:
                 return
             self._pinned[adapter] = None
@@ -199,7 +199,7 @@ class Rollout:
             while len(self._pinned) > MAX_PINNED:
                 oldest, _ = self._pinned.popitem(last=False)
                 if oldest != self.speaking:
-                    self._engine.unload(oldest)
+                    self.engine.unload(oldest)
 
     def _warn(self, warning: str) -> None:
         if warning != self.warning:

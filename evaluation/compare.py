@@ -20,7 +20,7 @@ import torch
 import typer
 from pydantic import Field
 
-from chatbot.model import lora
+from chatbot.model.adapter import verify_adapter
 from chatbot.model.base import STARTER, Base, load_base
 from evaluation import metrics, suites
 from evaluation.gate import GateSettings, judge
@@ -76,7 +76,7 @@ def measure(
 ) -> Report:
     """Put every question to both adapters; a report without verdict."""
     started = time.monotonic()
-    adapters = [lora.verify(folder, base) for folder in (candidate, current)]
+    adapters = [verify_adapter(folder, base) for folder in (candidate, current)]
     new, old = (adapter.id for adapter in adapters)
     folders = {adapter.id: adapter.folder for adapter in adapters}
     asked = build_suites(snapshot, retention, settings)

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from chatbot.model import lora
+from chatbot.model.adapter import verify_adapter
 from chatbot.model.base import Base, BaseError, load_base, load_tokenizer
 from chatbot.model.chat_template import encode, end_token_ids, render
 from chatbot.model.escape import ChatTemplateError, control_tokens, escape_control_tokens
+from chatbot.model.untrained import write_untrained
 from tests.fakes.hub_server import COMMIT, serve_hub
 from tests.fixtures import public_data, tiny_models
 
@@ -170,11 +172,8 @@ def test_without_weights_a_base_is_the_same_base(
         bare
     ) == end_token_ids(whole)
     adapter = tiny_models.write_adapter(tmp_path, whole)
-    assert lora.verify(adapter, bare).id == adapter.name
-    assert (
-        lora.write_untrained(bare, tmp_path / "one").name
-        == lora.write_untrained(whole, tmp_path).name
-    )
+    assert verify_adapter(adapter, bare).id == adapter.name
+    assert write_untrained(bare, tmp_path / "one").name == write_untrained(whole, tmp_path).name
 
 
 def test_weights_that_the_files_cut_otherwise_are_loaded_once_for_their_name(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from chatbot.model import lora
 from chatbot.model.base import Base, load_base
+from chatbot.model.untrained import write_untrained
 from evaluation import compare, suites
 from evaluation.compare import EvaluationSettings
 from evaluation.report import Report
@@ -134,7 +134,7 @@ def test_the_same_adapter_against_itself_is_not_enough_evidence(world: World) ->
 
 def test_the_untrained_adapter_judges_as_well_as_any(world: World) -> None:
     base = load_base(world.base_name)
-    zero = lora.write_untrained(base, world.root / "adapters")
+    zero = write_untrained(base, world.root / "adapters")
     assert kind(world.compared(zero)) == "refuse"
 
 

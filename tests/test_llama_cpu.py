@@ -17,8 +17,9 @@ from chatbot.engine.local.runners.runner import Chunk
 from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.engine.settings import EngineSettings
+from chatbot.model.adapter import load_matrices
 from chatbot.model.base import load_base
-from chatbot.model.lora import load_matrices, target_modules
+from chatbot.model.lora import target_modules
 from tests.fixtures import tiny_models
 from tests.fixtures.reference_model import QUESTIONS, Oracle
 from tests.fixtures.waiting import wait_for_text, wait_until

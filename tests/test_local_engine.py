@@ -21,7 +21,7 @@ from chatbot.engine.protocol import (
 )
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream
-from chatbot.model.lora import AdapterError
+from chatbot.model.adapter import AdapterError
 from tests.fixtures import tiny_models
 from tests.fixtures.reference_model import QUESTIONS, Oracle, start_engine
 from tests.fixtures.waiting import wait_for_first_token, wait_for_text, wait_until

@@ -11,7 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatbot.model import lora
+from chatbot.model.adapter import (
+    WEIGHTS_FILE,
+    AdapterError,
+    adapter_id,
+    load_matrices,
+    verify_adapter,
+    write_manifest,
+)
 from chatbot.model.base import Base, load_base
+from chatbot.model.untrained import write_untrained
 from tests.fixtures import tiny_models
 
 
@@ -34,7 +43,7 @@ def adapter(base: Base, tmp_path: Path) -> Path:
 def test_an_untrained_adapter_is_equal_to_the_base(any_base: Base, tmp_path: Path) -> None:
     from peft import PeftModel
 
-    folder = lora.write_untrained(any_base, tmp_path)
+    folder = write_untrained(any_base, tmp_path)
     ids = torch.arange(5, 25)[None]
     model = load_base(any_base.name).model
     with torch.no_grad():
@@ -43,10 +52,10 @@ def test_an_untrained_adapter_is_equal_to_the_base(any_base: Base, tmp_path: Pat
 
 
 def test_an_untrained_adapter_always_has_the_same_name(any_base: Base, tmp_path: Path) -> None:
-    folder = lora.write_untrained(any_base, tmp_path)
-    assert lora.write_untrained(any_base, tmp_path) == folder
+    folder = write_untrained(any_base, tmp_path)
+    assert write_untrained(any_base, tmp_path) == folder
     assert [child.name for child in tmp_path.iterdir()] == [folder.name]
-    assert lora.verify(folder, any_base).id == folder.name
+    assert verify_adapter(folder, any_base).id == folder.name
 
 
 def test_what_peft_trains_and_saves_in_our_shape_is_served(any_base: Base, tmp_path: Path) -> None:
@@ -60,10 +69,10 @@ def test_what_peft_trains_and_saves_in_our_shape_is_served(any_base: Base, tmp_p
         for parameter in moved:
             parameter -= 0.1 * parameter.grad
     model.save_pretrained(tmp_path / "draft")
-    id = lora.write_manifest(tmp_path / "draft", any_base, snapshot="s-1")
-    adapter = lora.verify(tmp_path / "draft", any_base)
+    id = write_manifest(tmp_path / "draft", any_base, snapshot="s-1")
+    adapter = verify_adapter(tmp_path / "draft", any_base)
     assert (adapter.id, adapter.rank, adapter.manifest["snapshot"]) == (id, lora.RANK, "s-1")
-    assert lora.load_matrices(adapter.folder).keys() == lora.target_modules(any_base.model).keys()
+    assert load_matrices(adapter.folder).keys() == lora.target_modules(any_base.model).keys()
 
 
 def test_every_linear_but_the_head_learns(any_base: Base) -> None:
@@ -75,9 +84,9 @@ def test_every_linear_but_the_head_learns(any_base: Base) -> None:
 def test_the_name_follows_the_content_and_nothing_else(adapter: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(adapter, tmp_path / "copy"))
     edit_json(copy / "adapter_config.json", {"base_model_name_or_path": "elsewhere"})
-    assert lora.adapter_id(copy) == adapter.name
+    assert adapter_id(copy) == adapter.name
     edit_json(copy / "adapter_config.json", {"lora_alpha": 64})
-    assert lora.adapter_id(copy) != adapter.name
+    assert adapter_id(copy) != adapter.name
 
 
 # -- Refused, each with its reason
@@ -95,17 +104,17 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
 
 def renamed(folder: Path) -> Path:
     """The folder under the name that its changed content has, as a forger would leave it."""
-    id = lora.adapter_id(folder)
+    id = adapter_id(folder)
     edit_json(folder / "manifest.json", {"id": id})
     return folder.rename(folder.parent / id)
 
 
 def refused(folder: Path, base: Base, reason: str) -> None:
-    with pytest.raises(lora.AdapterError, match=reason):
-        lora.verify(folder, base)
+    with pytest.raises(AdapterError, match=reason):
+        verify_adapter(folder, base)
 
 
-@pytest.mark.parametrize("file", ["manifest.json", "adapter_config.json", lora.WEIGHTS_FILE])
+@pytest.mark.parametrize("file", ["manifest.json", "adapter_config.json", WEIGHTS_FILE])
 def test_a_missing_file_is_refused(adapter: Path, base: Base, file: str) -> None:
     (adapter / file).unlink()
     refused(adapter, base, file)
@@ -124,7 +133,7 @@ def test_a_broken_json_file_is_refused(adapter: Path, base: Base, file: str) -> 
 
 
 def test_one_flipped_bit_is_refused(adapter: Path, base: Base) -> None:
-    file = adapter / lora.WEIGHTS_FILE
+    file = adapter / WEIGHTS_FILE
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(content)
@@ -175,7 +184,7 @@ def test_numbers_that_are_none_are_refused(adapter: Path, base: Base, value: flo
 
 
 def test_a_file_that_is_no_safetensors_is_refused(adapter: Path, base: Base) -> None:
-    (adapter / lora.WEIGHTS_FILE).write_bytes(b"\x80\x04pickle")
+    (adapter / WEIGHTS_FILE).write_bytes(b"\x80\x04pickle")
     refused(renamed(adapter), base, "cannot be read")
 
 
@@ -183,7 +192,7 @@ def test_adapter_0_of_another_base_of_the_same_shape_has_another_id(tmp_path: Pa
     one, other = (
         load_base(str(tiny_models.write_model(tmp_path / str(n), seed=n))) for n in (0, 1)
     )
-    first = lora.write_untrained(one, tmp_path / "adapters")
-    second = lora.write_untrained(other, tmp_path / "adapters")
-    assert lora.verify(first, one).id != lora.verify(second, other).id
-    assert lora.write_untrained(one, tmp_path / "adapters") == first
+    first = write_untrained(one, tmp_path / "adapters")
+    second = write_untrained(other, tmp_path / "adapters")
+    assert verify_adapter(first, one).id != verify_adapter(second, other).id
+    assert write_untrained(one, tmp_path / "adapters") == first

@@ -122,12 +122,12 @@ def test_reports_are_found_by_their_adapter(registry: Registry) -> None:
 def test_the_first_start_puts_an_adapter_equal_to_the_base_in_service(
     registry: Registry, tiny_base: Path
 ) -> None:
+    from chatbot.model.adapter import verify_adapter
     from chatbot.model.base import load_base
-    from chatbot.model.lora import verify
 
     base = load_base(str(tiny_base))
     first = registry.ensure_promoted(base)
-    assert verify(registry.folder(first.id), base).id == first.id == serving(registry)
+    assert verify_adapter(registry.folder(first.id), base).id == first.id == serving(registry)
     assert registry.ensure_promoted(base) == first
     assert [row.by for row in registry.history()] == ["start"]
 

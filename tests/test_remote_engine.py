@@ -26,8 +26,8 @@ from chatbot.engine.remote.remote_engine import RemoteEngine
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.workers.workers_engine import WorkersEngine
 from chatbot.model import lora
+from chatbot.model.adapter import WEIGHTS_FILE, AdapterError, write_manifest
 from chatbot.model.base import load_base
-from chatbot.model.lora import AdapterError
 from chatbot.question import Question
 from chatbot.rollout import MAX_PINNED
 from chatbot.service import Service
@@ -154,12 +154,12 @@ def test_a_damaged_adapter_is_refused_before_a_server_hears_of_it(
     server = serve()
     engine = connect(server)
     folder = tiny_models.write_adapter(tmp_path, load_base(str(remote_base.folder)), seed=9)
-    weights = load_file(folder / lora.WEIGHTS_FILE)
+    weights = load_file(folder / WEIGHTS_FILE)
     name = next(name for name in weights if "lora_B" in name)
     weights[name] = weights[name][1:] if damage == "shape" else weights[name] * torch.nan
-    save_file(weights, folder / lora.WEIGHTS_FILE)
+    save_file(weights, folder / WEIGHTS_FILE)
     if damage != "hash":
-        folder = folder.rename(tmp_path / lora.write_manifest(folder, remote_base.base))
+        folder = folder.rename(tmp_path / write_manifest(folder, remote_base.base))
     with pytest.raises(AdapterError):
         engine.load(folder.name, folder)
     assert server.requests == [] and engine.adapters() == [BASE]

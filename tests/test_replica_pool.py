@@ -7,7 +7,7 @@ import pytest
 from chatbot.engine.protocol import BASE, EngineBusyError, UnreachableError
 from chatbot.engine.remote.remote_engine import RemoteEngine
 from chatbot.engine.settings import EngineSettings
-from chatbot.model.lora import AdapterError
+from chatbot.model.adapter import AdapterError
 from tests.fakes.vllm_server import MODEL
 from tests.fixtures.remote_base import LONG, Connect, RemoteBase, Serve, replica_failure
 from tests.fixtures.waiting import wait_for_end, wait_for_first_token, wait_until

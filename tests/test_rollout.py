@@ -2,11 +2,12 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from chatbot.engine.protocol import BASE, Sampling
-from chatbot.model import lora
+from chatbot.model.adapter import WEIGHTS_FILE, content_id
 from chatbot.question import Question
 from chatbot.service import Service
 from feedback.ids import now
@@ -88,47 +89,62 @@ class TestSwap:
 
 
 @pytest.fixture
-def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Collect the folder of every adapter whose content is hashed in this process."""
-    folders: list[Path] = []
-    adapter_id = lora.adapter_id
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Collect the id of every adapter whose content is hashed in this process."""
+    ids: list[str] = []
 
-    def recorded(folder: Path) -> str:
-        folders.append(folder)
-        return adapter_id(folder)
+    def recorded(config: dict[str, Any], weights: bytes) -> str:
+        ids.append(content_id(config, weights))
+        return ids[-1]
 
-    monkeypatch.setattr(lora, "adapter_id", recorded)
-    return folders
+    monkeypatch.setattr("chatbot.model.adapter.content_id", recorded)
+    return ids
 
 
 class TestVerification:
     """An adapter is verified once, by whoever reads it, before anything live changes."""
 
-    def test_a_promotion_hashes_the_adapter_once(
-        self, service: Service, hashed: list[Path]
-    ) -> None:
+    def test_a_promotion_hashes_the_adapter_once(self, service: Service, hashed: list[str]) -> None:
         new = register(service, 1)
         service.rollout.close()
         hashed.clear()
         service.registry.promote(new, "person", "ann", "try")
         assert service.rollout.follow() and service.speaking == new
-        assert hashed == [service.registry.folder(new)]
+        assert hashed == [new]
 
     def test_an_adapter_asked_for_by_name_is_hashed_once(
-        self, service: Service, hashed: list[Path]
+        self, service: Service, hashed: list[str]
     ) -> None:
         new = register(service, 1)
         hashed.clear()
         assert whole_turn(service, "Hello", adapter=new).speaker.adapter == new
         assert whole_turn(service, "Hello again", adapter=new).speaker.adapter == new
-        assert hashed == [service.registry.folder(new)]
+        assert hashed == [new]
+
+    def test_what_was_hashed_is_what_speaks_even_if_the_file_changes_meanwhile(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        new, other = register(service, 1), register(service, 2)
+        of_other = (service.registry.folder(other) / WEIGHTS_FILE).read_bytes()
+        of_new = service.registry.folder(new) / WEIGHTS_FILE
+
+        def swapped_after_hashing(config: dict[str, Any], weights: bytes) -> str:
+            id = content_id(config, weights)
+            if id == new:
+                of_new.write_bytes(of_other)
+            return id
+
+        speaks_as_other = whole_turn(service, "Hello", adapter=other).text
+        monkeypatch.setattr("chatbot.model.adapter.content_id", swapped_after_hashing)
+        assert whole_turn(service, "Hello", adapter=new).text != speaks_as_other
+        assert of_new.read_bytes() == of_other
 
     def test_a_loaded_adapter_whose_files_were_damaged_since_is_not_promoted(
         self, service: Service
     ) -> None:
         old, bad = service.speaking, register(service, 1)
         assert whole_turn(service, "Hello", adapter=bad).speaker.adapter == bad
-        weights = service.registry.folder(bad) / lora.WEIGHTS_FILE
+        weights = service.registry.folder(bad) / WEIGHTS_FILE
         weights.write_bytes(weights.read_bytes()[:-4] + b"oops")
         service.registry.promote(bad, "person", "ann", "try")
         assert service.rollout.follow() is False

@@ -44,7 +44,7 @@ def engine() -> ByHand:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, engine: ByHand) -> Iterator[Service]:
     service = open_service(tmp_path_factory.mktemp("flow"), ScriptedEngine(pause=0))
-    service.engine = engine
+    service.engine = service.rollout.engine = engine
     yield service
     service.close()
 

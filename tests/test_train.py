@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from chatbot.model import lora
+from chatbot.model.adapter import load_matrices, verify_adapter
 from chatbot.model.base import Base, load_base
 from chatbot.model.chat_template import encode
+from chatbot.model.untrained import write_untrained
 from feedback.errors import TalkbackError
 from feedback.snapshot import Snapshot
 from tests.fixtures import tiny_models
@@ -81,8 +83,8 @@ def spoken(base: Base, adapter: Path, answers: dict[str, str]) -> list[bool]:
 
 
 def test_every_parameter_of_the_adapter_moves(adapter: Path, base: Base, folder: Path) -> None:
-    before = lora.load_matrices(lora.write_untrained(base, folder / "zero"))
-    after = lora.load_matrices(adapter)
+    before = load_matrices(write_untrained(base, folder / "zero"))
+    after = load_matrices(adapter)
     assert before.keys() == after.keys() == lora.target_modules(base.model).keys()
     for name, (a, b, _) in after.items():
         assert b.abs().max() > 0, name
@@ -97,7 +99,7 @@ def test_the_corrections_and_the_replay_are_recalled_after_sft_and_dpo(
 
 
 def test_the_adapter_is_one_that_serving_accepts(adapter: Path, base: Base) -> None:
-    assert lora.verify(adapter, base).id == adapter.name
+    assert verify_adapter(adapter, base).id == adapter.name
     assert sorted(file.name for file in adapter.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",

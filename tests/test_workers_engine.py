@@ -35,8 +35,8 @@ from chatbot.engine.workers.capacity import MAX_WORKERS, worker_count
 from chatbot.engine.workers.messages import UpdateCollector, WorkerConfig, WorkerInfo, apply_update
 from chatbot.engine.workers.router import BLOCK_TOKENS, SMALL_BATCH, PrefixRouter
 from chatbot.engine.workers.workers_engine import WorkersEngine
+from chatbot.model.adapter import AdapterError
 from chatbot.model.base import load_base
-from chatbot.model.lora import AdapterError
 from feedback.settings import Home
 from tests.fixtures import tiny_models
 from tests.fixtures.server_process import ServerProcess

@@ -19,6 +19,7 @@ import torch
 import typer
 
 from chatbot.model import lora
+from chatbot.model.adapter import MANIFEST_FILE, verify_adapter, write_manifest
 from chatbot.model.base import STARTER, Base, load_base
 from feedback.errors import TalkbackError
 from feedback.publish import publish_folder
@@ -169,7 +170,7 @@ def publish_adapter(
 ) -> Path:
     """Name the draft by its content, verify it, and rename it into `out` in one step."""
     (draft / "README.md").unlink(missing_ok=True)
-    name = lora.write_manifest(
+    name = write_manifest(
         draft,
         base,
         snapshot=data.snapshot,
@@ -179,7 +180,7 @@ def publish_adapter(
         threads=torch.get_num_threads(),
         metrics=metrics,
     )
-    lora.verify(draft, base)
+    verify_adapter(draft, base)
     return publish_folder(draft, out / name)
 
 
@@ -219,7 +220,7 @@ def main(
         )
     except TalkbackError as error:
         sys.exit(f"training: {error}")
-    manifest = json.loads((folder / lora.MANIFEST_FILE).read_text(encoding="utf-8"))
+    manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     last = {"id": manifest["id"], "adapter": str(folder), "metrics": manifest["metrics"]}
     print(json.dumps(last))
 

@@ -22,7 +22,7 @@ from chatbot.engine.protocol import (
     UnknownAdapterError,
     UnreachableError,
 )
-from chatbot.model.lora import AdapterError
+from chatbot.model.adapter import AdapterError
 from chatbot.registry import RegistryError
 from feedback.db.database import StoreError
 from feedback.errors import TalkbackError

@@ -104,16 +104,16 @@ def engine(
     from chatbot.engine.local.local_engine import LocalEngine
     from chatbot.engine.protocol import Request, Sampling
     from chatbot.engine.settings import EngineSettings
-    from chatbot.model import lora
     from chatbot.model.base import load_base
     from chatbot.model.chat_template import encode, end_token_ids
+    from chatbot.model.untrained import write_untrained
 
     base = load_base(base_name)
     bias = tuple((token, -100) for token in sorted(end_token_ids(base))) if tokens else ()
     pipe.send(bias)
     running = LocalEngine(base, EngineSettings(threads=threads))
     with tempfile.TemporaryDirectory() as temp:
-        adapter = lora.write_untrained(base, Path(temp))
+        adapter = write_untrained(base, Path(temp))
         running.load(adapter.name, adapter)
         while pipe.recv():
             prompts = [

@@ -33,7 +33,7 @@ from chatbot.engine.retry_after import RetryAfter
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import FinishReason, Stream
 from chatbot.engine.validation import check_prompt, check_sampling, effective_max_length
-from chatbot.model import lora
+from chatbot.model.adapter import verify_adapter
 from chatbot.model.base import Base
 
 log = logging.getLogger(__name__)
@@ -91,10 +91,8 @@ class LocalEngine:
                 if adapter_id in self._adapters:
                     self._adapters[adapter_id] = True
                     return
-            adapter = lora.verify(folder, self.base)
-            if adapter.id != adapter_id:
-                raise lora.AdapterError(f"{folder} holds {adapter.id}, not {adapter_id}.")
-            prepared = self.scheduler.lora.prepare(lora.load_matrices(folder), self._like)
+            adapter = verify_adapter(folder, self.base, adapter_id)
+            prepared = self.scheduler.lora.prepare(adapter.matrices, self._like)
             self.call_between_steps(lambda: self._install(adapter_id, prepared))
 
     def unload(self, adapter_id: str) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from chatbot.engine.local.packed_linear import PackedLinear
 from chatbot.engine.protocol import EngineError
-from chatbot.model.lora import LoraMatrices
+from chatbot.model.adapter import LoraMatrices
 
 LoraFactors = tuple[torch.Tensor, torch.Tensor]
 """A [rank, in] and B [out, rank] with the scale multiplied in."""

@@ -31,7 +31,7 @@ from chatbot.engine.remote.replica_pool import ReplicaPool
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import FinishReason, Stream
 from chatbot.engine.validation import check_prompt, check_sampling, effective_max_length
-from chatbot.model import lora
+from chatbot.model.adapter import verify_adapter
 from chatbot.model.base import Base
 from chatbot.model.chat_template import end_token_ids
 from feedback.errors import TalkbackError
@@ -81,9 +81,7 @@ class RemoteEngine:
 
     def load(self, adapter_id: str, folder: Path) -> None:
         """Verify here, then load on every replica; AdapterError names the one that refuses."""
-        adapter = lora.verify(folder, self.base)
-        if adapter.id != adapter_id:
-            raise lora.AdapterError(f"{folder} holds {adapter.id}, not {adapter_id}.")
+        verify_adapter(folder, self.base, adapter_id)
         self._run(self._load(adapter_id, self._server_path(folder)))
 
     def unload(self, adapter_id: str) -> None:

@@ -13,7 +13,7 @@ import httpx
 
 from chatbot.engine.protocol import EngineError
 from chatbot.engine.settings import RemoteSettings
-from chatbot.model.lora import AdapterError
+from chatbot.model.adapter import AdapterError
 
 CONNECT_SECONDS = 5
 LIST_MODELS_SECONDS = 5

@@ -10,7 +10,7 @@ from typing import Any
 from chatbot.engine.protocol import BASE, EngineError, UnreachableError
 from chatbot.engine.remote.replica import Replica, ReplicaError, base_url, http_client
 from chatbot.engine.settings import RemoteSettings
-from chatbot.model.lora import AdapterError
+from chatbot.model.adapter import AdapterError
 
 log = logging.getLogger("talkback")
 

@@ -29,7 +29,7 @@ from chatbot.engine.workers.capacity import worker_count
 from chatbot.engine.workers.messages import WorkerConfig
 from chatbot.engine.workers.router import PrefixRouter
 from chatbot.engine.workers.worker_handle import WorkerHandle
-from chatbot.model import lora
+from chatbot.model.adapter import verify_adapter
 from chatbot.model.base import Base
 from feedback.errors import TalkbackError
 
@@ -86,9 +86,7 @@ class WorkersEngine:
         with self._load_lock:
             if adapter_id in self._adapters:
                 return
-            adapter = lora.verify(folder, self.base)
-            if adapter.id != adapter_id:
-                raise lora.AdapterError(f"{folder} holds {adapter.id}, not {adapter_id}.")
+            verify_adapter(folder, self.base, adapter_id)
             workers = self._alive()
             try:
                 _wait_all([worker.call("load", adapter_id, folder) for worker in workers])
