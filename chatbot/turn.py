@@ -5,11 +5,11 @@ its listener, always with its speaker.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from chatbot.conversation import QuestionPosition
-from chatbot.engine.stream import Stream, TokenLogprob
+from chatbot.engine.stream import Stream, StreamCursor, TokenLogprob
 from chatbot.metrics import Metrics
 from feedback.ids import new_id
 from feedback.messages import Speaker
@@ -51,10 +51,9 @@ class Turn:
         """What has been handed out so far; after the end, the answer as it is stored."""
         return "".join(self._stream.deltas[: self._num_delivered])
 
-    @property
-    def deltas(self) -> Sequence[str]:
-        """All that has come so far, handed out or not; it only grows, until the answer ended."""
-        return self._stream.deltas
+    def cursor(self) -> StreamCursor:
+        """Return a cursor at the start of the answer, for who reads it in batches."""
+        return StreamCursor(self._stream)
 
     @property
     def ended(self) -> bool:

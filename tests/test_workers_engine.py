@@ -38,6 +38,7 @@ from chatbot.engine.workers.workers_engine import WorkersEngine
 from chatbot.model.adapter import AdapterError
 from chatbot.model.base import load_base
 from feedback.settings import Home
+from tests.fakes.racing_stream import RacingStream
 from tests.fixtures import tiny_models
 from tests.fixtures.server_process import ServerProcess
 from tests.fixtures.waiting import wait_until
@@ -370,6 +371,41 @@ def test_a_stream_told_in_pieces_is_the_same_stream(every: int) -> None:
         source.token_counts,
     )
     assert copy.logprobs == source.logprobs and copy.finish == "stop"
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("reads", range(1, 9))
+def test_tokens_that_come_while_an_update_is_collected_keep_their_text(
+    reads: int, ends: bool
+) -> None:
+    source, copy = RacingStream(3), Stream(3)
+    collector = UpdateCollector(source)
+
+    def add(*deltas: str) -> None:
+        for delta in deltas:
+            source.logprobs.append(TokenLogprob(len(source.ids), -1.0))
+            source.append_token(len(source.ids), delta)
+
+    def go_on() -> None:
+        add("b", "c", "")
+        if ends:
+            source.end("stop")
+
+    def send() -> None:
+        if copy.finish is None and (update := collector.collect()) is not None:
+            apply_update(copy, update)
+
+    add("", "a")
+    source.race(reads, go_on)
+    send()
+    send()
+    if not ends:
+        add("d", "")
+        source.end("stop")
+    send()
+    assert (copy.ids, copy.deltas) == (source.ids, source.deltas)
+    assert (copy.token_counts, copy.logprobs) == (source.token_counts, source.logprobs)
+    assert copy.finish == "stop"
 
 
 def test_an_answer_that_ends_before_its_first_token_has_no_first_token() -> None:

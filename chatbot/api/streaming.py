@@ -29,7 +29,7 @@ class AnswerStreams:
         self._turns, self._keeper = turns, keeper
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
-        self._told = [0] * len(turns)
+        self._cursors = [turn.cursor() for turn in turns]
         self._kept: dict[Turn, asyncio.Future[None]] = {}
         """Turns that have ended -> when they are stored."""
         for turn in turns:
@@ -37,17 +37,19 @@ class AnswerStreams:
 
     async def __aiter__(self) -> AsyncIterator[list[tuple[int, Sequence[str]]]]:
         try:
-            ended = False
+            ended = started = False
             while not ended:
                 await self._news.wait()
                 self._news.clear()
-                ended = len(self._kept) == len(self._turns)  # asked first: nothing comes after
-                if batch := self._look():
+                batch, ended = self._take()
+                if batch:
+                    started = True
                     yield batch
-                if any(self._told) and not ended:
+                if started and not ended:
                     self._loop.call_later(self._next_tick(), self._news.set)
         finally:
             self.cancel()
+        self._store_ended()  # a cursor may see an end before the callback that announces it
         await self._stored()
 
     def cancel(self) -> None:
@@ -79,14 +81,13 @@ class AnswerStreams:
             pass
         self.cancel()
 
-    def _look(self) -> list[tuple[int, Sequence[str]]]:
-        """What has come since the last look."""
-        batch: list[tuple[int, Sequence[str]]] = []
-        for index, turn in enumerate(self._turns):
-            if new := turn.deltas[self._told[index] :]:
-                self._told[index] += len(new)
-                batch.append((index, new))
-        return batch
+    def _take(self) -> tuple[list[tuple[int, Sequence[str]]], bool]:
+        """Return what has come since the last call, by turn, and whether all turns have ended."""
+        taken = [cursor.take() for cursor in self._cursors]
+        batch: list[tuple[int, Sequence[str]]] = [
+            (index, deltas) for index, (deltas, _) in enumerate(taken) if deltas
+        ]
+        return batch, all(ended for _, ended in taken)
 
     def _next_tick(self) -> float:
         """Seconds until then; the same moment for all flows of this loop."""
@@ -103,10 +104,14 @@ class AnswerStreams:
             self._loop.call_soon_threadsafe(self._hear)
 
     def _hear(self) -> None:
+        self._store_ended()
+        self._news.set()
+
+    def _store_ended(self) -> None:
+        """Start to store each turn that has ended, once."""
         for turn in self._turns:
             if turn.ended and turn not in self._kept:
                 self._kept[turn] = self._loop.run_in_executor(self._keeper, turn.close)
-        self._news.set()
 
 
 def raise_if_interrupted(turns: Sequence[Turn]) -> None:

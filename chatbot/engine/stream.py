@@ -127,3 +127,21 @@ class Stream:
 
     def _elapsed_ms(self) -> float:
         return (time.monotonic() - self._started) * 1000
+
+
+class StreamCursor:
+    """Reads a stream in batches while another thread writes it: every delta once, then the end."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.position = 0
+        """How many deltas have been taken."""
+
+    def take(self) -> tuple[list[str], bool]:
+        """Return the deltas that came since the last call, and whether they are the last ones."""
+        # Whether it has ended is read first: nothing comes after the end. Read the other way
+        # round, text that came with the end between the two reads would be lost.
+        ended = self._stream.finish is not None
+        deltas = self._stream.deltas[self.position :]
+        self.position += len(deltas)
+        return deltas, ended

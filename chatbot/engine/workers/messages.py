@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from chatbot.engine.settings import EngineSettings
-from chatbot.engine.stream import FinishReason, Stream, TokenLogprob
+from chatbot.engine.stream import FinishReason, Stream, StreamCursor, TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -55,34 +55,36 @@ class CallResult:
 
 
 class UpdateCollector:
-    """What has been told of a stream so far."""
+    """Collects what one stream gained since the last update that was sent of it."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
-        self._ids = self._deltas = 0
+        self._cursor = StreamCursor(stream)
+        self._num_ids = 0
+        """How many tokens have been sent."""
 
     def collect(self) -> StreamUpdate | None:
-        """What has not been told yet, if there is anything."""
-        stream, first = self.stream, self._ids
-        finish = stream.finish  # asked first: nothing comes after it
-        count = len(stream.ids)  # before the texts: one that is not there yet reaches further
-        deltas = stream.deltas[self._deltas :]
-        pieces = [
-            (self._take_ids(reach), delta)
-            for delta, reach in zip(deltas, stream.token_counts[self._deltas :], strict=False)
-        ]
-        self._deltas += len(pieces)
-        if self._ids < count:
-            pieces.append((self._take_ids(count), ""))
-        if not pieces and finish is None:
+        """Return what has not been sent yet; None if nothing new has come."""
+        stream, first_id, first_delta = self.stream, self._num_ids, self._cursor.position
+        # Counted before the deltas are taken: a token whose text comes in between would otherwise
+        # be sent without it, and the text would claim tokens that came after it.
+        num_ids = len(stream.ids)
+        texts, ended = self._cursor.take()
+        if ended:
+            num_ids = len(stream.ids)  # the last tokens may have no text, and all are there now
+        counts = stream.token_counts[first_delta : self._cursor.position]
+        deltas = [(self._take_ids(count), text) for count, text in zip(counts, texts, strict=True)]
+        if self._num_ids < num_ids:
+            deltas.append((self._take_ids(num_ids), ""))
+        if not deltas and not ended:
             return None
-        end = None if finish is None else (finish, stream.error)
-        return StreamUpdate(pieces, stream.logprobs[first : self._ids], end)
+        end = (stream.finish, stream.error) if stream.finish and ended else None
+        return StreamUpdate(deltas, stream.logprobs[first_id : self._num_ids], end)
 
-    def _take_ids(self, reach: int) -> list[int]:
-        """The tokens that are told with a piece."""
-        ids = self.stream.ids[self._ids : reach]
-        self._ids = reach
+    def _take_ids(self, stop: int) -> list[int]:
+        """Return the tokens up to number ``stop`` that have not been sent."""
+        ids = self.stream.ids[self._num_ids : stop]
+        self._num_ids = stop
         return ids
 
 

@@ -14,11 +14,11 @@ def throttled_text(turn: Turn, per_second: float = UPDATES_PER_SECOND) -> Iterat
     news = threading.Event()
     turn.listen(news.set)
     news.wait()
-    shown, ended = 0, False
+    cursor, text, ended = turn.cursor(), "", False
     while not ended:
-        ended = turn.ended  # asked first: nothing comes after
-        if len(turn.deltas) > shown:
-            shown = len(turn.deltas)
-            yield "".join(turn.deltas[:shown])
+        deltas, ended = cursor.take()
+        if deltas:
+            text += "".join(deltas)
+            yield text
         if not ended:
             turn.wait(1 / per_second)
