@@ -1,26 +1,26 @@
-"""From tokens to text, piece by piece: never half a character, never a part of a stop string."""
+"""Turns tokens into text piece by piece: never half a character or a part of a stop string."""
 
 from transformers import PreTrainedTokenizerBase
 
 REPLACEMENT = "\ufffd"
-"""What bytes that are no character yet decode to."""
+"""What an incomplete UTF-8 character decodes to."""
 
 
 class Detokenizer:
-    """The text of one stream as its tokens come; all pieces together are the text of all tokens."""
+    """Decodes the tokens of one stream as they come; all pieces together are the text of all."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...] = ()) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
         self._ids: list[int] = []
-        # Text of _ids[_context:_read] is out. It stays in the window because some tokenizers
-        # write a token differently at the start of a text than after another.
+        # The text of _ids[_context:_read] has been emitted. These stay in the window because some
+        # tokenizers write a token differently at the start of a text than after another.
         self._context, self._read = 0, 0
         self._emitted = ""
         self._held = ""
 
     def add(self, token: int) -> tuple[str, bool]:
-        """The text that this token makes certain, and whether a stop string ended the answer."""
+        """Return the text that this token makes certain, and whether a stop string ends it."""
         self._ids.append(token)
         window = self._decode(self._ids[self._context :])
         if window.endswith(REPLACEMENT):
@@ -31,7 +31,7 @@ class Detokenizer:
         return self._release(new)
 
     def flush(self) -> tuple[str, bool]:
-        """What was held back, at the end of an answer that no stop string ended."""
+        """Return the text still held back at the end, and whether a stop string ends it."""
         window = self._decode(self._ids[self._context :])
         text, stopped = self._release(window[len(self._emitted) :])
         text, self._held = text + self._held, ""
@@ -39,7 +39,7 @@ class Detokenizer:
 
     def _release(self, new: str) -> tuple[str, bool]:
         text = self._held + new
-        found = [at for s in self._stop if (at := text.find(s)) >= 0]
+        found = [start for s in self._stop if (start := text.find(s)) >= 0]
         if found:
             self._held = ""
             return text[: min(found)], True
@@ -55,6 +55,6 @@ class Detokenizer:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with."""
+    """Return the length of the longest end of `text` that `stop` begins with."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if stop.startswith(text[-n:])), 0)

@@ -1,7 +1,7 @@
-"""The in-process engine: one worker thread owns the model and moves all streams on together.
+"""Runs the model in this process: one worker thread owns it and steps all streams together.
 
-Each step decodes one token of every running stream and reads a chunk of the next prompts, whatever
-adapters they speak with. Adapters come and go between two steps.
+Each step decodes every running sequence and prefills a chunk of the next prompts, whatever adapters
+they have. Adapters are installed and dropped between two steps.
 """
 
 import atexit
@@ -39,11 +39,12 @@ from chatbot.model.base import Base
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.1
-"""With nothing to do: until then somebody may go on with what was said last."""
+"""So long without work, and a deferred copy of a prefix is made: the next turn of a conversation
+may come before, and then it spares the copy."""
 
 
 class LocalEngine:
-    """Continuous batching over transformers' forward; see `Engine` for what the methods promise."""
+    """Answers by continuous batching in this process; see `Engine` for what the methods promise."""
 
     submit_blocks = False
     unavailable_reason = None
@@ -51,16 +52,17 @@ class LocalEngine:
     def __init__(
         self, base: Base, settings: EngineSettings | None = None, measured_threads: int = 0
     ) -> None:
-        """`tried` is the number of threads that suits the model, where that is known."""
+        """Start the worker thread; `measured_threads` is what a trial elsewhere found, or 0."""
         self.base = base
         self.settings = settings or EngineSettings()
         model = base.model.to(resolve_device(self.settings.device))
         self.max_length = effective_max_length(model, self.settings.max_length)
         self.threads, self._measured_threads = 0, measured_threads
-        """CPU threads of a step; 0 until it has `begun`."""
-        self.parameters = model.num_parameters()  # before the fast path takes them
+        """CPU threads of a step; 0 until the engine is ready."""
+        self.parameters = model.num_parameters()  # before a runner borrows the weights
         self._like = next(model.parameters())
         self.scheduler = Scheduler(base, self.settings, self.max_length, self._finish)
+        """For the worker thread; others only read its counts and call `lora.prepare`."""
         # Shared between threads and touched under the lock only.
         self._lock = threading.Condition()
         self._waiting: deque[Sequence] = deque()
@@ -81,11 +83,11 @@ class LocalEngine:
     # -- What any thread may call
 
     def wait_until_ready(self) -> None:
-        """Block until the worker takes requests; raises what has kept it from that."""
+        """Block until the worker takes requests; raise what has kept it from that."""
         self._ready.result()
 
     def load(self, adapter_id: str, folder: Path) -> None:
-        """Verify and load an adapter; blocks until it can be asked. Raises `AdapterError`."""
+        """Verify and load an adapter; return when it takes requests. Raises AdapterError."""
         with self._loading:
             with self._lock:
                 if adapter_id in self._adapters:
@@ -103,16 +105,16 @@ class LocalEngine:
                 self._lock.notify()
 
     def adapters(self) -> list[str]:
-        """What can be asked now, `BASE` first."""
+        """Return the adapters that take requests now, `BASE` first."""
         with self._lock:
-            return [BASE, *(name for name, open_ in self._adapters.items() if open_)]
+            return [BASE, *(name for name, accepts in self._adapters.items() if accepts)]
 
     def submit(self, request: Request) -> Stream:
         """Queue a request and return its stream.
 
         Raises EngineBusyError, UnknownAdapterError, PromptTooLongError, EngineClosedError.
         """
-        row = self._new_sequence(request)
+        sequence = self._new_sequence(request)
         with self._lock:
             if self._closed:
                 raise EngineClosedError()
@@ -123,12 +125,12 @@ class LocalEngine:
                     len(self._waiting), self._retry_after.estimate_seconds(len(self._waiting))
                 )
             self._num_active[request.adapter] += 1
-            self._waiting.append(row)
+            self._waiting.append(sequence)
             self._lock.notify()
-        return row.stream
+        return sequence.stream
 
     def stats(self) -> dict[str, Any]:
-        """Streams running and waiting, what each adapter has, tokens and steps since the start."""
+        """Return streams running, waiting and by adapter, and tokens and steps since the start."""
         with self._lock:
             counts = self.scheduler.counts
             return {
@@ -147,11 +149,11 @@ class LocalEngine:
 
     @property
     def uses_spare_cores(self) -> bool:
-        """Whether it computes on as many cores as are there for it."""
+        """Tell whether steps use more cores while these are free."""
         return self.scheduler.uses_spare_cores
 
     def set_available_cores(self, cores: int) -> None:
-        """So many cores are there for it from now on; it has `begun`."""
+        """Let steps use up to so many cores from now on; only once the engine is ready."""
         self.scheduler.set_available_cores(cores)
 
     def close(self) -> None:
@@ -182,7 +184,7 @@ class LocalEngine:
             self._lock.notify()
 
     def call_between_steps(self, work: Callable[[], None]) -> None:
-        """Have the worker do something between two steps; returns when it is done."""
+        """Have the worker call `work` between two steps; return when done. Raises its error."""
         done: Future[None] = Future()
         with self._lock:
             if self._closed:
@@ -206,7 +208,7 @@ class LocalEngine:
         self.threads = self.scheduler.choose_threads(self._measured_threads)
 
     def _wait_for_work(self) -> bool:
-        """Sleep until there is something to do; False once closed."""
+        """Sleep until there is work and return True; False once closed."""
         while True:
             with self._lock:
                 pause = IDLE_SECONDS if self.scheduler.prefixes.has_deferred_copy else None
@@ -222,7 +224,7 @@ class LocalEngine:
 
     @contextmanager
     def _failing_streams_only(self) -> Iterator[None]:
-        """A step that fails ends its streams and not the engine."""
+        """End the streams of a step that fails, and not the engine."""
         try:
             yield
         except Exception as error:  # whatever the model raises, the next request must be served
@@ -230,21 +232,21 @@ class LocalEngine:
             self.scheduler.fail_all(error)
 
     def _between_steps(self) -> None:
-        """Between two steps: adapters in and out, cancelled streams gone."""
+        """Install and drop adapters and end cancelled streams, which no step may see half done."""
         with self._lock:
-            orders = list(self._pending_calls)
+            calls = list(self._pending_calls)
             self._pending_calls.clear()
-            gone = [row for row in self._waiting if row.stream.cancelled]
-            self._waiting = deque(row for row in self._waiting if not row.stream.cancelled)
-        for work, done in orders:
+            cancelled = [each for each in self._waiting if each.stream.cancelled]
+            self._waiting = deque(each for each in self._waiting if not each.stream.cancelled)
+        for work, done in calls:
             _call_into(work, done)
-        for row in gone:
-            self._finish(row, "cancelled", None)
+        for sequence in cancelled:
+            self._finish(sequence, "cancelled", None)
         self.scheduler.remove_cancelled()
         self._drop_idle_adapters()
 
     def _next_waiting(self) -> Sequence | None:
-        """The request that waits longest."""
+        """Take the sequence that has waited longest."""
         with self._lock:
             return self._waiting.popleft() if self._waiting else None
 
@@ -254,11 +256,11 @@ class LocalEngine:
             self._adapters[adapter] = True
 
     def _idle_adapters(self) -> list[str]:
-        """Unloaded adapters whose last stream has ended."""
+        """Return the unloaded adapters whose last stream has ended."""
         return [
             name
-            for name, wanted in self._adapters.items()
-            if not wanted and self._num_active[name] == 0
+            for name, accepts in self._adapters.items()
+            if not accepts and self._num_active[name] == 0
         ]
 
     def _drop_idle_adapters(self) -> None:
@@ -269,37 +271,38 @@ class LocalEngine:
         for name in idle:
             self.scheduler.drop_adapter(name)
 
-    def _finish(self, row: Sequence, finish: FinishReason, error: str | None) -> None:
+    def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None) -> None:
         with self._lock:
-            self._num_active[row.request.adapter] -= 1
+            self._num_active[sequence.request.adapter] -= 1
             self._requests += 1
         self._retry_after.record_end()
-        row.stream.end(finish, error)
+        sequence.stream.end(reason, error)
 
     def _shut_down(self) -> None:
-        """Closed: whoever still waits is told, and the model is as it was."""
+        """End all streams as cancelled, refuse pending calls and restore the model's weights."""
         with self._lock:
             self._closed = True
-            rows = [*self.scheduler.sequences, *self._waiting]
-            orders = list(self._pending_calls)
-        for row in rows:
-            self._finish(row, "cancelled", None)
-        for _, done in orders:
+            sequences = [*self.scheduler.sequences, *self._waiting]
+            calls = list(self._pending_calls)
+        for sequence in sequences:
+            self._finish(sequence, "cancelled", None)
+        for _, done in calls:
             done.set_exception(EngineClosedError())
         self.scheduler.detach()
 
 
 def _call_into(work: Callable[[], None], done: "Future[None]") -> None:
+    """Call `work` and give its end or its error to the thread that waits for `done`."""
     try:
         work()
-    except Exception as error:  # it belongs to the thread that gave the order
+    except Exception as error:  # it belongs to the thread that waits
         done.set_exception(error)
     else:
         done.set_result(None)
 
 
 def resolve_device(name: str) -> torch.device:
-    """What a setting names; auto is a GPU where there is one."""
+    """Return the device that a setting names; "auto" is a GPU where there is one."""
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

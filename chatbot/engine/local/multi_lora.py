@@ -1,7 +1,7 @@
-"""Many adapters in one forward: each row of the batch gets the LoRA of its own adapter.
+"""Applies many LoRA adapters in one forward: each row of the batch gets that of its own adapter.
 
-The model's linears keep their names and weights; only their `forward` is led through here, and
-given back by `detach`.
+The model's linears keep their names and weights; only their `forward` is replaced, and `detach`
+restores it. Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,58 +14,67 @@ from chatbot.engine.protocol import EngineError
 from chatbot.model.adapter import LoraMatrices
 
 LoraFactors = tuple[torch.Tensor, torch.Tensor]
-"""A [rank, in] and B [out, rank] with the scale multiplied in."""
+"""A [rank, in], and B [out, rank] with the scale multiplied in."""
+
 SMALL_MATMUL = 600_000
-"""Multiplications that are little work."""
+"""Up to so many multiplications, starting oneDNN costs more than it saves; see `StackedLora`."""
 
 
 class LoraBatch:
-    """Which adapter each token of the next forward is read with."""
+    """Holds which adapter each token of the next forward is computed with."""
 
     def __init__(self) -> None:
         self.adapters: tuple[str, ...] = ()
+        """The adapters of the forward, sorted by name."""
         self.mixed = False
-        """Whether they differ in that."""
+        """Whether its tokens have different adapters, or some none."""
         self.token_mask = torch.empty(0)
-        """[tokens, adapters]: whose each token is, if they differ in that."""
-        self._masks: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+        """[tokens, adapters], one where the token has that adapter; empty if not `mixed`."""
+        self._rank_masks: dict[tuple[int, torch.dtype], torch.Tensor] = {}
 
     def assign(
         self, adapters: Sequence[str | None], token_counts: Sequence[int], like: torch.Tensor
     ) -> None:
-        """One adapter name a row, None for the base, and how many tokens each row has, one after
-        the other; `like` gives the device."""
+        """Set the adapter of each row, None for the base, and how many tokens each row has.
+
+        The tokens of a row follow those of the row before it; `like` gives the device.
+        """
         self.adapters = tuple(sorted({name for name in adapters if name is not None}))
         self.mixed = len({*adapters}) > 1
         mask = torch.empty(0)
         if self.mixed:
-            mask = torch.tensor([[row == name for name in self.adapters] for row in adapters])
+            mask = torch.tensor(
+                [[adapter == name for name in self.adapters] for adapter in adapters]
+            )
             mask = mask.repeat_interleave(torch.tensor(token_counts), dim=0)
         self.use_mask(mask.to(like.device))
 
     def use_mask(self, mask: torch.Tensor) -> None:
-        """Whose the tokens are is read there from now on."""
+        """Read the mask from this tensor from now on; a CUDA graph has one of its own."""
         self.token_mask = mask
-        self._masks.clear()
+        self._rank_masks.clear()
 
     def mask_others(self, low_rank: torch.Tensor) -> torch.Tensor:
-        """Zero, in place, in low [.., adapters * rank] what a token got from others' adapters."""
+        """Zero in place, in `low_rank` [.., adapters * rank], the ranks of other adapters."""
         if not self.mixed:
             return low_rank
         width = low_rank.shape[-1]
-        mask = self._masks.get((width, low_rank.dtype))
+        mask = self._rank_masks.get((width, low_rank.dtype))
         if mask is None:
             rank = width // len(self.adapters)
             mask = self.token_mask.to(low_rank.dtype).repeat_interleave(rank, dim=-1)
-            self._masks[width, low_rank.dtype] = mask
+            self._rank_masks[width, low_rank.dtype] = mask
         return low_rank.view(-1, width).mul_(mask).view_as(low_rank)
 
 
 class StackedLora:
-    """The A and B of some adapters side by side, as two products: they serve any mixture of them.
+    """Multiplies by the A and B of several adapters side by side, for any mixture of them.
 
-    For few tokens that is little work, and on a CPU oneDNN takes longer to begin than to do it:
-    two plain products in float32 take a third of that time.
+    A is [adapters * rank, in] and B is [out, adapters * rank]: two products serve all tokens, and
+    between them a mask zeroes the ranks of the adapters that a token does not have.
+
+    With few tokens that is little work, and on a CPU oneDNN takes longer to start than to do it:
+    two simple products in float32 take a third of that time.
     """
 
     def __init__(self, adapters: Sequence[LoraFactors]) -> None:
@@ -76,15 +85,15 @@ class StackedLora:
             SMALL_MATMUL // (a.numel() + b.numel()) if a.device.type == "cpu" else 0
         )
         self._float32: LoraFactors | None = None
-        """In float32 and turned, once few tokens have come."""
+        """A and B transposed and in float32, made when few tokens come for the first time."""
 
     @property
     def nbytes(self) -> int:
-        """Memory of them in every layout."""
+        """Return the memory in bytes, in every layout that is held."""
         return sum(each.nbytes for each in (self._down, self._up, *(self._float32 or ())))
 
     def __call__(self, x: torch.Tensor, batch: LoraBatch) -> torch.Tensor:
-        """x [.., in] -> [.., out], from its own adapter for each token."""
+        """Return what the adapters add, [.., out], for x [.., in] and the adapters of `batch`."""
         if x.numel() > self._max_small_tokens * x.shape[-1]:
             return self._up(batch.mask_others(self._down(x)))
         if self._float32 is None:
@@ -99,83 +108,93 @@ def _stack(adapters: Sequence[LoraFactors]) -> LoraFactors:
 
 
 class LoraLayer:
-    """What the adapters add to one product, row by row."""
+    """Holds what all adapters add to one matrix product."""
 
     def __init__(self, batch: LoraBatch) -> None:
         self.batch = batch
         self.matrices: dict[str, LoraFactors] = {}
         self.stacked: dict[tuple[str, ...], StackedLora] = {}
-        """By the names of those that speak together."""
+        """By the names of the adapters that are used together in one forward."""
 
     def add_lora(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Add to y [.., out], in place, what the rows' adapters make of x [.., in]."""
+        """Add to y [.., out], in place, what the adapters of the batch make of x [.., in]."""
         names = self.batch.adapters
         if not names:
             return y
-        sides = self.stacked.get(names) or self._stack(names)
-        return y.add_(sides(x, self.batch))
+        stacked = self.stacked.get(names) or self._stack(names)
+        return y.add_(stacked(x, self.batch))
 
     def _stack(self, names: tuple[str, ...]) -> StackedLora:
-        """Each adapter's own are kept, and the last mixture's."""
+        """Stack adapters for the first time they are used together.
+
+        Single adapters are kept, and of mixtures the last: there are as many as there are subsets.
+        """
         if len(names) > 1:
-            self._forget(lambda known: len(known) > 1)
+            self._evict(lambda known: len(known) > 1)
         self.stacked[names] = StackedLora([self.matrices[name] for name in names])
         return self.stacked[names]
 
     def drop_adapter(self, name: str) -> None:
-        """Forget an adapter."""
+        """Free the matrices of an adapter."""
         self.matrices.pop(name, None)
-        self._forget(lambda known: name in known)
+        self._evict(lambda known: name in known)
 
-    def _forget(self, which: Callable[[tuple[str, ...]], bool]) -> None:
-        self.stacked = {names: side for names, side in self.stacked.items() if not which(names)}
+    def _evict(self, matches: Callable[[tuple[str, ...]], bool]) -> None:
+        self.stacked = {names: kept for names, kept in self.stacked.items() if not matches(names)}
 
 
 class LoraLinear(LoraLayer):
-    """A linear module's forward with the adapters of `plan` added row by row."""
+    """Replaces the forward of a linear module by one that adds the adapters of `batch`."""
 
     def __init__(self, module: nn.Module, batch: LoraBatch) -> None:
         super().__init__(batch)
         self.module = module
         self.original_forward: Callable[[torch.Tensor], torch.Tensor] = module.forward
         self.base_forward = self.original_forward
-        """What the adapters are added to."""
+        """What the adapters are added to; a fused product may take its place."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[rows, tokens, in] -> [rows, tokens, out]."""
+        """Return [rows, tokens, out] for x [rows, tokens, in]."""
         return self.add_lora(self.base_forward(x), x)
 
 
 class FusedLora(LoraLayer):
-    """Linears that read the same input, taken as one: their outputs side by side."""
+    """Holds the adapters of several linears of one input, computed as one linear.
+
+    Its output is theirs side by side, as q, k and v of attention.
+    """
 
     def __init__(self, batch: LoraBatch, names: Sequence[str]) -> None:
         super().__init__(batch)
         self.names = tuple(names)
 
     def fuse(self, matrices: dict[str, LoraFactors]) -> LoraFactors:
-        """One adapter's pair for all of them; those in `pairs` become views of it.
+        """Return one adapter's A and B for all linears; those in `matrices` become views of them.
 
-        B is block-diagonal, so that two products serve all the linears.
+        A is [sum of ranks, in], B [sum of outs, sum of ranks] and block-diagonal, so that two
+        products serve all the linears.
         """
-        mine = [matrices[name] for name in self.names]
-        a = torch.cat([a for a, _ in mine])
-        b = a.new_zeros(sum(b.shape[0] for _, b in mine), a.shape[0])
+        factors = [matrices[name] for name in self.names]
+        a = torch.cat([a for a, _ in factors])
+        b = a.new_zeros(sum(b.shape[0] for _, b in factors), a.shape[0])
         top = left = 0
-        for name, (_, part) in zip(self.names, mine, strict=True):
-            bottom, right = top + part.shape[0], left + part.shape[1]
-            b[top:bottom, left:right] = part
+        for name, (_, block) in zip(self.names, factors, strict=True):
+            bottom, right = top + block.shape[0], left + block.shape[1]
+            b[top:bottom, left:right] = block
             matrices[name] = a[left:right], b[top:bottom, left:right]
             top, left = bottom, right
         return a, b
 
 
 PreparedAdapter = list[tuple[LoraLayer, LoraFactors]]
-"""An adapter's matrices, each with the product they belong to."""
+"""An adapter's matrices, each with the layer that they belong to."""
 
 
 class LoraLayers:
-    """All target linears of one model, and the adapters they hold."""
+    """Holds all LoRA layers of one model and the adapters that are installed in them.
+
+    Raises EngineError if another engine has replaced the forward of its linears.
+    """
 
     def __init__(self, model: nn.Module, targets: Sequence[str]) -> None:
         if any("forward" in vars(model.get_submodule(name)) for name in targets):
@@ -188,48 +207,53 @@ class LoraLayers:
 
     @property
     def nbytes(self) -> int:
-        """Memory of all adapters, in every layout they are held in."""
-        own = self.fused or self.linears.values()  # pairs of joined linears are views
-        pairs = [pair for holder in own for pair in list(holder.matrices.values())]
-        both = (*self.fused, *self.linears.values())
-        sides = [each.nbytes for holder in both for each in list(holder.stacked.values())]
-        return sum(a.nbytes + b.nbytes for a, b in pairs) + sum(sides)
+        """Return the memory of all adapters in bytes, in every layout that is held."""
+        layers = (*self.fused, *self.linears.values())
+        owners = self.fused or self.linears.values()  # those of fused linears are views
+        # Lists are copied, for any thread asks and the worker may install an adapter meanwhile.
+        factors = [pair for layer in owners for pair in list(layer.matrices.values())]
+        stacked = [each.nbytes for layer in layers for each in list(layer.stacked.values())]
+        return sum(a.nbytes + b.nbytes for a, b in factors) + sum(stacked)
 
     def prepare(self, tensors: LoraMatrices, like: torch.Tensor) -> PreparedAdapter:
-        """An adapter's matrices where `like` is, and in its type; safe beside a running forward."""
-        place = (like.device, like.dtype)
-        pairs = {
-            name: (a.to(*place), (b * scale).to(*place)) for name, (a, b, scale) in tensors.items()
+        """Return an adapter's matrices on the device and in the type of `like`.
+
+        Nothing is changed that a forward reads, so any thread may call it at any time.
+        """
+        target = (like.device, like.dtype)
+        matrices = {
+            name: (a.to(*target), (b * scale).to(*target))
+            for name, (a, b, scale) in tensors.items()
         }
-        joined: PreparedAdapter = [(joint, joint.fuse(pairs)) for joint in self.fused]
-        return joined + [(self.linears[name], pair) for name, pair in pairs.items()]
+        fused: PreparedAdapter = [(layer, layer.fuse(matrices)) for layer in self.fused]
+        return fused + [(self.linears[name], factors) for name, factors in matrices.items()]
 
     def install(self, adapter: str, prepared: PreparedAdapter) -> None:
-        """Make a prepared adapter known; between two forwards only."""
-        for linear, pair in prepared:
-            linear.matrices[adapter] = pair
-        for joint in self.fused:  # those that came after it was prepared
-            if adapter not in joint.matrices:
-                self._fuse(joint, adapter)
+        """Install a prepared adapter; between two forwards only."""
+        for layer, factors in prepared:
+            layer.matrices[adapter] = factors
+        for fused in self.fused:  # those that were registered after it was prepared
+            if adapter not in fused.matrices:
+                self._fuse(fused, adapter)
 
-    def register_fused(self, joint: FusedLora) -> None:
-        """From now on its linears' adapters are joined there, those that are known too."""
-        for adapter in self.linears[joint.names[0]].matrices:
-            self._fuse(joint, adapter)
-        self.fused.append(joint)
+    def register_fused(self, fused: FusedLora) -> None:
+        """Compute the adapters of its linears there from now on, installed ones included."""
+        for adapter in self.linears[fused.names[0]].matrices:
+            self._fuse(fused, adapter)
+        self.fused.append(fused)
 
-    def _fuse(self, joint: FusedLora, adapter: str) -> None:
-        pairs = {name: self.linears[name].matrices[adapter] for name in joint.names}
-        joint.matrices[adapter] = joint.fuse(pairs)
-        for name, pair in pairs.items():
-            self.linears[name].matrices[adapter] = pair
+    def _fuse(self, fused: FusedLora, adapter: str) -> None:
+        matrices = {name: self.linears[name].matrices[adapter] for name in fused.names}
+        fused.matrices[adapter] = fused.fuse(matrices)
+        for name, view in matrices.items():
+            self.linears[name].matrices[adapter] = view
 
     def drop_adapter(self, adapter: str) -> None:
         """Free an adapter; between two forwards only."""
-        for linear in (*self.fused, *self.linears.values()):
-            linear.drop_adapter(adapter)
+        for layer in (*self.fused, *self.linears.values()):
+            layer.drop_adapter(adapter)
 
     def detach(self) -> None:
-        """Give the model its own forward back."""
+        """Restore the forward of the model's linears."""
         for linear in self.linears.values():
             del linear.module.forward

@@ -1,4 +1,4 @@
-"""One weight matrix, laid out as the device multiplies by it best.
+"""Holds a weight matrix in the layout that the device multiplies by fastest.
 
 On a CPU oneDNN packs it beforehand: a product for one or sixteen rows then takes about half the
 time. The operators are those that torch.compile uses when it freezes a model.
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 
 class PackedLinear:
-    """x -> x W^T + b, the weight held once."""
+    """Computes x W^T + b; the weight is held in one layout only."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self._packed = _packable(weight)
@@ -18,7 +18,7 @@ class PackedLinear:
         self.nbytes = weight.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[.., in] -> [.., out]."""
+        """Return [.., out] for x [.., in]."""
         if not self._packed:
             return functional.linear(x, self._weight, self._bias)
         y: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(
@@ -27,12 +27,12 @@ class PackedLinear:
         return y
 
     def dense(self) -> torch.Tensor:
-        """The weight [out, in], bit for bit as it came."""
+        """Return the weight [out, in], bit for bit as it was given."""
         return self._weight.to_dense() if self._packed else self._weight
 
 
 def _packable(weight: torch.Tensor) -> bool:
-    """Whether oneDNN serves this device and type."""
+    """Tell whether oneDNN multiplies on this device and in this type."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if weight.dtype == torch.bfloat16:

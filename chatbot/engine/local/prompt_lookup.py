@@ -1,8 +1,8 @@
-"""Guessing what comes next from what is there already: prompt lookup decoding.
+"""Proposes draft tokens for speculative decoding by looking them up in the text so far.
 
-An answer that repeats an approved one word for word is in the prompt. The model reads a guess of
+An answer that repeats an approved one word for word is in the prompt. The model verifies a draft of
 several tokens in one step, hardly longer than for one, and every token of it that it would have
-chosen itself is kept: the text is the same as without guesses, only sooner.
+chosen itself is accepted: the text is the same as without drafts, only sooner.
 
 Source: Saxena, "Prompt Lookup Decoding", 2023, https://github.com/apoorvumang/prompt-lookup-decoding
 """
@@ -10,36 +10,40 @@ Source: Saxena, "Prompt Lookup Decoding", 2023, https://github.com/apoorvumang/p
 from collections.abc import Iterable
 
 NGRAM_SIZE = 2
-"""Tokens that must have stood together before. Of single ones guesses are mostly wrong."""
+"""Tokens that must have occurred together before. After a single one drafts are mostly wrong."""
+
 MAX_SPECULATING = 4
-"""Most streams that guess: more fill the step with tokens that are sure to be wanted."""
+"""With more running sequences none has a draft: they fill the step with tokens that are needed."""
 
 
 class PromptLookup:
-    """The tokens of one stream so far, and what came after each pair of them the last time."""
+    """Holds the tokens of one stream, and where each n-gram of them last continued."""
 
     def __init__(self) -> None:
         self._ids: list[int] = []
         self._continuations: dict[tuple[int, ...], int] = {}
-        """What stood together -> where the token after it is."""
+        """n-gram -> index of the token after its last occurrence."""
         self._max_draft: int | None = None
-        """How many tokens a guess has at most, once one was tried."""
+        """Most tokens of the next draft; None until one was verified."""
 
     def extend(self, ids: Iterable[int]) -> None:
-        """More tokens."""
+        """Append tokens of the stream."""
         for token in ids:
             self._continuations[tuple(self._ids[-NGRAM_SIZE:])] = len(self._ids)
             self._ids.append(token)
 
     def propose(self, max_tokens: int) -> list[int]:
-        """At most so many tokens that may come next; none if the last ones are new together."""
-        found = self._continuations.get(tuple(self._ids[-NGRAM_SIZE:]))
-        max_tokens = max_tokens if self._max_draft is None else min(max_tokens, self._max_draft)
-        return [] if found is None else self._ids[found : found + max(max_tokens, 0)]
+        """Return up to `max_tokens` tokens that may come next; none after a new n-gram."""
+        start = self._continuations.get(tuple(self._ids[-NGRAM_SIZE:]))
+        length = max_tokens if self._max_draft is None else min(max_tokens, self._max_draft)
+        return [] if start is None else self._ids[start : start + max(length, 0)]
 
     def record_accepted(self, num_accepted: int) -> None:
-        """So many tokens of a guess were right. The next may have twice as many, for what is read
-        in vain takes time: an answer of the model's own soon guesses one at a time."""
+        """Limit the next draft to twice the tokens that were accepted of the last, but at least 1.
+
+        Rejected tokens cost time. An answer in the model's own words is soon drafted one token at a
+        time, and one that goes on to repeat the prompt is back at full length in a few steps.
+        """
         self._max_draft = max(1, 2 * num_accepted)
 
     def __len__(self) -> int:
