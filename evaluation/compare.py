@@ -1,4 +1,4 @@
-"""The comparison: a candidate against the adapter in service, over the suites of a snapshot.
+"""Compares a candidate with the adapter in service, over the suites of a snapshot.
 
     python -m evaluation.compare --candidate adapters/a-… --current adapters/a-… \\
         --snapshot snapshots/s-… --retention retention.jsonl --out reports/r-…
@@ -32,7 +32,7 @@ from feedback.snapshot import Record, Snapshot
 
 
 class EvaluationSettings(Settings):
-    """``[evaluation]`` of talkback.toml."""
+    """Holds ``[evaluation]`` of talkback.toml."""
 
     table: ClassVar[str] = "evaluation"
 
@@ -55,7 +55,10 @@ def compare_adapters(
     settings: EvaluationSettings | None = None,
     gate: GateSettings | None = None,
 ) -> Report:
-    """Compare, judge, and write the report into `out`."""
+    """Compare, judge, write the report into `out`, and return it.
+
+    `base_name` is a folder or a Hub id, `revision` a commit of the Hub. Raises TalkbackError.
+    """
     settings = settings or EvaluationSettings()
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -74,31 +77,36 @@ def measure(
     retention: Sequence[Record],
     settings: EvaluationSettings,
 ) -> Report:
-    """Put every question to both adapters; a report without verdict."""
+    """Put every question to both adapters; return a report without verdict."""
     started = time.monotonic()
     adapters = [verify_adapter(folder, base) for folder in (candidate, current)]
     new, old = (adapter.id for adapter in adapters)
     folders = {adapter.id: adapter.folder for adapter in adapters}
-    asked = build_suites(snapshot, retention, settings)
-    everything = [case for suite in asked.values() for case in suite]
-    said = suites.generate_answers(base, folders, everything, settings.max_tokens)
+    cases = build_suites(snapshot, retention, settings)
+    every_case = [case for suite in cases.values() for case in suite]
+    answers = suites.generate_answers(base, folders, every_case, settings.max_tokens)
     scorer = AnswerScorer(base, folders)
     try:
-        heard = {name: score_answers(scorer, name, everything, said[name]) for name in folders}
-        both = zip(heard[new], heard[old], strict=True)
-        found = {name: [item(case, *next(both)) for case in suite] for name, suite in asked.items()}
-        pairs = measure_preferences(
+        scored = {n: score_answers(scorer, n, every_case, answers[n]) for n in folders}
+        margins = measure_preferences(
             scorer, new, old, suites.parse_pairs(snapshot.rows("held_out_pairs"))
         )
     finally:
         scorer.close()
+    both = zip(scored[new], scored[old], strict=True)
+    compared = {
+        name: [
+            Comparison(case.question, case.expected, case.rejected, *next(both)) for case in suite
+        ]
+        for name, suite in cases.items()
+    }
     return Report(
         candidate=new,
         current=old,
         base=base.name,
         snapshot=snapshot.id,
-        suites=found,
-        pairs=pairs,
+        suites=compared,
+        pairs=margins,
         leaks=suites.find_leaks(snapshot),
         seconds=round(time.monotonic() - started, 1),
     )
@@ -107,7 +115,7 @@ def measure(
 def build_suites(
     snapshot: Snapshot, retention: Sequence[Record], settings: EvaluationSettings
 ) -> dict[str, list[Case]]:
-    """The suites by name; retention without what trained, and thinned evenly by chance."""
+    """Return the suites by name; retention without what trained, and a random sample of it."""
     trained = suites.parse_cases(snapshot.rows("sft"))
     kept = suites.exclude_trained(suites.parse_cases(retention), trained)
     if len(kept) > settings.retention:
@@ -120,10 +128,10 @@ def build_suites(
 
 
 def score_answers(
-    scorer: AnswerScorer, adapter: str, asked: Sequence[Case], answers: Sequence[str]
+    scorer: AnswerScorer, adapter: str, cases: Sequence[Case], answers: Sequence[str]
 ) -> list[ScoredAnswer]:
-    """One adapter's answers with the numbers on each."""
-    scores = scorer.answer_logprobs(adapter, [(case.prompt, case.expected) for case in asked])
+    """Score one adapter's answers, given in the order of the cases."""
+    scores = scorer.answer_logprobs(adapter, [(case.prompt, case.expected) for case in cases])
     return [
         ScoredAnswer(
             answer=answer,
@@ -131,19 +139,14 @@ def score_answers(
             chrf=round(metrics.chrf(answer, case.expected), 1),
             loss=-total / tokens,
         )
-        for case, answer, (total, tokens) in zip(asked, answers, scores, strict=True)
+        for case, answer, (total, tokens) in zip(cases, answers, scores, strict=True)
     ]
-
-
-def item(case: Case, candidate: ScoredAnswer, current: ScoredAnswer) -> Comparison:
-    """What both said to one question."""
-    return Comparison(case.question, case.expected, case.rejected, candidate, current)
 
 
 def measure_preferences(
     scorer: AnswerScorer, candidate: str, current: str, pairs: Sequence[PreferencePair]
 ) -> list[PreferenceMargin]:
-    """By how many nats each adapter prefers the chosen answers of held-out pairs."""
+    """Measure by how many nats each adapter prefers the chosen answers of held-out pairs."""
     margins = {}
     for name in (candidate, current):
         chosen = scorer.answer_logprobs(name, [(pair.prompt, pair.chosen) for pair in pairs])
@@ -155,7 +158,7 @@ def measure_preferences(
 
 
 def read_json_lines(file: Path | None) -> list[Record]:
-    """A JSON object a line; no file, no rows."""
+    """Read one JSON object a line; no file, no rows. Raises SuiteError."""
     if file is None:
         return []
     try:
@@ -180,8 +183,9 @@ def main(
 ) -> None:
     """Compare and judge; the last line on stdout is JSON: {"report", "verdict", "reasons"}."""
     try:
-        place = Home.find(home)
-        settings, gate = EvaluationSettings.read(place), GateSettings.read(place)
+        settings_home = Home.find(home)
+        settings = EvaluationSettings.read(settings_home)
+        gate = GateSettings.read(settings_home)
         rows = read_json_lines(retention)
         report = compare_adapters(
             candidate, current, base_model, revision, snapshot, rows, out, settings, gate

@@ -1,4 +1,4 @@
-"""The gate: whether a candidate may take the place of the adapter in service, and why.
+"""Decides whether a candidate may replace the adapter in service, and why.
 
 Both adapters answered the same questions, so every test is paired. "Targets" are the corrected
 questions, trained (repairs) and held out. The rules, in their order; the first five refuse:
@@ -43,12 +43,12 @@ from feedback.settings import Settings
 
 
 class GateSettings(Settings):
-    """``[gate]`` of talkback.toml."""
+    """Holds ``[gate]`` of talkback.toml."""
 
     table: ClassVar[str] = "gate"
 
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
-    """The chance of a wrong promotion that is put up with, in every one-sided test."""
+    """Highest probability of a wrong promotion, in every one-sided test."""
     min_evidence: int = Field(default=5, ge=1)
     """Fewest targets on which the two adapters must differ."""
     margin: float = Field(default=0.02, ge=0, lt=1)
@@ -66,7 +66,7 @@ class GateSettings(Settings):
 
 
 def judge(report: Report, settings: GateSettings | None = None) -> Verdict:
-    """The verdict with all its reasons, the deciding ones first."""
+    """Return the verdict with all its reasons, the deciding ones first."""
     gate = settings or GateSettings()
     harm = [
         *_leakage_reasons(report),
@@ -75,11 +75,11 @@ def judge(report: Report, settings: GateSettings | None = None) -> Verdict:
         *_overfitting_reasons(report, gate),
         *_preference_reasons(report, gate),
     ]
-    said = [*_underfitting_remarks(report), *_retention_summary(report, gate)]
+    remarks = [*_underfitting_remarks(report), *_retention_summary(report, gate)]
     if harm:
-        return Verdict("refuse", [*harm, *said])
+        return Verdict("refuse", [*harm, *remarks])
     verdict = _weigh_evidence(report, gate)
-    return Verdict(verdict.kind, [*verdict.reasons, *said])
+    return Verdict(verdict.kind, [*verdict.reasons, *remarks])
 
 
 # -- What refuses
@@ -94,8 +94,11 @@ def _leakage_reasons(report: Report) -> Iterator[str]:
 
 
 def _collapse_reasons(report: Report, gate: GateSettings) -> Iterator[str]:
-    for name, items in (("corrected", _targets(report)), ("retention", _retention(report))):
-        now, before = [i.candidate.answer for i in items], [i.current.answer for i in items]
+    for name, comparisons in (("corrected", _targets(report)), ("retention", _retention(report))):
+        now, before = (
+            [i.candidate.answer for i in comparisons],
+            [i.current.answer for i in comparisons],
+        )
         worst = metrics.find_collapse(now, before)
         if (
             worst
@@ -103,36 +106,36 @@ def _collapse_reasons(report: Report, gate: GateSettings) -> Iterator[str]:
             and worst.share >= gate.collapse_share
         ):
             yield (
-                f"Collapse: {worst.questions} of {len(items)} {name} questions now get one and the "
-                f"same answer, {_quote(worst.answer)}; the adapter in service gave them "
+                f"Collapse: {worst.questions} of {len(comparisons)} {name} questions now get one "
+                f"and the same answer, {_quote(worst.answer)}; the adapter in service gave them "
                 f"{worst.distinct_before} different ones."
             )
 
 
 def _forgetting_reasons(report: Report, gate: GateSettings) -> Iterator[str]:
-    items = _retention(report)
-    worse, better = sum(map(is_loss, items)), sum(map(is_win, items))
-    drop = metrics.accuracy_drop(worse, better, len(items), gate.alpha)
+    comparisons = _retention(report)
+    better, worse = _count_changes(comparisons)
+    drop = _accuracy_drop(comparisons, gate)
     p = metrics.sign_test(worse, better)
     if drop.value > gate.margin and p <= gate.alpha:
         yield (
-            f"Catastrophic forgetting: of {len(items)} retention questions {worse} that were "
+            f"Catastrophic forgetting: of {len(comparisons)} retention questions {worse} that were "
             f"answered right are now wrong and {better} the other way round, a fall of "
             f"{drop.value:.1%} where {gate.margin:.0%} is allowed (p = {p:.2g})."
         )
-    if rise := _perplexity_rise(items, gate):
+    if rise := _perplexity_rise(comparisons, gate):
         yield (
-            f"Catastrophic forgetting: perplexity on the answers of {len(items)} retention "
+            f"Catastrophic forgetting: perplexity on the answers of {len(comparisons)} retention "
             f"questions rose by a factor of {rise:.2f}; {gate.perplexity:g} is allowed."
         )
 
 
 def _overfitting_reasons(report: Report, gate: GateSettings) -> Iterator[str]:
-    items = report.suites["held_out"]
-    if rise := _perplexity_rise(items, gate):
+    comparisons = report.suites["held_out"]
+    if rise := _perplexity_rise(comparisons, gate):
         yield (
-            f"Overfitting: perplexity on {len(items)} corrections that did not train rose by a "
-            f"factor of {rise:.2f}; {gate.perplexity:g} is allowed."
+            f"Overfitting: perplexity on {len(comparisons)} corrections that did not train rose by "
+            f"a factor of {rise:.2f}; {gate.perplexity:g} is allowed."
         )
 
 
@@ -147,9 +150,12 @@ def _preference_reasons(report: Report, gate: GateSettings) -> Iterator[str]:
         )
 
 
-def _perplexity_rise(items: Sequence[Comparison], gate: GateSettings) -> float | None:
-    """The factor by which perplexity rose, if beyond doubt by more than is allowed."""
-    rises = [item.candidate.loss - item.current.loss for item in items]
+def _perplexity_rise(comparisons: Sequence[Comparison], gate: GateSettings) -> float | None:
+    """Return the factor by which perplexity rose, where the interval is above what is allowed.
+
+    Infinite where a loss is not finite; None where the rise is allowed or may be chance.
+    """
+    rises = [comparison.candidate.loss - comparison.current.loss for comparison in comparisons]
     if not all(math.isfinite(rise) for rise in rises):
         return math.inf
     rise = metrics.mean_interval(rises, gate.alpha)
@@ -160,16 +166,16 @@ def _perplexity_rise(items: Sequence[Comparison], gate: GateSettings) -> float |
 
 
 def _weigh_evidence(report: Report, gate: GateSettings) -> Verdict:
-    items = _targets(report)
-    wins, losses = sum(map(is_win, items)), sum(map(is_loss, items))
+    comparisons = _targets(report)
+    wins, losses = _count_changes(comparisons)
     p = metrics.sign_test(wins, losses)
     found = (
-        f"of {_count(len(items), 'corrected question')} the candidate alone is right on {wins} and "
-        f"the adapter in service alone on {losses}"
+        f"of {_count(len(comparisons), 'corrected question')} the candidate alone is right on "
+        f"{wins} and the adapter in service alone on {losses}"
     )
     if wins + losses < gate.min_evidence:
-        least = f"they must differ on {gate.min_evidence} at least"
-        return Verdict("not_enough_evidence", [f"Too few differences: {found}; {least}."])
+        needed = f"they must differ on {gate.min_evidence} at least"
+        return Verdict("not_enough_evidence", [f"Too few differences: {found}; {needed}."])
     if wins <= losses:
         return Verdict("refuse", [f"Not better: {found}."])
     if p > gate.alpha:
@@ -180,30 +186,28 @@ def _weigh_evidence(report: Report, gate: GateSettings) -> Verdict:
 
 
 def _undetectable_forgetting(report: Report, gate: GateSettings) -> str | None:
-    items = _retention(report)
-    if not items:
+    comparisons = _retention(report)
+    if not comparisons:
         return f"{_NO_RETENTION} [gate] need_retention is on." if gate.need_retention else None
-    drop = metrics.accuracy_drop(
-        sum(map(is_loss, items)), sum(map(is_win, items)), len(items), gate.alpha
-    )
+    drop = _accuracy_drop(comparisons, gate)
     if drop.high <= gate.blind:
         return None
     return (
-        f"Forgetting cannot be ruled out: {_count(len(items), 'retention question')} leave room "
-        f"for a fall of up to {drop.high:.1%}; {gate.blind:.0%} must be ruled out. Add some."
+        f"Forgetting cannot be ruled out: {_count(len(comparisons), 'retention question')} leave "
+        f"room for a fall of up to {drop.high:.1%}; {gate.blind:.0%} must be ruled out. Add some."
     )
 
 
-# -- What is said beside the verdict
+# -- Remarks beside the verdict
 
 
 def _underfitting_remarks(report: Report) -> Iterator[str]:
-    items = report.suites["repairs"]
-    right = sum(item.candidate.right for item in items)
-    if items and right < len(items) / 2:
+    comparisons = report.suites["repairs"]
+    right = sum(comparison.candidate.right for comparison in comparisons)
+    if comparisons and right < len(comparisons) / 2:
         yield (
-            f"Underfitting: only {right} of {_count(len(items), 'trained correction')} is answered "
-            "right. More epochs or a higher learning_rate in [training.sft] may help."
+            f"Underfitting: only {right} of {_count(len(comparisons), 'trained correction')} is "
+            "answered right. More epochs or a higher learning_rate in [training.sft] may help."
         )
 
 
@@ -211,27 +215,35 @@ _NO_RETENTION = "Forgetting was not looked for: there are no retention questions
 
 
 def _retention_summary(report: Report, gate: GateSettings) -> Iterator[str]:
-    items = _retention(report)
-    if not items:
+    comparisons = _retention(report)
+    if not comparisons:
         yield _NO_RETENTION
         return
-    before = sum(item.current.right for item in items)
-    now = sum(item.candidate.right for item in items)
-    drop = metrics.accuracy_drop(
-        sum(map(is_loss, items)), sum(map(is_win, items)), len(items), gate.alpha
-    )
+    before = sum(comparison.current.right for comparison in comparisons)
+    now = sum(comparison.candidate.right for comparison in comparisons)
+    drop = _accuracy_drop(comparisons, gate)
     yield (
-        f"Retention: {before} of {len(items)} right before, {now} now; "
+        f"Retention: {before} of {len(comparisons)} right before, {now} now; "
         f"{_describe_drop(drop.value)}; "
         f"a fall beyond {max(drop.high, 0):.1%} is ruled out at {1 - gate.alpha:.0%} confidence."
     )
     if held := report.suites["held_out"]:
-        right = sum(item.candidate.right for item in held)
+        right = sum(comparison.candidate.right for comparison in held)
         yield f"Held out: {right} of {_count(len(held), 'correction')} that did not train is right."
 
 
 def _describe_drop(fall: float) -> str:
     return f"a rise of {-fall:.1%}" if fall < 0 else f"a fall of {fall:.1%}"
+
+
+def _count_changes(comparisons: Sequence[Comparison]) -> tuple[int, int]:
+    """Count (wins, losses): questions that only the candidate, or only the current one, got."""
+    return sum(map(is_win, comparisons)), sum(map(is_loss, comparisons))
+
+
+def _accuracy_drop(comparisons: Sequence[Comparison], gate: GateSettings) -> metrics.Interval:
+    wins, losses = _count_changes(comparisons)
+    return metrics.accuracy_drop(losses, wins, len(comparisons), gate.alpha)
 
 
 def _targets(report: Report) -> list[Comparison]:

@@ -1,4 +1,4 @@
-"""Numbers that judge answers, and the statistics that say how far to believe them."""
+"""Computes metrics of answers, and the statistics that say how far to believe them."""
 
 import math
 import re
@@ -18,18 +18,22 @@ _PUNCTUATION_VARIANTS = str.maketrans(
 
 
 def normalise_for_exact_match(answer: str) -> str:
-    """Case, spacing, kinds of quotes and a full stop at the end aside; digits and signs stay."""
+    """Return the answer without what exact match shall not depend on.
+
+    That is case, spacing, kinds of quotes and dashes, and a full stop at the end. Digits and signs
+    stay: they are facts.
+    """
     text = unicodedata.normalize("NFKC", answer).translate(_PUNCTUATION_VARIANTS).casefold()
     return re.sub(r"\s+", " ", text).strip().rstrip(".!").strip()
 
 
 def exact_match(answer: str, expected: str) -> bool:
-    """Whether the answer is the expected one after normalising."""
+    """Tell whether the answer is the expected one after normalising."""
     return normalise_for_exact_match(answer) == normalise_for_exact_match(expected)
 
 
 def chrf(answer: str, expected: str) -> float:
-    """How near the answer comes, 0 to 100: character n-gram F-score (Popović 2015)."""
+    """Return the character n-gram F-score of the answer, 0 to 100 (Popović 2015)."""
     from sacrebleu import sentence_chrf
 
     return float(sentence_chrf(answer, [expected]).score)
@@ -39,7 +43,7 @@ def chrf(answer: str, expected: str) -> float:
 
 
 def share_of_true(right: Iterable[bool]) -> float:
-    """The share of True, 0 for none at all."""
+    """Return the share of True, 0 to 1; 0 for no values at all."""
     flags = list(right)
     return sum(flags) / len(flags) if flags else 0.0
 
@@ -59,23 +63,23 @@ class Collapse:
 
 
 def find_collapse(now: Sequence[str], before: Sequence[str]) -> Collapse | None:
-    """The worst case of one answer to questions that used to get many, question by question.
+    """Find the answer that replaced most different ones; both lists are by question.
 
     An answer that was given to several questions before (an honest "I don't know") is no
     collapse as long as it is given to at most twice as many as before.
     """
-    old = [normalise_for_exact_match(answer) for answer in before]
-    usual = Counter(old)
-    places: dict[str, list[int]] = defaultdict(list)
-    for place, answer in enumerate(now):
-        places[normalise_for_exact_match(answer)].append(place)
-    found = [
-        Collapse(
-            now[at[0]], len(at), (kinds := len({old[i] for i in at})), kinds / max(1, len(usual))
-        )
-        for answer, at in places.items()
-        if not (usual[answer] > 1 and len(at) <= 2 * usual[answer])
-    ]
+    previous = [normalise_for_exact_match(answer) for answer in before]
+    previous_count = Counter(previous)
+    questions_of: dict[str, list[int]] = defaultdict(list)
+    for question, answer in enumerate(now):
+        questions_of[normalise_for_exact_match(answer)].append(question)
+    found = []
+    for answer, questions in questions_of.items():
+        if previous_count[answer] > 1 and len(questions) <= 2 * previous_count[answer]:
+            continue
+        distinct = len({previous[question] for question in questions})
+        share = distinct / max(1, len(previous_count))
+        found.append(Collapse(now[questions[0]], len(questions), distinct, share))
     return max(found, key=lambda c: (c.distinct_before, c.questions), default=None)
 
 
@@ -83,7 +87,7 @@ def find_collapse(now: Sequence[str], before: Sequence[str]) -> Collapse | None:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """One-sided exact p of at least so many wins if wins and losses were equally likely.
+    """Return the one-sided exact p of at least so many wins if wins and losses were equally likely.
 
     McNemar's exact test; questions on which both do equally well say nothing and don't count.
     """
@@ -93,7 +97,7 @@ def sign_test(wins: int, losses: int) -> float:
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with one-sided bounds: each is passed with probability alpha at most."""
+    """Holds an estimate with one-sided bounds, each passed with probability alpha at most."""
 
     value: float
     low: float
@@ -101,7 +105,7 @@ class Interval:
 
 
 def accuracy_drop(lost: int, gained: int, n: int, alpha: float = 0.05) -> Interval:
-    """How much the share of right answers fell, from paired counts (Agresti and Min 2005)."""
+    """Return the fall of the share of right answers, from paired counts (Agresti and Min 2005)."""
     value = (lost - gained) / n if n else 0.0
     lost_, gained_, total = lost + 0.5, gained + 0.5, n + 2
     middle = (lost_ - gained_) / total
@@ -111,7 +115,7 @@ def accuracy_drop(lost: int, gained: int, n: int, alpha: float = 0.05) -> Interv
 
 
 def mean_interval(values: Sequence[float], alpha: float = 0.05) -> Interval:
-    """The mean of paired differences; without bounds (infinite ones) below two values."""
+    """Return the mean of paired differences; its bounds are infinite below two values."""
     if len(values) < 2:
         return Interval(fmean(values) if values else 0.0, -math.inf, math.inf)
     reach = NormalDist().inv_cdf(1 - alpha) * stdev(values) / math.sqrt(len(values))

@@ -1,4 +1,4 @@
-"""What both adapters said, and the verdict on it: a folder of report.json and report.md."""
+"""Defines the report: both adapters' answers and the verdict, as report.json and report.md."""
 
 import html
 import json
@@ -21,12 +21,12 @@ SUITE_TITLES = {
 
 
 class ReportError(TalkbackError):
-    """A report that cannot be read; names the file and the remedy."""
+    """Says that a report cannot be read; names the file and the remedy."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says, with its reasons in plain words."""
+    """Holds the gate's decision and its reasons, for people to read."""
 
     kind: VerdictKind
     reasons: list[str]
@@ -34,7 +34,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """One adapter's answer to one question; `loss` is nats per token of the expected answer."""
+    """Holds one adapter's answer to one question, with its scores.
+
+    `right` is exact match after normalising, `chrf` is 0 to 100, `loss` is the nats per token that
+    the adapter gives the expected answer.
+    """
 
     answer: str
     right: bool
@@ -44,7 +48,7 @@ class ScoredAnswer:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One question, put to both adapters; `rejected` is the answer that was corrected."""
+    """Holds one question with both adapters' answers; `rejected` is the answer once corrected."""
 
     question: str
     expected: str
@@ -55,7 +59,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class PreferenceMargin:
-    """One held-out choice: by how many nats each adapter prefers what people preferred."""
+    """Holds by how many nats each adapter prefers the chosen answer of one held-out pair."""
 
     question: str
     candidate: float
@@ -64,7 +68,7 @@ class PreferenceMargin:
 
 @dataclass(frozen=True)
 class Report:
-    """A comparison of two adapters over the suites; `leaks` are held-out questions that trained."""
+    """Holds two adapters' comparisons by suite; `leaks` are held-out questions that trained."""
 
     candidate: str
     current: str
@@ -77,7 +81,7 @@ class Report:
     verdict: Verdict | None = None
 
     def write(self, out: Path) -> Path:
-        """Write report.json and report.md into `out`, each whole or not at all."""
+        """Write report.json and report.md into `out`, each whole or not at all; return `out`."""
         out.mkdir(parents=True, exist_ok=True)
         replace_file(out / "report.md", render_markdown(self))
         text = json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, indent=1)
@@ -86,7 +90,7 @@ class Report:
 
     @classmethod
     def read(cls, folder: Path) -> "Report":
-        """The report in a folder; raises ReportError when there is none of this format."""
+        """Read the report in a folder; raise ReportError when there is none of this format."""
         file = folder / "report.json"
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
@@ -99,8 +103,8 @@ class Report:
 
 def _parse_report(data: dict[str, Any]) -> Report:
     suites = {
-        name: [_parse_comparison(item) for item in items]
-        for name, items in data.pop("suites").items()
+        name: [_parse_comparison(comparison) for comparison in comparisons]
+        for name, comparisons in data.pop("suites").items()
     }
     pairs = [PreferenceMargin(**pair) for pair in data.pop("pairs")]
     verdict = data.pop("verdict")
@@ -118,7 +122,7 @@ def _parse_comparison(data: dict[str, Any]) -> Comparison:
 
 
 def render_markdown(report: Report) -> str:
-    """The report as a page: verdict, numbers, and the questions behind them."""
+    """Render the report as Markdown: verdict, numbers, and the questions behind them."""
     return "\n".join(
         [
             f"# {report.candidate} against {report.current}",
@@ -134,14 +138,14 @@ def render_markdown(report: Report) -> str:
     )
 
 
-def is_loss(item: Comparison) -> bool:
-    """Right before and wrong now."""
-    return item.current.right and not item.candidate.right
+def is_loss(comparison: Comparison) -> bool:
+    """Tell whether the current adapter alone is right."""
+    return comparison.current.right and not comparison.candidate.right
 
 
-def is_win(item: Comparison) -> bool:
-    """Wrong before and right now."""
-    return item.candidate.right and not item.current.right
+def is_win(comparison: Comparison) -> bool:
+    """Tell whether the candidate alone is right."""
+    return comparison.candidate.right and not comparison.current.right
 
 
 def _verdict_lines(verdict: Verdict | None) -> Iterator[str]:
@@ -155,8 +159,8 @@ def _summary_lines(report: Report) -> Iterator[str]:
     yield "| suite | questions | right before | right now | won | lost | chrF | loss before | now |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for name, title in SUITE_TITLES.items():
-        if items := report.suites[name]:
-            yield _summary_row(title, items)
+        if comparisons := report.suites[name]:
+            yield _summary_row(title, comparisons)
     if report.pairs:
         before = sum(pair.current > 0 for pair in report.pairs)
         now = sum(pair.candidate > 0 for pair in report.pairs)
@@ -164,15 +168,15 @@ def _summary_lines(report: Report) -> Iterator[str]:
         yield f"{len(report.pairs)}."
 
 
-def _summary_row(title: str, items: list[Comparison]) -> str:
-    before, now = [i.current for i in items], [i.candidate for i in items]
+def _summary_row(title: str, comparisons: list[Comparison]) -> str:
+    before, now = [i.current for i in comparisons], [i.candidate for i in comparisons]
     cells = [
         title,
-        str(len(items)),
+        str(len(comparisons)),
         f"{metrics.share_of_true(s.right for s in before):.0%}",
         f"{metrics.share_of_true(s.right for s in now):.0%}",
-        str(sum(map(is_win, items))),
-        str(sum(map(is_loss, items))),
+        str(sum(map(is_win, comparisons))),
+        str(sum(map(is_loss, comparisons))),
         f"{_mean(s.chrf for s in now):.0f}",
         f"{_mean(s.loss for s in before):.3f}",
         f"{_mean(s.loss for s in now):.3f}",
@@ -180,15 +184,20 @@ def _summary_row(title: str, items: list[Comparison]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _comparison_lines(title: str, items: Iterable[Comparison]) -> Iterator[str]:
-    rows = list(items)
+def _comparison_lines(title: str, comparisons: Iterable[Comparison]) -> Iterator[str]:
+    rows = list(comparisons)
     if not rows:
         return
     yield from ("", f"## {title}", "", "| question | expected | before | now | |")
     yield "|---|---|---|---|---|"
-    for item in rows:
-        texts = (item.question, item.expected, item.current.answer, item.candidate.answer)
-        mark = "right" if item.candidate.right else "wrong"
+    for comparison in rows:
+        texts = (
+            comparison.question,
+            comparison.expected,
+            comparison.current.answer,
+            comparison.candidate.answer,
+        )
+        mark = "right" if comparison.candidate.right else "wrong"
         yield f"| {' | '.join(map(_escape_cell, texts))} | {mark} |"
 
 

@@ -1,4 +1,4 @@
-"""What is asked of both adapters, and how they are heard: through the engine that serves."""
+"""Builds the suites of questions, and gets both adapters' answers through the engine."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ LEAK_SIMILARITY = 0.9
 
 
 class SuiteError(TalkbackError):
-    """A row that cannot be asked; names the row and what it must look like."""
+    """Says that a row cannot be asked; names the row and what it must look like."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One question: the turns up to it, the right answer, and the one that was corrected."""
+    """Holds one question: the turns up to it, the right answer, and the one that was corrected."""
 
     prompt: Messages
     expected: str
@@ -35,24 +35,27 @@ class Case:
 
     @property
     def question(self) -> str:
-        """What the person said last."""
+        """Return the last message of the person."""
         return self.prompt[-1]["content"]
 
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """A held-out pair."""
+    """Holds a held-out pair: the answer that people chose and the one they rejected."""
 
     prompt: Messages
     chosen: str
     rejected: str
 
 
-# -- What is asked
+# -- The questions
 
 
 def parse_cases(rows: Iterable[Record]) -> list[Case]:
-    """Rows of sft.jsonl's form, or of the retention's (``{"messages": [...]}``)."""
+    """Parse rows of sft.jsonl's form, or of the retention's (``{"messages": [...]}``).
+
+    Raises SuiteError for any other row.
+    """
     return [_parse_case(row) for row in rows]
 
 
@@ -68,7 +71,7 @@ def _parse_case(row: Record) -> Case:
 
 
 def parse_pairs(rows: Iterable[Record]) -> list[PreferencePair]:
-    """Rows of dpo.jsonl's form."""
+    """Parse rows of dpo.jsonl's form."""
     return [
         PreferencePair(row["prompt"], row["chosen"][0]["content"], row["rejected"][0]["content"])
         for row in rows
@@ -76,13 +79,13 @@ def parse_pairs(rows: Iterable[Record]) -> list[PreferencePair]:
 
 
 def exclude_trained(retention: Sequence[Case], trained: Iterable[Case]) -> list[Case]:
-    """The retention cases whose question did not train: only those show what is forgotten."""
+    """Return the cases whose question did not train: only those show what is forgotten."""
     seen = {_comparable_dialogue(case.prompt) for case in trained}
     return [case for case in retention if _comparable_dialogue(case.prompt) not in seen]
 
 
 def find_leaks(snapshot: Snapshot) -> list[str]:
-    """Held-out questions that trained after all, word for word or nearly."""
+    """Return the held-out questions that trained after all, word for word or nearly."""
     files = {"train": ("sft", "dpo"), "held": ("held_out", "held_out_pairs")}
     prompts = {
         f"{side} {name} {number}": row["prompt"]
@@ -98,17 +101,21 @@ def find_leaks(snapshot: Snapshot) -> list[str]:
 
 
 def _comparable_dialogue(prompt: Messages) -> str:
-    """The whole dialogue but the system message, which changes no question."""
+    """Return the normalised dialogue without its system message, which changes no question."""
     return normalise_text(" ".join(turn["content"] for turn in prompt if turn["role"] != "system"))
 
 
-# -- How they are heard
+# -- The answers
 
 
 def generate_answers(
     base: Base, adapters: Mapping[str, Path], asked: Sequence[Case], max_tokens: int
 ) -> dict[str, list[str]]:
-    """Each adapter's greedy answers to all cases, through the engine, by adapter id."""
+    """Return each adapter's greedy answers to all cases, by adapter id.
+
+    They come from the engine that serves, so what is judged is what people would get. Raises
+    SuiteError when the engine fails.
+    """
     prompts = [encode(base.tokenizer, case.prompt) for case in asked]
     settings = EngineSettings(
         threads=torch.get_num_threads(),
@@ -137,7 +144,7 @@ def _submit(engine: LocalEngine, adapter: str, prompt: list[int], max_tokens: in
 
 
 def _wait_for_text(stream: Stream | None) -> str:
-    """The whole answer; none where the prompt leaves no room for one."""
+    """Return the whole answer; an empty one where the prompt left no room."""
     if stream is None:
         return ""
     stream.wait()
@@ -147,7 +154,7 @@ def _wait_for_text(stream: Stream | None) -> str:
 
 
 class AnswerScorer:
-    """How likely each adapter finds given answers, by its own weights."""
+    """Computes how likely each adapter finds given answers, by its weights."""
 
     def __init__(self, base: Base, adapters: Mapping[str, Path]) -> None:
         from peft import PeftModel
@@ -166,7 +173,7 @@ class AnswerScorer:
     def answer_logprobs(
         self, adapter: str, asked: Sequence[tuple[Messages, str]]
     ) -> list[tuple[float, int]]:
-        """For each prompt and answer: the answer's log-probability and its number of tokens."""
+        """Return for each (prompt, answer) the answer's log-probability and token count."""
         self.model.set_adapter(adapter, inference_mode=True)
         self.model.eval()
         rows = [encode_answer(self.base.tokenizer, prompt, answer) for prompt, answer in asked]
