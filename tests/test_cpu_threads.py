@@ -1,4 +1,4 @@
-"""How many threads the engine takes where nobody says it."""
+"""How many CPU threads the engine chooses, and how the governor changes them while it runs."""
 
 import os
 import threading
@@ -24,50 +24,50 @@ CONFIG = GovernorConfig()
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> TransformersRunner:
+def runner(tmp_path: Path) -> TransformersRunner:
     model = load_base(str(tiny_models.write_model(tmp_path))).model
     return TransformersRunner(model, LoraLayers(model, []), SlotKVCache(1, 64))
 
 
 @pytest.mark.parametrize("fewer, taken", [(1.0, 1), (1.5, 1), (2.0, 2)])
 def test_as_few_threads_as_are_needed(
-    path: TransformersRunner, monkeypatch: pytest.MonkeyPatch, fewer: float, taken: int
+    runner: TransformersRunner, monkeypatch: pytest.MonkeyPatch, fewer: float, taken: int
 ) -> None:
-    path.parameters = 10**8
+    runner.parameters = 10**8
     monkeypatch.setattr(
         cpu_threads, "_measure_seconds", lambda _, count: fewer if count == 1 else 1.0
     )
-    assert cpu_threads.choose_thread_count(path, 2) == taken
+    assert cpu_threads.choose_thread_count(runner, 2) == taken
 
 
 def test_a_small_model_leaves_the_other_cores_to_others(
-    path: TransformersRunner, monkeypatch: pytest.MonkeyPatch
+    runner: TransformersRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(cpu_threads, "_measure_seconds")
-    assert cpu_threads.choose_thread_count(path, 8) == 1
+    assert cpu_threads.choose_thread_count(runner, 8) == 1
 
 
 def test_a_large_model_takes_all_cores_untried(
-    path: TransformersRunner, monkeypatch: pytest.MonkeyPatch
+    runner: TransformersRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path.parameters = 10**9
+    runner.parameters = 10**9
     monkeypatch.delattr(cpu_threads, "_measure_seconds")
-    assert cpu_threads.choose_thread_count(path, CORES) == CORES
+    assert cpu_threads.choose_thread_count(runner, CORES) == CORES
 
 
 def test_each_number_of_rows_has_its_step_before_anyone_waits_for_it(
-    path: TransformersRunner, monkeypatch: pytest.MonkeyPatch
+    runner: TransformersRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[int] = []
-    kind = type(path)
-    read = kind.forward
+    kind = type(runner)
+    forward = kind.forward
     monkeypatch.setattr(
-        kind, "forward", lambda self, parts: steps.append(len(parts)) or read(self, parts)
+        kind, "forward", lambda self, chunks: steps.append(len(chunks)) or forward(self, chunks)
     )
-    cpu_threads.warm_up(path, 5)
-    assert steps == [1, 2, 3, 4, 5] and path.cache.bytes == 0
+    cpu_threads.warm_up(runner, 5)
+    assert steps == [1, 2, 3, 4, 5] and runner.cache.bytes == 0
     monkeypatch.setattr(cpu_threads, "ENOUGH_SECONDS", 0.0)
-    cpu_threads.warm_up(path, 5)
+    cpu_threads.warm_up(runner, 5)
     assert len(steps) <= 6, "a large model's steps are not worth a long start"
 
 
@@ -105,16 +105,16 @@ def test_an_engine_that_cannot_begin_says_why_and_keeps_nobody_waiting(
 
 def test_the_worker_answers_after_the_trial_as_without_it(tmp_path: Path) -> None:
     before = torch.get_num_threads()
-    said = []
+    texts = []
     for threads in (0, 1):
         engine = LocalEngine(
             load_base(str(tiny_models.write_model(tmp_path))), EngineSettings(threads=threads)
         )
         stream = engine.submit(Request([5, 6, 7], BASE, Sampling(max_tokens=8)))
         assert stream.wait(30)
-        said.append(stream.text)
+        texts.append(stream.text)
         engine.close()
-    assert said[0] == said[1] and torch.get_num_threads() == before
+    assert texts[0] == texts[1] and torch.get_num_threads() == before
 
 
 class Clock:

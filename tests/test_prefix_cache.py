@@ -16,24 +16,24 @@ from tests.fixtures.waiting import wait_for_text, wait_until
 
 def talk(engine: LocalEngine, oracle: Oracle, voice: str, turns: int) -> list[list[int]]:
     """A conversation in which each prompt holds all before it: what was answered, turn by turn."""
-    prompt, said = oracle.prompt(QUESTIONS[0]), []
+    prompt, answers = oracle.prompt(QUESTIONS[0]), []
     for turn in range(turns):
         stream = engine.submit(Request(prompt, voice, Sampling(max_tokens=9)))
         wait_for_text(stream)
-        said.append(stream.ids)
+        answers.append(stream.ids)
         prompt = [*prompt, *stream.ids, *oracle.prompt(QUESTIONS[turn % 3 + 1])]
-    return said
+    return answers
 
 
 def test_a_later_turn_reads_only_what_is_new_and_says_the_same(any_oracle: Oracle) -> None:
-    counts, said = [], []
+    counts, answers = [], []
     for megabytes in (0, 64):
         engine = start_engine(any_oracle, prefix_mb=megabytes)
-        said.append([talk(engine, any_oracle, voice, 4) for voice in any_oracle.voices])
+        answers.append([talk(engine, any_oracle, voice, 4) for voice in any_oracle.voices])
         counts.append(engine.stats())
         engine.close()
     without, cached = counts
-    assert said[0] == said[1]
+    assert answers[0] == answers[1]
     assert without["recalls"] == without["recalled"] == without["memory"]["prefixes"] == 0
     # Only within one voice: three of its four turns continue an earlier one.
     assert cached["recalls"] == 3 * len(any_oracle.voices)
@@ -161,12 +161,12 @@ def converse(engine: LocalEngine, oracle: Oracle, chance: Random) -> dict[tuple[
     answered in which turn of which."""
     voices = oracle.voices[:2]
     prompts = [oracle.prompt(QUESTIONS[number % 3]) for number in range(6)]
-    turns, said, running = [0] * 6, {}, dict[int, Stream]()
+    turns, answers, running = [0] * 6, {}, dict[int, Stream]()
     while min(turns) < 4 or running:
         number = chance.randrange(6)
         if number in running:
             stream = running.pop(number)
-            said[number, turns[number]] = wait_for_text(stream)
+            answers[number, turns[number]] = wait_for_text(stream)
             prompts[number] += [*stream.ids, *oracle.prompt(QUESTIONS[turns[number] % 3 + 3])]
             turns[number] += 1
         elif turns[number] < 4:
@@ -175,18 +175,18 @@ def converse(engine: LocalEngine, oracle: Oracle, chance: Random) -> dict[tuple[
             if chance.random() < 0.3:
                 engine.submit(request).cancel()
             running[number] = engine.submit(request)
-    return said
+    return answers
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_conversations_in_any_order_say_what_they_say_without_a_memory(
     oracle: Oracle, seed: int
 ) -> None:
-    said = []
+    answers = []
     for megabytes in (0, 64):
         engine = start_engine(oracle, slots=3, chunk=7, prefix_mb=megabytes)
-        said.append(converse(engine, oracle, Random(seed)))
+        answers.append(converse(engine, oracle, Random(seed)))
         recalls = engine.stats()["recalls"]
         engine.close()
-    assert said[0] == said[1]
+    assert answers[0] == answers[1]
     assert recalls >= 18, "all but the first turns"

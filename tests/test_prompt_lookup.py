@@ -1,4 +1,4 @@
-"""Guesses from the prompt: the same text in fewer steps, whatever is asked for."""
+"""Drafts looked up in the prompt: the same text in fewer steps, whatever is asked for."""
 
 import random
 from collections.abc import Iterable
@@ -27,29 +27,29 @@ KINDS = [
 ]
 
 
-def guess(said: Iterable[int], most: int = 8) -> list[int]:
+def propose(token_ids: Iterable[int], max_tokens: int = 8) -> list[int]:
     lookup = PromptLookup()
-    lookup.extend(said)
-    return list(lookup.propose(most))
+    lookup.extend(token_ids)
+    return list(lookup.propose(max_tokens))
 
 
 def test_what_came_after_the_last_two_tokens_comes_again() -> None:
-    assert guess([1, 2, 3, 4, 5, 1, 2]) == [3, 4, 5, 1, 2]
-    assert guess([1, 2, 3, 4, 5, 1, 2], 2) == [3, 4]
+    assert propose([1, 2, 3, 4, 5, 1, 2]) == [3, 4, 5, 1, 2]
+    assert propose([1, 2, 3, 4, 5, 1, 2], 2) == [3, 4]
 
 
 def test_of_several_the_last_one_counts() -> None:
-    assert guess([1, 2, 3, 1, 2, 4, 1, 2], 1) == [4]
+    assert propose([1, 2, 3, 1, 2, 4, 1, 2], 1) == [4]
 
 
-@pytest.mark.parametrize("said", [[], [1], [1, 2], [1, 2, 3, 2], [2, 1, 3, 1, 2]])
-def test_of_what_is_new_nothing_is_guessed(said: list[int]) -> None:
-    assert guess(said) == []
+@pytest.mark.parametrize("token_ids", [[], [1], [1, 2], [1, 2, 3, 2], [2, 1, 3, 1, 2]])
+def test_of_what_is_new_nothing_is_guessed(token_ids: list[int]) -> None:
+    assert propose(token_ids) == []
 
 
 @pytest.mark.parametrize("most", [0, -1])
 def test_without_room_nothing_is_guessed(most: int) -> None:
-    assert guess([1, 2, 3, 1, 2], most) == []
+    assert propose([1, 2, 3, 1, 2], most) == []
 
 
 def test_after_a_guess_the_next_has_twice_as_many_tokens_as_were_right() -> None:
@@ -62,7 +62,7 @@ def test_after_a_guess_the_next_has_twice_as_many_tokens_as_were_right() -> None
     assert lengths == [8, 8, 6, 1, 2, 4, 8]
 
 
-def said(oracle: Oracle, requests: list[Request], **settings: int) -> list[Stream]:
+def answers(oracle: Oracle, requests: list[Request], **settings: int) -> list[Stream]:
     """What a new engine answers, up to `FEW` requests at a time."""
     engine = start_engine(oracle, **settings)
     streams: list[Stream] = []
@@ -77,7 +77,9 @@ def said(oracle: Oracle, requests: list[Request], **settings: int) -> list[Strea
     return streams
 
 
-def foresee(monkeypatch: pytest.MonkeyPatch, answers: Iterable[tuple[Request, Stream]]) -> None:
+def script_drafts(
+    monkeypatch: pytest.MonkeyPatch, answers: Iterable[tuple[Request, Stream]]
+) -> None:
     """Have the answers guessed, most of the time with a mistake somewhere."""
     known = {(*r.prompt_ids, r.adapter): stream.ids for r, stream in answers}
     chance = random.Random(5)
@@ -113,9 +115,9 @@ def test_the_text_is_the_same_as_without_guesses(
         for question in QUESTIONS
         for voice in any_oracle.voices
     ]
-    plain = said(any_oracle, requests, prompt_lookup=0)
-    foresee(monkeypatch, list(zip(requests, plain, strict=True)))
-    for one, other in zip(said(any_oracle, requests), plain, strict=True):
+    without = answers(any_oracle, requests, prompt_lookup=0)
+    script_drafts(monkeypatch, list(zip(requests, without, strict=True)))
+    for one, other in zip(answers(any_oracle, requests), without, strict=True):
         assert (one.ids, one.text, one.finish) == (other.ids, other.text, other.finish)
         assert [chance.token for chance in one.logprobs] == (one.ids if name == "chances" else [])
         for mine, its in zip(one.logprobs, other.logprobs, strict=True):
@@ -135,7 +137,7 @@ def test_what_a_guess_got_wrong_is_not_remembered(
     second = engine.submit(replace(asked, prompt_ids=more))
     assert second.wait(60) and engine.stats()["recalls"] == 1
     engine.close()
-    (fresh,) = said(oracle, [replace(asked, prompt_ids=more)], prompt_lookup=0)
+    (fresh,) = answers(oracle, [replace(asked, prompt_ids=more)], prompt_lookup=0)
     assert second.ids == fresh.ids
 
 
@@ -202,5 +204,5 @@ def test_an_approved_answer_is_repeated_in_a_third_of_the_steps(kind: str) -> No
             texts.append(stream.text)
         found.append((texts, engine.stats()["steps"]))
         engine.close()
-    (guessed, few), (plain, many) = found
-    assert guessed == plain and few < many / 3
+    (guessed, few), (without, many) = found
+    assert guessed == without and few < many / 3

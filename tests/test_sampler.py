@@ -110,10 +110,10 @@ def test_they_decide_the_greedy_choice_too() -> None:
 
 
 def test_a_chance_is_of_the_raw_logits() -> None:
-    told = token_logprob(LOGITS, 1, 2)
-    sure = LOGITS.log_softmax(-1).tolist()
-    assert (told.token, told.logprob) == (1, pytest.approx(sure[1]))
-    assert told.top == ((3, pytest.approx(sure[3])), (2, pytest.approx(sure[2])))
+    logprob = token_logprob(LOGITS, 1, 2)
+    expected = LOGITS.log_softmax(-1).tolist()
+    assert (logprob.token, logprob.logprob) == (1, pytest.approx(expected[1]))
+    assert logprob.top == ((3, pytest.approx(expected[3])), (2, pytest.approx(expected[2])))
     never = token_logprob(torch.tensor([0.0, -torch.inf]), 1, 0)
     assert never.logprob == -9999.0 and never.top == ()
 
