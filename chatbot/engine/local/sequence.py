@@ -24,7 +24,7 @@ class StepOutput:
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerifiedDraft:
     """Holds what verifying a draft gave."""
 
     num_sampled: int
@@ -80,7 +80,7 @@ class Sequence:
 
     def verify(
         self, output: StepOutput, first: int, draft: list[int], end_token_ids: frozenset[int]
-    ) -> Verified:
+    ) -> VerifiedDraft:
         """Sample and send the next token by the logits `first`, and on while the draft is right.
 
         Each token is sampled as without a draft. Where it equals the drafted one, the next logits
@@ -101,7 +101,7 @@ class Sequence:
             self.num_computed_tokens += 1
         if draft:
             self.lookup.record_accepted(accepted)
-        return Verified(sampled, accepted, finish)
+        return VerifiedDraft(sampled, accepted, finish)
 
     def sample(self, output: StepOutput, index: int) -> int:
         """Choose the next token by the logits at `index`; note its log probability if asked to."""
