@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from chatbot.engine.local.local_engine import LocalEngine
-from chatbot.engine.protocol import PromptTooLongError, Request, Sampling
+from chatbot.engine.factory import start_local_engine
+from chatbot.engine.protocol import Engine, PromptTooLongError, Request, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream
 from chatbot.model.base import Base
@@ -123,7 +123,7 @@ def generate_answers(
         queue=len(prompts) * len(adapters),
         prefix_mb=0,
     )
-    engine = LocalEngine(base, settings)
+    engine = start_local_engine(base, settings)
     try:
         for name, folder in adapters.items():
             engine.load(name, folder)
@@ -136,7 +136,7 @@ def generate_answers(
         engine.close()
 
 
-def _submit(engine: LocalEngine, adapter: str, prompt: list[int], max_tokens: int) -> Stream | None:
+def _submit(engine: Engine, adapter: str, prompt: list[int], max_tokens: int) -> Stream | None:
     try:
         return engine.submit(Request(prompt, adapter, Sampling(max_tokens=max_tokens)))
     except PromptTooLongError:

@@ -1,4 +1,4 @@
-"""Which engine speaks: the settings choose, here and nowhere else."""
+"""Starts the engine that the settings choose; nothing else names the kinds of engines."""
 
 from pathlib import Path
 
@@ -18,10 +18,10 @@ def start_engine(
     revision: str | None = None,
     first_worker: WorkerHandle | None = None,
 ) -> tuple[Base, Engine]:
-    """The base and its engine: other servers where the settings name some, else torch in workers
-    or in this process. ``first`` is a worker that was made `early`.
+    """Load the base and start its engine: `RemoteEngine` where the settings name servers, else
+    `WorkersEngine`, or `LocalEngine` for ``workers = 0``.
 
-    Raises BaseError, EngineError.
+    ``first_worker`` is one that `prestart_worker` has started. Raises BaseError, EngineError.
     """
     name = base_name or STARTER
     if settings.remote:
@@ -41,7 +41,15 @@ def start_engine(
         raise
 
 
+def start_local_engine(base: Base, settings: EngineSettings) -> Engine:
+    """Start an engine in this process, on a base that is loaded here with its weights.
+
+    Raises EngineError.
+    """
+    return LocalEngine(base, settings)
+
+
 def _worker_config(base: Base, name: str, settings: EngineSettings) -> WorkerConfig:
-    """A folder has no revision that it could be asked for."""
+    # A folder has no revisions to choose from.
     revision = None if Path(name).expanduser().is_dir() else base.revision
     return WorkerConfig(name, revision, base.fingerprint, settings)
