@@ -1,4 +1,4 @@
-"""How many CPU threads the engine chooses, and how the governor changes them while it runs."""
+"""Tests how many CPU threads an engine begins with, and how the governor changes them later."""
 
 import os
 import threading
@@ -118,7 +118,7 @@ def test_the_worker_answers_after_the_trial_as_without_it(tmp_path: Path) -> Non
 
 
 class Clock:
-    """Seconds that a step on so many threads takes."""
+    """Acts as clock and model runner: a step on n threads takes `on_n` seconds."""
 
     def __init__(self, **seconds: float) -> None:
         self.now, self.threads, self.seconds = 0.0, 1, seconds
@@ -130,13 +130,8 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    def steps(
-        self,
-        governor: ThreadGovernor,
-        count: int,
-        kind: str | None = "base",
-    ) -> list[int]:
-        """On how many threads each of them is taken."""
+    def steps(self, governor: ThreadGovernor, count: int, kind: str | None = "base") -> list[int]:
+        """Take steps of one kind; return on how many threads each of them ran."""
         self.taken = []
         for _ in range(count):
             with governor.step(kind):

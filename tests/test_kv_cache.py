@@ -1,4 +1,4 @@
-"""The cache of the exact paths: memory for as many streams as there are, as long as the longest."""
+"""Tests that the torch runners' cache has memory for as many streams as there are."""
 
 import torch
 
@@ -6,18 +6,18 @@ from chatbot.engine.local.kv_cache import MIN_POSITIONS, MIN_ROWS, SlotKVCache
 
 HEADS, SIZE, LAYERS = 2, 8, 3
 BYTES_PER_POSITION = 2 * LAYERS * HEADS * SIZE * 4
-"""Bytes of a position of a row in float32."""
+"""Keys and values of all layers in float32, for one position of one row."""
 
 
 def store_token(cache: SlotKVCache, row: int, position: int, value: float) -> None:
-    """One token of a row, in all layers."""
+    """Store one token of a row in all layers."""
     cache.set_write_positions(torch.tensor([row]), torch.tensor([position]), row + 1, position + 1)
     for layer in range(LAYERS):
         cache.store(layer, *torch.full((2, 1, HEADS, SIZE), value + layer))
 
 
 def stored_values(cache: SlotKVCache, row: int, position: int) -> list[float]:
-    """What the layers have there."""
+    """Return what each layer holds at a position, after checking that keys equal values."""
     states = cache.copy_row(row, position + 1)
     assert all(torch.equal(one, other) for one, other in zip(states[:3], states[3:], strict=True))
     return [float(state[0, position, 0]) for state in states[:LAYERS]]

@@ -1,4 +1,4 @@
-"""The in-process engine against transformers and PEFT, alone and in company."""
+"""Compares the in-process engine with transformers and PEFT, one stream alone and many together."""
 
 import threading
 import time

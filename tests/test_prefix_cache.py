@@ -1,4 +1,4 @@
-"""What streams leave behind for those that go on from it."""
+"""Tests that new sequences begin with what ended ones have computed, and answer the same."""
 
 from random import Random
 
@@ -15,7 +15,7 @@ from tests.fixtures.waiting import wait_for_text, wait_until
 
 
 def talk(engine: LocalEngine, oracle: Oracle, voice: str, turns: int) -> list[list[int]]:
-    """A conversation in which each prompt holds all before it: what was answered, turn by turn."""
+    """Hold a conversation whose prompts hold all turns before; return the answers' tokens."""
     prompt, answers = oracle.prompt(QUESTIONS[0]), []
     for turn in range(turns):
         stream = engine.submit(Request(prompt, voice, Sampling(max_tokens=9)))
@@ -157,8 +157,8 @@ def test_who_is_cancelled_in_a_prompt_leaves_nothing(oracle: Oracle) -> None:
 
 
 def converse(engine: LocalEngine, oracle: Oracle, chance: Random) -> dict[tuple[int, int], str]:
-    """Six conversations of four turns, some of them at once, and some that are cancelled: what was
-    answered in which turn of which."""
+    """Hold six conversations of four turns, some at once and some requests cancelled; return the
+    answer by (conversation, turn)."""
     voices = oracle.voices[:2]
     prompts = [oracle.prompt(QUESTIONS[number % 3]) for number in range(6)]
     turns, answers, running = [0] * 6, {}, dict[int, Stream]()

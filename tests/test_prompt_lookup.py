@@ -1,4 +1,4 @@
-"""Drafts looked up in the prompt: the same text in fewer steps, whatever is asked for."""
+"""Tests that drafts from the prompt give the same text in fewer steps, however it is sampled."""
 
 import random
 from collections.abc import Iterable
@@ -63,7 +63,7 @@ def test_after_a_guess_the_next_has_twice_as_many_tokens_as_were_right() -> None
 
 
 def answers(oracle: Oracle, requests: list[Request], **settings: int) -> list[Stream]:
-    """What a new engine answers, up to `FEW` requests at a time."""
+    """Return the answers of a new engine, asked up to `MAX_SPECULATING` requests at a time."""
     engine = start_engine(oracle, **settings)
     streams: list[Stream] = []
     for first in range(0, len(requests), MAX_SPECULATING):
@@ -80,28 +80,28 @@ def answers(oracle: Oracle, requests: list[Request], **settings: int) -> list[St
 def script_drafts(
     monkeypatch: pytest.MonkeyPatch, answers: Iterable[tuple[Request, Stream]]
 ) -> None:
-    """Have the answers guessed, most of the time with a mistake somewhere."""
+    """Have these answers drafted, most of the time with a wrong token somewhere."""
     known = {(*r.prompt_ids, r.adapter): stream.ids for r, stream in answers}
-    chance = random.Random(5)
+    generator = random.Random(5)
 
-    def guess(row: Sequence, most: int) -> list[int]:
-        at, request = len(row.stream.ids), row.request
-        rest = known[*request.prompt_ids, request.adapter][at:]
-        guess = rest[: max(min(most, row.max_tokens - at - 1), 0)]
-        if guess and chance.random() < 0.7:
-            guess[chance.randrange(len(guess))] = 9
-        return guess
+    def propose_draft(sequence: Sequence, max_draft: int) -> list[int]:
+        start, request = len(sequence.stream.ids), sequence.request
+        rest = known[*request.prompt_ids, request.adapter][start:]
+        draft = rest[: max(min(max_draft, sequence.max_tokens - start - 1), 0)]
+        if draft and generator.random() < 0.7:
+            draft[generator.randrange(len(draft))] = 9
+        return draft
 
-    monkeypatch.setattr(Sequence, "propose_draft", guess)
+    monkeypatch.setattr(Sequence, "propose_draft", propose_draft)
 
 
 SAMPLINGS = {
     "greedy": Sampling(),
-    "dice": Sampling(temperature=1, seed=7),
+    "temperature": Sampling(temperature=1, seed=7),
     "nucleus": Sampling(temperature=1, top_p=0.9, seed=8, repetition_penalty=1.1),
     "penalties": Sampling(frequency_penalty=0.5, presence_penalty=0.1),
     "stop": Sampling(stop=("e", "ou"), temperature=0.8, seed=3),
-    "chances": Sampling(logprobs=2),
+    "logprobs": Sampling(logprobs=2),
 }
 
 
@@ -119,15 +119,17 @@ def test_the_text_is_the_same_as_without_guesses(
     script_drafts(monkeypatch, list(zip(requests, without, strict=True)))
     for one, other in zip(answers(any_oracle, requests), without, strict=True):
         assert (one.ids, one.text, one.finish) == (other.ids, other.text, other.finish)
-        assert [chance.token for chance in one.logprobs] == (one.ids if name == "chances" else [])
-        for mine, its in zip(one.logprobs, other.logprobs, strict=True):
-            assert mine.logprob == pytest.approx(its.logprob, abs=1e-3)
+        assert [logprob.token for logprob in one.logprobs] == (
+            one.ids if name == "logprobs" else []
+        )
+        for with_draft, without_draft in zip(one.logprobs, other.logprobs, strict=True):
+            assert with_draft.logprob == pytest.approx(without_draft.logprob, abs=1e-3)
 
 
 def test_what_a_guess_got_wrong_is_not_remembered(
     oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next turn goes on from what was said, not from what was guessed."""
+    """Check that the next turn continues the sampled tokens, not the drafted ones."""
     monkeypatch.setattr(Sequence, "propose_draft", lambda *_: [9, 9, 9])
     asked = Request(oracle.prompt(QUESTIONS[0]), oracle.voices[1], Sampling(max_tokens=13))
     engine = start_engine(oracle)
@@ -144,28 +146,28 @@ def test_what_a_guess_got_wrong_is_not_remembered(
 def test_no_guess_goes_beyond_the_room_there_is(
     oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guesses: list[tuple[int, int]] = []
-    guess = Sequence.propose_draft
+    drafts: list[tuple[int, int]] = []
+    propose_draft = Sequence.propose_draft
 
-    def watched(row: Sequence, most: int) -> list[int]:
-        found = guess(row, most)
-        guesses.append((len(row.stream.ids) + len(found), len(found)))
-        return found
+    def watched(sequence: Sequence, max_draft: int) -> list[int]:
+        draft = propose_draft(sequence, max_draft)
+        drafts.append((len(sequence.stream.ids) + len(draft), len(draft)))
+        return draft
 
     monkeypatch.setattr(Sequence, "propose_draft", watched)
     again = [5, 6, 7, 8]
     for tokens in range(2, 14):
         engine = start_engine(oracle, max_length=64)
-        # Nothing but 5 and 6 can be said: they have stood together before.
+        # Nothing but 5 and 6 can be sampled: they have occurred together before.
         bias = tuple((token, 100.0) for token in (5, 6))
         prompt = (again * 16)[: 64 - tokens]
         stream = engine.submit(Request(prompt, BASE, Sampling(max_tokens=99, logit_bias=bias)))
         assert stream.wait(60)
         engine.close()
         assert len(stream.ids) == tokens and stream.finish == "length"
-        assert all(reach < tokens for reach, _ in guesses)
-        assert tokens < 5 or any(length for _, length in guesses)
-        guesses.clear()
+        assert all(end < tokens for end, _ in drafts)
+        assert tokens < 5 or any(length for _, length in drafts)
+        drafts.clear()
 
 
 def test_many_streams_leave_no_room_for_guesses(

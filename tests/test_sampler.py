@@ -1,4 +1,4 @@
-"""How the next token is sampled, against transformers and OpenAI's formula of penalties."""
+"""Compares sampling with transformers' processors and with OpenAI's formula of penalties."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_the_repetition_penalty_is_that_of_transformers(
 
 
 def after(sampling: Sampling, *tokens: int) -> list[float]:
-    """The logits once these tokens have come."""
+    """Return the penalised logits after an answer of these tokens."""
     penalties = Penalties(sampling)
     for token in tokens:
         penalties.count_token(token)
