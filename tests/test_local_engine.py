@@ -293,13 +293,13 @@ def test_a_step_that_fails_ends_its_streams_and_the_next_request_is_served(
 def test_nan_in_one_stream_ends_it_and_spoils_no_other(oracle: Oracle) -> None:
     engine = start_engine(oracle)
     bad = next(iter(oracle.adapters))
-    rows = engine.scheduler.lora
+    lora_layers = engine.scheduler.lora
 
     def spoil() -> None:
-        for product in (*rows.linears.values(), *rows.fused):
-            for matrix in product.matrices[bad]:
+        for layer in (*lora_layers.linears.values(), *lora_layers.fused):
+            for matrix in layer.matrices[bad]:
                 matrix.fill_(float("nan"))
-            product.stacked.clear()
+            layer.stacked.clear()
         getattr(engine.scheduler.runner, "_adapters", {}).clear()  # those packed for the kernels
 
     running = wait_for_first_token(engine.submit(oracle.request(QUESTIONS[3], bad, 450)))

@@ -156,6 +156,16 @@ class LocalEngine:
         """Let steps use up to so many cores from now on; only once the engine is ready."""
         self.scheduler.set_available_cores(cores)
 
+    def call_between_steps(self, work: Callable[[], None]) -> None:
+        """Have the worker call `work` between two steps; return when done. Raises its error."""
+        done: Future[None] = Future()
+        with self._lock:
+            if self._closed:
+                raise EngineClosedError()
+            self._pending_calls.append((work, done))
+            self._lock.notify()
+        done.result()
+
     def close(self) -> None:
         """End every stream as cancelled and give the model its own forward back."""
         with self._lock:
@@ -182,16 +192,6 @@ class LocalEngine:
     def _notify(self) -> None:
         with self._lock:
             self._lock.notify()
-
-    def call_between_steps(self, work: Callable[[], None]) -> None:
-        """Have the worker call `work` between two steps; return when done. Raises its error."""
-        done: Future[None] = Future()
-        with self._lock:
-            if self._closed:
-                raise EngineClosedError()
-            self._pending_calls.append((work, done))
-            self._lock.notify()
-        done.result()
 
     # -- The worker: everything below runs on its thread
 
