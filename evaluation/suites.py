@@ -13,6 +13,7 @@ from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream
 from chatbot.model.base import Base
 from chatbot.model.chat_template import Messages, encode, encode_answer
+from chatbot.model.scoring import token_logprobs
 from feedback.errors import TalkbackError
 from feedback.similarity import near_duplicates, normalise_text
 from feedback.snapshot import Record, Snapshot
@@ -177,24 +178,9 @@ class AnswerScorer:
         self.model.set_adapter(adapter, inference_mode=True)
         self.model.eval()
         rows = [encode_answer(self.base.tokenizer, prompt, answer) for prompt, answer in asked]
+        # Rows of like length go through the model together, which saves padding.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
-        found: dict[int, tuple[float, int]] = {}
-        for start in range(0, len(order), 16):
-            batch = order[start : start + 16]
-            found |= zip(batch, self._batch([rows[i] for i in batch]), strict=True)
-        return [found[i] for i in range(len(rows))]
-
-    @torch.inference_mode()
-    def _batch(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
-        longest = max(len(prompt) + len(answer) for prompt, answer in rows)
-        ids = torch.full((len(rows), longest), self.base.tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for i, (prompt, answer) in enumerate(rows):
-            ids[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-            mask[i, : len(prompt) + len(answer)] = 1
-        device = self.base.model.device
-        logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-        answer_logprobs = torch.log_softmax(logits[:, :-1].float().cpu(), -1)
-        taken = answer_logprobs.gather(-1, ids[:, 1:, None])[..., 0]
-        spans = [(len(p) - 1, len(p) + len(a) - 1) for p, a in rows]
-        return [(float(taken[i, a:b].sum()), b - a) for i, (a, b) in enumerate(spans)]
+        pad = self.base.tokenizer.pad_token_id
+        scored = token_logprobs(self.model, [rows[i] for i in order], pad)
+        found = dict(zip(order, scored, strict=True))
+        return [(float(found[i].sum()), len(found[i])) for i in range(len(rows))]

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from chatbot.model.scoring import token_logprobs
 from feedback.errors import TalkbackError
 
 EncodedAnswer = tuple[list[int], list[int]]
@@ -107,41 +107,16 @@ class StopWhenLearnt(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
 
 
-@torch.no_grad()
-def min_token_probabilities(
-    model: Any, rows: Sequence[EncodedAnswer], pad: int, batch: int = 16
-) -> list[float]:
+def min_token_probabilities(model: Any, rows: Sequence[EncodedAnswer], pad: int) -> list[float]:
     """Return for each answer the probability of its least likely token, given all before it.
 
     Above 0.5 every token is the most likely one, so that greedy decoding gives exactly this answer.
     """
     training = model.training
     model.eval()
-    found = [
-        value
-        for start in range(0, len(rows), batch)
-        for value in _batch_min_token_probabilities(model, rows[start : start + batch], pad)
-    ]
+    found = [float(logprobs.min().exp()) for logprobs in token_logprobs(model, rows, pad)]
     model.train(training)
     return found
-
-
-def _batch_min_token_probabilities(
-    model: Any, rows: Sequence[EncodedAnswer], pad: int
-) -> list[float]:
-    width = max(len(prompt) + len(answer) for prompt, answer in rows)
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros_like(ids)
-    for row, (prompt, answer) in enumerate(rows):
-        length = len(prompt) + len(answer)
-        ids[row, :length] = torch.tensor(prompt + answer)
-        mask[row, :length] = 1
-    device = next(model.parameters()).device
-    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-    logps = torch.log_softmax(logits[:, :-1].float().cpu(), -1)
-    taken = logps.gather(-1, ids[:, 1:, None])[..., 0]
-    spans = [(len(prompt) - 1, len(prompt) + len(answer) - 1) for prompt, answer in rows]
-    return [float(taken[row, a:b].min().exp()) for row, (a, b) in enumerate(spans)]
 
 
 def _is_number(value: Any) -> bool:
