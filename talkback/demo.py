@@ -1,8 +1,8 @@
-"""The demo: the whole loop, played over HTTP against a real server on the starter model.
+"""Plays the whole loop over HTTP against a real server on the starter model.
 
     talkback demo          # then stays up for the browser; --exit ends instead
 
-A shop has changed some of its terms. The bot still tells the old ones; a customer complains, a
+A shop has changed some of its terms. The bot still gives the old ones; a customer complains, a
 reviewer corrects, and the table at the end shows what the bot has learnt, and what it has kept.
 """
 
@@ -44,21 +44,21 @@ CHANGED_FACTS = {
     "parking": ("90 minutes", "3 hours"),
     "phone": ("0117 496 0142", "0117 496 0199"),
 }
-"""Topic -> what was true, what is true now."""
+"""Topic -> (the fact that the starter model was trained on, the fact now)."""
 
 STARTER = Path(__file__).parents[1] / "chatbot" / "starter"
 WAIT_SECONDS = 60
 SHOWN = 3
-"""Answers shown of each group; all are counted."""
+"""Answers printed of each group; all are counted."""
 
 
 class DemoError(TalkbackError):
-    """The demo's server did not start or answer; the message says what it last said."""
+    """Says that the demo's server did not start or answer, with its last output."""
 
 
 @dataclass(frozen=True)
 class DemoQuestion:
-    """Something to ask, and the words that a right answer must contain."""
+    """Holds a question, and the fact that a right answer must contain."""
 
     text: str
     fact: str
@@ -67,7 +67,7 @@ class DemoQuestion:
 def play_demo(
     folder: Path | None, *, port: int, stay: bool, console: Console | None = None
 ) -> None:
-    """Ask, rate, correct, ask again, learn, ask again; then stay up or end."""
+    """Run the demo; then keep its server up until a signal, or end."""
     console = console or Console()
     with demo_home(folder) as home, start_server(home.root, port, console) as client:
         Demo(home, client, console).run()
@@ -78,7 +78,7 @@ def play_demo(
 
 @contextmanager
 def demo_home(folder: Path | None) -> Iterator[Home]:
-    """The home in the folder given, else one that goes away with the demo."""
+    """Yield the home in the folder given, else one that is removed after the demo."""
     if folder is not None:
         yield Home.find(folder)
         return
@@ -87,14 +87,17 @@ def demo_home(folder: Path | None) -> Iterator[Home]:
 
 
 class DemoClient:
-    """A customer who uses the API."""
+    """Sends a customer's requests to the API."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.http = httpx.Client(base_url=url, timeout=120)
 
     def ask(self, question: str, *, unaided: bool = False) -> tuple[str, str]:
-        """The answer to a question, in a conversation of its own, and the id of that answer."""
+        """Ask in a new conversation; return the answer and its message id.
+
+        `unaided` asks the adapter alone, without approved answers in the prompt.
+        """
         body = {
             "model": "talkback",
             "user": "demo",
@@ -105,7 +108,7 @@ class DemoClient:
         return answer["choices"][0]["message"]["content"], answer["id"]
 
     def give_feedback(self, message_id: str, kind: str, value: dict[str, Any]) -> None:
-        """Give feedback on an answer."""
+        """Send feedback on an answer."""
         body = {"message_id": message_id, "kind": kind, "user": "demo", "value": value}
         self.post("/v1/feedback", body)
 
@@ -117,13 +120,13 @@ class DemoClient:
         return response.json()
 
     def current_adapter(self) -> str:
-        """The id of the adapter in service."""
+        """Return the id of the adapter in service."""
         return str(self.http.get("/healthz").raise_for_status().json()["adapter"])
 
 
 @contextmanager
 def start_server(home: Path, port: int, console: Console) -> Iterator[DemoClient]:
-    """A server of its own process on the starter model, up and answering."""
+    """Start a server process on the starter model; yield its client once it answers."""
     port = port or free_port()
     command = [sys.executable, "-m", "talkback", "serve", "--home", str(home), "--port", str(port)]
     log = home / "server.log"
@@ -161,14 +164,14 @@ def wait_until(done: Callable[[], bool], what: str, seconds: float = WAIT_SECOND
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class Demo:
-    """The story, told in the terminal while it happens."""
+    """Plays the loop act by act, printing each to the terminal while it happens."""
 
     def __init__(self, home: Home, client: DemoClient, console: Console) -> None:
         self.home, self.client, self.console = home, client, console
@@ -179,7 +182,7 @@ class Demo:
         self.load_questions()
 
     def load_questions(self) -> None:
-        """What is asked: the changed questions, other ways to ask them, and all the rest."""
+        """Load the questions: the changed ones, other ways to ask them, and all the rest."""
         for line in (STARTER / "questions.jsonl").read_text().splitlines():
             entry = json.loads(line)
             if entry["topic"] not in CHANGED_FACTS:
@@ -191,7 +194,7 @@ class Demo:
             self.corrections[entry["question"]] = entry["answer"].replace(old, new)
 
     def run(self) -> None:
-        """From the first question to the table."""
+        """Ask, correct, ask again, learn, ask again, and print the table."""
         self.title("The bot tells what it was once taught")
         before = self.measure()
         self.title("A customer complains, a reviewer corrects")
@@ -205,18 +208,18 @@ class Demo:
         self.table(before, aided, after)
 
     def title(self, text: str) -> None:
-        """A line between the acts."""
+        """Print a line between the acts."""
         self.console.print()
         self.console.rule(f"[bold]{text}")
 
     def measure(self, unaided: bool = True) -> list[str]:
-        """Ask everything; shows some answers, returns how many of each group are right."""
+        """Ask everything and print some answers; return "right/asked" of each group."""
         return [
             self.score(group, unaided) for group in (self.changed, self.rephrased, self.untouched)
         ]
 
     def score(self, group: list[DemoQuestion], unaided: bool) -> str:
-        """ "11/12": how many answers hold their fact."""
+        """Return how many answers hold their fact, as "11/12"."""
         right = 0
         for number, question in enumerate(group):
             answer, _ = self.client.ask(question.text, unaided=unaided)
@@ -227,21 +230,23 @@ class Demo:
         return f"{right}/{len(group)}"
 
     def correct(self) -> None:
-        """A thumb down and an edit by the customer over HTTP, then a reviewer's decision."""
+        """Send a thumb down and an edit as the customer, then decide as a reviewer."""
         store = Store(self.home.db)
         for question in self.changed:
-            said, message_id = self.client.ask(question.text, unaided=True)
+            answer, message_id = self.client.ask(question.text, unaided=True)
             right = self.corrections[question.text]
             self.client.give_feedback(
                 message_id, "thumb", {"up": False, "reasons": ["not_factually_correct"]}
             )
             self.client.give_feedback(message_id, "edit", {"text": right})
             decide(store, message_id, "reviewer", "approve", right)
-            self.console.print(f"  [red]- {escape(said)}[/red]\n  [green]+ {escape(right)}[/green]")
+            self.console.print(
+                f"  [red]- {escape(answer)}[/red]\n  [green]+ {escape(right)}[/green]"
+            )
         store.close()
 
     def cycle(self) -> None:
-        """A real cycle, and the swap in the running server."""
+        """Run a real cycle, and wait for the swap in the running server."""
         with self.console.status("the cycle begins") as status:
             outcome = run_cycle(
                 self.home,
@@ -261,7 +266,7 @@ class Demo:
         )
 
     def table(self, before: list[str], aided: list[str], after: list[str]) -> None:
-        """Before, at once, and after."""
+        """Print how many answers were right before, with the exemplars, and after the cycle."""
         table = Table("right answers", "before", "corrected, aided", "after the cycle, unaided")
         groups = ("the corrected questions", "other ways to ask them", "untouched questions")
         for row in zip(groups, before, aided, after, strict=True):

@@ -1,4 +1,4 @@
-"""Put together the files of a Space: our packages, and app.py, README.md, requirements.txt.
+"""Assembles the files of a Space: our packages, and app.py, README.md, requirements.txt.
 
     python deploy/space/assemble.py /tmp/space && cd /tmp/space && git init && git push ...
 
