@@ -113,7 +113,7 @@ class DemoClient:
         self.post("/v1/feedback", body)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        """The JSON that the server answers; DemoFailed when it refuses."""
+        """Send JSON and return the JSON of the response; DemoError for an HTTP error."""
         response = self.http.post(path, json=body)
         if response.is_error:
             raise DemoError(f"{path} answered {response.status_code}: {response.text}")
@@ -145,7 +145,7 @@ def start_server(home: Path, port: int, console: Console) -> Iterator[DemoClient
 
 
 def is_healthy(client: DemoClient, server: subprocess.Popen[bytes], log: Path) -> bool:
-    """Whether the server answers; DemoFailed, with its last words, once it has died."""
+    """Tell whether the server answers; DemoError, with the end of its log, once it has died."""
     if server.poll() is not None:
         raise DemoError(f"the server ended: {log.read_text()[-500:]}")
     try:
@@ -155,7 +155,7 @@ def is_healthy(client: DemoClient, server: subprocess.Popen[bytes], log: Path) -
 
 
 def wait_until(done: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
-    """Return once ``done``; DemoFailed when it takes too long."""
+    """Wait until `done`; DemoError when it takes too long."""
     end = time.monotonic() + seconds
     while not done():
         if time.monotonic() > end:

@@ -26,7 +26,7 @@ def writers(store: Store) -> list[FeedbackWriter]:
 def assert_sound(tally: KillReport, kills: int) -> None:
     assert tally.lost == [] and tally.twice == 0 and tally.damage == "ok"
     assert tally.acknowledged >= kills * MIN_ACKNOWLEDGED
-    assert tally.unsure > 0, "no kill came between a word and its answer: it proves little"
+    assert tally.unanswered > 0, "no kill came between a word and its answer: it proves little"
 
 
 def test_kill_9_under_writers_loses_and_repeats_nothing(

@@ -24,7 +24,7 @@ def test_clients_that_vanish_take_nothing_with_them(
     assert (after.running, after.waiting) == (0, 0)
     assert soak.ends["stuck"] == soak.ends["broken"] == 0
     assert soak.ends["vanished"] > 0 < soak.ends["whole"], soak.ends
-    assert soak.growth() < 64, [look.rss for look in soak.looks]
+    assert soak.growth() < 64, [sample.rss for sample in soak.samples]
     store = Store(home.db)
     answered = soak.ends["whole"] + soak.ends["vanished"]
     for _ in range(100):  # what nobody heard to the end is kept a moment after its slot is free

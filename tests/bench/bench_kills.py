@@ -40,16 +40,16 @@ def main() -> None:
         store.close()
         start = whole(home, Path(folder)) if args.whole else lambda: FeedbackServer(home)
         writers = [FeedbackWriter(f"writer-{number}", id) for number in range(args.writers)]
-        tally = run_kill_rounds(start, home, writers, args.rounds)
+        report = run_kill_rounds(start, home, writers, args.rounds)
     table = Table("kills", "writers", "acknowledged", "unsure at a kill", "lost", "twice", "file")
     table.add_row(
-        str(args.rounds), str(args.writers), str(tally.acknowledged), str(tally.unsure),
-        str(len(tally.lost)), str(tally.twice), tally.damage,
+        str(args.rounds), str(args.writers), str(report.acknowledged), str(report.unanswered),
+        str(len(report.lost)), str(report.twice), report.damage,
     )  # fmt: skip
     console = Console(width=100)
     console.print(table)
     console.print(f"{time.monotonic() - began:.0f} s, {'whole' if args.whole else 'light'} server")
-    sys.exit(bool(tally.lost or tally.twice or tally.damage != "ok"))
+    sys.exit(bool(report.lost or report.twice or report.damage != "ok"))
 
 
 def whole(home: Home, folder: Path) -> Callable[[], Killable]:

@@ -53,18 +53,20 @@ def main() -> None:
     sys.exit(bool(rest.running or rest.waiting or soak.ends["stuck"] or soak.ends["broken"]))
 
 
-def seen(look: MetricsSample) -> None:
+def seen(sample: MetricsSample) -> None:
     """A line of progress."""
-    print(f"{look.seconds:5.0f} s  {look.rss:6.1f} MiB  {look.running} running", file=sys.stderr)
+    print(
+        f"{sample.seconds:5.0f} s  {sample.rss:6.1f} MiB  {sample.running} running", file=sys.stderr
+    )
 
 
 def show(soak: SoakClients, rest: MetricsSample) -> None:
     """The tables."""
     over_time = Table("seconds", "RSS, MiB", "open files", "running", "waiting", "tokens")
-    for look in [*soak.looks[:-1], rest]:
+    for sample in [*soak.samples[:-1], rest]:
         over_time.add_row(
-            f"{look.seconds:.0f}", f"{look.rss:.1f}", str(look.files), str(look.running),
-            str(look.waiting), str(look.tokens),
+            f"{sample.seconds:.0f}", f"{sample.rss:.1f}", str(sample.files), str(sample.running),
+            str(sample.waiting), str(sample.tokens),
         )  # fmt: skip
     ends = Table("streams", "whole", "vanished", "stuck", "broken", "refused", "RSS grew, MiB")
     counts = [soak.ends[end] for end in ("whole", "vanished", "stuck", "broken", "refused")]
