@@ -1,7 +1,8 @@
 """Follows turns from the event loop, and stores each once it has ended, client or no client.
 
-No thread is woken while an answer streams: the loop looks at what has come, all streams at the
-same ticks. Each wake-up would take the interpreter from the engine, in the middle of a step.
+No thread is woken while an answer streams: the loop polls the streams, all of them at the same
+ticks. A wake-up at every token would take the interpreter (GIL) from the engine in the middle of a
+step.
 """
 
 import asyncio
@@ -19,64 +20,67 @@ TICK_SECONDS = 0.04
 
 
 class AnswerStreams:
-    """Follows the turns at once. Iterate for batches of (which turn, deltas); leaving cancels all.
-    ``keeper`` stores them, the loop's own threads unless it is told.
+    """Streams the answers of some turns together. Iterate for batches of (index of the turn,
+    deltas); to stop iterating cancels all turns.
 
-    After the last batch the answers are on the disk; if they could not be, iterating raises why.
+    ``executor`` stores the answers, by default the event loop's. After the last batch they are on
+    the disk; iterating raises the exception that kept one from being stored.
     """
 
-    def __init__(self, turns: Sequence[Turn], keeper: Executor | None = None) -> None:
-        self._turns, self._keeper = turns, keeper
+    def __init__(self, turns: Sequence[Turn], executor: Executor | None = None) -> None:
+        self._turns, self._executor = turns, executor
         self._loop = asyncio.get_running_loop()
-        self._news = asyncio.Event()
+        self._updated = asyncio.Event()
         self._cursors = [turn.cursor() for turn in turns]
-        self._kept: dict[Turn, asyncio.Future[None]] = {}
-        """Turns that have ended -> when they are stored."""
+        self._storing: dict[Turn, asyncio.Future[None]] = {}
+        """Turn that has ended -> future that is done when its answer is stored."""
         for turn in turns:
-            turn.listen(self._heard)
+            turn.listen(self._on_update)
 
     async def __aiter__(self) -> AsyncIterator[list[tuple[int, Sequence[str]]]]:
         try:
             ended = started = False
             while not ended:
-                await self._news.wait()
-                self._news.clear()
+                await self._updated.wait()
+                self._updated.clear()
                 batch, ended = self._take()
                 if batch:
                     started = True
                     yield batch
                 if started and not ended:
-                    self._loop.call_later(self._next_tick(), self._news.set)
+                    self._loop.call_later(self._seconds_to_tick(), self._updated.set)
         finally:
             self.cancel()
         self._store_ended()  # a cursor may see an end before the callback that announces it
-        await self._stored()
+        await self._wait_until_stored()
 
     def cancel(self) -> None:
-        """Stop all turns; what has come is kept."""
+        """Cancel all turns; what has come of their answers is stored."""
         for turn in self._turns:
             turn.cancel()
 
     async def wait(self, receive: Receive) -> None:
-        """Wait for the end, as long as the client is there."""
+        """Wait until all answers are stored; a client that disconnects cancels them."""
         with self.cancel_on_disconnect(receive):
-            while len(self._kept) < len(self._turns):
-                await self._news.wait()
-                self._news.clear()
-            await self._stored()
+            while len(self._storing) < len(self._turns):
+                await self._updated.wait()
+                self._updated.clear()
+            await self._wait_until_stored()
 
     @contextmanager
     def cancel_on_disconnect(self, receive: Receive) -> Iterator[None]:
-        """While this lasts, a client that goes away cancels the turns; so does its end. The body
-        of the client's request has been read."""
-        listener = asyncio.create_task(self._cancel_when_gone(receive))
+        """Cancel the turns when the client disconnects, and when the context ends.
+
+        The body of the client's request must have been read: the next message is the disconnect.
+        """
+        listener = asyncio.create_task(self._wait_for_disconnect(receive))
         try:
             yield
         finally:
             listener.cancel()
             self.cancel()
 
-    async def _cancel_when_gone(self, receive: Receive) -> None:
+    async def _wait_for_disconnect(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         self.cancel()
@@ -89,29 +93,32 @@ class AnswerStreams:
         ]
         return batch, all(ended for _, ended in taken)
 
-    def _next_tick(self) -> float:
-        """Seconds until then; the same moment for all flows of this loop."""
+    def _seconds_to_tick(self) -> float:
+        """Return the seconds until the next tick, which all streams of this loop share, so that one
+        wake-up serves them."""
         return TICK_SECONDS - self._loop.time() % TICK_SECONDS
 
-    async def _stored(self) -> None:
-        """Every answer is on the disk, or this raises why it is not. Who stops waiting for that
-        does not stop it."""
-        await asyncio.shield(asyncio.gather(*self._kept.values()))
+    async def _wait_until_stored(self) -> None:
+        """Wait until all ended answers are on the disk; raise the exception that kept one from it.
 
-    def _heard(self) -> None:
-        """On the engine's thread."""
-        with suppress(RuntimeError):  # the loop is closed: the service stores what is on its way
-            self._loop.call_soon_threadsafe(self._hear)
+        Shielded: cancelling the wait does not cancel the storing.
+        """
+        await asyncio.shield(asyncio.gather(*self._storing.values()))
 
-    def _hear(self) -> None:
+    def _on_update(self) -> None:
+        """Wake the event loop; called on the engine's thread."""
+        with suppress(RuntimeError):  # the loop is closed: the service stores open turns
+            self._loop.call_soon_threadsafe(self._handle_update)
+
+    def _handle_update(self) -> None:
         self._store_ended()
-        self._news.set()
+        self._updated.set()
 
     def _store_ended(self) -> None:
         """Start to store each turn that has ended, once."""
         for turn in self._turns:
-            if turn.ended and turn not in self._kept:
-                self._kept[turn] = self._loop.run_in_executor(self._keeper, turn.close)
+            if turn.ended and turn not in self._storing:
+                self._storing[turn] = self._loop.run_in_executor(self._executor, turn.close)
 
 
 def raise_if_interrupted(turns: Sequence[Turn]) -> None:
