@@ -1,4 +1,4 @@
-"""What tests share: a home, its store, tiny models, services and engines that speak with them.
+"""Defines what tests share: a home, its store, tiny models, services and engines.
 
 Heavy imports stay inside the fixtures, so that tests of the store start at once.
 """

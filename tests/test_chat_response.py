@@ -27,8 +27,13 @@ class TestSeveralAnswers:
 
     def test_plain(self, client: openai.OpenAI, service: Service) -> None:
         answer = client.chat.completions.create(
-            model="talkback", messages=MESSAGES, n=3, max_tokens=12, temperature=1, seed=5  # type: ignore[arg-type]
-        )  # fmt: skip
+            model="talkback",
+            messages=MESSAGES,
+            n=3,
+            max_tokens=12,
+            temperature=1,
+            seed=5,  # type: ignore[arg-type]
+        )
         ids = [choice.message_id for choice in answer.choices]  # type: ignore[attr-defined]
         assert ids[0] == answer.id and [choice.index for choice in answer.choices] == [0, 1, 2]
         kept = [service.store.message(id) for id in ids]
@@ -107,8 +112,12 @@ class TestLogprobs:
 
     def test_plain(self, client: openai.OpenAI) -> None:
         answer = client.chat.completions.create(
-            model="talkback", messages=MESSAGES, max_tokens=16, logprobs=True, top_logprobs=3  # type: ignore[arg-type]
-        )  # fmt: skip
+            model="talkback",
+            messages=MESSAGES,
+            max_tokens=16,
+            logprobs=True,
+            top_logprobs=3,  # type: ignore[arg-type]
+        )
         choice = answer.choices[0]
         assert choice.logprobs is not None and choice.logprobs.content is not None
         spoken = bytes(byte for token in choice.logprobs.content for byte in token.bytes or [])
@@ -189,9 +198,14 @@ class TestLangChain:
     @pytest.fixture
     def chat(self, address: str) -> ChatOpenAI:
         return ChatOpenAI(
-            base_url=f"{address}/v1", api_key="any", model="talkback", temperature=0,
-            max_completion_tokens=12, max_retries=0, stream_usage=True,
-        )  # fmt: skip
+            base_url=f"{address}/v1",
+            api_key="any",
+            model="talkback",
+            temperature=0,
+            max_completion_tokens=12,
+            max_retries=0,
+            stream_usage=True,
+        )
 
     def test_plain(self, chat: ChatOpenAI, service: Service) -> None:
         answer = chat.invoke([("system", "Be kind."), ("user", "When do you open?")])

@@ -41,8 +41,9 @@ def test_the_queue_is_listed_and_decided_on(home: Home, edited: str, store: Stor
     assert done.returncode == 0
     assert json.loads(run_talkback(home, "review", "--json").stdout) == []
     assert dict(store.rows("select reviewer, answer from review")[0]) == {
-        "reviewer": "rita", "answer": "At ten.",
-    }  # fmt: skip
+        "reviewer": "rita",
+        "answer": "At ten.",
+    }
 
 
 def test_promote_and_rollback_are_kept_with_a_name(home: Home, store: Store) -> None:

@@ -304,8 +304,11 @@ def test_words_of_people_never_train_without_a_reviewer(store: Store) -> None:
         up(store, id, up=False)
         second = add_retry(store, id, texts[1])
         up(store, second)
-    seen = {message.content for talk in store.conversations("ann")
-            for message in store.messages(talk.id)}  # fmt: skip
+    seen = {
+        message.content
+        for talk in store.conversations("ann")
+        for message in store.messages(talk.id)
+    }
     rows = curate(store, CurateSettings(pairs_per_person=1000)).rows
     assert rows and {row.chosen for row in rows} <= seen
     assert {row.kind for row in rows} == {"pair"}

@@ -63,9 +63,15 @@ def test_a_space_starts_as_the_platform_starts_it(space: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "HOME": str(space), "SYSTEM": "spaces"}
     with (space / "log").open("w") as log:
         server = subprocess.Popen(
-            [python, "app.py"], cwd=app, env=environment, stdout=log, stderr=log, user=UID,
-            group=UID, extra_groups=[],
-        )  # fmt: skip
+            [python, "app.py"],
+            cwd=app,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            user=UID,
+            group=UID,
+            extra_groups=[],
+        )
     try:
         wait_until(lambda: ready(server, space / "log"), seconds=120)
         page = httpx.get("http://127.0.0.1:7860/", timeout=30)
@@ -106,6 +112,8 @@ def test_cron_and_systemd_call_commands_that_exist() -> None:
     for command, options in commands:
         shown = subprocess.run(
             [sys.executable, "-m", "talkback", command, "--help"],
-            capture_output=True, text=True, cwd=ROOT,
-        ).stdout  # fmt: skip
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        ).stdout
         assert all(option in shown for option in re.findall(r"--[\w-]+", options))

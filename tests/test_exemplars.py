@@ -94,12 +94,14 @@ def test_the_same_question_gets_the_approved_answer(store: Store) -> None:
         ("Are you not open on Sundays?", "Are you open on Sundays?"),
         ("Where is order 12345?", "Where is order 12346?"),
         ("Do you sell houses?", "Do you sell blouses?"),
-        ("Is the shop in York open late on the last Friday of every month, bank holidays aside?",
-         "Is the shop in Bath open late on the last Friday of every month, bank holidays aside?"),
+        (
+            "Is the shop in York open late on the last Friday of every month, bank holidays aside?",
+            "Is the shop in Bath open late on the last Friday of every month, bank holidays aside?",
+        ),
         ("?", "!"),
         ("", "Hello"),
     ],
-)  # fmt: skip
+)
 def test_a_question_that_only_looks_the_same_does_not(
     store: Store, asked: str, approved: str
 ) -> None:

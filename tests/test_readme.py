@@ -40,8 +40,11 @@ def test_every_command_is_one_and_takes_its_options() -> None:
     for command, options in commands:
         shown = subprocess.run(
             [sys.executable, "-m", "talkback", command, "--help"],
-            capture_output=True, text=True, cwd=ROOT, check=True,
-        ).stdout  # fmt: skip
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=True,
+        ).stdout
         assert all(option in shown for option in re.findall(r"--[\w-]+", options))
 
 

@@ -43,8 +43,13 @@ def test_the_manifest_says_what_is_inside_and_where_it_comes_from(tmp_path: Path
     snapshot = write_snapshot(CURATION, tmp_path)
     assert snapshot.folder == tmp_path / snapshot.id and snapshot.id == f"s-{snapshot.hash[:12]}"
     assert snapshot.counts == {
-        "sft": 2, "dpo": 1, "replay": 0, "repairs": 2, "held_out": 1, "held_out_pairs": 1,
-    }  # fmt: skip
+        "sft": 2,
+        "dpo": 1,
+        "replay": 0,
+        "repairs": 2,
+        "held_out": 1,
+        "held_out_pairs": 1,
+    }
     assert (snapshot.people, snapshot.sources) == (["ann", "bob"], ["fb-1", "rev-1", "rev-2"])
     manifest = json.loads((snapshot.folder / "manifest.json").read_text())
     assert manifest["format"] == 1
@@ -67,8 +72,9 @@ def test_nothing_but_whole_snapshots_is_left_behind(tmp_path: Path) -> None:
         write_snapshot(CURATION, tmp_path, [{"no": "dialogue"}])
     (folder,) = tmp_path.iterdir()
     assert {file.name for file in folder.iterdir()} == {
-        "manifest.json", *(f"{name}.jsonl" for name in FILES)
-    }  # fmt: skip
+        "manifest.json",
+        *(f"{name}.jsonl" for name in FILES),
+    }
 
 
 @pytest.mark.parametrize("name", FILES)

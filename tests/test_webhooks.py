@@ -72,11 +72,13 @@ def test_every_event_is_told_in_order_with_all_it_says(
     thumb = store.add_feedback(id, "ann", "thumb", said, "k-1")
     decision = decide(store, id, "bob", "correct", "At nine.", "see the sign")
     promotions(store, home, "a-1", "a-2").rollback("eve")
-    receiver.wait(lambda: len(receiver.heard) == 5)
-    feedback, review, _, _, back = receiver.heard
-    assert [body["type"] for body in receiver.heard] == [
-        "feedback.created", "review.created", *["promotion.created"] * 3,
-    ]  # fmt: skip
+    receiver.wait(lambda: len(receiver.received) == 5)
+    feedback, review, _, _, back = receiver.received
+    assert [body["type"] for body in receiver.received] == [
+        "feedback.created",
+        "review.created",
+        *["promotion.created"] * 3,
+    ]
     data = feedback["data"]
     assert (data["id"], data["value"], data["person"]) == (thumb, said, "ann")
     assert (data["kind"], data["idempotency_key"]) == ("thumb", "k-1")
@@ -96,7 +98,7 @@ def test_what_fails_is_sent_again_before_anything_later(
     receiver.statuses = [500, 503, 302, 200, 429]
     webhooks = tell(receiver.url)
     first, second = comments(store, 2)
-    receiver.wait(lambda: len(receiver.heard) == 2)
+    receiver.wait(lambda: len(receiver.received) == 2)
     assert receiver.attempts == [first] * 4 + [second] * 2
     assert receiver.ids() == [first, second] and receiver.forged == 0
     receiver.wait(lambda: webhooks.pending() == 0)
@@ -130,7 +132,7 @@ def test_it_goes_on_where_it_was_after_a_restart(
     meanwhile = comments(other, 2)
     other.close()
     tell(receiver.url)
-    receiver.wait(lambda: len(receiver.heard) == 4)
+    receiver.wait(lambda: len(receiver.received) == 4)
     assert receiver.attempts == before + meanwhile
 
 
@@ -162,8 +164,8 @@ def test_only_the_kinds_that_are_wanted_are_told(
     tell(receiver.url, events=["promotion"])
     comments(store, 2)
     promotions(store, home, "a-1")
-    receiver.wait(lambda: len(receiver.heard) == 1)
-    assert receiver.heard[0]["data"]["adapter"] == "a-1"
+    receiver.wait(lambda: len(receiver.received) == 1)
+    assert receiver.received[0]["data"]["adapter"] == "a-1"
 
 
 def test_what_is_erased_is_told_to_nobody(
@@ -183,7 +185,7 @@ def test_how_far_a_url_has_got_is_one_row(
 ) -> None:
     webhooks = tell(receiver.url)
     comments(store, 5)
-    receiver.wait(lambda: len(receiver.heard) == 5 and webhooks.pending() == 0)
+    receiver.wait(lambda: len(receiver.received) == 5 and webhooks.pending() == 0)
     (row,) = store.rows("select url, event from delivery")
     assert tuple(row) == (receiver.url, 5)
 
@@ -231,7 +233,7 @@ def test_kill_9_of_the_server_loses_no_event_and_repeats_none(
     meanwhile = comments(store, 1)
     store.close()
     server = start_server().ready()
-    receiver.wait(lambda: len(receiver.heard) == 4)
+    receiver.wait(lambda: len(receiver.received) == 4)
     assert receiver.ids() == [one["feedback_id"] for one in said] + meanwhile
     assert receiver.forged == 0
     assert server.stop() == 0

@@ -276,8 +276,10 @@ def worker_of(server: ServerProcess) -> int:
     """The process id of the newest worker."""
     found = subprocess.run(
         ["ps", "-ww", "--ppid", str(server.process.pid), "-o", "pid=,args="],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     pids = re.findall(r"^\s*(\d+) .*spawn_main", found.stdout, re.M)
     return int(pids[-1])
 

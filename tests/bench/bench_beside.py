@@ -101,13 +101,17 @@ def main() -> None:
             server.stop()
     table = Table("", "alone", "beside the other", "ratio")
     table.add_row(
-        "chat, tokens/s", f"{chat_alone:.0f}", f"{chat_beside:.0f}",
+        "chat, tokens/s",
+        f"{chat_alone:.0f}",
+        f"{chat_beside:.0f}",
         f"{chat_beside / chat_alone:.2f} of its speed",
-    )  # fmt: skip
+    )
     table.add_row(
-        "cycle, seconds", f"{cycle_alone:.0f}", f"{cycle_beside:.0f}",
+        "cycle, seconds",
+        f"{cycle_alone:.0f}",
+        f"{cycle_beside:.0f}",
         f"{cycle_beside / cycle_alone:.2f} times as long",
-    )  # fmt: skip
+    )
     Console(width=100).print(table)
 
 

@@ -43,9 +43,14 @@ def main() -> None:
         report = run_kill_rounds(start, home, writers, args.rounds)
     table = Table("kills", "writers", "acknowledged", "unsure at a kill", "lost", "twice", "file")
     table.add_row(
-        str(args.rounds), str(args.writers), str(report.acknowledged), str(report.unanswered),
-        str(len(report.lost)), str(report.twice), report.damage,
-    )  # fmt: skip
+        str(args.rounds),
+        str(args.writers),
+        str(report.acknowledged),
+        str(report.unanswered),
+        str(len(report.lost)),
+        str(report.twice),
+        report.damage,
+    )
     console = Console(width=100)
     console.print(table)
     console.print(f"{time.monotonic() - began:.0f} s, {'whole' if args.whole else 'light'} server")

@@ -69,8 +69,13 @@ def row(service: Service, home: Home, seed: int, poison: str | None) -> list[str
     lost = sum(was and not now for was, now in zip(before, after, strict=True))
     name = f"{seed}{' (poisoned)' if poison else ''}"
     return [
-        name, outcome.kind, of(learnt), of(rephrased), f"{lost}/{sum(before)}", f"{seconds:.0f} s"
-    ]  # fmt: skip
+        name,
+        outcome.kind,
+        of(learnt),
+        of(rephrased),
+        f"{lost}/{sum(before)}",
+        f"{seconds:.0f} s",
+    ]
 
 
 def corrected(

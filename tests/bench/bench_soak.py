@@ -65,9 +65,13 @@ def show(soak: SoakClients, rest: MetricsSample) -> None:
     over_time = Table("seconds", "RSS, MiB", "open files", "running", "waiting", "tokens")
     for sample in [*soak.samples[:-1], rest]:
         over_time.add_row(
-            f"{sample.seconds:.0f}", f"{sample.rss:.1f}", str(sample.files), str(sample.running),
-            str(sample.waiting), str(sample.tokens),
-        )  # fmt: skip
+            f"{sample.seconds:.0f}",
+            f"{sample.rss:.1f}",
+            str(sample.files),
+            str(sample.running),
+            str(sample.waiting),
+            str(sample.tokens),
+        )
     ends = Table("streams", "whole", "vanished", "stuck", "broken", "refused", "RSS grew, MiB")
     counts = [soak.ends[end] for end in ("whole", "vanished", "stuck", "broken", "refused")]
     ends.add_row(str(sum(counts)), *map(str, counts), f"{soak.growth():+.1f}")

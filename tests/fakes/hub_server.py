@@ -1,4 +1,4 @@
-"""A Hub on loopback: one public repository, one gated, in the routes that huggingface_hub asks."""
+"""Fakes the Hugging Face Hub on loopback, with one public and one gated repository."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ FILE = re.compile(r"/(?P<repo>\w+/[\w-]+)/resolve/(?P<revision>\w+)/(?P<name>.+)
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """`folder` is what org/tiny holds at COMMIT, its main branch; org/gated needs a token."""
+    """Serves `folder` as org/tiny at COMMIT, its main branch; org/gated needs a token."""
 
     folder: Path
 
@@ -32,7 +32,7 @@ class FakeHub(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def about(self, repo: str, what: str, revision: str) -> None:
-        """The commit of a revision, or the files of a commit."""
+        """Answer with the commit of a revision, or the files of a commit."""
         if not self.known(repo, revision):
             return
         files = [
@@ -44,13 +44,13 @@ class FakeHub(BaseHTTPRequestHandler):
         self.send(json.dumps(files if what == "tree" else info).encode())
 
     def file(self, repo: str, revision: str, name: str) -> None:
-        """One file of a commit."""
+        """Answer with one file of a commit."""
         if self.known(repo, revision):
             file = self.folder / name
             self.send(file.read_bytes(), {"ETag": f'"{oid(file)}"', "X-Repo-Commit": COMMIT})
 
     def known(self, repo: str, revision: str) -> bool:
-        """Whether there is such a commit; what is refused is answered."""
+        """Tell whether there is such a commit; answer with an error where there is none."""
         if repo == "org/gated":
             self.refuse(401, "GatedRepo")
         elif repo != "org/tiny":
@@ -73,17 +73,17 @@ class FakeHub(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def oid(file: Path) -> str:
-    """What names a file's content."""
+    """Return the hash that names a file's content."""
     return hashlib.sha1(file.read_bytes()).hexdigest()
 
 
 @contextmanager
 def serve_hub(folder: Path) -> Iterator[str]:
-    """The address of a Hub that has `folder` as org/tiny."""
+    """Serve a Hub that has `folder` as org/tiny; yield its address."""
     handler = type("Tiny", (FakeHub,), {"folder": folder})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""An OpenID provider on loopback, with the routes and claims of the Hugging Face Hub's.
+"""Fakes an OpenID provider on loopback, with the routes and claims of the Hugging Face Hub's.
 
 https://huggingface.co/docs/hub/oauth
 """
@@ -22,11 +22,11 @@ PEOPLE = ("ann", "rita", "otto")
 
 
 class FakeOpenIDProvider(BaseHTTPRequestHandler):
-    """Whoever comes says on its page who they are, or that the Space may not know."""
+    """Asks visitors on a page who they are, or whether they deny the Space to know."""
 
     key = RSAKey.generate_key(2048, {"kid": "one", "use": "sig", "alg": "RS256"})
     asked: dict[str, dict[str, str]]
-    """Codes that are given out -> what they were asked with, and who said yes."""
+    """Authorization code -> the request's parameters, and the person who consented."""
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
@@ -61,7 +61,7 @@ class FakeOpenIDProvider(BaseHTTPRequestHandler):
         }
 
     def ask(self, asked: dict[str, str]) -> None:
-        """A page on which one says who one is, or no."""
+        """Answer with a page that has a link for each person, and one to deny."""
         assert asked["client_id"] == CLIENT and asked["response_type"] == "code"
         links = []
         for person in PEOPLE:
@@ -92,8 +92,8 @@ class FakeOpenIDProvider(BaseHTTPRequestHandler):
             "picture": f"https://huggingface.co/avatars/{person}.svg",
         }
         signed = jwt.encode({"alg": "RS256", "kid": "one"}, claims, self.key)
-        told = {"access_token": "hf_oauth_x", "token_type": "bearer", "expires_in": 28800}
-        return {**told, "id_token": signed, "scope": asked["scope"]}
+        response = {"access_token": "hf_oauth_x", "token_type": "bearer", "expires_in": 28800}
+        return {**response, "id_token": signed, "scope": asked["scope"]}
 
     def answer(self, what: Any, kind: str = "application/json") -> None:
         body = what if isinstance(what, bytes) else json.dumps(what).encode()
@@ -109,8 +109,8 @@ class FakeOpenIDProvider(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve_provider() -> Iterator[str]:
-    """Its address."""
-    handler = type("Here", (FakeOpenIDProvider,), {"asked": {}})
+    """Serve the provider; yield its address."""
+    handler = type("Provider", (FakeOpenIDProvider,), {"asked": {}})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -1,6 +1,6 @@
-"""An engine that says what the test tells it to, word by word, and a page served on top of it.
+"""Fakes the engine with scripted answers, word by word, and serves the pages on top of it.
 
-Everything around it is real: the store, the registry, the turn of talk, the server, the browser.
+Everything around it is real: the store, the registry, the turn, the server, the browser.
 """
 
 import re
@@ -35,7 +35,7 @@ ANSWER = "#tb-chat .bot-row:not(:has(.tb-note)):not(:has(.tb-typing))"
 
 
 class ScriptedEngine:
-    """Gives `answers` in their order, then "I have nothing to say."; `pause` seconds a word."""
+    """Streams `answers` in their order, then "I have nothing to say."; `pause` seconds a word."""
 
     max_length = 4096
     submit_blocks = False
@@ -65,10 +65,10 @@ class ScriptedEngine:
         stream = Stream(len(request.prompt_ids))
         warming = request.sampling.max_tokens == 2
         answer = "Hello" if warming or not self.answers else self.answers.pop(0)
-        threading.Thread(target=self._speak, args=(stream, answer), daemon=True).start()
+        threading.Thread(target=self._stream_words, args=(stream, answer), daemon=True).start()
         return stream
 
-    def _speak(self, stream: Stream, answer: str) -> None:
+    def _stream_words(self, stream: Stream, answer: str) -> None:
         for word in re.findall(r"\s*\S+", answer):
             if stream.cancelled:
                 return stream.end("cancelled")
@@ -85,24 +85,30 @@ class ScriptedEngine:
 
 
 def open_service(root: Path, engine: ScriptedEngine, **chat: Any) -> Service:
-    """A service with a tiny base in `root`, that speaks through `engine`."""
+    """Open a service with a tiny base in `root` that answers through `engine`."""
     home = Home.find(root / "home")
     base = load_base(str(write_model(root / "base")))
     settings = ChatSettings(**chat)
     return Service(
-        home, Store(home.db), base, engine, chat=settings, context=512, poll_seconds=0.1,
-    )  # fmt: skip
+        home,
+        Store(home.db),
+        base,
+        engine,
+        chat=settings,
+        context=512,
+        poll_seconds=0.1,
+    )
 
 
 def new_adapter(service: Service, seed: int = 1) -> str:
-    """Register another adapter of the service's base."""
+    """Register another adapter of the service's base; return its id."""
     folder = write_adapter(service.home.adapters, service.base, seed=seed)
     return service.registry.register(folder)
 
 
 @contextmanager
 def serve_pages(service: Service) -> Iterator[str]:
-    """The pages over real HTTP on a free port of loopback; gives their address."""
+    """Serve the pages over real HTTP on a free port of loopback; yield their address."""
     config = uvicorn.Config(create_app(service), host="127.0.0.1", port=0, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -118,7 +124,7 @@ def serve_pages(service: Service) -> Iterator[str]:
 
 @contextmanager
 def open_chat(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
-    """Somebody new at the chat page, in an English browser of their own."""
+    """Open the chat page as a new person, in an English browser context of its own."""
     context = browser.new_context(locale="en-US", **options)
     page = context.new_page()
     page.set_default_timeout(30_000)
@@ -129,7 +135,7 @@ def open_chat(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
 
 
 def send_and_wait(page: Page, text: str) -> None:
-    """Say something, and wait for the whole answer."""
+    """Send a message, and wait for the whole answer."""
     answers = page.locator(ANSWER).count()
     send_message(page, text)
     expect(page.locator(ANSWER)).to_have_count(answers + 1)
@@ -137,7 +143,7 @@ def send_and_wait(page: Page, text: str) -> None:
 
 
 def send_message(page: Page, text: str) -> None:
-    """Say something."""
+    """Send a message."""
     page.fill("#tb-composer textarea", text)
     page.press("#tb-composer textarea", "Enter")
 

@@ -1,4 +1,4 @@
-"""A server on loopback with vLLM's routes, bodies and errors, over a tiny model that really speaks.
+"""Fakes a vLLM server on loopback: its routes, bodies and errors, over a real tiny model.
 
 What it answers is what vllm/entrypoints answers (openai/models/serving.py, completion/serving.py),
 as far as Talkback goes there. It can be killed in the middle of an answer and started anew, empty.
@@ -57,7 +57,7 @@ class FakeVllm:
         return int(self.engine.stats()["running"])
 
     def start(self) -> None:
-        """Up again at the same address, with no adapter."""
+        """Start at the same address as before, with no adapter."""
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.loaded: dict[str, str] = {}
         self.engine = LocalEngine(self.base, EngineSettings(threads=1))
@@ -73,7 +73,7 @@ class FakeVllm:
             time.sleep(0.005)
 
     def kill(self) -> None:
-        """Gone at once, with every connection; a server that is down stays down."""
+        """Stop at once and drop every connection; a server that is down stays down."""
         if not self._thread.is_alive():
             return
         self._server.should_exit = self._server.force_exit = True
@@ -82,7 +82,7 @@ class FakeVllm:
         self.engine.close()
 
     def completions(self) -> list[dict[str, Any]]:
-        """The bodies of all questions so far."""
+        """Return the bodies of all completion requests so far."""
         return [body for path, body in self.requests if path == "/v1/completions"]
 
     def _close_connections(self) -> None:

@@ -1,4 +1,4 @@
-"""Somebody who wants to be told: a real HTTP server on loopback that keeps what webhooks send."""
+"""Receives webhooks: a real HTTP server on loopback that keeps what is sent to it."""
 
 import base64
 import hashlib
@@ -15,7 +15,7 @@ SECRET = f"whsec_{base64.b64encode(KEY).decode()}"
 
 
 def has_valid_signature(headers: Mapping[str, str], body: bytes) -> bool:
-    """Whether the signature is right, as the specification has a receiver check it."""
+    """Tell whether the signature is right, as the specification has a receiver check it."""
     content = headers["webhook-id"] + "." + headers["webhook-timestamp"] + "." + body.decode()
     digest = hmac.new(KEY, content.encode(), hashlib.sha256).digest()
     fresh = abs(time.time() - int(headers["webhook-timestamp"])) < 300
@@ -29,7 +29,7 @@ class WebhookReceiver:
         self.statuses = list(statuses)
         self.attempts: list[str] = []
         """Ids of all requests."""
-        self.heard: list[dict[str, Any]] = []
+        self.received: list[dict[str, Any]] = []
         """Bodies of those that were acknowledged."""
         self.forged = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
@@ -46,23 +46,23 @@ class WebhookReceiver:
         self._thread.join()
 
     def ids(self) -> list[str]:
-        """The rows that it has acknowledged, in order."""
-        return [body["data"]["id"] for body in self.heard]
+        """Return the ids of the rows that it has acknowledged, in order."""
+        return [body["data"]["id"] for body in self.received]
 
     def wait(self, done: Callable[[], bool], seconds: float = 60) -> None:
-        """Until something has been heard."""
+        """Wait until a condition holds; fail with what was received after `seconds`."""
         due = time.monotonic() + seconds
         while not done():
-            assert time.monotonic() < due, (self.attempts, self.heard)
+            assert time.monotonic() < due, (self.attempts, self.received)
             time.sleep(0.01)
 
-    def take(self, headers: Mapping[str, str], body: bytes) -> int:
-        """One request; the status of the answer."""
+    def receive(self, headers: Mapping[str, str], body: bytes) -> int:
+        """Keep one request; return the status to answer with."""
         self.attempts.append(headers["webhook-id"])
         self.forged += not has_valid_signature(headers, body)
         status = self.statuses.pop(0) if self.statuses else 200
         if status < 300:
-            self.heard.append(json.loads(body))
+            self.received.append(json.loads(body))
         return status
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
@@ -71,7 +71,7 @@ class WebhookReceiver:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
-                self.send_response(receiver.take(self.headers, body))
+                self.send_response(receiver.receive(self.headers, body))
                 self.send_header("location", "/elsewhere")
                 self.send_header("content-length", "0")
                 self.end_headers()
