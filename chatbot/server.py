@@ -203,7 +203,7 @@ def access_for_host(store: Store, home: Home, settings: ServerSettings, host: st
 
 def _reviewer_exists(store: Store, settings: ServerSettings) -> bool:
     """Tell whether anybody can review: by a key, or by their name on a Space."""
-    if hub_login.hub_login_enabled() and (settings.reviewers or settings.operators):
+    if hub_login.is_enabled() and (settings.reviewers or settings.operators):
         return True
     return any(key.role != "user" and key.revoked_at is None for key in api_keys.list_all(store))
 

@@ -542,6 +542,6 @@ class TestRules:
         info = {"userinfo": {"preferred_username": "rita"}, "expires_at": 1e11}
         scope = {"session": {"oauth_info": info}}
         assert hub_username(scope) is None  # no Space
-        monkeypatch.setattr("chatbot.auth.hub_login.hub_login_enabled", lambda: True)
+        monkeypatch.setattr("chatbot.auth.hub_login.is_enabled", lambda: True)
         assert hub_username(scope) == "rita" and hub_username({}) is None
         assert hub_username({"session": {"oauth_info": {**info, "expires_at": 1}}}) is None

@@ -1,4 +1,4 @@
-"""The API over real HTTP: OpenAI's own client, plain HTTP, and clients that behave badly."""
+"""Tests chat completions over real HTTP: OpenAI's client, plain HTTP, bad requests."""
 
 import itertools
 import json
@@ -23,18 +23,18 @@ SEEDS = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def service(api_service: Service) -> Service:
-    """One service for all tests here: none of them minds what the others have said."""
+    """Return one service for all tests of this module: none depends on what others have stored."""
     return api_service
 
 
 def another_adapter(service: Service) -> str:
-    """A registered adapter that speaks otherwise than all others."""
+    """Register an adapter with weights that no other has; return its id."""
     folder = write_adapter(service.home.adapters, service.base, seed=next(SEEDS))
     return service.registry.register(folder)
 
 
 class TestOpenAIClient:
-    """The official client works unchanged."""
+    """Tests that OpenAI's client works unchanged."""
 
     def test_plain(self, client: openai.OpenAI, service: Service) -> None:
         answer = client.chat.completions.create(model="talkback", messages=MESSAGES, max_tokens=8)  # type: ignore[arg-type]
@@ -190,7 +190,7 @@ def test_a_client_that_leaves_frees_its_slot_and_what_it_got_is_kept(
 
 
 def answer_to(service: Service, person: str) -> Message:
-    """The only answer that this person got, once it is stored."""
+    """Wait for the only answer that this person got to be stored, and return it."""
     for _ in range(500):
         for talk in service.store.conversations(person):
             answer = service.store.latest_message(talk.id)

@@ -1,4 +1,4 @@
-"""POST /v1/feedback over real HTTP."""
+"""Tests POST /v1/feedback over real HTTP."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from tests.fixtures.api_client import post_completion, read_error
 
 @pytest.fixture(scope="module")
 def service(api_service: Service) -> Service:
-    """One service for all tests here: none of them minds what the others have said."""
+    """Return one service for all tests of this module: none depends on what others have stored."""
     return api_service
 
 
 class TestFeedback:
-    """What people say hangs on the answer's id."""
+    """Tests feedback, which names an answer by its id."""
 
     @pytest.mark.parametrize(
         ("said", "value"),

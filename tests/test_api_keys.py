@@ -1,4 +1,4 @@
-"""Keys: what is kept of them, who is let in by them, and how they end; then on the command line."""
+"""Tests API keys: what is stored, what they open, how they end; then the command line."""
 
 import json
 from pathlib import Path

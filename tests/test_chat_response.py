@@ -1,4 +1,4 @@
-"""Completions as OpenAI documents them: several answers, log probabilities, what steers words."""
+"""Tests completions against OpenAI's documentation: `n`, log probabilities, sampling."""
 
 import json
 import math
@@ -18,12 +18,12 @@ from tests.fixtures.api_client import MESSAGES, post_completion, read_error, rea
 
 @pytest.fixture(scope="module")
 def service(api_service: Service) -> Service:
-    """One service for all tests here: none of them minds what the others have said."""
+    """Return one service for all tests of this module: none depends on what others have stored."""
     return api_service
 
 
 class TestSeveralAnswers:
-    """`n` answers are siblings, generated together."""
+    """Tests `n` answers, which are siblings and generated together."""
 
     def test_plain(self, client: openai.OpenAI, service: Service) -> None:
         answer = client.chat.completions.create(
@@ -108,7 +108,7 @@ class TestSeveralAnswers:
 
 
 class TestLogprobs:
-    """Each token of the answer with its log probability, as OpenAI shapes them."""
+    """Tests the tokens' log probabilities in OpenAI's shape."""
 
     def test_plain(self, client: openai.OpenAI) -> None:
         answer = client.chat.completions.create(
@@ -152,7 +152,7 @@ class TestLogprobs:
 
 
 class TestSampling:
-    """What steers the words, against what OpenAI documents."""
+    """Tests sampling parameters against OpenAI's documentation."""
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_a_stop_sequence_ends_the_answer_before_itself(
@@ -193,7 +193,7 @@ class TestSampling:
 
 
 class TestLangChain:
-    """ChatOpenAI works unchanged."""
+    """Tests that LangChain's ChatOpenAI works unchanged."""
 
     @pytest.fixture
     def chat(self, address: str) -> ChatOpenAI:
@@ -240,7 +240,7 @@ def test_curl_streams(address: str) -> None:
 
 
 def spoken(http: httpx.Client, stream: bool, **fields: Any) -> tuple[str, str, dict[str, int]]:
-    """Text, why it ended, and usage, plain or streamed."""
+    """Return text, finish reason and usage of an answer, streamed or not."""
     if not stream:
         answer = post_completion(http, **fields).json()
         choice = answer["choices"][0]

@@ -1,4 +1,4 @@
-"""/healthz and /readyz: what supervisors and load balancers are told."""
+"""Tests /healthz and /readyz, which supervisors and load balancers ask."""
 
 import sqlite3
 

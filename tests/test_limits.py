@@ -1,4 +1,4 @@
-"""How much one caller may ask, how large, and from which web sites: over real HTTP."""
+"""Tests rate limits, body limits and CORS over real HTTP."""
 
 import ipaddress
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from tests.fixtures.http_server import serve_app
 
 @contextmanager
 def guarded(store: Store, *, loopback: bool = True, **settings: object) -> Iterator[httpx.Client]:
-    """An app that says how long a body is, with the guards of a server before it."""
+    """Serve an app that returns a body's length, behind the request guards; yield a client."""
     app = FastAPI()
     errors.add_error_handlers(app)
     access = Access(store, store.path.parent, loopback=loopback)

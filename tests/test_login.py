@@ -1,4 +1,4 @@
-"""Logins as on a Hugging Face Space: the whole way to an OpenID provider and back, in a browser."""
+"""Tests logins as on a Hugging Face Space, in a browser, with a real OpenID provider."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from tests.fixtures.server_process import ServerProcess
 
 @pytest.fixture
 def space(start_server: Callable[..., ServerProcess], home: Home) -> Iterator[str]:
-    """The address of a server with the environment of a Space, on which rita may review."""
+    """Start a server in the environment of a Space on which rita may review; yield its address."""
     home.toml.write_text(
         home.toml.read_text() + '[server]\nanonymous = false\nreviewers = ["rita"]\n'
         'review_token = "open sesame"\n'
@@ -33,7 +33,7 @@ def space(start_server: Callable[..., ServerProcess], home: Home) -> Iterator[st
 
 @contextmanager
 def sign_in(chromium: Browser, page: str, answer: str) -> Iterator[Page]:
-    """A browser of somebody who signs in from a page and says so at the Hub."""
+    """Open a page, sign in from it and give `answer` at the Hub; yield the page."""
     context = chromium.new_context(locale="en-US")
     tab = context.new_page()
     tab.set_default_timeout(30_000)

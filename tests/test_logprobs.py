@@ -1,4 +1,4 @@
-"""How tokens are spelt: whole words, spaces, halves of characters, special tokens."""
+"""Tests how tokens are formatted: whole words, spaces, parts of characters, special tokens."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.fixtures.tiny_models import STOP, write_tokenizer
 
 
 def sentencepiece() -> PreTrainedTokenizerFast:
-    """A tokenizer in Llama's manner: words carry their space as a mark, bytes are written out."""
+    """Return a tokenizer like Llama's: a mark stands for a space, bytes can be tokens."""
     words = ["<unk>", "\u2581When", "\u2581open", "<0xE6>", "<0xBC>", "<0xA2>"]
     model = models.BPE({word: id for id, word in enumerate(words)}, [], byte_fallback=True)
     tokenizer = Tokenizer(model)

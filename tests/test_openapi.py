@@ -1,4 +1,4 @@
-"""The OpenAPI document, and how the API bears whatever schemathesis makes of it."""
+"""Tests the OpenAPI document, and the API against requests that schemathesis makes from it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ from feedback.settings import Home
 from tests.fixtures.http_server import serve_app
 
 EXAMPLES = 20
-"""Of each kind, good and bad, for each operation."""
+"""Requests for an operation, of valid and of invalid ones."""
 
 TOML = "[engine]\nthreads = 1\nslots = 8\nmax_length = 96\n"
 """Answers are short, whatever a request asks for."""
@@ -39,7 +39,7 @@ CHECKS = [
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[str]:
-    """All that the server has but its pages, over real HTTP."""
+    """Serve the API without the pages, over real HTTP; yield its address."""
     home = Home.find(tmp_path_factory.mktemp("openapi"))
     home.toml.write_text(TOML)
     service = Service.open(home, str(tiny_base), poll_seconds=60)

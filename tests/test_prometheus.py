@@ -1,4 +1,4 @@
-"""What Prometheus is told, over real HTTP, read with Prometheus' own parser."""
+"""Tests /metrics over real HTTP, read with Prometheus' own parser."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -40,7 +40,7 @@ def webhooks(service: Service) -> WebhookDelivery:
 
 
 def figures(http: httpx.Client) -> dict[str, float]:
-    """Each sample by its name, with its labels if it has any."""
+    """Return the samples of a scrape by name, with labels where there are any."""
     response = http.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=")
     return {

@@ -1,4 +1,4 @@
-"""The server as a process of its own: how it starts, crashes, ends, and what survives."""
+"""Tests the server as a process: how it starts, crashes and ends, and what survives."""
 
 import itertools
 import re
@@ -27,7 +27,7 @@ ASK = [{"role": "user", "content": "When do you open?"}]
 
 
 def ask(server: ServerProcess, **fields: Any) -> dict[str, Any]:
-    """A short plain completion."""
+    """Request a short completion without streaming."""
     body = {"messages": ASK, "max_tokens": 8, **fields}
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120)
     return dict(answer.raise_for_status().json())
@@ -35,7 +35,7 @@ def ask(server: ServerProcess, **fields: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[ServerProcess]:
-    """A server that is ready, for tests that leave it as it was."""
+    """Start a server for tests that leave it as it was."""
     home = Home.find(tmp_path_factory.mktemp("running"))
     home.toml.write_text(SERVER_TOML)
     server = ServerProcess(home, "--base-model", str(tiny_base))
@@ -116,7 +116,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(
 
 
 def rate(server: ServerProcess, id: str, acknowledged: list[str], number: int) -> None:
-    """Comment again and again until the server is gone; notes what it said it has saved."""
+    """Comment again and again until the server is gone; note what it has acknowledged."""
     with httpx.Client(timeout=60) as http:
         for count in itertools.count():
             try:
@@ -127,7 +127,7 @@ def rate(server: ServerProcess, id: str, acknowledged: list[str], number: int) -
 
 
 def comment(id: str, number: int, count: int) -> dict[str, str]:
-    """The body of one of them."""
+    """Return the body of a chunk."""
     key = f"{number}-{count}"
     return {"message_id": id, "kind": "comment", "text": f"by {number}", "idempotency_key": key}
 

@@ -1,4 +1,4 @@
-"""Signatures of what browsers keep: those issued once stay valid."""
+"""Tests signatures of what browsers keep: those issued once stay valid."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ FINGERPRINT = "token-24bccc2f1742bf0b5b5b926736839fc1"
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A home whose signing key is known."""
+    """Return a home whose signing key is known."""
     (tmp_path / KEY_FILE).write_bytes(bytes(range(32)))
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""Turns heard from the event loop: when words come out, together with which, and what is kept."""
+"""Tests streaming from the event loop: which deltas are sent together, when, and what is stored."""
 
 import asyncio
 import gc
@@ -26,7 +26,7 @@ Batch = list[tuple[int, Sequence[str]]]
 
 
 class ByHand(ScriptedEngine):
-    """Says what the test puts into its newest stream."""
+    """Answers with what the test appends to its newest stream."""
 
     def submit(self, request: Request) -> Stream:
         self.stream = Stream(len(request.prompt_ids), self._wake)
@@ -56,18 +56,18 @@ def turn(service: Service) -> Turn:
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    """In a loop of its own, and not for ever."""
+    """Run a coroutine in an event loop of its own, for at most ten seconds."""
     async_thread.run_in_thread(asyncio.wait_for(work, 10))
 
 
 async def until_kept(service: Service, turn: Turn) -> None:
-    """Until an answer to the turn's question is stored."""
+    """Wait until an answer to the turn's question is stored."""
     while not service.store.children(turn.user_message_id):
         await asyncio.sleep(0.01)
 
 
 def kept(service: Service, turn: Turn) -> tuple[str, str]:
-    """What is stored of the answer, and how it ended."""
+    """Return what is stored of the answer, and its finish reason."""
     speaker = service.store.speaker(turn.message_id)
     assert speaker is not None
     return service.store.message(turn.message_id).content, speaker.finish
@@ -182,7 +182,7 @@ def test_who_leaves_while_the_answer_is_being_kept_does_not_stop_that(
 def test_a_stop_of_the_service_keeps_what_has_come(
     service: Service, engine: ByHand, turn: Turn
 ) -> None:
-    """It closes the turns from the loop's own thread, which looks at nothing meanwhile."""
+    """The service closes the turns on the loop's own thread, which runs nothing else meanwhile."""
 
     async def stop() -> None:
         AnswerStreams([turn])

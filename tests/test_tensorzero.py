@@ -1,4 +1,4 @@
-"""TensorZero's feedback, over real HTTP: what each metric is here, and what is refused."""
+"""Tests TensorZero's feedback over real HTTP: what each metric becomes, and what is refused."""
 
 from typing import Any
 

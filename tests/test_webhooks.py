@@ -1,4 +1,4 @@
-"""Webhooks: a receiver on loopback hears all that happens, in order, signed, and once."""
+"""Tests webhooks: a receiver on loopback gets all events, in order, signed, and once."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ def receiver() -> Iterator[WebhookReceiver]:
 
 @pytest.fixture
 def tell(home: Home, store: Store) -> Iterator[Tell]:
-    """Starts webhooks that are quick to look and to try again."""
+    """Return a function that starts deliveries which poll and retry quickly."""
     with ExitStack() as running:
 
         def start(*urls: str, **settings: Any) -> WebhookDelivery:
@@ -46,7 +46,7 @@ def tell(home: Home, store: Store) -> Iterator[Tell]:
 
 
 def comments(store: Store, count: int) -> list[str]:
-    """Feedback on an answer; the ids."""
+    """Store feedback on an answer; return the ids."""
     id = add_answer(store, "When do you open?")
     return [store.add_feedback(id, "ann", "comment", {"text": f"no. {n}"}) for n in range(count)]
 

@@ -187,10 +187,7 @@ def _bearer_token(headers: Mapping[str, Any]) -> str:
 def _from_loopback(request: HTTPConnection) -> bool:
     """Tell whether a request comes from this machine; with a proxy that uvicorn trusts, whether the
     client that the proxy names does."""
-    try:
-        return request.client is not None and is_loopback_host(request.client.host)
-    except ValueError:
-        return False
+    return request.client is not None and is_loopback_host(request.client.host)
 
 
 def is_loopback_host(host: str) -> bool:

@@ -19,7 +19,7 @@ log = logging.getLogger("talkback")
 
 
 @functools.cache
-def hub_login_enabled() -> bool:
+def is_enabled() -> bool:
     """Tell whether people can log in with the Hub here. Elsewhere Gradio's login button raises."""
     wanted = os.environ.get("SYSTEM") == "spaces" and bool(os.environ.get("OAUTH_CLIENT_ID"))
     if wanted and importlib.util.find_spec("authlib") is None:
@@ -30,7 +30,7 @@ def hub_login_enabled() -> bool:
 
 def hub_username(scope: Mapping[str, Any]) -> str | None:
     """Return the Hub's name of who sends a request, None for whoever has not logged in with it."""
-    info = scope.get("session", {}).get("oauth_info") if hub_login_enabled() else None
+    info = scope.get("session", {}).get("oauth_info") if is_enabled() else None
     if not info or info.get("expires_at", 0) <= time.time():
         return None
     return str(info["userinfo"]["preferred_username"])
@@ -39,7 +39,7 @@ def hub_username(scope: Mapping[str, Any]) -> str | None:
 def exception_handlers() -> dict[Any, Any]:
     """Return handlers for logins that fail, by their exception: Gradio's callback has none for
     people who decline at the Hub."""
-    if not hub_login_enabled():
+    if not is_enabled():
         return {}
     from authlib.integrations.base_client.errors import OAuthError  # type: ignore[import-untyped]
 

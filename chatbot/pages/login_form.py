@@ -53,11 +53,11 @@ class LoginForm:
             key = gr.Textbox(label="Key", type="password", container=False, placeholder="Key")
             submit = gr.Button("Open", variant="primary")
             self.error = gr.HTML("", padding=False)
-            if hub_login.hub_login_enabled():
+            if hub_login.is_enabled():
                 gr.LoginButton()
         for event in (submit.click, key.submit):
             event(None, [key], [self.error], js=LOG_IN_JS, show_progress="hidden")
-        log_out_js = LOG_OUT_JS % (HUB_LOG_OUT_JS if hub_login.hub_login_enabled() else "")
+        log_out_js = LOG_OUT_JS % (HUB_LOG_OUT_JS if hub_login.is_enabled() else "")
         self.log_out.click(None, None, None, js=log_out_js, show_progress="hidden")
 
     @property
