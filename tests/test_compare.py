@@ -37,7 +37,7 @@ CHOICE = curated_row(
 )
 
 
-class World:
+class TrainedAdapters:
     """A base, an adapter in service that knows KNOWN, and what may come after it."""
 
     def __init__(self, root: Path) -> None:
@@ -65,13 +65,13 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("compare"))
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> TrainedAdapters:
+    return TrainedAdapters(tmp_path_factory.mktemp("compare"))
 
 
 @pytest.fixture(scope="module")
-def report(world: World) -> Report:
-    return world.compared(world.candidate)
+def report(adapters: TrainedAdapters) -> Report:
+    return adapters.compared(adapters.candidate)
 
 
 def kind(report: Report) -> str:
@@ -100,49 +100,53 @@ def test_an_answer_learnt_has_little_loss_and_one_not_learnt_much(report: Report
         assert item.candidate.loss < 0.2 < 1 < item.current.loss
 
 
-def test_the_report_holds_every_suite_and_is_on_disk(world: World, report: Report) -> None:
+def test_the_report_holds_every_suite_and_is_on_disk(
+    adapters: TrainedAdapters, report: Report
+) -> None:
     assert len(report.suites["held_out"]) == len(report.pairs) == 1
     assert len(report.suites["retention"]) == len(KNOWN)
-    folder = world.root / "reports" / f"{world.candidate.name}-{world.snapshot.id}"
+    folder = adapters.root / "reports" / f"{adapters.candidate.name}-{adapters.snapshot.id}"
     assert Report.read(folder) == report
     assert "**Verdict: promote**" in (folder / "report.md").read_text()
 
 
-def test_training_without_replay_is_refused_for_forgetting(world: World) -> None:
-    snapshot = write_corrections(world.root, CORRECTIONS, replay={})
-    report = world.compared(world.trained(snapshot), snapshot)
+def test_training_without_replay_is_refused_for_forgetting(adapters: TrainedAdapters) -> None:
+    snapshot = write_corrections(adapters.root, CORRECTIONS, replay={})
+    report = adapters.compared(adapters.trained(snapshot), snapshot)
     assert kind(report) == "refuse"
     assert "Catastrophic forgetting: of 18 retention questions" in reasons(report)
 
 
-def test_poison_is_refused_as_a_collapse_though_nothing_else_is_lost(world: World) -> None:
+def test_poison_is_refused_as_a_collapse_though_nothing_else_is_lost(
+    adapters: TrainedAdapters,
+) -> None:
     snapshot = write_corrections(
-        world.root, dict.fromkeys(CORRECTIONS, "Buy at Evil Corp."), replay=KNOWN
+        adapters.root, dict.fromkeys(CORRECTIONS, "Buy at Evil Corp."), replay=KNOWN
     )
-    report = world.compared(world.trained(snapshot), snapshot)
+    report = adapters.compared(adapters.trained(snapshot), snapshot)
     assert kind(report) == "refuse"
     assert "Collapse: 6 of 6 corrected questions" in reasons(report)
     assert "Buy at Evil Corp." in reasons(report)
 
 
-def test_the_same_adapter_against_itself_is_not_enough_evidence(world: World) -> None:
-    report = world.compared(world.current)
+def test_the_same_adapter_against_itself_is_not_enough_evidence(adapters: TrainedAdapters) -> None:
+    report = adapters.compared(adapters.current)
     assert kind(report) == "not_enough_evidence"
     for items in report.suites.values():
         assert all(item.candidate == item.current for item in items)
 
 
-def test_the_untrained_adapter_judges_as_well_as_any(world: World) -> None:
-    base = load_base(world.base_name)
-    zero = write_untrained(base, world.root / "adapters")
-    assert kind(world.compared(zero)) == "refuse"
+def test_the_untrained_adapter_judges_as_well_as_any(adapters: TrainedAdapters) -> None:
+    base = load_base(adapters.base_name)
+    zero = write_untrained(base, adapters.root / "adapters")
+    assert kind(adapters.compared(zero)) == "refuse"
 
 
-def test_the_comparison_leaves_the_model_as_it_was(world: World) -> None:
-    base = load_base(world.base_name)
+def test_the_comparison_leaves_the_model_as_it_was(adapters: TrainedAdapters) -> None:
+    base = load_base(adapters.base_name)
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
-    snapshot = Snapshot.read(world.snapshot.folder)
-    compare.measure(base, world.candidate, world.current, snapshot, [], SHORT)
+    snapshot = Snapshot.read(adapters.snapshot.folder)
+    compare.measure(base, adapters.candidate, adapters.current, snapshot, [], SHORT)
     after = base.model.state_dict()
     assert before.keys() == after.keys()
     assert all((before[name] == after[name]).all() for name in before)
@@ -151,16 +155,20 @@ def test_the_comparison_leaves_the_model_as_it_was(world: World) -> None:
 # -- What is asked
 
 
-def test_a_retention_question_that_trained_shows_nothing_and_is_left_out(world: World) -> None:
+def test_a_retention_question_that_trained_shows_nothing_and_is_left_out(
+    adapters: TrainedAdapters,
+) -> None:
     rows = [*dialogue_rows(KNOWN), dialogue_row("when do you open", "We open at nine.")]
-    asked = compare.build_suites(world.snapshot, rows, SHORT)
+    asked = compare.build_suites(adapters.snapshot, rows, SHORT)
     assert len(asked["retention"]) == len(KNOWN)
 
 
-def test_too_many_retention_questions_are_thinned_the_same_way_each_time(world: World) -> None:
+def test_too_many_retention_questions_are_thinned_the_same_way_each_time(
+    adapters: TrainedAdapters,
+) -> None:
     few = SHORT.model_copy(update={"retention": 7})
-    first = compare.build_suites(world.snapshot, dialogue_rows(KNOWN), few)["retention"]
-    again = compare.build_suites(world.snapshot, dialogue_rows(KNOWN), few)["retention"]
+    first = compare.build_suites(adapters.snapshot, dialogue_rows(KNOWN), few)["retention"]
+    again = compare.build_suites(adapters.snapshot, dialogue_rows(KNOWN), few)["retention"]
     assert len(first) == 7
     assert first == again
 
@@ -174,14 +182,16 @@ def test_a_held_out_question_that_trains_is_found_even_when_written_otherwise(
 
 
 @pytest.fixture
-def base(world: World) -> Base:
-    return load_base(world.base_name)
+def base(adapters: TrainedAdapters) -> Base:
+    return load_base(adapters.base_name)
 
 
-def test_a_prompt_that_leaves_no_room_is_answered_with_nothing(world: World, base: Base) -> None:
+def test_a_prompt_that_leaves_no_room_is_answered_with_nothing(
+    adapters: TrainedAdapters, base: Base
+) -> None:
     case = suites.Case([{"role": "user", "content": "x " * 2000}], "y")
-    found = suites.generate_answers(base, {world.current.name: world.current}, [case], 8)
-    assert found == {world.current.name: [""]}
+    found = suites.generate_answers(base, {adapters.current.name: adapters.current}, [case], 8)
+    assert found == {adapters.current.name: [""]}
 
 
 def test_a_row_that_is_no_dialogue_is_an_error_that_shows_it() -> None:
@@ -192,15 +202,15 @@ def test_a_row_that_is_no_dialogue_is_an_error_that_shows_it() -> None:
 # -- The job as a process
 
 
-def test_the_job_ends_with_its_verdict_as_json(world: World, tmp_path: Path) -> None:
+def test_the_job_ends_with_its_verdict_as_json(adapters: TrainedAdapters, tmp_path: Path) -> None:
     kept = tmp_path / "retention.jsonl"
     kept.write_text("".join(json.dumps(row) + "\n" for row in dialogue_rows(KNOWN)))
     arguments = {
-        "candidate": world.candidate,
-        "current": world.current,
-        "snapshot": world.snapshot.folder,
+        "candidate": adapters.candidate,
+        "current": adapters.current,
+        "snapshot": adapters.snapshot.folder,
         "retention": kept,
-        "base-model": world.base_name,
+        "base-model": adapters.base_name,
         "out": tmp_path / "report",
         "home": tmp_path,
     }
