@@ -126,18 +126,21 @@ class ThreadGovernor:
     other wait for that too, and more of them are slower; only timing tells. Each kind of step (see
     `step_kind`) has a state of its own, but for the pause, which is common to all:
 
-    ========  =======  =====================================================  ==================
-    state     threads  until                                                  then
-    ========  =======  =====================================================  ==================
-    BASELINE  few      `window` steps are timed                               BOOST
-    BOOST     all      they take `contention` times as long as the baseline   PAUSE, doubled
-    BOOST     all      `window` steps are timed, none as fast as the          BACKOFF, doubled
+    ========  =======  ==================================================  ====================
+    state     threads  until                                               then
+    ========  =======  ==================================================  ====================
+    BASELINE  min      `window` steps are timed                            BOOST
+    BOOST     max      its steps took `contention` times the baseline's    PAUSE
+    BOOST     max      `window` steps are timed, none as fast as the       BACKOFF
                        fastest of the baseline
-    BOOST     all      `window` steps are timed, one as fast                  BOOST; both lengths
-                                                                              start over
-    BACKOFF   few      its number of steps is over                            BOOST
-    PAUSE     few      its seconds are over                                   as before it
-    ========  =======  =====================================================  ==================
+    BOOST     max      `window` steps are timed, one as fast               BOOST, judged anew at
+                                                                           every step
+    BACKOFF   min      its number of steps is over                         BOOST
+    PAUSE     min      its seconds are over                                the state before
+    ========  =======  ==================================================  ====================
+
+    Each backoff and each pause is twice as long as the last one, up to a limit, for a trial costs
+    time; a boost that is worth it has both begin at their first length again.
     """
 
     def __init__(
@@ -204,8 +207,8 @@ class ThreadGovernor:
             return
         boosted = self._seconds[self._threads, kind]
         baseline = self._seconds[self.min_threads, kind]
-        # The sums are compared at every step, not when the window is full: one step that waits for
-        # another process may take as long as a hundred, and the stream should not see eight.
+        # Sums are compared at every step, not only when the window is full: a step that waits for
+        # another process may take longer than the whole baseline twice, and one of them is enough.
         contended = sum(boosted) > self._config.contention * sum(baseline)
         if not (contended or self._is_timed(self._threads, kind)):
             return
