@@ -1,1 +1,1 @@
-"""The engine: prompts of token ids go in with the name of an adapter, text streams out."""
+"""Holds the engines: requests of token ids for an adapter go in, text streams out."""

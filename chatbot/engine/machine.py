@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 CGROUP_FILES = ("max", "current")
-"""A container's memory, as Linux tells it."""
+"""Limit and usage of a container's memory, in bytes (cgroup v2)."""
 
 
 def available_cores() -> int:
@@ -13,7 +13,7 @@ def available_cores() -> int:
 
 
 def free_bytes() -> int:
-    """Memory that nobody uses, of the machine and of the container around this process."""
+    """Return the bytes of memory that are free, on the machine and in a container around us."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         most, used = (Path(f"/sys/fs/cgroup/memory.{part}").read_text() for part in CGROUP_FILES)

@@ -1,7 +1,7 @@
-"""What an engine is: text goes in as tokens with the name of an adapter, text streams out.
+"""Defines what every engine offers: requests of token ids for an adapter go in, text streams out.
 
-Every engine (in-process, remote) keeps this protocol, so the rest of the house never asks which
-one it talks to. An adapter's id is its content hash: same id, same weights, for ever.
+Callers depend on this protocol and never on a kind of engine (local, workers, remote). An
+adapter's id is its content hash: the same id always means the same weights.
 """
 
 from dataclasses import dataclass, field
@@ -12,19 +12,20 @@ from chatbot.engine.stream import Stream
 from feedback.errors import TalkbackError
 
 BASE = "base"
-"""The adapter id that always exists: the base model with no adapter."""
+"""The adapter id that always exists: the base model without an adapter."""
 
 TOKEN_COUNTERS = ("prompt", "recalled", "recalls", "decoded", "guessed", "steps")
-"""Prompt tokens read, those spared and in how many prompts, tokens said, those of them that were
-guessed and took no step of their own, decode steps."""
+"""Counters in `Engine.stats`: prompt tokens computed; prompt tokens found in the prefix cache, and
+in how many prompts; tokens generated, and those of them that prompt lookup guessed, which took no
+step of their own; decode steps."""
 
 
 class EngineError(TalkbackError):
-    """The engine cannot do what was asked."""
+    """Says that the engine cannot do what was asked."""
 
 
 class EngineBusyError(EngineError):
-    """Every slot and every place in the queue is taken; `retry_after` is in seconds."""
+    """Says that all slots and the queue are full; ``retry_after`` is in seconds."""
 
     def __init__(self, waiting: int, retry_after: float = 1.0) -> None:
         super().__init__(f"{waiting} requests are waiting already. Try again in {retry_after:g} s.")
@@ -32,22 +33,22 @@ class EngineBusyError(EngineError):
 
 
 class UnknownAdapterError(EngineError):
-    """The request names an adapter that is not loaded."""
+    """Says that the request names an adapter that is not loaded."""
 
     def __init__(self, adapter: str, loaded: list[str]) -> None:
         super().__init__(f"Adapter {adapter!r} is not loaded. Loaded: {', '.join(loaded)}.")
 
 
 class PromptTooLongError(EngineError):
-    """The prompt leaves no room for an answer."""
+    """Says that the prompt leaves no token for an answer."""
 
 
 class UnreachableError(EngineError):
-    """Nobody answers now who can; the same request may well be answered later."""
+    """Says that no process or server can answer now; the same request may succeed later."""
 
 
 class EngineClosedError(EngineError):
-    """The engine has been closed."""
+    """Says that the engine has been closed."""
 
     def __init__(
         self, message: str = "The engine has been closed. Start the server again."
@@ -57,12 +58,13 @@ class EngineClosedError(EngineError):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose the next token; temperature 0 is greedy, top_k 0, top_p 1, min_p 0 cut nothing.
+    """Holds how the next token is chosen; temperature 0 is greedy, top_k 0, top_p 1 and min_p 0
+    cut nothing.
 
     The same seed and prompt give the same text whatever else is in the batch: bit for bit on our
-    own kernels. Where torch computes, as far as the logits are the same: in float32 they are but
-    for rounding, in bfloat16 two tokens that lie within a rounding of each other may change places
-    with the size of the batch.
+    own kernels. Where torch computes, this holds as far as the logits are equal: in float32 they
+    are, up to rounding; in bfloat16 two tokens whose logits differ by less than a rounding may
+    swap with the size of the batch.
     """
 
     max_tokens: int = 256
@@ -76,9 +78,9 @@ class Sampling:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """(token, what is added to its logit)."""
+    """(token id, what is added to its logit)."""
     logprobs: int | None = None
-    """Tell each token's log probability, and those of so many likeliest; None: tell none."""
+    """Record each token's log probability and those of so many likeliest tokens; None: neither."""
 
 
 @dataclass(frozen=True)
@@ -92,25 +94,28 @@ class Request:
 
 @runtime_checkable
 class Engine(Protocol):
-    """Streams answers of many adapters at once; every method may be called from any thread."""
+    """Streams answers from many adapters at once; every method may be called from any thread."""
 
     max_length: int
     """Most tokens of prompt and answer together."""
     submit_blocks: bool
-    """Whether `submit` waits for a network."""
+    """Whether `submit` waits for the network; if so, call it from many threads."""
 
     @property
     def unavailable_reason(self) -> str | None:
-        """Why nobody can be answered now; None when all is well."""
+        """Return why no request can be answered now; None while requests are answered."""
 
     def load(self, adapter_id: str, folder: Path) -> None:
-        """Verify and load an adapter; blocks until it can be asked. Loaded already: nothing."""
+        """Verify an adapter's folder and load it; return once requests may name it.
+
+        Does nothing if it is loaded already. Raises AdapterError, EngineError.
+        """
 
     def unload(self, adapter_id: str) -> None:
-        """Take no new requests for it; it leaves memory when its last stream has ended."""
+        """Refuse new requests for an adapter, and free it when its last stream has ended."""
 
     def adapters(self) -> list[str]:
-        """What can be asked now, `BASE` first."""
+        """Return the ids that requests may name, `BASE` first."""
 
     def submit(self, request: Request) -> Stream:
         """Queue a request and return its stream.
@@ -120,7 +125,8 @@ class Engine(Protocol):
         """
 
     def stats(self) -> dict[str, Any]:
-        """Numbers for a status page: streams running, waiting, tokens so far, adapters."""
+        """Return numbers for a status page: streams running and waiting, `TOKEN_COUNTERS`, and
+        the running streams of each adapter."""
 
     def close(self) -> None:
-        """End every stream as cancelled and free the model."""
+        """End every stream as cancelled, and free the model."""

@@ -1,27 +1,27 @@
-"""How long those who are turned away should wait: told by how fast requests ended lately."""
+"""Estimates after how many seconds a refused request is worth sending again (Retry-After)."""
 
 import math
 import time
 from collections import deque
 
 WINDOW = 32
-"""Ends that are looked at."""
+"""How many of the latest ends the rate is computed from."""
 MAX_SECONDS = 60
-"""Seconds that nobody is told to exceed."""
+"""The longest wait that is ever asked for."""
 
 
 class RetryAfter:
-    """Sees requests end, on whatever thread they do."""
+    """Estimates waiting times from how fast requests ended lately; any thread may call it."""
 
     def __init__(self) -> None:
         self._end_times: deque[float] = deque(maxlen=WINDOW)
 
     def record_end(self) -> None:
-        """A request has ended now."""
+        """Record that a request has ended now."""
         self._end_times.append(time.monotonic())
 
     def estimate_seconds(self, waiting: int) -> float:
-        """Whole seconds until so many who wait now are served."""
+        """Return in how many whole seconds ``waiting`` requests are served: 1 to `MAX_SECONDS`."""
         end_times = list(self._end_times)
         if len(end_times) < 2:
             return 1

@@ -1,6 +1,6 @@
-"""[engine]: which engine speaks, where, and how much of the machine it takes.
+"""Holds the settings of ``[engine]``: which engine answers, where, and how much it may use.
 
-Light to import: the server reads them before it has torch.
+Imports neither torch nor transformers: the server reads the settings before it has either.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -11,7 +11,7 @@ from feedback.settings import Settings
 
 
 class RemoteSettings(Settings):
-    """The part of [engine] that says where the base runs."""
+    """Holds the part of ``[engine]`` that says where the base runs."""
 
     table: ClassVar[str] = "engine"
 
@@ -19,9 +19,9 @@ class RemoteSettings(Settings):
     """torch: on this machine; int8: there too, in eight bits; remote: on the servers of `urls`;
     auto: remote if there are any, else torch."""
     urls: list[str] = Field(default_factory=list)
-    """Servers that run the base, such as "http://gpu1:8000"; each is asked for its share."""
+    """Servers that run the base, such as "http://gpu1:8000"; requests are spread over them."""
     api_key: str = ""
-    """What they want as bearer token."""
+    """The bearer token that they expect."""
     model: str = ""
     """The base's name there; empty: the one that the first server lists."""
     adapters_path: str = ""
@@ -33,31 +33,33 @@ class RemoteSettings(Settings):
 
 
 class EngineSettings(RemoteSettings):
-    """[engine]: which engine speaks, and how much of the machine the in-process one takes."""
+    """Holds ``[engine]``: which engine answers, and how much of the machine the local one takes."""
 
     workers: Annotated[int | None, Field(ge=0)] = None
-    """Processes of the torch engine, each with the model's weights; 0: the server's own process.
-    Not set: as many as the cores and the memory bear, one for a small model and on a GPU."""
+    """Processes of the local engine, each with the model's weights; 0: the server's own process.
+    Not set: as many as cores and memory allow; one for a small model and on a GPU."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of each; 0: as many as suit the model, and all cores for one that speaks alone
-    while it is faster on them."""
+    """CPU threads of each; 0: as many as suit the model, and all cores for a worker that is the
+    only busy one, while it is faster on them."""
     slots: Annotated[int, Field(ge=1)] = 32
-    """Streams that run at the same time, in each."""
+    """Streams that run at the same time in each process."""
     max_length: Annotated[int, Field(ge=2)] = 4096
     """Most tokens of one stream, prompt and answer together; the model's own limit holds too."""
     queue: Annotated[int, Field(ge=0)] = 64
-    """Requests that may wait for a slot; more are told that the engine is busy."""
+    """Requests that may wait for a slot; more are refused as busy."""
     chunk: Annotated[int, Field(ge=1)] = 256
-    """Prompt tokens read in one step: more is a faster start, less a calmer stream."""
+    """Prompt tokens computed in one step (chunked prefill): more of them bring the first token
+    sooner, fewer keep running streams even."""
     prefix_mb: Annotated[int, Field(ge=0)] = 512
-    """Megabytes of each for what ended streams have read: the next turn need not read it again."""
+    """Megabytes of each process for the prefix cache: what ended streams have computed, so that
+    the next turn of a conversation need not compute it again."""
     prompt_lookup: Annotated[int, Field(ge=0, le=16)] = 8
-    """Most tokens that are guessed ahead where an answer repeats its prompt, and read in one step:
-    the same text, sooner. 0: none."""
+    """Most tokens that prompt lookup guesses ahead where an answer repeats its prompt, and that one
+    step verifies: the same text, sooner. 0: none."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
 
     @property
     def remote(self) -> bool:
-        """Whether the base runs on other servers."""
+        """Tell whether the base runs on other servers."""
         return self.kind == "remote" or (self.kind == "auto" and bool(self.urls))

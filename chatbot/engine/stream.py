@@ -12,38 +12,44 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """The log probability of a token that was chosen, and (token, its own) of the likeliest."""
+    """Holds the log probability of a chosen token, and of the likeliest tokens in its place."""
 
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    """(token id, log probability), likeliest first."""
 
 
 class Stream:
-    """One answer on its way: iterate for text deltas; the numbers are there after the end.
+    """Carries one answer from an engine's thread to its reader, who iterates for text deltas.
 
-    Iterating never raises: an answer that broke off has `finish == "error"` and says why in
-    `error`. The engine's side calls `append_token` and `end`; `cancel` may come from any thread.
+    Iterating never raises: an answer that broke off has ``finish == "error"`` and the reason in
+    ``error``. Counts and times are final once ``finish`` is set. An engine calls `append_token`
+    and `end`; `cancel` may be called from any thread.
 
-    Who iterates is woken at every token, and takes the interpreter from the engine each time. Many
-    streams cost less when followed with `on_update` and read now and then: `deltas` only grow.
+    Iterating wakes the reader at every token, which takes the interpreter (the GIL) from the
+    engine each time. Many streams cost less when read in batches with a `StreamCursor`, now and
+    then, after `on_update` has announced the first text.
     """
 
     def __init__(self, prompt_tokens: int, on_cancel: Callable[[], None] = lambda: None) -> None:
         self.prompt_tokens = prompt_tokens
         self.ids: list[int] = []
+        """The token ids generated so far, the end token included."""
         self.deltas: list[str] = []
-        """The text so far, as it came."""
+        """The pieces of text so far; it only grows."""
         self.logprobs: list[TokenLogprob] = []
-        """One for each of `ids`, if the request asks for logprobs; there before its delta is."""
+        """One for each of `ids` if the request asks for logprobs; appended before its delta."""
         self.token_counts: list[int] = []
-        """How many of `ids` had come when each delta went out; there before the delta is."""
+        """For each delta, the length of `ids` when it was appended; appended before the delta."""
         self.finish: FinishReason | None = None
+        """Why the answer ended; None while it streams."""
         self.error: str | None = None
+        """Why the answer broke off, where it did."""
         self.first_token_ms: float | None = None
         self.total_ms: float | None = None
         self.reported_tokens: int | None = None
-        """The number of tokens, where a server tells that and not which they are."""
+        """The number of generated tokens, where a server reports it without the token ids."""
         self._started = time.monotonic()
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._callback: Callable[[], None] = lambda: None
@@ -53,28 +59,31 @@ class Stream:
 
     @property
     def text(self) -> str:
-        """All that has come so far."""
+        """Return the text so far."""
         return "".join(self.deltas)
 
     @property
     def completion_tokens(self) -> int:
-        """How many tokens were generated, the end token included."""
+        """Return how many tokens were generated, the end token included."""
         return len(self.ids) if self.reported_tokens is None else self.reported_tokens
 
     @property
     def cancelled(self) -> bool:
-        """True once someone asked to stop; the engine ends the stream at its next step."""
+        """Tell whether `cancel` was called; the engine ends the stream at its next step."""
         return self._cancelled.is_set()
 
     def cancel(self) -> None:
-        """Stop this answer; what has come so far stays in `text`."""
+        """Ask the engine to stop this answer; what has come so far stays in `text`."""
         self._cancelled.set()
         if self.finish is None:
             self._on_cancel()
 
     def on_update(self, callback: Callable[[], None]) -> None:
-        """Have `heard` called when the first text is there and when the answer has ended, perhaps
-        more than once each; mostly on the engine's thread, so it has to return at once."""
+        """Have ``callback`` called when the first text has come and when the answer has ended.
+
+        It may be called more than once for each, mostly on the engine's thread, so it must return
+        at once. A stream has one callback: a later call replaces it.
+        """
         self._callback = callback
         if self.finish is not None:
             self._notify_end()
@@ -82,27 +91,31 @@ class Stream:
             callback()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block until the end; True if it came in time."""
+        """Block until the answer has ended, at most ``timeout`` seconds; tell whether it has."""
         return self._ended.wait(timeout)
 
     def __iter__(self) -> Iterator[str]:
+        """Yield each delta as it comes, until the answer has ended."""
         while (delta := self._queue.get()) is not None:
             yield delta
         self._queue.put(None)  # a second iteration ends at once and does not hang
 
     def append_token(self, token: int, delta: str) -> None:
-        """The engine's side: one more token, and the text it makes certain (may be empty)."""
+        """Append a generated token and the text that it completes, which may be empty.
+
+        Called by the engine, as are the three methods below.
+        """
         self.mark_first_token()
         self.ids.append(token)
         self.append_text(delta)
 
     def mark_first_token(self) -> None:
-        """The engine's side: the first token is there; `append_token` records it too."""
+        """Record the time to the first token, once; `append_token` does so too."""
         if self.first_token_ms is None:
             self.first_token_ms = self._elapsed_ms()
 
     def append_text(self, delta: str) -> None:
-        """The engine's side: text that was held back and is now certain."""
+        """Append text that was held back (half a character, a possible stop string)."""
         if delta:
             self.token_counts.append(len(self.ids))
             self.deltas.append(delta)
@@ -111,26 +124,27 @@ class Stream:
                 self._callback()
 
     def end(self, finish: FinishReason, error: str | None = None) -> None:
-        """The engine's side: the last word, exactly once."""
+        """End the answer and wake every reader; later calls change nothing."""
         if self.finish is None:
             self.total_ms = self._elapsed_ms()
             self.error = error
-            self.finish = finish
+            self.finish = finish  # set last: readers take it for the sign that all else is there
             self._ended.set()
             self._queue.put(None)
             self._notify_end()
 
     def _notify_end(self) -> None:
-        """Nothing comes after it, so the listener is let go: together they would be a cycle."""
-        heard, self._callback = self._callback, lambda: None
-        heard()
+        # The callback is dropped, for it may hold its reader, which holds this stream: a cycle
+        # that would live until the garbage collector runs.
+        callback, self._callback = self._callback, lambda: None
+        callback()
 
     def _elapsed_ms(self) -> float:
         return (time.monotonic() - self._started) * 1000
 
 
 class StreamCursor:
-    """Reads a stream in batches while another thread writes it: every delta once, then the end."""
+    """Reads a stream in batches while an engine's thread writes it: each delta once."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream

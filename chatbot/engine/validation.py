@@ -1,4 +1,4 @@
-"""Checks what every engine must refuse: prompts, sampling values, models that cannot be batched."""
+"""Checks what every engine refuses: prompts, sampling values, models that cannot be batched."""
 
 from transformers import PreTrainedModel
 
@@ -20,7 +20,7 @@ def check_prompt(prompt_ids: list[int], max_length: int) -> None:
 
 
 def check_sampling(sampling: Sampling) -> None:
-    """Refuse values that make no distribution."""
+    """Refuse sampling values that make no distribution. Raises EngineError."""
     rules = {
         "max_tokens": (sampling.max_tokens >= 1, "at least 1"),
         "temperature": (0 <= sampling.temperature <= 100, "from 0 to 100"),
@@ -39,7 +39,10 @@ def check_sampling(sampling: Sampling) -> None:
 
 
 def effective_max_length(model: PreTrainedModel, wanted: int) -> int:
-    """How many positions a stream may have: as wanted, or what the model was made for."""
+    """Return the most tokens of a stream: ``wanted``, or the model's own limit if that is less.
+
+    Raises EngineError for a model with layers other than attention.
+    """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if other := kinds - {"full_attention", "sliding_attention"}:

@@ -1,4 +1,4 @@
-"""What the server and a worker say to each other."""
+"""Defines the messages between the server and a worker, and keeps streams alike on both sides."""
 
 from dataclasses import dataclass
 
@@ -8,20 +8,20 @@ from chatbot.engine.stream import FinishReason, Stream, StreamCursor, TokenLogpr
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """To a worker that begins: the base to load and how to serve it."""
+    """Tells a starting worker which base to load and how to serve it."""
 
     base: str
     revision: str | None
     fingerprint: str
-    """Of the weights that it must find there."""
+    """The fingerprint that the loaded weights must have."""
     settings: EngineSettings
     known_threads: int = 0
-    """Threads that another worker has found to suit the model."""
+    """The number of threads that another worker found to suit the model; 0: not known."""
 
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """From a worker that can be asked from now on."""
+    """Describes a worker that is ready for requests."""
 
     slots: int
     max_length: int
@@ -29,25 +29,25 @@ class WorkerInfo:
     device: str
     parameters: int
     weights: int
-    """Bytes of its weights, in every layout it holds them in."""
+    """Bytes of its weights, over all layouts in which it holds them."""
     scales_with_cores: bool = False
-    """Whether it computes on as many cores as are there for it."""
+    """Whether it computes on as many cores as `WorkerHandle.set_cores` grants it."""
 
 
 @dataclass(frozen=True)
 class StreamUpdate:
-    """What has come of one stream since the news before."""
+    """Holds what one stream has gained since its last update."""
 
     deltas: list[tuple[list[int], str]]
-    """Tokens, and the text that they made certain."""
+    """(token ids, the text that they complete)."""
     logprobs: list[TokenLogprob]
     end: tuple[FinishReason, str | None] | None = None
-    """How it ended, and why when it broke off."""
+    """Why it ended, and the error if it broke off; None while it streams."""
 
 
 @dataclass(frozen=True)
 class CallResult:
-    """To an order that asks for one."""
+    """Answers a `WorkerHandle.call` with its result or its error."""
 
     call_id: int
     result: object = None
@@ -55,7 +55,7 @@ class CallResult:
 
 
 class UpdateCollector:
-    """Collects what one stream gained since the last update that was sent of it."""
+    """Collects what one stream has gained since the last update was sent."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -89,7 +89,7 @@ class UpdateCollector:
 
 
 def apply_update(stream: Stream, update: StreamUpdate) -> None:
-    """Let a stream say what another process told of it."""
+    """Append to ``stream`` what an update says of the same stream in another process."""
     stream.logprobs += update.logprobs
     for ids, delta in update.deltas:
         if ids:

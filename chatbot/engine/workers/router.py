@@ -1,6 +1,6 @@
-"""Which worker answers: the one that has read the conversation so far, unless it is busier.
+"""Routes a request to the worker whose prefix cache holds its prompt, unless that one is busier.
 
-Few streams are kept together: one worker on all cores reads the weights once for all of them.
+While few streams run they are kept on one worker: on all cores it reads the weights once for all.
 """
 
 from collections import OrderedDict
@@ -10,23 +10,23 @@ from chatbot.engine.protocol import Request
 from chatbot.engine.workers.worker_handle import WorkerHandle
 
 BLOCK_TOKENS = 32
-"""Prompts are compared by so many tokens at a time."""
+"""Tokens of a block: prompts are compared block by block."""
 PREFIX_SLACK = 1
-"""What is read already is worth so many streams more beside it."""
+"""How many streams more than the best other worker the one with the cached prefix may have."""
 SMALL_BATCH = 4
-"""So many streams are few."""
+"""A worker with fewer streams than this takes more before another one is used."""
 MAX_BLOCKS = 20_000
-"""Blocks."""
+"""How many blocks are remembered, the least recently used forgotten first."""
 
 
 class PrefixRouter:
-    """Remembers who has read which beginnings of prompts."""
+    """Remembers which worker has computed which beginnings of prompts."""
 
     def __init__(self) -> None:
         self._block_owners: OrderedDict[int, WorkerHandle] = OrderedDict()
 
     def choose(self, request: Request, workers: Sequence[WorkerHandle]) -> WorkerHandle:
-        """One of them; it is taken to have read the prompt from now on."""
+        """Return the worker that is to answer, and remember that it computes this prompt."""
         blocks = list(_block_hashes(request))
         least_busy = min(workers, key=lambda worker: worker.num_streams)
         batching = [
@@ -50,14 +50,14 @@ class PrefixRouter:
         return chosen
 
     def _prefix_owner(self, blocks: Sequence[int]) -> WorkerHandle | None:
-        """Who has read the most of it, and at least half."""
+        """Return the worker that has computed most of the prompt; None if less than half of it."""
         half = blocks[len(blocks) // 2 :]
         known = (self._block_owners.get(block) for block in reversed(half))
         return next((reader for reader in known if reader is not None), None)
 
 
 def _block_hashes(request: Request) -> Iterator[int]:
-    """A number for each block of the prompt and all that is before it."""
+    """Yield for each block of the prompt a hash of it, of all blocks before it and the adapter."""
     block_hash = hash(request.adapter)
     for start in range(0, len(request.prompt_ids) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
         block_hash = hash((block_hash, *request.prompt_ids[start : start + BLOCK_TOKENS]))

@@ -1,4 +1,4 @@
-"""A worker as the server sees it."""
+"""Starts a worker process and talks to it from the server's side."""
 
 import itertools
 import logging
@@ -27,17 +27,17 @@ from feedback.errors import TalkbackError
 log = logging.getLogger("talkback")
 
 CLOSE_SECONDS = 10
-"""How long its last step may take."""
+"""How long a worker may take to close before it is killed."""
 
 
 class WorkerHandle:
-    """A process with an engine in it; it begins to import what it needs when this is made."""
+    """Runs a process with an engine in it; the process begins to import torch when this is made."""
 
     info: WorkerInfo
     last_stats: dict[str, Any]
-    """What it told when it was last asked."""
+    """The latest stats that it sent."""
     end_reason: str | None
-    """Why it can be asked no more."""
+    """Why the process has ended; None while it runs."""
 
     def __init__(self) -> None:
         processes = multiprocessing.get_context("spawn")
@@ -49,8 +49,9 @@ class WorkerHandle:
             daemon=True,
         )
         self.process.start()
-        worker_pipe.close()  # or its end would never be seen here
-        # It takes no signals, and Python, also in a child of its own, waits for its children.
+        worker_pipe.close()  # while a copy is open here, the end of the process is not noticed
+        # A worker ignores signals, and Python waits for child processes at exit: without this, a
+        # server (or a child of it) that exits early would wait for ever.
         self._at_exit = Finalize(None, self.kill, exitpriority=1)
         self._ids = itertools.count()
         self._send_lock = threading.Lock()
@@ -64,7 +65,7 @@ class WorkerHandle:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of memory that its process has; 0 when it is gone."""
+        """Return the resident memory of the process in bytes; 0 once it has ended."""
         try:
             pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
         except OSError:
@@ -73,7 +74,7 @@ class WorkerHandle:
 
     @property
     def num_streams(self) -> int:
-        """How many of its streams have not ended."""
+        """Return how many of its streams have not ended."""
         return len(self._streams)
 
     def start(
@@ -82,8 +83,10 @@ class WorkerHandle:
         on_stream_end: Callable[[], None],
         on_exit: Callable[["WorkerHandle"], None],
     ) -> None:
-        """Blocks until it can be asked; ``heard`` is called when a stream has ended, ``lost`` when
-        the process has. Raises BaseError and EngineError.
+        """Have it load the base, and return once it is ready for requests.
+
+        ``on_stream_end`` is called when a stream has ended, ``on_exit`` when the process has, both
+        on this worker's receiving thread. Raises BaseError, EngineError.
         """
         try:
             self._pipe.send(config)
@@ -95,11 +98,13 @@ class WorkerHandle:
             raise reply
         self.info = reply
         self._on_stream_end, self._on_exit = on_stream_end, on_exit
-        self._receiver = threading.Thread(target=self._receive_loop, name="news", daemon=True)
+        self._receiver = threading.Thread(
+            target=self._receive_loop, name="worker-updates", daemon=True
+        )
         self._receiver.start()
 
     def submit(self, request: Request) -> Stream:
-        """Have it answer; UnreachableError when its process has ended."""
+        """Send a request and return its stream. Raises UnreachableError once the process ended."""
         stream_id = next(self._ids)
         stream = Stream(len(request.prompt_ids), lambda: self._send("cancel", stream_id))
         with self._lock:
@@ -110,7 +115,10 @@ class WorkerHandle:
         return stream
 
     def call(self, kind: str, *args: object) -> "Future[Any]":
-        """An order that is answered; UnreachableError in the future when its process has ended."""
+        """Send a command that returns a result, and return the future of that result.
+
+        The future raises UnreachableError if the process ends first.
+        """
         call_id, future = next(self._ids), Future[Any]()
         with self._lock:
             if self.end_reason is not None:
@@ -121,48 +129,50 @@ class WorkerHandle:
         return future
 
     def set_cores(self, cores: int) -> None:
-        """Tell it how many cores are there for it."""
+        """Grant it a number of cores; sends nothing if it has as many."""
         if cores != self._cores:
             self._cores = cores
             self._send("share", next(self._ids), cores)
 
     def unload(self, adapter: str) -> None:
-        """Have it forget an adapter once its last stream has ended."""
+        """Have it free an adapter once the adapter's last stream has ended."""
         self._send("unload", next(self._ids), adapter)
 
     def close(self) -> None:
-        """Have it end its streams as cancelled, and wait until its process is gone."""
+        """Have it end its streams as cancelled, and wait until the process has ended."""
         self._send_message(None)
         self._join(CLOSE_SECONDS)
         self.kill()
 
     def kill(self) -> None:
-        """At once."""
+        """End the process at once."""
         self.process.kill()
         self._join()
         self._at_exit.cancel()
 
     def _join(self, seconds: float | None = None) -> None:
-        """Wait for the end of the process: one thread only may do that, or its code is lost."""
+        """Wait for the end of the process, at most ``seconds``."""
+        # Only one thread may wait for a process, or its exit code is lost to the other: once there
+        # is a receiver it waits, and others wait for the receiver.
         waiter = self.process if self._receiver is None else self._receiver
         waiter.join(seconds)
 
-    def _send(self, kind: str, number: int, *args: object) -> None:
-        self._send_message((kind, number, *args))
+    def _send(self, kind: str, message_id: int, *args: object) -> None:
+        self._send_message((kind, message_id, *args))
 
     def _send_message(self, message: object) -> None:
         try:
             with self._send_lock:
                 self._pipe.send(message)
         except OSError:
-            pass  # its process is gone, as the listener finds out
+            pass  # the process has ended, which the receiver reports
 
     def _receive_loop(self) -> None:
         try:
             while True:
                 self._receive(self._pipe.recv())
         except (EOFError, OSError):
-            pass  # its process is gone
+            pass  # the process has ended
         except Exception:
             log.exception("What a worker told makes no sense; its process ends here.")
             self.process.kill()
@@ -191,7 +201,7 @@ class WorkerHandle:
             future.set_result(result.result)
 
     def _fail_pending(self, reason: str) -> None:
-        """Nobody waits for a process that is gone."""
+        """End every stream and call that waits for the process, which has ended."""
         with self._lock:
             self.end_reason = reason
             streams, calls = list(self._streams.values()), list(self._calls.values())
@@ -200,8 +210,8 @@ class WorkerHandle:
         self._pipe.close()
         for stream in streams:
             stream.end("error", reason)
-        for answer in calls:
-            answer.set_exception(UnreachableError(reason))
+        for future in calls:
+            future.set_exception(UnreachableError(reason))
 
     def _exit_message(self, outlook: str) -> str:
         self.process.join()
@@ -209,5 +219,8 @@ class WorkerHandle:
 
 
 def prestart_worker(settings: EngineSettings) -> WorkerHandle | None:
-    """A worker that begins to import beside whoever makes it, where one will be needed."""
+    """Start a worker that imports torch while the server imports other things.
+
+    Returns None where the settings need no worker.
+    """
     return None if settings.remote or settings.workers == 0 else WorkerHandle()

@@ -1,4 +1,4 @@
-"""What runs in a worker's process: the engine, its orders, and the news of its streams."""
+"""Runs in a worker's process: a local engine, the server's commands, and updates of the streams."""
 
 import logging
 import os
@@ -24,15 +24,16 @@ if TYPE_CHECKING:
     from chatbot.engine.local.local_engine import LocalEngine
 
 TICK_SECONDS = 0.02
-"""News that come between two ticks are told together; first words and ends wait for none."""
+"""What comes between two ticks is sent together; first text and ends wait for no tick."""
 
 OPENMP_ENVIRONMENT = {"GOMP_SPINCOUNT": "300000"}
-"""For threads that compute one stream together: asleep after every product they are no faster than
-one. It is OpenMP's own number where nobody sets a policy, as the server does."""
+"""How long OpenMP threads spin before they sleep. Threads that compute one stream together and
+sleep after every matrix product are no faster than one thread. The number is OpenMP's own default
+where no wait policy is set; the server sets one."""
 
 
 def run_worker(pipe: Connection) -> None:
-    """The life of a worker: until it is told to close, or the server is gone."""
+    """Run a worker until it is told to close or the server has ended."""
     # A signal to the whole group is the server's business: it lets streams end first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -49,8 +50,8 @@ def run_worker(pipe: Connection) -> None:
     except EOFError:
         return
     try:
-        # On a thread that ends: OpenMP keeps a team for each that has computed, and where there are
-        # more of them than cores, all sleep after every product.
+        # On a thread that ends: OpenMP keeps a team of threads for each thread that has computed,
+        # and where teams have more threads than there are cores, all sleep after every product.
         with ThreadPoolExecutor(1) as thread:
             engine = thread.submit(_build_engine, config).result()
     except TalkbackError as error:
@@ -60,6 +61,7 @@ def run_worker(pipe: Connection) -> None:
 
 
 def _build_engine(config: WorkerConfig) -> "LocalEngine":
+    """Load the base and start its engine. Raises BaseError, EngineError if the weights changed."""
     from chatbot.engine.local.local_engine import LocalEngine
     from chatbot.model.base import load_base
 
@@ -70,7 +72,7 @@ def _build_engine(config: WorkerConfig) -> "LocalEngine":
 
 
 class WorkerLoop:
-    """Takes orders for an engine, and tells what its streams say."""
+    """Receives the server's commands for an engine, and sends updates of its streams."""
 
     def __init__(self, pipe: Connection, engine: "LocalEngine") -> None:
         self._pipe, self._engine = pipe, engine
@@ -80,14 +82,14 @@ class WorkerLoop:
         self._update_event = threading.Event()
 
     def run(self) -> None:
-        """Until ``None`` is ordered, or there is nobody to give orders."""
+        """Handle commands until ``None`` comes or the server has ended; then close the engine."""
         self._send(self._info())
         threading.Thread(target=self._update_loop, daemon=True).start()
         try:
             while (message := self._pipe.recv()) is not None:
                 self._dispatch(*message)
         except EOFError:
-            pass  # the server is gone, and nobody hears what is said
+            pass  # the server has ended, and nobody reads the updates
         self._engine.close()
         self._send_updates()
 
@@ -124,21 +126,21 @@ class WorkerLoop:
     def _submit(self, stream_id: int, request: Request) -> None:
         try:
             stream = self._engine.submit(request)
-        except EngineError as error:  # the server knows better what it may ask
+        except EngineError as error:  # seldom: the server has checked the request
             self._send([(stream_id, StreamUpdate([], [], ("error", str(error))))])
             return
         self._collectors[stream_id] = UpdateCollector(stream)
         stream.on_update(self._update_event.set)
-        self._update_event.set()  # from now on there are ticks
+        self._update_event.set()  # wakes the update loop, which ticks while there are streams
 
     def _reply_from_thread(self, call_id: int, work: Callable[[], object]) -> None:
-        """Answer when it is done, and take orders meanwhile."""
+        """Run ``work`` on a thread of its own and reply then; commands are handled meanwhile."""
         threading.Thread(target=self._reply, args=(call_id, work), daemon=True).start()
 
     def _reply(self, call_id: int, work: Callable[[], object]) -> None:
         try:
             result = CallResult(call_id, work())
-        except Exception as error:  # it belongs to who gave the order
+        except Exception as error:  # raised again in the server, by the future of the call
             result = CallResult(call_id, error=error)
         self._send(result)
 
@@ -149,7 +151,7 @@ class WorkerLoop:
             self._send_updates()
 
     def _send_updates(self) -> None:
-        """All that is new, in one piece."""
+        """Send what all streams have gained, in one message."""
         with self._update_lock:
             batch = []
             for stream_id, collector in list(self._collectors.items()):
@@ -165,4 +167,4 @@ class WorkerLoop:
             with self._send_lock:
                 self._pipe.send(message)
         except OSError:
-            pass  # the server is gone, as `serve` finds out
+            pass  # the server has ended, which `run` notices

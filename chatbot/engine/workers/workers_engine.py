@@ -1,4 +1,4 @@
-"""The engine that speaks through workers, and keeps as many of them alive as there should be."""
+"""Spreads requests over workers, and restarts those whose process has ended."""
 
 import atexit
 import logging
@@ -36,19 +36,19 @@ from feedback.errors import TalkbackError
 log = logging.getLogger("talkback")
 
 STATS_SECONDS = 5
-"""After so long the numbers are those of the time before."""
+"""How long `stats` waits for a worker; after that its numbers are those of the last time."""
 COUNTERS = (*TOKEN_COUNTERS, "requests")
 SUMMED = (*COUNTERS, "slots", "running", "waiting")
 RESTART_DELAYS = (1, 5, 30)
-"""Seconds before a worker is started again that could not start; the last from then on."""
+"""Seconds to wait after a worker could not start, by the number of failures; then the last one."""
 RESTARTING_MESSAGE = "The engine is being started again. Try again in a moment."
 
 
 class WorkersEngine:
-    """Workers of one base behind one engine; see `Engine` for what the methods promise.
+    """Serves one base through several workers; see `Engine` for what the methods promise.
 
-    ``first`` begins here, the others beside, while it speaks already. Raises BaseError and
-    EngineError when it cannot begin.
+    Making it starts ``first_worker``; the others start in the background while that one answers.
+    Raises BaseError, EngineError if the first worker cannot start.
     """
 
     submit_blocks = False
@@ -66,7 +66,7 @@ class WorkersEngine:
         self._router = PrefixRouter()
         self._retry_after = RetryAfter()
         self._past_counts: Counter[str] = Counter()
-        """What workers that are gone had counted when they were last asked."""
+        """The counters of workers that have ended, as of the last stats they sent."""
         self._closed = False
         self._load_lock = threading.Lock()
         self._start_worker(first_worker)
@@ -76,13 +76,13 @@ class WorkersEngine:
         self.target_workers: int = settings.workers or worker_count(
             info, available_cores(), free_bytes()
         )
-        """How many workers there should be."""
+        """How many workers the supervisor keeps running."""
         self._supervisor = threading.Thread(target=self._supervise, name="workers", daemon=True)
         self._supervisor.start()
         atexit.register(self.close)
 
     def load(self, adapter_id: str, folder: Path) -> None:
-        """Verify and load an adapter in every worker; AdapterError when one refuses it."""
+        """Verify an adapter and load it in every worker, or in none. Raises AdapterError."""
         with self._load_lock:
             if adapter_id in self._adapters:
                 return
@@ -98,20 +98,20 @@ class WorkersEngine:
                 self._adapters[adapter_id] = folder
 
     def unload(self, adapter_id: str) -> None:
-        """Take no new requests for it; it leaves memory when its last stream has ended."""
+        """Refuse new requests for an adapter; workers free it when its last stream has ended."""
         with self._load_lock, self._lock:
             if self._adapters.pop(adapter_id, None) is not None:
                 for worker in self._workers:
                     worker.unload(adapter_id)
 
     def adapters(self) -> list[str]:
-        """What can be asked now, `BASE` first."""
+        """Return the ids that requests may name, `BASE` first."""
         with self._lock:
             return [BASE, *self._adapters]
 
     @property
     def unavailable_reason(self) -> str | None:
-        """While no worker is alive."""
+        """Return why no request can be answered while no worker runs; else None."""
         return None if self._workers else RESTARTING_MESSAGE
 
     def submit(self, request: Request) -> Stream:
@@ -137,7 +137,7 @@ class WorkersEngine:
             return chosen.submit(request)
 
     def stats(self) -> dict[str, Any]:
-        """The workers' own, together; how many there are, and the memory of their processes."""
+        """Return the workers' stats summed, how many run, and the memory of their processes."""
         calls = [(worker, worker.call("stats")) for worker in self._alive()]
         for worker, future in calls:
             worker.last_stats = _result_in_time(future) or worker.last_stats
@@ -149,7 +149,7 @@ class WorkersEngine:
         }
 
     def close(self) -> None:
-        """End every stream as cancelled and every process."""
+        """End every stream as cancelled, and every worker's process."""
         with self._lock:
             self._closed = True
             self._lock.notify_all()
@@ -162,13 +162,12 @@ class WorkersEngine:
         atexit.unregister(self.close)
 
     def _on_stream_end(self) -> None:
-        """A stream has."""
         self._retry_after.record_end()
         with self._lock:
             self._share_cores()
 
     def _share_cores(self, *starting: WorkerHandle) -> None:
-        """They are there for those who speak, and for ``more`` who are about to."""
+        """Divide the cores among the workers with streams and those that are about to get one."""
         busy = {*starting, *(worker for worker in self._workers if worker.num_streams)}
         for worker in busy:
             worker.set_cores(available_cores() // len(busy))
@@ -181,19 +180,19 @@ class WorkersEngine:
             return list(self._workers)
 
     def _on_worker_exit(self, worker: WorkerHandle) -> None:
-        """On the thread that listened to it."""
+        """Drop a worker that has ended; called on its receiving thread."""
         with self._lock:
             if self._closed or worker not in self._workers:
-                return  # it was told to end, or could not join
+                return  # it was told to close, or had not been added yet
             log.error("%s", worker.end_reason)
             self._workers.remove(worker)
             self._past_counts.update({name: worker.last_stats.get(name, 0) for name in COUNTERS})
             self._lock.notify_all()
 
-    # -- The keeper's thread
+    # -- The supervisor's thread
 
     def _supervise(self) -> None:
-        """Begin workers whenever there are fewer than there should be."""
+        """Start workers whenever fewer run than there should, until the engine is closed."""
         failures = 0
         while (worker := self._next_worker()) is not None:
             try:
@@ -207,7 +206,7 @@ class WorkersEngine:
                 failures += 1
 
     def _next_worker(self) -> WorkerHandle | None:
-        """Another one, once one is missing; None once closed."""
+        """Wait until a worker is missing and return a new one; None once the engine is closed."""
         with self._lock:
             while not self._closed and len(self._workers) >= self.target_workers:
                 self._lock.wait()
@@ -215,7 +214,7 @@ class WorkersEngine:
             return self._starting
 
     def _start_worker(self, worker: WorkerHandle) -> None:
-        """Let it join once it has all adapters that the others have."""
+        """Start a worker, load all adapters in it, then add it to those that get requests."""
         worker.start(self._config, self._on_stream_end, self._on_worker_exit)
         with self._load_lock:
             _wait_all(
@@ -235,8 +234,11 @@ class WorkersEngine:
 
 
 def _wait_all(futures: "list[Future[Any]]") -> None:
-    """Wait for all; raises the first error. A worker that is gone meanwhile counts only if it was
-    the last: its successor gets what it lacks."""
+    """Wait for all results; raise the first error.
+
+    A worker that has ended meanwhile is an error only if no other is left: its successor loads
+    what it lacks.
+    """
     errors = [error for future in futures if (error := future.exception()) is not None]
     gone = [error for error in errors if isinstance(error, UnreachableError)]
     if refusals := [error for error in errors if error not in gone]:
@@ -246,7 +248,7 @@ def _wait_all(futures: "list[Future[Any]]") -> None:
 
 
 def _result_in_time(future: "Future[Any]") -> dict[str, Any] | None:
-    """What a worker tells, unless it is gone or a step takes very long."""
+    """Return a worker's stats; None if it has ended or one of its steps takes too long."""
     try:
         stats: dict[str, Any] = future.result(STATS_SECONDS)
     except (TimeoutError, UnreachableError):
@@ -255,15 +257,15 @@ def _result_in_time(future: "Future[Any]") -> dict[str, Any] | None:
 
 
 def _merge_stats(stats: Sequence[dict[str, Any]], past_counts: Mapping[str, int]) -> dict[str, Any]:
-    """Sums; the ways of serving are those of all."""
+    """Sum the counts of all workers; a way of serving counts if all workers serve that way."""
     merged: dict[str, Any] = {}
     for name in SUMMED:
-        merged[name] = sum(each.get(name, 0) for each in stats) + past_counts.get(name, 0)
+        merged[name] = sum(worker.get(name, 0) for worker in stats) + past_counts.get(name, 0)
     for name in ("adapters", "memory"):
         counts = Counter[str]()
-        for each in stats:
-            counts.update(each.get(name, {}))
+        for worker in stats:
+            counts.update(worker.get(name, {}))
         merged[name] = dict(counts)
     for name in ("fast", "int8"):
-        merged[name] = bool(stats) and all(each.get(name) for each in stats)
-    return {**merged, "device": next((each["device"] for each in stats if each), "cpu")}
+        merged[name] = bool(stats) and all(worker.get(name) for worker in stats)
+    return {**merged, "device": next((worker["device"] for worker in stats if worker), "cpu")}
