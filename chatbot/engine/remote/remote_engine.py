@@ -1,10 +1,10 @@
-"""The engine that speaks through other servers: N vLLM replicas that follow one registry.
+"""Answers through other servers: several vLLM replicas that follow one registry.
 
     [engine]
     urls = ["http://gpu1:8000", "http://gpu2:8000"]
 
-One thread owns all connections. A request goes to the replica with the fewest of ours; one whose
-replica fails before the first token goes to another. docs/scale.md tells how to set it up.
+One thread owns all connections. A request goes to the replica that runs the fewest of ours; if a
+replica fails before the first token, the request goes to another. Setup: docs/scale.md.
 """
 
 import asyncio
@@ -39,14 +39,15 @@ from feedback.errors import TalkbackError
 log = logging.getLogger("talkback")
 
 CHECK_SECONDS = 1.0
+"""How often each replica is checked."""
 MAX_ATTEMPTS = 2
-"""How often a replica is asked the same: once more when it had to be given the adapter first."""
+"""How often one request is sent to a replica: a second time if it lacked the adapter at first."""
 
 T = TypeVar("T")
 
 
 class RemoteEngine:
-    """Replicas of one base behind one engine; see `Engine` for what the methods promise.
+    """Serves one base through several replicas; see `Engine` for what the methods promise.
 
     Raises EngineError if no replica can be used at the start.
     """
@@ -60,7 +61,7 @@ class RemoteEngine:
         self.max_length = effective_max_length(base.model, settings.max_length)
         self._end_token_ids = sorted(end_token_ids(base))
         self._replicas = ReplicaPool(settings)
-        # Changed by the loop's thread only.
+        # Changed on the loop's thread only; other threads read them.
         self._unloading: set[str] = set()
         self._num_running: Counter[str] = Counter()
         self._counts: Counter[str] = Counter(requests=0, prompt=0, decoded=0)
@@ -80,21 +81,24 @@ class RemoteEngine:
     # -- What any thread may call
 
     def load(self, adapter_id: str, folder: Path) -> None:
-        """Verify here, then load on every replica; AdapterError names the one that refuses."""
+        """Verify an adapter here, then load it on every replica that is up, or on none.
+
+        Raises AdapterError, which names the replica that refuses; UnreachableError.
+        """
         verify_adapter(folder, self.base, adapter_id)
         self._run(self._load(adapter_id, self._server_path(folder)))
 
     def unload(self, adapter_id: str) -> None:
-        """Take no new requests for it; the replicas forget it when its last stream has ended."""
+        """Refuse new requests for an adapter; the replicas unload it after its last stream."""
         self._run(self._begin_unload(adapter_id))
 
     def adapters(self) -> list[str]:
-        """What can be asked now, `BASE` first."""
+        """Return the ids that requests may name, `BASE` first."""
         return [BASE, *self._replicas.adapter_paths]
 
     @property
     def unavailable_reason(self) -> str | None:
-        """What all servers suffer from; None when one is well."""
+        """Return why no replica can be used; None while one can."""
         any_available = any(
             replica.unavailable_reason is None for replica in self._replicas.replicas
         )
@@ -109,10 +113,10 @@ class RemoteEngine:
         self._check(request)
         accepted: Future[None] = Future()
 
-        def stop() -> None:
+        def cancel() -> None:
             served.cancel()
 
-        stream = Stream(len(request.prompt_ids), stop)
+        stream = Stream(len(request.prompt_ids), cancel)
         served = self._schedule(self._serve(request, stream, accepted))
         wait([accepted, served], return_when=FIRST_COMPLETED)
         if not accepted.done():
@@ -121,9 +125,9 @@ class RemoteEngine:
         return stream
 
     def stats(self) -> dict[str, Any]:
-        """Streams running, what each adapter has, tokens so far, and how each replica is.
+        """Return numbers for a status page: running streams, tokens so far, and every replica.
 
-        What only the servers know is 0: their slots, who waits for one, their steps.
+        What only the servers know is 0: their slots, their queues, their steps.
         """
         names = [*self.adapters(), *self._unloading]
         return {
@@ -142,7 +146,7 @@ class RemoteEngine:
         }
 
     def close(self) -> None:
-        """End every stream as cancelled, and hang up."""
+        """End every stream as cancelled, and close the connections; calling it again is fine."""
         with self._lock:
             if self._closed:
                 return
@@ -159,13 +163,14 @@ class RemoteEngine:
         check_prompt(request.prompt_ids, self.max_length)
 
     def _server_path(self, folder: Path) -> str:
+        """Return the path at which the servers see an adapter's folder."""
         adapters_path = self.settings.adapters_path
         return (
             f"{adapters_path.rstrip('/')}/{folder.name}" if adapters_path else str(folder.resolve())
         )
 
     def _schedule(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
-        """Have the loop's thread do something."""
+        """Run a coroutine on the loop's thread and return its future. Raises EngineClosedError."""
         with self._lock:
             if self._closed:
                 work.close()
@@ -173,6 +178,7 @@ class RemoteEngine:
             return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop's thread and return its result. Raises EngineClosedError."""
         try:
             return self._schedule(work).result()
         except CancelledError as error:
@@ -196,18 +202,18 @@ class RemoteEngine:
             self._unload_idle()
 
     def _unload_idle(self) -> None:
-        """Have the replicas forget what is unloaded and has no stream any more."""
+        """Unload from the replicas the adapters that are leaving and have no stream left."""
         for adapter in [name for name in self._unloading if not self._num_running[name]]:
             self._unloading.discard(adapter)
             self._spawn(self._replicas.unload(adapter))
 
     async def _serve(self, request: Request, stream: Stream, accepted: "Future[None]") -> None:
-        """One request from its first replica to its end; whoever waits for it is always told."""
+        """Serve one request to its end: its stream is ended, or ``accepted`` gets the error."""
         try:
             stream.end(await self._answer_counted(request, stream, accepted))
         except asyncio.CancelledError:
             stream.end("cancelled")
-        except Exception as error:  # whatever it is, the stream must not hang
+        except Exception as error:  # a stream that is never ended would hang its reader
             if not isinstance(error, TalkbackError):
                 log.exception("A request to a replica failed.")
             if accepted.done():
@@ -218,6 +224,7 @@ class RemoteEngine:
     async def _answer_counted(
         self, request: Request, stream: Stream, accepted: "Future[None]"
     ) -> FinishReason:
+        """Answer one request, counted as running, and add its tokens to the totals."""
         if request.adapter not in self.adapters():
             raise UnknownAdapterError(request.adapter, self.adapters())
         self._num_running[request.adapter] += 1
@@ -233,7 +240,11 @@ class RemoteEngine:
     async def _answer_with_retries(
         self, request: Request, stream: Stream, accepted: "Future[None]"
     ) -> FinishReason:
-        """Ask one replica after the other until one has said something."""
+        """Send a request to one replica after another until one has generated a token.
+
+        Afterwards it is not sent again: the reader has seen text that another answer need not
+        begin with. Raises EngineBusyError, UnreachableError, ReplicaError.
+        """
         body, adapter = self._request_body(request), request.adapter
         attempts_left = dict.fromkeys(self._replicas.replicas, MAX_ATTEMPTS)
         busy_error: ReplicaBusyError | None = None
@@ -259,14 +270,14 @@ class RemoteEngine:
         raise UnreachableError(f"No server can speak as {adapter} now. Try again in a while.")
 
     def _request_body(self, request: Request) -> dict[str, Any]:
-        name = self._replicas.model_name(request.adapter)
+        model = self._replicas.model_name(request.adapter)
         max_tokens = min(request.sampling.max_tokens, self.max_length - len(request.prompt_ids))
         if self.settings.prompt == "text":
-            return remote_stream.text_body(request, name, max_tokens, self.base.tokenizer)
-        return remote_stream.token_body(request, name, max_tokens, self._end_token_ids)
+            return remote_stream.text_body(request, model, max_tokens, self.base.tokenizer)
+        return remote_stream.token_body(request, model, max_tokens, self._end_token_ids)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do something beside; the loop itself holds no reference to it."""
+        """Run a coroutine in the background; its task is kept, for the loop holds no reference."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -1,4 +1,4 @@
-"""Between a request of ours and a server's: the body that is sent, and the events that come."""
+"""Translates requests into bodies of ``/v1/completions``, and the events that come into streams."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,15 +11,16 @@ from chatbot.engine.stream import FinishReason, Stream, TokenLogprob
 
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 TOKEN_PREFIX = "token_id:"
-"""How vLLM writes a token among log probabilities, for a token's text need not be its own."""
+"""How vLLM marks a token id among log probabilities; several tokens may have the same text."""
 
 
 def token_body(
     request: Request, model: str, max_tokens: int, end_token_ids: list[int]
 ) -> dict[str, Any]:
-    """What vLLM is asked: our own token ids, and every number, for its defaults are the model's.
+    """Return the body for vLLM: the prompt's token ids and every sampling value.
 
-    ``limit`` is the most tokens of the answer, ``ends`` are the tokens that end it.
+    Nothing is left out, for vLLM's defaults come from the model. ``max_tokens`` is the most of the
+    answer, ``end_token_ids`` end it.
     """
     sampling = request.sampling
     return {
@@ -40,7 +41,10 @@ def token_body(
 def text_body(
     request: Request, model: str, max_tokens: int, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """What any OpenAI-compatible server is asked: the prompt's text, and no more than is needed."""
+    """Return the body for any OpenAI-compatible server: the prompt as text, no needless fields.
+
+    Raises EngineError for logprobs, which such a server does not give by token id.
+    """
     sampling = request.sampling
     if sampling.logprobs is not None:
         raise EngineError("The server tells no tokens. Leave logprobs out, or serve with vLLM.")
@@ -70,16 +74,17 @@ def _common_fields(sampling: Sampling, model: str, max_tokens: int) -> dict[str,
     if sampling.seed is not None:
         body["seed"] = sampling.seed
     if sampling.logit_bias:
-        body["logit_bias"] = {str(token): by for token, by in sampling.logit_bias}
+        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     return body
 
 
 async def fill_stream(
     events: AsyncIterator[dict[str, Any]], stream: Stream, num_top_logprobs: int = 0
 ) -> FinishReason:
-    """Put an answer into its stream as it comes; how it ended. Raises Failed where it breaks off.
+    """Append a server's answer to ``stream`` as it comes, and return why it ended.
 
-    A server may send several tokens in one event, or text without its tokens.
+    Raises ReplicaError where it breaks off. A server may send several tokens in one event, or
+    text without its tokens.
     """
     finish = ""
     async for event in events:
@@ -108,7 +113,10 @@ def _append(token_ids: list[int], text: str, stream: Stream) -> None:
 
 
 def _token_logprobs(logprobs: dict[str, Any], num_top_logprobs: int) -> list[TokenLogprob]:
-    """The tokens' chances, each with ``most`` likeliest: vLLM lists the chosen token with them."""
+    """Return the log probability of each token, each with its ``num_top_logprobs`` likeliest.
+
+    vLLM lists the chosen token among the likeliest, even where it is not one of so many.
+    """
     listed = zip(
         logprobs.get("tokens") or [],
         logprobs.get("token_logprobs") or [],

@@ -1,6 +1,6 @@
-"""One server that runs the base: vLLM's routes, and what its answers mean.
+"""Talks to one server that runs the base, over vLLM's routes.
 
-A replica is touched by one thread, the engine's. Routes and fields are those of vLLM in
+Only the event loop's thread uses a replica. Routes and fields are those of vLLM in
 September 2026: /v1/models, /v1/completions, /v1/load_lora_adapter, /v1/unload_lora_adapter.
 """
 
@@ -17,15 +17,15 @@ from chatbot.model.adapter import AdapterError
 
 CONNECT_SECONDS = 5
 LIST_MODELS_SECONDS = 5
-"""How long /v1/models may take; it answers in milliseconds also under load."""
+"""How long /v1/models may take; a server answers it in milliseconds, under load too."""
 
 
 class ReplicaError(EngineError):
-    """This replica did not answer; another one may."""
+    """Says that this replica did not answer; another one may."""
 
 
 class ReplicaBusyError(ReplicaError):
-    """This replica takes no more requests now."""
+    """Says that this replica takes no more requests now; ``retry_after`` is in seconds."""
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
@@ -33,11 +33,11 @@ class ReplicaBusyError(ReplicaError):
 
 
 class AdapterMissingError(ReplicaError):
-    """This replica does not know the adapter (any more)."""
+    """Says that this replica has not loaded the adapter, or not any more."""
 
 
 def http_client(settings: RemoteSettings) -> httpx.AsyncClient:
-    """The connections to all replicas: as many as there are requests."""
+    """Return the HTTP client for all replicas, with as many connections as there are requests."""
     key = settings.api_key
     return httpx.AsyncClient(
         headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -47,7 +47,10 @@ def http_client(settings: RemoteSettings) -> httpx.AsyncClient:
 
 
 def base_url(url: str) -> str:
-    """A setting's url as the routes are put behind it; EngineError."""
+    """Return a url of the settings without its path, so that routes can be appended.
+
+    Raises EngineError for what is no http address.
+    """
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
@@ -58,25 +61,25 @@ def base_url(url: str) -> str:
 
 
 class Replica:
-    """A server's routes, and what is known of it.
-
-    ``trouble`` is why it is asked nothing, None when it is well. ``loaded`` are the models that it
-    listed or loaded, ``refuses`` those that it should load and does not, and why. ``running`` are
-    the requests that it is answering for us, ``asked`` those ever.
-    """
+    """Calls one server's routes, and holds what is known of the server."""
 
     def __init__(self, url: str, http: httpx.AsyncClient) -> None:
         self.url = url
         self.unavailable_reason: str | None = "not asked yet"
+        """Why it gets no requests; None while it gets them."""
         self.loaded: set[str] = set()
+        """The models that it listed or loaded, the base among them."""
         self.load_errors: dict[str, str] = {}
+        """Adapter id -> why it refused to load that adapter."""
         self.num_running = 0
+        """How many of our requests it is answering now."""
         self.num_requests = 0
+        """How many of our requests it has been sent."""
         self._adapter_changes = 0
         self._http = http
 
     def stats(self) -> dict[str, Any]:
-        """For a status page."""
+        """Return its state for a status page."""
         return {
             "url": self.url,
             "running": self.num_running,
@@ -86,7 +89,7 @@ class Replica:
         }
 
     async def list_models(self) -> list[dict[str, Any]]:
-        """The models that it serves now; Failed."""
+        """Return the models that it serves now, as /v1/models lists them. Raises ReplicaError."""
         before = self._adapter_changes
         answer = await self._send("GET", "/v1/models", timeout=LIST_MODELS_SECONDS)
         if not answer.is_success:
@@ -94,22 +97,24 @@ class Replica:
                 f"{self.url}/v1/models says {_error_text(answer)}. {_remedy(answer)}".strip()
             )
         models = _json_object(answer).get("data")
-        models = [card for card in models or [] if isinstance(card, dict) and card.get("id")]
-        if (
-            before == self._adapter_changes
-        ):  # else the list may be older than what was loaded meanwhile
-            self.loaded = {str(card["id"]) for card in models}
+        models = [model for model in models or [] if isinstance(model, dict) and model.get("id")]
+        # If adapters were loaded or unloaded meanwhile, the list may be older than that.
+        if before == self._adapter_changes:
+            self.loaded = {str(model["id"]) for model in models}
         return models
 
     async def load(self, adapter: str, path: str) -> bool:
-        """Have it load the adapter; False if it has it already. AdapterError, Failed."""
+        """Load an adapter from ``path``; return False if it was loaded already.
+
+        Raises AdapterError if the server refuses it, ReplicaError if it does not answer.
+        """
         body = {"lora_name": adapter, "lora_path": path}
         answer = await self._send("POST", "/v1/load_lora_adapter", json=body)
         if answer.status_code in (429, 502, 503, 504):
             raise ReplicaError(f"{self.url} does not load now: {_error_text(answer)}.")
-        # A name is a content hash: a server that lists it has what it was asked for.
+        # The name is a content hash: a server that lists it has loaded the very same weights.
         already_loaded = not answer.is_success and adapter in [
-            card["id"] for card in await self.list_models()
+            model["id"] for model in await self.list_models()
         ]
         if not answer.is_success and not already_loaded:
             message = f"{self.url} does not load {adapter} from {path}: {_error_text(answer)}."
@@ -119,7 +124,7 @@ class Replica:
         return not already_loaded
 
     async def unload(self, adapter: str) -> None:
-        """Have it forget the adapter; one that it does not know is fine. Failed."""
+        """Unload an adapter; one that it has not loaded is fine. Raises ReplicaError."""
         self._adapter_changes += 1
         self.loaded.discard(adapter)
         answer = await self._send("POST", "/v1/unload_lora_adapter", json={"lora_name": adapter})
@@ -130,9 +135,10 @@ class Replica:
     async def stream_completion(
         self, body: dict[str, Any]
     ) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-        """The events of an answer; leaving ends the request there. EngineError, Failed.
+        """Send a request, and yield the events of its answer.
 
-        A server stops working on an answer when its connection is closed.
+        Leaving the context closes the connection, at which the server stops generating. Raises
+        EngineError if the server refuses the request, ReplicaError if it cannot answer.
         """
         self.num_running += 1
         self.num_requests += 1
@@ -155,12 +161,14 @@ class Replica:
             raise self._connection_error(error) from error
 
     def _connection_error(self, error: httpx.TransportError) -> ReplicaError:
+        """Mark the replica as unavailable, and return the error that says so."""
         self.unavailable_reason = (
             f"{self.url} does not answer ({str(error) or type(error).__name__})"
         )
         return ReplicaError(self.unavailable_reason)
 
     def _refused_request_error(self, answer: httpx.Response, model: str) -> EngineError:
+        """Return the error that a refusal means, by its HTTP status."""
         message, status = _error_text(answer), answer.status_code
         if status in (429, 503):
             return ReplicaBusyError(f"{self.url} is full: {message}.", _retry_after_seconds(answer))
@@ -173,9 +181,9 @@ class Replica:
 
 
 async def parse_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
-    """Server-sent events up to [DONE]; Failed for what is none.
+    """Yield the server-sent events up to ``[DONE]``; ReplicaError for what is not an event.
 
-    Lines end in a line feed and in nothing else: an answer may hold U+2028 or U+0085.
+    Lines end at line feeds only: an answer may hold U+2028 or U+0085, at which str.splitlines cuts.
     """
     rest = b""
     async for chunk in chunks:
@@ -208,15 +216,16 @@ def _json_object(answer: httpx.Response) -> dict[str, Any]:
 
 
 def _error_text(answer: httpx.Response) -> str:
-    """The server's own words, in one line."""
+    """Return the status and the server's own message, in one line."""
     body = _json_object(answer)
     error = body.get("error")
-    words = error.get("message") if isinstance(error, dict) else error or body.get("message")
-    line = " ".join(str(words or body.get("detail") or answer.reason_phrase).split())
+    message = error.get("message") if isinstance(error, dict) else error or body.get("message")
+    line = " ".join(str(message or body.get("detail") or answer.reason_phrase).split())
     return f"{answer.status_code} {line[:300].rstrip('.')}"
 
 
 def _remedy(answer: httpx.Response) -> str:
+    """Return what the operator can do about a refusal; empty where that is not known."""
     if answer.status_code in (401, 403):
         return "Set api_key in [engine]."
     if answer.status_code not in (404, 405) or answer.url.path.startswith("/v1/completions"):

@@ -1,4 +1,4 @@
-"""The replicas together: which of them are well, what each must have loaded, and whom to ask.
+"""Keeps the replicas of one base: watches them, keeps their adapters loaded, chooses among them.
 
 Everything here runs on the thread of the engine's event loop.
 """
@@ -16,34 +16,36 @@ log = logging.getLogger("talkback")
 
 
 class ReplicaPool:
-    """Replicas of one base. An adapter is loaded on every one that is up, or on none.
+    """Manages the replicas of one base; an adapter is loaded on every one that is up, or on none.
 
-    ``model`` is the base's name on the servers, ``room`` the most tokens that all of them take
-    (None: they do not say), ``paths`` the adapters that they must have -> where they see them.
+    Raises EngineError if the settings name no usable url.
     """
 
     def __init__(self, settings: RemoteSettings) -> None:
         if not settings.urls:
             raise EngineError("[engine] names no urls. Write where vLLM runs, or kind = 'torch'.")
         self.model = settings.model
+        """The base's name on the servers."""
         self.max_model_len: int | None = None
+        """The most tokens of prompt and answer that all of them take; None: they do not say."""
         self.adapter_paths: dict[str, str] = {}
+        """Adapter id -> the path at which the replicas, which must all load it, see its folder."""
         urls = dict.fromkeys(base_url(url) for url in settings.urls)
         self._http = http_client(settings)
         self.replicas = [Replica(url, self._http) for url in urls]
         self._adapters_lock = asyncio.Lock()
 
     async def close(self) -> None:
-        """Hang up; what the replicas have loaded stays, others may use it."""
+        """Close the connections; adapters stay loaded, for other processes may use them."""
         await self._http.aclose()
 
-    # -- Whom to ask
+    # -- Choosing a replica
 
     def choose(self, adapter: str, attempts_left: dict[Replica, int]) -> Replica | None:
-        """The replica with the fewest requests of those that have a chance and are able.
+        """Return the available replica with the fewest requests and attempts left; None: no such.
 
-        One that should have the adapter and at this moment has not (another process unloaded it)
-        is able too, if no other is: it says that it lacks it, and is given it then.
+        One that should have the adapter but has not at the moment (another process unloaded it) is
+        chosen if no other has it: it answers that the adapter is missing, and `restore` follows.
         """
         name = self.model_name(adapter)
         available = [r for r, left in attempts_left.items() if left and not r.unavailable_reason]
@@ -58,26 +60,26 @@ class ReplicaPool:
         )
 
     def model_name(self, adapter: str) -> str:
-        """What the servers call it."""
+        """Return the name by which the servers know an adapter, or the base."""
         return self.model if adapter == BASE else adapter
 
     def describe_failures(self) -> str:
-        """Why replicas cannot be asked, in one line."""
+        """Return why replicas are unavailable, in one line."""
         found = [
             replica.unavailable_reason for replica in self.replicas if replica.unavailable_reason
         ]
         return "; ".join(found) or "none has it loaded"
 
-    # -- How they are
+    # -- Watching the replicas
 
     async def start(self) -> None:
-        """See who is up; EngineError if nobody is."""
+        """Check every replica once. Raises EngineError if none can be used."""
         await asyncio.gather(*(self._refresh(replica) for replica in self.replicas))
         if not self._available():
             raise EngineError(f"No server of [engine] urls can be used: {self.describe_failures()}")
 
     async def monitor(self, seconds: float) -> None:
-        """See again and again how each is; one that hangs does not keep us from the others."""
+        """Check each replica every so many seconds; one that hangs does not delay the others."""
         await asyncio.gather(
             *(self._monitor_replica(replica, seconds) for replica in self.replicas)
         )
@@ -91,7 +93,7 @@ class ReplicaPool:
                 log.exception("looking after %s failed; trying again", replica.url)
 
     async def _refresh(self, replica: Replica) -> None:
-        """See how one is; when it has come up it gets what it lacks before it is asked."""
+        """Check one replica, and load the adapters that it lacks before it gets requests."""
         before = replica.unavailable_reason
         try:
             self._check_base(replica, await replica.list_models())
@@ -105,8 +107,8 @@ class ReplicaPool:
             log.info("%s", replica.unavailable_reason or f"{replica.url} is up")
 
     def _check_base(self, replica: Replica, models: list[dict[str, Any]]) -> None:
-        """Check that it serves our base, and keep to the room it has."""
-        bases = {str(card["id"]): card for card in models if not card.get("parent")}
+        """Check that a replica serves our base, and keep to its length limit."""
+        bases = {str(model["id"]): model for model in models if not model.get("parent")}
         self.model = self.model or next(iter(bases), "")
         if self.model not in bases:
             served = ", ".join(bases) or "nothing"
@@ -132,26 +134,30 @@ class ReplicaPool:
             results = await asyncio.gather(
                 *(replica.load(adapter, path) for replica in available), return_exceptions=True
             )
-            refusal = next((new for new in results if isinstance(new, AdapterError)), None)
+            refusal = next((result for result in results if isinstance(result, AdapterError)), None)
             if refusal is not None:
                 pairs = zip(available, results, strict=True)
-                await self._unload_from(adapter, [replica for replica, new in pairs if new is True])
+                loaded = [replica for replica, result in pairs if result is True]
+                await self._unload_from(adapter, loaded)
                 raise refusal
-            if all(isinstance(new, BaseException) for new in results):
+            if all(isinstance(result, BaseException) for result in results):
                 raise UnreachableError(
                     f"No replica can load {adapter} now: {self.describe_failures()}"
                 )
             self.adapter_paths = {**self.adapter_paths, adapter: path}
 
     async def restore(self, replica: Replica, adapter: str) -> None:
-        """Load what a replica that is up has lost, by a restart or by another process's doing."""
+        """Load again what a replica that is up has lost, by a restart or another process."""
         try:
             await self._load_missing(replica, adapter)
         except ReplicaError as error:
             log.warning("%s", error)
 
     async def _load_missing(self, replica: Replica, adapter: str) -> None:
-        """Load what a replica should have. One that it refuses it is not asked for; Failed."""
+        """Load an adapter that a replica lacks; note it if the replica refuses it.
+
+        Raises ReplicaError if the replica does not answer.
+        """
         if adapter not in self.adapter_paths:
             return
         try:
@@ -164,7 +170,7 @@ class ReplicaPool:
             replica.load_errors.pop(adapter, None)
 
     def forget(self, adapter: str) -> None:
-        """Nobody is asked for it any more."""
+        """Send no more requests for an adapter."""
         for replica in self.replicas:
             replica.load_errors.pop(adapter, None)
         self.adapter_paths = {
@@ -172,7 +178,7 @@ class ReplicaPool:
         }
 
     async def unload(self, adapter: str) -> None:
-        """Have all forget it, unless it was loaded again meanwhile."""
+        """Unload an adapter from all replicas, unless it was loaded again meanwhile."""
         async with self._adapters_lock:
             if adapter not in self.adapter_paths:
                 await self._unload_from(adapter, self._available())
