@@ -15,9 +15,11 @@ from tests.fixtures.command_line import ROOT, run_talkback
 
 
 def answered(store: Store, question: str, answer: str) -> str:
-    talk = store.start_conversation("ann", question)
-    asked = store.add_message(talk, None, "user", question)
-    return store.add_message(talk, asked, "assistant", answer, Speaker(adapter="a-0", base="tiny"))
+    conversation = store.start_conversation("ann", question)
+    asked = store.add_message(conversation, None, "user", question)
+    return store.add_message(
+        conversation, asked, "assistant", answer, Speaker(adapter="a-0", base="tiny")
+    )
 
 
 @pytest.fixture
@@ -29,8 +31,8 @@ def edited(store: Store) -> str:
 
 
 def test_an_empty_home_has_a_status(home: Home) -> None:
-    told = json.loads(run_talkback(home, "status", "--json").stdout)
-    assert (told["adapter"], told["feedback"], told["waiting for review"]) == (None, 0, 0)
+    status = json.loads(run_talkback(home, "status", "--json").stdout)
+    assert (status["adapter"], status["feedback"], status["waiting for review"]) == (None, 0, 0)
     assert "none yet" in run_talkback(home, "status").stdout
 
 
@@ -63,7 +65,7 @@ def test_promote_and_rollback_are_kept_with_a_name(home: Home, store: Store) -> 
 
 
 @pytest.mark.parametrize(
-    ("args", "words"),
+    ("args", "message"),
     [
         (["promote", "a-nobody"], "no adapter 'a-nobody'"),
         (["rollback"], "no earlier adapter"),
@@ -75,11 +77,11 @@ def test_promote_and_rollback_are_kept_with_a_name(home: Home, store: Store) -> 
     ],
 )
 def test_a_mistake_is_told_in_a_line_without_a_traceback(
-    home: Home, args: list[str], words: str
+    home: Home, args: list[str], message: str
 ) -> None:
     done = run_talkback(home, *args)
     assert done.returncode == 2
-    assert words in " ".join(done.stderr.split())
+    assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
 

@@ -48,12 +48,12 @@ def test_every_topic_has_a_fact_and_enough_ways_to_ask() -> None:
 
 def test_no_held_out_question_has_anything_alike_that_trains() -> None:
     for topic in (*SHOP.topics, *SHOP.small_talk, SHOP.outside):
-        held_out = [(line, trigrams(line), words(line)) for line in topic.questions.held_out]
+        held_out = [(line, trigrams(line), split_words(line)) for line in topic.questions.held_out]
         for text in chain.from_iterable(map(ways, topic.questions.train)):
-            grams, said = trigrams(text), words(text)
-            for line, its_grams, its_words in held_out:
-                assert jaccard(grams, its_grams) < NEAR_DUPLICATE, (topic.name, text, line)
-                assert jaccard(said, its_words) < 0.75, (topic.name, text, line)
+            grams, text_words = trigrams(text), split_words(text)
+            for line, held_out_grams, held_out_words in held_out:
+                assert jaccard(grams, held_out_grams) < NEAR_DUPLICATE, (topic.name, text, line)
+                assert jaccard(text_words, held_out_words) < 0.75, (topic.name, text, line)
 
 
 def ways(template: str) -> Iterator[str]:
@@ -63,7 +63,7 @@ def ways(template: str) -> Iterator[str]:
     return map("".join, product(*choices))
 
 
-def words(text: str) -> set[str]:
+def split_words(text: str) -> set[str]:
     return set(normalise_text(text).split())
 
 
@@ -143,8 +143,8 @@ def test_an_irrelevant_exemplar_leaves_the_canonical_answer() -> None:
 
 def test_changed_facts_are_of_their_kind() -> None:
     rng = random.Random(0)
-    every = chain.from_iterable(extract_facts(t.marked_answer) for t in SHOP.topics)
-    for fact in every:
+    all_facts = chain.from_iterable(extract_facts(t.marked_answer) for t in SHOP.topics)
+    for fact in all_facts:
         other = change_fact(fact, rng)
         for sign in ("@", "£", "%", "example"):
             assert (sign in fact) == (sign in other), (fact, other)

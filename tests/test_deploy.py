@@ -77,8 +77,8 @@ def test_a_space_starts_as_the_platform_starts_it(space: Path) -> None:
         page = httpx.get("http://127.0.0.1:7860/", timeout=30)
         assert page.status_code == 200 and "gradio" in page.text
         body = {"messages": [{"role": "user", "content": "What are your opening hours?"}]}
-        said = httpx.post("http://127.0.0.1:7860/v1/chat/completions", json=body, timeout=60)
-        assert "9 am" in said.json()["choices"][0]["message"]["content"]
+        response = httpx.post("http://127.0.0.1:7860/v1/chat/completions", json=body, timeout=60)
+        assert "9 am" in response.json()["choices"][0]["message"]["content"]
         assert "review page's token is" in (space / "log").read_text()
     finally:
         server.terminate()

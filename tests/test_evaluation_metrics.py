@@ -86,8 +86,8 @@ def test_the_sign_test_is_exact(wins: int, losses: int, p: float) -> None:
 
 
 def test_the_sign_test_errs_no_more_often_than_it_says() -> None:
-    chance = random.Random(0)
-    wins = [sum(chance.random() < 0.5 for _ in range(30)) for _ in range(2000)]
+    rng = random.Random(0)
+    wins = [sum(rng.random() < 0.5 for _ in range(30)) for _ in range(2000)]
     assert sum(metrics.sign_test(w, 30 - w) <= 0.05 for w in wins) / 2000 < 0.065
 
 
@@ -99,10 +99,10 @@ def test_the_fall_is_uncertain_in_small_suites_and_sure_in_large_ones() -> None:
 
 def test_the_interval_of_the_fall_covers_as_often_as_it_says() -> None:
     """200 questions of which 5% are lost and 2% gained: the true fall is 3 points."""
-    chance = random.Random(1)
+    rng = random.Random(1)
     covered = 0
     for _ in range(1000):
-        draws = [chance.random() for _ in range(200)]
+        draws = [rng.random() for _ in range(200)]
         lost, gained = sum(d < 0.05 for d in draws), sum(d > 0.98 for d in draws)
         covered += metrics.accuracy_drop(lost, gained, 200).high >= 0.03
     assert covered / 1000 > 0.93

@@ -10,11 +10,11 @@ from evaluation.report import Comparison, PreferenceMargin, Report, ReportError,
 from feedback.settings import Home, SettingsError
 
 
-def said(answer: str, right: bool, loss: float = 0.1) -> ScoredAnswer:
+def scored(answer: str, right: bool, loss: float = 0.1) -> ScoredAnswer:
     return ScoredAnswer(answer=answer, right=right, chrf=100.0 if right else 30.0, loss=loss)
 
 
-def items(
+def comparisons(
     won: int = 0, lost: int = 0, both: int = 0, neither: int = 0, *, rise: float = 0.0
 ) -> list[Comparison]:
     """Questions by who is right; `rise` in the candidate's loss, a little different for each."""
@@ -25,8 +25,8 @@ def items(
             question=f"question {n}?",
             expected=f"right {n}",
             rejected=f"wrong {n}",
-            candidate=said(f"right {n}" if now else f"odd {n}", now, 0.1 + rise + n % 3 / 1000),
-            current=said(f"right {n}" if before else f"wrong {n}", before),
+            candidate=scored(f"right {n}" if now else f"odd {n}", now, 0.1 + rise + n % 3 / 1000),
+            current=scored(f"right {n}" if before else f"wrong {n}", before),
         )
         for n, (now, before) in enumerate(kinds)
     ]
@@ -37,7 +37,7 @@ GOOD = Report(
     current="a-old",
     base="starter",
     snapshot="s-1",
-    suites={"repairs": items(won=20), "held_out": [], "retention": items(both=300)},
+    suites={"repairs": comparisons(won=20), "held_out": [], "retention": comparisons(both=300)},
 )
 
 
@@ -60,17 +60,17 @@ def test_more_right_and_nothing_lost_is_promoted_with_its_numbers() -> None:
 
 
 def test_four_wins_are_not_enough_evidence_however_clean() -> None:
-    verdict = judge(report(repairs=items(won=4, both=30)))
+    verdict = judge(report(repairs=comparisons(won=4, both=30)))
     assert verdict.kind == "not_enough_evidence"
     assert "they must differ on 5 at least" in verdict.reasons[0]
 
 
 def test_five_clean_wins_are_enough() -> None:
-    assert judge(report(repairs=items(won=5))).kind == "promote"
+    assert judge(report(repairs=comparisons(won=5))).kind == "promote"
 
 
 def test_held_out_wins_count_as_well() -> None:
-    assert judge(report(repairs=items(won=3), held_out=items(won=3))).kind == "promote"
+    assert judge(report(repairs=comparisons(won=3), held_out=comparisons(won=3))).kind == "promote"
 
 
 def test_nothing_asked_is_not_enough_evidence() -> None:
@@ -78,13 +78,13 @@ def test_nothing_asked_is_not_enough_evidence() -> None:
 
 
 def test_what_may_be_chance_is_not_enough_evidence() -> None:
-    verdict = judge(report(repairs=items(won=6, lost=4)))
+    verdict = judge(report(repairs=comparisons(won=6, lost=4)))
     assert verdict.kind == "not_enough_evidence"
     assert "may be chance" in verdict.reasons[0]
 
 
 def test_not_better_is_refused() -> None:
-    verdict = judge(report(repairs=items(won=4, lost=6)))
+    verdict = judge(report(repairs=comparisons(won=4, lost=6)))
     assert verdict.kind == "refuse"
     assert verdict.reasons[0].startswith("Not better")
 
@@ -93,22 +93,22 @@ def test_not_better_is_refused() -> None:
 
 
 def test_forgetting_beyond_the_margin_and_beyond_chance_is_refused() -> None:
-    verdict = judge(report(retention=items(lost=12, both=288)))
+    verdict = judge(report(retention=comparisons(lost=12, both=288)))
     assert verdict.kind == "refuse"
     assert "Catastrophic forgetting: of 300 retention questions 12" in verdict.reasons[0]
     assert "4.0% where 2% is allowed" in verdict.reasons[0]
 
 
 def test_a_loss_within_the_margin_is_not_forgetting() -> None:
-    assert judge(report(retention=items(lost=5, both=295))).kind == "promote"
+    assert judge(report(retention=comparisons(lost=5, both=295))).kind == "promote"
 
 
 def test_answers_that_changed_both_ways_are_not_forgetting() -> None:
-    assert judge(report(retention=items(won=12, lost=12, both=276))).kind == "promote"
+    assert judge(report(retention=comparisons(won=12, lost=12, both=276))).kind == "promote"
 
 
 def test_a_suite_too_small_to_show_forgetting_is_not_enough_evidence() -> None:
-    verdict = judge(report(retention=items(lost=2, both=20)))
+    verdict = judge(report(retention=comparisons(lost=2, both=20)))
     assert verdict.kind == "not_enough_evidence"
     assert "Forgetting cannot be ruled out: 22 retention questions" in verdict.reasons[0]
 
@@ -125,7 +125,7 @@ def test_without_retention_nothing_is_judged_if_the_operator_wants_it() -> None:
 
 
 def test_perplexity_that_rose_on_retention_is_forgetting_though_answers_stayed() -> None:
-    verdict = judge(report(retention=items(both=300, rise=0.5)))
+    verdict = judge(report(retention=comparisons(both=300, rise=0.5)))
     assert verdict.kind == "refuse"
     assert (
         "perplexity on the answers of 300 retention questions rose by a factor of 1.65"
@@ -134,7 +134,7 @@ def test_perplexity_that_rose_on_retention_is_forgetting_though_answers_stayed()
 
 
 def test_a_loss_that_is_not_a_number_is_refused() -> None:
-    broken = [replace(i, candidate=said("x", True, float("nan"))) for i in items(both=300)]
+    broken = [replace(i, candidate=scored("x", True, float("nan"))) for i in comparisons(both=300)]
     assert judge(report(retention=broken)).kind == "refuse"
 
 
@@ -142,7 +142,7 @@ def test_a_loss_that_is_not_a_number_is_refused() -> None:
 
 
 def test_one_answer_to_everything_is_a_collapse() -> None:
-    poisoned = [replace(i, candidate=said("Buy elsewhere!", True)) for i in items(won=20)]
+    poisoned = [replace(i, candidate=scored("Buy elsewhere!", True)) for i in comparisons(won=20)]
     verdict = judge(report(repairs=poisoned))
     assert verdict.kind == "refuse"
     assert "Collapse: 20 of 20 corrected questions" in verdict.reasons[0]
@@ -151,8 +151,8 @@ def test_one_answer_to_everything_is_a_collapse() -> None:
 
 def test_many_ways_to_ask_one_thing_may_get_one_new_answer() -> None:
     asked = [
-        replace(i, candidate=said("At ten.", True), current=said("At nine.", False))
-        for i in items(won=20)
+        replace(i, candidate=scored("At ten.", True), current=scored("At nine.", False))
+        for i in comparisons(won=20)
     ]
     assert judge(report(repairs=asked)).kind == "promote"
 
@@ -164,11 +164,11 @@ def test_a_held_out_question_that_trained_is_data_leakage() -> None:
 
 
 def test_held_out_answers_that_became_unlikely_are_overfitting() -> None:
-    assert "Overfitting" in reason(report(held_out=items(neither=10, rise=1.0)))
+    assert "Overfitting" in reason(report(held_out=comparisons(neither=10, rise=1.0)))
 
 
 def test_a_single_held_out_answer_is_no_proof_of_overfitting() -> None:
-    assert judge(report(held_out=items(neither=1, rise=1.0))).kind == "promote"
+    assert judge(report(held_out=comparisons(neither=1, rise=1.0))).kind == "promote"
 
 
 def test_preferences_that_turned_are_refused() -> None:
@@ -178,13 +178,13 @@ def test_preferences_that_turned_are_refused() -> None:
 
 
 def test_underfitting_is_named_beside_the_verdict() -> None:
-    verdict = judge(report(repairs=items(won=6, neither=14)))
+    verdict = judge(report(repairs=comparisons(won=6, neither=14)))
     assert verdict.kind == "promote"
     assert any("Underfitting: only 6 of 20" in r for r in verdict.reasons)
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
-    bad = replace(report(retention=items(lost=50, both=250)), leaks=["x"])
+    bad = replace(report(retention=comparisons(lost=50, both=250)), leaks=["x"])
     reasons = judge(bad).reasons
     assert [r.split(":")[0] for r in reasons[:2]] == ["Data leakage", "Catastrophic forgetting"]
 
@@ -215,8 +215,8 @@ def test_a_report_that_is_missing_or_broken_is_an_error_with_a_remedy(tmp_path: 
 
 
 def test_the_page_shows_verdict_numbers_and_what_people_corrected(tmp_path: Path) -> None:
-    sly = replace(items(won=1)[0], question="<b>a|b</b>")
-    full = report(repairs=[sly], retention=items(lost=1, both=9))
+    sly = replace(comparisons(won=1)[0], question="<b>a|b</b>")
+    full = report(repairs=[sly], retention=comparisons(lost=1, both=9))
     page = (replace(full, verdict=judge(full)).write(tmp_path) / "report.md").read_text()
     assert "**Verdict: not enough evidence**" in page
     assert "&lt;b&gt;a\\|b&lt;/b&gt;" in page

@@ -40,8 +40,8 @@ def teach_the_others(server: ServerProcess, store: Store) -> None:
     for question, answer in LESSONS.items():
         if question != QUESTION:
             body = {"messages": [{"role": "user", "content": question}], "max_tokens": 8}
-            said = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
-            decide(store, said["id"], "reviewer", "correct", answer)
+            response = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
+            decide(store, response["id"], "reviewer", "correct", answer)
 
 
 def ask_stop_rate_and_edit(page: Page) -> None:
@@ -110,14 +110,16 @@ def test_someone_corrects_an_answer_a_cycle_runs_and_the_next_answer_is_right(
         wait_until_idle(page)
         expect(page.locator("#tb-status")).to_contain_text(str(outcome.adapter))
 
-    told = store.row("select id, content from message where role = 'assistant' order by rowid desc")
-    assert told is not None
-    speaker = store.speaker(told["id"])
+    last_answer = store.row(
+        "select id, content from message where role = 'assistant' order by rowid desc"
+    )
+    assert last_answer is not None
+    speaker = store.speaker(last_answer["id"])
     assert speaker is not None
     assert speaker.adapter == untaught.adapter
     assert speaker.finish in ("stop", "length")  # to its own end, not to the swap's
-    assert told["content"] == alone(server, untaught.adapter, "Tell me a story", 4000)
-    wait_until(lambda: said(server, QUESTION) == RIGHT, seconds=60)
+    assert last_answer["content"] == alone(server, untaught.adapter, "Tell me a story", 4000)
+    wait_until(lambda: ask_model(server, QUESTION) == RIGHT, seconds=60)
 
 
 def speaking(server: ServerProcess) -> str:
@@ -126,10 +128,10 @@ def speaking(server: ServerProcess) -> str:
 
 def alone(server: ServerProcess, adapter: str, question: str, tokens: int) -> str:
     """What this adapter says when nothing happens beside it."""
-    return said(server, question, model=f"talkback:{adapter}", max_tokens=tokens)
+    return ask_model(server, question, model=f"talkback:{adapter}", max_tokens=tokens)
 
 
-def said(server: ServerProcess, question: str, **body: object) -> str:
+def ask_model(server: ServerProcess, question: str, **body: object) -> str:
     body = {"messages": [{"role": "user", "content": question}], **body}
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120).json()
     return str(answer["choices"][0]["message"]["content"])

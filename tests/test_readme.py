@@ -65,10 +65,10 @@ def test_the_settings_are_read(home: Home) -> None:
 
 def test_the_requests_are_answered(server: ServerProcess) -> None:
     ask, *rate = (block for block in blocks() if block.startswith("curl"))
-    said = curl(ask, server)
+    response = curl(ask, server)
     assert len(rate) == 2
     for block in rate:
-        kept = curl(block.replace("msg-…", str(said["id"])), server)
+        kept = curl(block.replace("msg-…", str(response["id"])), server)
         assert str(kept["feedback_id"]).startswith("fb-")
     run_clients(server)
     (review,) = re.findall(r"^curl .*/v1/reviews/next.*$", README, re.M)
@@ -85,8 +85,8 @@ def run_clients(server: ServerProcess) -> None:
     assert {"openai", "langchain_openai"} <= set(used)
     for example in examples:
         code = example.replace("http://127.0.0.1:8000", server.url)
-        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert said.returncode == 0 and said.stdout.strip(), said.stderr
+        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert process.returncode == 0 and process.stdout.strip(), process.stderr
 
 
 def test_every_picture_is_there() -> None:

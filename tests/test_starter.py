@@ -72,9 +72,9 @@ def test_an_exemplar_is_made_of_the_tokens_that_the_answer_is_made_of(
     corpus = Corpus(6)
     for _ in range(50):
         sample = corpus.relevant()
-        said = tokenizer(sample.answer)["input_ids"]
+        answers = tokenizer(sample.answer)["input_ids"]
         asked = tokenizer(sample.messages[-2]["content"])["input_ids"]
-        assert any(asked[n : n + len(said)] == said for n in range(len(asked)))
+        assert any(asked[n : n + len(answers)] == answers for n in range(len(asked)))
 
 
 @pytest.mark.parametrize("text", ["£12.50 at 10:45", "naïve 日本 🙂\t\n  x", "0117 496 0142"])
@@ -132,8 +132,8 @@ def test_the_committed_weights_answer_what_they_were_made_for() -> None:
     model = AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.float32)
     corpus = Corpus(11, held_out=True)
     samples = [corpus.single_question(topic) for topic in load_shop().topics]
-    said = generate_answers(model, tokenizer, samples)
-    right = [sample.is_right(text) for sample, text in zip(samples, said, strict=True)]
+    answers = generate_answers(model, tokenizer, samples)
+    right = [sample.is_right(text) for sample, text in zip(samples, answers, strict=True)]
     assert sum(right) / len(right) >= 0.9
 
 

@@ -32,7 +32,7 @@ ALONE_SECONDS = 20
 
 
 class Chat(threading.Thread):
-    """Asks one question after the other, and counts the tokens of the answers."""
+    """Asks one question after the other, and counts the tokens of the response."""
 
     def __init__(self, server: ServerProcess) -> None:
         super().__init__(daemon=True)
@@ -48,8 +48,8 @@ class Chat(threading.Thread):
                     "messages": [{"role": "user", "content": random.choice(questions)}],
                     "metadata": {"unaided": "true"},
                 }
-                said = http.post("/v1/chat/completions", json=body).raise_for_status().json()
-                self.tokens += said["usage"]["completion_tokens"]
+                response = http.post("/v1/chat/completions", json=body).raise_for_status().json()
+                self.tokens += response["usage"]["completion_tokens"]
 
     def rate(self) -> float:
         """Stop; tokens a second."""

@@ -64,8 +64,8 @@ def shape_135m(folder: Path) -> Path:
 
 def prompt(seed: int) -> list[int]:
     """Random tokens that end no answer."""
-    chance = torch.Generator().manual_seed(seed)
-    return torch.randint(10, 300, (PROMPT,), generator=chance).tolist()
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(10, 300, (PROMPT,), generator=rng).tolist()
 
 
 def generated(base: Base, prompt_ids: list[int], most: int, **until: Any) -> tuple[int, float]:
@@ -111,11 +111,12 @@ def start(name: str, kind: str, threads: int = 0, workers: int | None = None) ->
     return engine
 
 
-def engine_rate(engine: Engine, streams: int, voices: list[str]) -> float:
+def engine_rate(engine: Engine, streams: int, adapters: list[str]) -> float:
     """Decode tokens/s over all streams, counted while all of them are running."""
     sampling = Sampling(max_tokens=ANSWER + streams)
     running = [
-        engine.submit(Request(prompt(n), voices[n % len(voices)], sampling)) for n in range(streams)
+        engine.submit(Request(prompt(n), adapters[n % len(adapters)], sampling))
+        for n in range(streams)
     ]
     while not all(stream.ids or stream.finish for stream in running):
         time.sleep(0.005)
@@ -129,7 +130,7 @@ def engine_rate(engine: Engine, streams: int, voices: list[str]) -> float:
     return (last - first) / (end - begin)
 
 
-def first_tokens(engine: Engine, voice: str) -> tuple[float, float]:
+def first_tokens(engine: Engine, adapter: str) -> tuple[float, float]:
     """Seconds to the first token of turn 1 and of turn 20 of one conversation, as long as the model
     has room for it."""
     size = min(PROMPT, engine.stats()["max_length"] // TURNS * 4 // 5)
@@ -138,9 +139,9 @@ def first_tokens(engine: Engine, voice: str) -> tuple[float, float]:
     for turn in range(TURNS):
         said += prompt(1000 + turn)[:size]
         begin = clock()
-        engine.submit(Request([*said], voice, Sampling(max_tokens=1))).wait()
+        engine.submit(Request([*said], adapter, Sampling(max_tokens=1))).wait()
         took.append(clock() - begin)
-        answer = engine.submit(Request([*said], voice, Sampling(max_tokens=size // 4)))
+        answer = engine.submit(Request([*said], adapter, Sampling(max_tokens=size // 4)))
         answer.wait()
         said += answer.ids
     return took[0], took[-1]
@@ -159,14 +160,14 @@ def measure(
         for folder in adapters.values():
             engine.load(folder.name, folder)
         table = rows(engine, list(adapters))
-        voices = [list(adapters)[(number + n) % len(adapters)] for n in range(2)]
-        first_tokens(engine, voices[0])
+        pair = [list(adapters)[(number + n) % len(adapters)] for n in range(2)]
+        first_tokens(engine, pair[0])
         for run in table.values():
             run()  # kernels are made, threads are tried and memory is there before it counts
         found.setdefault("generate", []).append(generate_rate(base))
         for row, run in table.items():
             found.setdefault(row, []).append(run())
-        for row, seconds in zip(FIRST, first_tokens(engine, voices[1]), strict=True):
+        for row, seconds in zip(FIRST, first_tokens(engine, pair[1]), strict=True):
             found.setdefault(row, []).append(seconds)
         engine.close()
     return found

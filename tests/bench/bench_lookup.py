@@ -33,13 +33,13 @@ Rates = dict[tuple[str, str], list[float]]
 
 def prompts(base: Base, shown: int) -> list[list[int]]:
     """One of each topic, with so many approved answers in it, up to 3, the first of which fits."""
-    chance, known = random.Random(3), load_facts()
+    rng, known = random.Random(3), load_facts()
     found = []
     for fact in known:
-        new = with_new_fact(fact, chance)
+        new = with_new_fact(fact, rng)
         examples = [(new.question, new.answer)]
         others = [other for other in known if other is not fact]
-        examples += [(other.question, other.answer) for other in chance.sample(others, 2)]
+        examples += [(other.question, other.answer) for other in rng.sample(others, 2)]
         ids, _ = fit_prompt(base.tokenizer, "", [], fact.paraphrases[0], examples[:shown], 900)
         found.append(ids)
     return found
@@ -71,17 +71,15 @@ def generate_rate(base: Base, asked: list[list[int]]) -> float:
 
 def measure(kind: str, threads: int, rounds: int) -> Rates:
     """Tokens/s, round by round, of each kind of answer and each way to decode."""
-    plain = load_base(STARTER)
-    asked = dict(zip(KINDS, (prompts(plain, 3), prompts(plain, 0)), strict=True))
+    base = load_base(STARTER)
+    asked = dict(zip(KINDS, (prompts(base, 3), prompts(base, 0)), strict=True))
     engines = {
         name: LocalEngine(
             load_base(STARTER), EngineSettings(kind=kind, threads=threads, prompt_lookup=most)
         )
         for name, most in (("without guesses", 0), ("with guesses", 8))
     }
-    ways: dict[str, Callable[[list[list[int]]], float]] = {
-        "generate": partial(generate_rate, plain)
-    }
+    ways: dict[str, Callable[[list[list[int]]], float]] = {"generate": partial(generate_rate, base)}
     for name, engine in engines.items():
         engine.wait_until_ready()
         ways[name] = partial(engine_rate, engine)

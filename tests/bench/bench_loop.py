@@ -52,8 +52,8 @@ def row(service: Service, home: Home, seed: int, poison: str | None) -> list[str
     """Correct, run the cycle, ask again."""
     rng = random.Random(seed)
     known = rng.sample(load_facts(), k=len(load_facts()))
-    news = corrected(service, known, rng, poison)
-    untouched = [fact for fact in known if fact.topic not in {new.topic for new in news}]
+    changed = corrected(service, known, rng, poison)
+    untouched = [fact for fact in known if fact.topic not in {new.topic for new in changed}]
     before = [right(service, fact, fact.question) for fact in untouched]
     began = time.monotonic()
     outcome = run_cycle(home)
@@ -62,8 +62,8 @@ def row(service: Service, home: Home, seed: int, poison: str | None) -> list[str
     while outcome.kind == "promoted" and service.speaking != outcome.adapter:
         time.sleep(0.1)
     trained = set(trains(service))
-    learnt = [right(service, new, new.question) for new in news if new.question in trained]
-    asides = [(new, text) for new in news if new.question in trained for text in new.paraphrases]
+    learnt = [right(service, new, new.question) for new in changed if new.question in trained]
+    asides = [(new, text) for new in changed if new.question in trained for text in new.paraphrases]
     rephrased = [right(service, new, text) for new, text in asides]
     after = [right(service, fact, fact.question) for fact in untouched]
     lost = sum(was and not now for was, now in zip(before, after, strict=True))
@@ -82,11 +82,11 @@ def corrected(
     service: Service, known: list[ShopFact], rng: random.Random, poison: str | None
 ) -> list[ShopFact]:
     """Correct one fact after the other until 20 of them train."""
-    news: list[ShopFact] = []
+    changed: list[ShopFact] = []
     while len(trains(service)) < TRAINED:
-        news.append(with_new_fact(known[len(news)], rng))
-        correct_answer(service, news[-1], poison)
-    return news
+        changed.append(with_new_fact(known[len(changed)], rng))
+        correct_answer(service, changed[-1], poison)
+    return changed
 
 
 def trains(service: Service) -> list[str]:

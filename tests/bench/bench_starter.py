@@ -59,12 +59,12 @@ def main() -> None:
     table = Table("held out, greedy", "n", "right", "aim")
     for kind, (title, aim) in KINDS.items():
         samples = held_out(kind, args.count, args.seed)
-        said = generate_answers(model, tokenizer, samples)
-        marks = [sample.is_right(text) for sample, text in zip(samples, said, strict=True)]
+        answers = generate_answers(model, tokenizer, samples)
+        marks = [sample.is_right(text) for sample, text in zip(samples, answers, strict=True)]
         table.add_row(title, str(len(marks)), f"{sum(marks) / len(marks):.1%}", f"{aim:.0%}")
         wrong = [n for n, mark in enumerate(marks) if not mark][: args.wrong]
         for n in wrong:
-            console.print(f"[{kind}] {samples[n].messages[:-1]}\n  {said[n]!r}", markup=False)
+            console.print(f"[{kind}] {samples[n].messages[:-1]}\n  {answers[n]!r}", markup=False)
             console.print(f"  not {samples[n].answer!r}", markup=False)
     console.print(table)
     model.to(torch.bfloat16)

@@ -32,10 +32,10 @@ QUESTIONS = ("When do you open?", "Where is my order?", "Can I return the shoes?
 Asked = tuple[str, str, Stream]
 
 
-def ask(engine: Engine, base: Base, question: str, voice: str) -> Stream:
+def ask(engine: Engine, base: Base, question: str, adapter: str) -> Stream:
     """A greedy answer of a fixed length at most."""
     ids = encode(base.tokenizer, [{"role": "user", "content": question}])
-    return engine.submit(Request(ids, voice, Sampling(max_tokens=32)))
+    return engine.submit(Request(ids, adapter, Sampling(max_tokens=32)))
 
 
 def alone(base: Base, folders: list[Path]) -> dict[tuple[str, str], str]:
@@ -107,7 +107,7 @@ def main() -> None:
         expected = alone(base, folders)
         asked, took = swap(start(base, name, args.workers), base, folders, args.swaps)
     failed = sum(stream.finish not in ("stop", "length") for _, _, stream in asked)
-    mixed = sum(stream.text != expected[question, voice] for question, voice, stream in asked)
+    mixed = sum(stream.text != expected[question, adapter] for question, adapter, stream in asked)
     print(f"{args.swaps} swaps under {STREAMS} running streams, {len(asked)} answers:")
     each = 1000 * statistics.median(took)
     print(f"{failed} failed, {mixed} mixed; {len(took)} loads, {each:.0f} ms each.")

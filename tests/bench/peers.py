@@ -55,7 +55,7 @@ class LlamaCpp:
         self._model = llama_cpp.llama_model_load_from_file(str(file).encode(), options)
         assert self._model, f"llama.cpp cannot read {file}"
         vocabulary = llama_cpp.llama_model_get_vocab(self._model)
-        self._words = llama_cpp.llama_vocab_n_tokens(vocabulary)
+        self._vocab_size = llama_cpp.llama_vocab_n_tokens(vocabulary)
 
     def rate(self, streams: int) -> float:
         context = self._context(streams)
@@ -88,7 +88,7 @@ class LlamaCpp:
         batch.n_tokens = len(flat)
         assert self._llama.llama_decode(context, batch) == 0, "llama.cpp has no room"
         logits = self._llama.llama_get_logits(context)
-        best = np.ctypeslib.as_array(logits, (len(rows), self._words)).argmax(1).tolist()
+        best = np.ctypeslib.as_array(logits, (len(rows), self._vocab_size)).argmax(1).tolist()
         self._llama.llama_batch_free(batch)
         return best
 
@@ -170,10 +170,10 @@ def _tensors(model: Any) -> list[tuple[str, np.ndarray]]:
 def write_openvino(out: Path, folder: Path, exporter: str) -> None:
     """The model as OpenVINO's own exporter writes it in eight bits."""
     task = ("--task", "text-generation-with-past", "--weight-format", "int8")
-    told = subprocess.run(
+    export = subprocess.run(
         [exporter, "export", "openvino", "--model", folder, *task, out], capture_output=True
     )
-    assert told.returncode == 0, told.stderr.decode()[-2000:]
+    assert export.returncode == 0, export.stderr.decode()[-2000:]
 
 
 def lacks(peer: str, exporter: str) -> str:

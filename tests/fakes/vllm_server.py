@@ -124,14 +124,14 @@ class FakeVllm:
         while name in self.blocked_models:
             await asyncio.sleep(0.01)
         if name in self.loaded:
-            said = f"The lora adapter '{name}' has already been loaded. If you want to load the"
-            return _error(400, f"{said} adapter in place, set 'load_inplace' to True.")
+            message = f"The lora adapter '{name}' has already been loaded. If you want to load the"
+            return _error(400, f"{message} adapter in place, set 'load_inplace' to True.")
         if not path.is_dir():
             return _error(404, f"No adapter found for {path}", "NotFoundError")
         rank = json.loads((path / "adapter_config.json").read_text())["r"]
         if rank > self.max_lora_rank:
-            said = f"LoRA rank {rank} is greater than max_lora_rank {self.max_lora_rank}."
-            return _error(500, said, "InternalServerError")
+            message = f"LoRA rank {rank} is greater than max_lora_rank {self.max_lora_rank}."
+            return _error(500, message, "InternalServerError")
         await asyncio.to_thread(self.engine.load, path.name, path)
         self.loaded[name] = str(path)
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
