@@ -1,4 +1,5 @@
-"""Our own kernels: what torch computes, and the same bits in any company; in eight bits nearly."""
+"""Our own kernels: they compute what torch does, in eight bits nearly, and the same bits whatever
+is computed beside."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(params=["as on this CPU", "without AVX512-BF16"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The kernels for this CPU, and those for an older one."""
+    """Use the kernels for this CPU, then those for an older one."""
     if request.param == "without AVX512-BF16":
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     kernel_library.cache_clear()
@@ -151,21 +152,21 @@ def test_the_same_bits_alone_and_in_company_at_once_and_in_pieces(world: World, 
     together = compute_logits(runner, world.steps())
     alone: list[list[torch.Tensor]] = [[], [], []]
     for row in range(4):
-        own = [[part for part in parts if part.row == row] for parts in world.steps()]
-        for at, logits in zip(
-            [at for at, parts in enumerate(own) if parts],
-            compute_logits(runner, [parts for parts in own if parts]),
+        of_row = [[chunk for chunk in chunks if chunk.row == row] for chunks in world.steps()]
+        for step, logits in zip(
+            [step for step, chunks in enumerate(of_row) if chunks],
+            compute_logits(runner, [chunks for chunks in of_row if chunks]),
             strict=True,
         ):
-            alone[at].append(logits)
+            alone[step].append(logits)
     for found, right in zip(alone, together, strict=True):
         assert torch.equal(torch.cat(found), right)
     pieces = [
-        [Chunk(part.row, part.ids[at : at + 1], part.start + at, part.adapter)]
-        for parts in world.steps()
-        for part in parts
-        if part.row == 1
-        for at in range(len(part.ids))
+        [Chunk(chunk.row, chunk.ids[i : i + 1], chunk.start + i, chunk.adapter)]
+        for chunks in world.steps()
+        for chunk in chunks
+        if chunk.row == 1
+        for i in range(len(chunk.ids))
     ]
     whole = together[2][1]
     assert torch.equal(compute_logits(runner, pieces)[-1][0], whole)
@@ -187,7 +188,7 @@ def engine(oracle: Oracle) -> Iterator[LocalEngine]:
 
 
 def ask(engine: LocalEngine, *requests: Request) -> list[list[int]]:
-    """What they are answered, all at the same time."""
+    """Submit requests all at once; return the token ids of their answers."""
     streams = [engine.submit(request) for request in requests]
     for stream in streams:
         wait_for_text(stream)
@@ -265,14 +266,15 @@ def test_eight_bits_say_nearly_the_same_and_take_a_byte_a_weight_more(any_oracle
         return
     model = any_oracle.base.model
     linears = [each.weight for each in model.modules() if isinstance(each, torch.nn.Linear)]
-    own, more = sum(p.nbytes for p in model.parameters()), sum(p.numel() for p in linears)
+    weight_bytes = sum(p.nbytes for p in model.parameters())
+    more = sum(p.numel() for p in linears)
     assert engine.stats()["int8"] and engine.stats()["fast"]
-    panels = engine.stats()["memory"]["weights"] - own
+    panels = engine.stats()["memory"]["weights"] - weight_bytes
     assert more <= panels < 1.3 * more, "they are filled up"
     asked = [(question, voice) for question in QUESTIONS for voice in any_oracle.voices]
-    said = ask(engine, *(any_oracle.request(question, voice, 8) for question, voice in asked))
+    answers = ask(engine, *(any_oracle.request(question, voice, 8) for question, voice in asked))
     expected = [any_oracle.answer(question, voice, 8) for question, voice in asked]
-    same = sum(ids[:1] == right[:1] for ids, right in zip(said, expected, strict=True))
+    same = sum(ids[:1] == right[:1] for ids, right in zip(answers, expected, strict=True))
     assert same >= 0.8 * len(asked)
     engine.close()
 
@@ -289,11 +291,13 @@ def test_a_later_turn_reads_only_what_is_new_and_says_the_same(
 ) -> None:
     voice = oracle.voices[1]
     first = oracle.prompt(QUESTIONS[1]) * 3
-    said = ask(engine, Request(first, voice, Sampling(max_tokens=32)))[0]
-    second = Request([*first, *said, *oracle.prompt(QUESTIONS[2])], voice, Sampling(max_tokens=24))
+    answer = ask(engine, Request(first, voice, Sampling(max_tokens=32)))[0]
+    second = Request(
+        [*first, *answer, *oracle.prompt(QUESTIONS[2])], voice, Sampling(max_tokens=24)
+    )
     before = engine.stats()["recalled"]
     recalled = ask(engine, second)[0]
-    assert engine.stats()["recalled"] - before == len(first) + len(said) - 1
+    assert engine.stats()["recalled"] - before == len(first) + len(answer) - 1
     fresh = start_int8(load_again(oracle), prefix_mb=0, chunk=16)
     assert ask(fresh, second)[0] == recalled
     fresh.close()
@@ -318,8 +322,8 @@ def test_an_adapter_that_eight_bits_get_wrong_brings_the_exact_weights_back(
     oracle: Oracle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = LocalEngine(oracle.base, EngineSettings(threads=1, kind="int8", chunk=16))
-    (early, place), (name, folder), *_ = oracle.adapters.items()
-    engine.load(early, place)
+    (early, early_folder), (name, folder), *_ = oracle.adapters.items()
+    engine.load(early, early_folder)
     asked = [oracle.request(q, v, 200) for q in QUESTIONS for v in (early, BASE)]
     running = [engine.submit(request) for request in asked]
     wait_until(lambda: len(running[0].ids) >= 5)

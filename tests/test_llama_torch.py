@@ -91,8 +91,8 @@ def test_attention_by_products_reads_what_torch_reads(
         *(each.double() for each in (q, keys, values)), attn_mask=seen, scale=0.1
     )
     assert rows * 3 * used * (12 + queries) > llama_torch.MIN_BMM_WORK
-    read = llama_torch.attention(q, keys, values, hidden, 0.1)
-    assert (read - expected).norm() < 0.01 * expected.norm()
+    found = llama_torch.attention(q, keys, values, hidden, 0.1)
+    assert (found - expected).norm() < 0.01 * expected.norm()
 
 
 ROPES = [

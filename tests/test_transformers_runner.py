@@ -1,4 +1,5 @@
-"""What streams read together: the same as one by one, and only where it saves time."""
+"""Chunks of several sequences in one forward: the logits are those of one by one, and they are
+computed together only where it saves time."""
 
 from collections.abc import Iterator
 
@@ -104,15 +105,15 @@ def test_the_cache_is_read_in_strides_up_to_its_end(
 ) -> None:
     engine = start_engine(any_oracle)
     runner = engine.scheduler.runner.with_own_cache(1, 2 * KV_STRIDE + 3)
-    read: list[int] = []
+    lengths: list[int] = []
     kv_length = TransformersRunner._kv_length
     monkeypatch.setattr(
         TransformersRunner,
         "_kv_length",
-        lambda self, batch: read.append(kv_length(self, batch)) or read[-1],
+        lambda self, batch: lengths.append(kv_length(self, batch)) or lengths[-1],
     )
     runner.forward([Chunk(0, ids(KV_STRIDE), 0, None)])
     for position in (KV_STRIDE, KV_STRIDE + 1, 2 * KV_STRIDE - 1, 2 * KV_STRIDE, 2 * KV_STRIDE + 2):
         runner.forward([Chunk(0, [7], position, None)])
-    assert read == [KV_STRIDE, *[2 * KV_STRIDE] * 3, *[2 * KV_STRIDE + 3] * 2]
+    assert lengths == [KV_STRIDE, *[2 * KV_STRIDE] * 3, *[2 * KV_STRIDE + 3] * 2]
     engine.close()

@@ -10,7 +10,7 @@
 #include "attention_tasks.h"
 #include "gemm.h"
 
-#define KV_BLOCK 128      /* positions that are packed at a time: they stay in the L2 cache */
+#define KV_BLOCK 128      /* positions whose keys and values are packed at a time */
 #define MAX_HEAD_SIZE 256 /* buffers on the stack; `llama_cpu.py` refuses larger ones */
 #define MAX_LOG2_WEIGHT 8 /* weights may grow to 2^8 before the base moves and all is rescaled */
 

@@ -7,19 +7,19 @@
 #include "pack.h"
 #include "threads.h"
 
-#define QUERY_BLOCK 256 /* queries (tokens times heads) of a task: their state stays in the cache */
+#define QUERY_BLOCK 256 /* queries (tokens times heads) of a task, at most */
 
 typedef struct {
-    Chunk chunk;        /* `chunk.num_tokens` is 0 where there is no task */
+    Chunk chunk; /* `chunk.num_tokens` is 0 where there is no task */
     int64_t kv_head;
     int64_t begin, end; /* tokens, counted within the chunk */
 } AttentionTask;
 
 /* Goes through one thread's share of the tasks: chunk by chunk, head by head, token by token. */
 typedef struct {
-    int64_t chunk, kv_head, begin;   /* of what comes next */
-    int64_t cost_before;             /* of everything before this chunk and head */
-    int64_t cost_begin, cost_end;    /* the thread's share of the cost of everything */
+    int64_t chunk, kv_head, begin; /* of what comes next */
+    int64_t cost_before;           /* of everything before this chunk and head */
+    int64_t cost_begin, cost_end;  /* the thread's share of the cost of everything */
 } TaskIterator;
 
 /* What a chunk's tokens cost for one head: about as many keys as they look back at, in total. */

@@ -97,8 +97,8 @@ typedef struct {
     Barrier barrier;
 } Work;
 
-/* Lay out the rows in `scratch`, wide enough for every layer; floats that a token takes. Each row
- * is a multiple of 64 bytes, so that two threads never write to one cache line. */
+/* Lay out the rows in `scratch`, wide enough for every layer, and return the floats that a token
+ * takes. Rows are padded to whole vectors of 64 bytes. */
 static int64_t lay_out(const Model *m, const ForwardArgs *args, Work *w) {
     int64_t input = packed_dwords(&m->lm_head), lora_input = m->hidden_size, y = m->hidden_size;
     int64_t lora_down = 0;

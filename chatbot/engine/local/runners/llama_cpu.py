@@ -4,7 +4,6 @@ Weights, keys and values stay in the model's type, or weights are rounded to eig
 values and adapters to bfloat16; activations between two products are float32.
 """
 
-import math
 from collections.abc import Sequence
 from ctypes import POINTER, Array, byref, c_int64, c_void_p, cast
 from dataclasses import replace
@@ -14,35 +13,23 @@ from typing import Any, Self
 import torch
 
 from chatbot.engine.local.kernels import library
-from chatbot.engine.local.kernels.panels import (
-    PACKINGS,
-    HugePageArena,
-    PanelLinear,
-    data_pointer,
-)
+from chatbot.engine.local.kernels.panels import PACKINGS
 from chatbot.engine.local.kernels.structs import (
-    NUM_LINEARS,
     AdapterTokensStruct,
     ChunkStruct,
     ForwardArgsStruct,
-    LayerStruct,
-    LoraStruct,
-    MatrixStruct,
-    ModelStruct,
     TokenBatchStruct,
 )
-from chatbot.engine.local.runners.fused_linear import (
-    LLAMA_FAMILY,
-    SharedWeights,
-    concatenate_weights,
-    fused_linear_names,
+from chatbot.engine.local.runners.fused_linear import LLAMA_FAMILY
+from chatbot.engine.local.runners.packed_weights import (
+    PackedAdapter,
+    PackedWeights,
+    head_counts,
 )
 from chatbot.engine.local.runners.rotary import RotaryTable
 from chatbot.engine.local.runners.runner import Chunk
 from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 
-MAX_SCALE_GROUP = 192
-"""Inputs, at most, that share a scale in eight bits: larger groups are faster, and coarser."""
 MAX_HEAD_SIZE, MAX_QUERIES_PER_KV_HEAD = 256, 96
 """What the kernels' buffers have room for (`attention.h`)."""
 
@@ -61,7 +48,7 @@ def unsupported_reason(reference: TransformersRunner) -> str | None:
         return (
             f"its kernels compute in float32 and bfloat16, and the model is in {reference.dtype}."
         )
-    heads, kv_heads, size = _head_counts(reference.model.model.layers[0].self_attn)
+    heads, kv_heads, size = head_counts(reference.model.model.layers[0].self_attn)
     if size > MAX_HEAD_SIZE or heads > MAX_QUERIES_PER_KV_HEAD * kv_heads:
         return (
             f"its kernels are not for {heads} heads of {size} over {kv_heads} of keys and values."
@@ -81,6 +68,7 @@ class LlamaCpuRunner(TransformersRunner):
     until `restore_weights`."""
 
     name = "llama_cpu"
+    _int8 = False
     _scratch: torch.Tensor
     _logits: torch.Tensor
     _cache_capacity: tuple[int, int] | None
@@ -90,28 +78,15 @@ class LlamaCpuRunner(TransformersRunner):
         super().__init__(reference.model, reference.lora_layers, reference.cache)
         self._reference = reference
         self._kernels: Any = library.kernel_library()
-        count = len(self.model.model.layers)
-        self._linear_names = [fused_linear_names(index) for index in range(count)]
+        self._weights = PackedWeights(reference, self._int8)
         self._rotary_table = RotaryTable(self.model, torch.empty(0))
         self._adapters: dict[str, PackedAdapter] = {}
-        self._arena = HugePageArena()
-        self._norm_weights: list[torch.Tensor] = []
-        """In float32."""
-        self._shared_weights: list[SharedWeights] = []
-        self._copies: list[PanelLinear] = []
-        """Matrices whose weights the model holds as well."""
-        self._model = self._describe_model()
         self._forget_buffers()
 
     @property
     def extra_bytes(self) -> int:
         """Return the memory that it takes beside the model's weights."""
-        return sum(linear.nbytes for linear in self._copies)
-
-    @property
-    def cache_dtype(self) -> torch.dtype:
-        """Return the type of keys and values and of adapters."""
-        return self.dtype
+        return self._weights.extra_bytes
 
     @property
     def adapter_bytes(self) -> int:
@@ -137,8 +112,7 @@ class LlamaCpuRunner(TransformersRunner):
 
     def restore_weights(self) -> None:
         """Give the model's linears their weights again; this runner cannot be used any more."""
-        for shared in self._shared_weights:
-            shared.restore_weights()
+        self._weights.restore()
 
     def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """Compute the chunks without padding; return the logits [sum of num_logits, vocab] after
@@ -158,7 +132,7 @@ class LlamaCpuRunner(TransformersRunner):
         if num_logits < len(ids):
             logit_tokens = self._token_batch([_with_logits(chunk) for chunk in chunks])
         if num_logits > len(self._logits):
-            self._logits = torch.empty(num_logits, self._model.lm_head.outputs)
+            self._logits = torch.empty(num_logits, self._weights.model.lm_head.outputs)
         args = ForwardArgsStruct(
             num_threads=torch.get_num_threads(),
             kv_capacity=self.cache.capacity[1],
@@ -177,16 +151,18 @@ class LlamaCpuRunner(TransformersRunner):
 
     def _check_ids(self, ids: torch.Tensor) -> None:
         extremes = (int(ids.min()), int(ids.max()))
-        if outside := [token for token in extremes if not 0 <= token < self._vocab_size]:
-            raise ValueError(f"The model has {self._vocab_size} tokens, none of them {outside[0]}.")
+        if outside := [token for token in extremes if not 0 <= token < self._weights.vocab_size]:
+            raise ValueError(
+                f"The model has {self._weights.vocab_size} tokens, none of them {outside[0]}."
+            )
 
     def _call_kernels(self, args: ForwardArgsStruct) -> None:
         """Give the forward its scratch memory and run it."""
-        needed = self._kernels.talkback_scratch_floats(byref(self._model), byref(args))
+        needed = self._kernels.talkback_scratch_floats(byref(self._weights.model), byref(args))
         if needed > len(self._scratch):
             self._scratch = torch.empty(needed)
         args.scratch = self._scratch.data_ptr()
-        self._kernels.talkback_forward(byref(self._model), byref(args))
+        self._kernels.talkback_forward(byref(self._weights.model), byref(args))
 
     def _forget_buffers(self) -> None:
         """Begin with no memory and no addresses of a cache."""
@@ -196,9 +172,9 @@ class LlamaCpuRunner(TransformersRunner):
     def _cache_pointers(self, rows: int, positions: int) -> tuple[Array[Any], Array[Any]]:
         """Return the addresses of each layer's keys and of its values, with memory for so many rows
         and positions."""
-        model = self._model
-        like = torch.empty(model.num_kv_heads, model.head_size, dtype=self.cache_dtype)
-        self.cache.allocate(len(self._linear_names), like, rows, positions)
+        model, dtype = self._weights.model, self._weights.cache_dtype
+        like = torch.empty(model.num_kv_heads, model.head_size, dtype=dtype)
+        self.cache.allocate(model.num_layers, like, rows, positions)
         if self._cache_capacity != self.cache.capacity:
             self._cache_capacity = self.cache.capacity
             self._addresses = [
@@ -233,118 +209,16 @@ class LlamaCpuRunner(TransformersRunner):
         indices = cast((c_int64 * len(tokens))(*tokens), POINTER(c_int64))
         return AdapterTokensStruct(indices, len(tokens), adapter.rank, adapter.loras)
 
-    def _pack_adapter(self, name: str) -> "PackedAdapter":
-        self._adapters[name] = PackedAdapter(self, name)
+    def _pack_adapter(self, name: str) -> PackedAdapter:
+        self._adapters[name] = PackedAdapter(self._weights, self.lora_layers, name)
         return self._adapters[name]
-
-    def _describe_model(self) -> ModelStruct:
-        core, lm_head = self.model.model, self.model.lm_head
-        layers = [
-            self._describe_layer(layer, names)
-            for layer, names in zip(core.layers, self._linear_names, strict=True)
-        ]
-        num_heads, num_kv_heads, head_size = _head_counts(core.layers[0].self_attn)
-        self._embedding = core.embed_tokens.weight.detach()
-        self._vocab_size = len(self._embedding)
-        return ModelStruct(
-            num_layers=len(layers),
-            hidden_size=self._embedding.shape[1],
-            intermediate_size=core.layers[0].mlp.gate_proj.out_features,
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_size=head_size,
-            packing=PACKINGS[self.cache_dtype],
-            embedding_packing=PACKINGS[self.dtype],
-            eps=core.norm.variance_epsilon,
-            attention_scale=core.layers[0].self_attn.scaling,
-            layers=(LayerStruct * len(layers))(*layers),
-            final_norm=self._norm_pointer(core.norm),
-            embedding=self._embedding.data_ptr(),
-            lm_head=self._copy(lm_head.weight.detach(), lm_head.bias).matrix,
-        )
-
-    def _describe_layer(self, layer: Any, names: dict[str, list[str]]) -> LayerStruct:
-        matrices = [self._fuse(fused).matrix for fused in names.values()]
-        attention = layer.self_attn
-        return LayerStruct(
-            linears=(MatrixStruct * NUM_LINEARS)(*matrices),
-            input_norm=self._norm_pointer(layer.input_layernorm),
-            post_attention_norm=self._norm_pointer(layer.post_attention_layernorm),
-            q_norm=self._norm_pointer(getattr(attention, "q_norm", None)),
-            k_norm=self._norm_pointer(getattr(attention, "k_norm", None)),
-        )
-
-    def _fuse(self, names: Sequence[str]) -> PanelLinear:
-        """Pack the linears of one input as one matrix, which the model's linears give their weights
-        to."""
-        linears = [self.lora_layers.linears[name] for name in names]
-        self._shared_weights.append(SharedWeights(linears, self._pack))
-        product: PanelLinear = self._shared_weights[-1].product
-        return product
-
-    def _copy(self, weight: torch.Tensor, bias: torch.Tensor | None) -> PanelLinear:
-        """Pack a weight that the model keeps as well."""
-        self._copies.append(self._pack(weight, bias))
-        return self._copies[-1]
-
-    def _pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> PanelLinear:
-        return PanelLinear(weight, bias, self._arena)
-
-    def _norm_pointer(self, norm: Any) -> int | None:
-        """Return the address of a norm's weight in float32; None for no norm."""
-        if norm is None:
-            return None
-        self._norm_weights.append(norm.weight.detach().float().contiguous())
-        return data_pointer(self._norm_weights[-1])
 
 
 class LlamaInt8Runner(LlamaCpuRunner):
-    """Computes forwards with weights in eight bits; the model keeps its own.
-
-    Weights have a scale for each output, activations one for each token and group of inputs.
-    """
+    """Computes forwards with weights in eight bits; the model keeps its own."""
 
     name = "int8"
-
-    @property
-    def cache_dtype(self) -> torch.dtype:
-        """Return bfloat16: half as much to read as float32, and eight bits are coarser anyway."""
-        return torch.bfloat16
-
-    def _fuse(self, names: Sequence[str]) -> PanelLinear:
-        linears = [self.lora_layers.linears[name] for name in names]
-        return self._copy(*concatenate_weights(linears))
-
-    def _pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> PanelLinear:
-        return PanelLinear(weight, bias, self._arena, _scale_group(self.model))
-
-
-class PackedAdapter:
-    """Holds an adapter's matrices as the kernels read them."""
-
-    def __init__(self, runner: LlamaCpuRunner, name: str) -> None:
-        self._linears: list[PanelLinear] = []
-        self._dtype = runner.cache_dtype
-        self.rank = 0
-        linears = runner.lora_layers.linears
-        loras = [
-            self._pack_lora([linears[linear].matrices[name] for linear in fused])
-            for layer in runner._linear_names
-            for fused in layer.values()
-        ]
-        self.loras = (LoraStruct * len(loras))(*loras)
-        self.nbytes = sum(linear.nbytes for linear in self._linears)
-
-    def _pack_lora(self, matrices: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> LoraStruct:
-        """Pack the A [rank, in] and B [out, rank] of the linears of one input."""
-        self.rank = len(matrices[0][0])
-        stacked_a = self._pack(torch.cat([a for a, _ in matrices]))
-        b = [self._pack(b) for _, b in matrices]
-        return LoraStruct(stacked_a, (MatrixStruct * 3)(*b), len(b))
-
-    def _pack(self, weight: torch.Tensor) -> MatrixStruct:
-        self._linears.append(PanelLinear(weight.to(self._dtype)))
-        return self._linears[-1].matrix
+    _int8 = True
 
 
 def _logit_rows(chunks: Sequence[Chunk]) -> list[int]:
@@ -357,19 +231,3 @@ def _with_logits(chunk: Chunk) -> Chunk:
     """Return the end of a chunk: its tokens whose logits are wanted."""
     start = chunk.end - chunk.num_logits
     return replace(chunk, ids=chunk.ids[-chunk.num_logits :], start=start)
-
-
-def _head_counts(attention: Any) -> tuple[int, int, int]:
-    """Return the number of query heads, that of key/value heads, and their size."""
-    size = int(attention.head_dim)
-    linears = (attention.q_proj, attention.k_proj)
-    heads, kv_heads = (linear.out_features // size for linear in linears)
-    return heads, kv_heads, size
-
-
-def _scale_group(model: Any) -> int:
-    """Return how many inputs share a scale: the most that divide the inputs of every product."""
-    config = model.config
-    inputs = math.gcd(config.hidden_size, config.intermediate_size)
-    inputs = math.gcd(inputs, model.model.layers[0].self_attn.o_proj.in_features)
-    return max(size for size in range(4, MAX_SCALE_GROUP + 1, 4) if inputs % size == 0)
