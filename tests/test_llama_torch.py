@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chatbot.engine.local.local_engine import LocalEngine
-from chatbot.engine.local.runners import fused_linear, llama_torch
+from chatbot.engine.local.runners import fused_linear, llama_layer
 from chatbot.engine.local.runners.rotary import INITIAL_POSITIONS, RotaryTable
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.engine.settings import EngineSettings
@@ -90,8 +90,8 @@ def test_attention_by_products_reads_what_torch_reads(
     expected = torch.nn.functional.scaled_dot_product_attention(
         *(each.double() for each in (q, keys, values)), attn_mask=seen, scale=0.1
     )
-    assert rows * 3 * used * (12 + queries) > llama_torch.MIN_BMM_WORK
-    found = llama_torch.attention(q, keys, values, hidden, 0.1)
+    assert rows * 3 * used * (12 + queries) > llama_layer.MIN_BMM_WORK
+    found = llama_layer.attention(q, keys, values, hidden, 0.1)
     assert (found - expected).norm() < 0.01 * expected.norm()
 
 
