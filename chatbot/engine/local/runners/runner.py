@@ -6,12 +6,9 @@ the Llama family `llama_torch`, in torch, and `llama_cpu`, by our own kernels, a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
-
-if TYPE_CHECKING:
-    from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,7 @@ class ModelRunner(Protocol):
         """Compute on so many CPU threads from now on; no sequence may be running."""
         ...
 
-    def reference(self) -> "TransformersRunner":
+    def reference(self) -> "ModelRunner":
         """Return the runner through transformers' own forward, which any other is checked against.
 
         It shares the cache and the adapters.

@@ -58,6 +58,7 @@ def checked_runner(runner: ModelRunner, prompt: list[int], adapter: str | None) 
     reference = runner.reference()
     if runner is reference:
         return runner
+    assert isinstance(reference, TransformersRunner)  # which every runner is made from
     ids = [*prompt, *greedy_answer(runner, prompt, adapter)]
     expected = probe_logits(reference, ids, adapter)
     error = float((probe_logits(runner, ids, adapter) - expected).norm() / expected.norm())
