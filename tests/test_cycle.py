@@ -14,22 +14,14 @@ import pytest
 from chatbot.service import Service
 from evaluation.report import Report
 from feedback import exemplars
-from feedback.review.decisions import decide
 from feedback.settings import Home
 from feedback.store import Store
 from talkback.cycle import preview_rows, run_cycle
 from talkback.lock import cycle_lock
 from tests.fixtures.lessons import LESSONS, TINY_RECIPE
 from tests.fixtures.server_process import SERVER_TOML
-from tests.fixtures.shop_corrections import ask_service
+from tests.fixtures.shop_corrections import ask_service, teach
 from tests.fixtures.waiting import wait_until
-
-
-def teach(service: Service, lessons: dict[str, str]) -> None:
-    """Ask each question, correct each answer."""
-    for question, answer in lessons.items():
-        _, message_id = ask_service(service, question)
-        decide(service.store, message_id, "reviewer", "correct", answer)
 
 
 @pytest.fixture
