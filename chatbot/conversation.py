@@ -1,4 +1,4 @@
-"""Where in which conversation a question stands, and whether it may stand there."""
+"""Finds and checks where in which conversation a question stands, and stores it there."""
 
 from dataclasses import dataclass, field, replace
 
@@ -8,16 +8,16 @@ from feedback.store import Store
 
 
 class ForbiddenError(TalkbackError):
-    """The conversation is another person's."""
+    """Says that the conversation is another person's."""
 
 
 class EmptyQuestionError(TalkbackError):
-    """Nothing was asked."""
+    """Says that the question has no text."""
 
 
 @dataclass(frozen=True)
 class QuestionPosition:
-    """Where in which conversation a question stands; its id is "" until it is stored."""
+    """Holds a question and where it stands; ``question_id`` is "" until the question is stored."""
 
     conversation_id: str | None
     parent_id: str | None
@@ -25,13 +25,13 @@ class QuestionPosition:
     question: str
     history: list[Message]
     retry_of: str | None = None
-    """The id of the answer that is asked for again."""
+    """The id of the earlier answer whose question is asked again."""
     unstored_history: list[Message] = field(default_factory=list)
     """Turns after the history that are not stored yet."""
 
     @property
     def full_history(self) -> list[Message]:
-        """All that was said before the question."""
+        """Return all messages before the question, stored or not."""
         return [*self.history, *self.unstored_history]
 
 
@@ -43,7 +43,13 @@ def find_position(
     text: str,
     retry_of: str | None,
 ) -> QuestionPosition:
-    """Where the question goes, checked: nobody reads or continues another's conversation."""
+    """Return where a question goes, and check that it may: nobody reads or continues another's
+    conversation.
+
+    ``conversation_id`` None starts a conversation, or takes that of ``parent_id``. With
+    ``retry_of`` the earlier answer's question takes the place of ``text`` and ``parent_id``.
+    Raises NotFoundError, BadMessageError, ForbiddenError, EmptyQuestionError.
+    """
     question_id = ""
     if retry_of is not None:
         *_, question, answer = [None, *store.thread(retry_of)]
@@ -64,7 +70,10 @@ def find_position(
 
 
 def store_question(store: Store, position: QuestionPosition, person: str) -> QuestionPosition:
-    """The place with its question on the disk, in a conversation that exists."""
+    """Store the question and the history before it, in a new conversation if it has none.
+
+    Returns the position with both ids. A question that is asked again is stored already.
+    """
     if position.question_id:
         return position
     parent = position.parent_id

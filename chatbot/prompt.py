@@ -1,4 +1,4 @@
-"""What the model reads: system prompt, history, exemplars and question, cut to fit."""
+"""Builds the prompt: system prompt, history, exemplars and question, cut to fit the context."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ def fit_prompt(
     examples: Sequence[tuple[str, str]],
     max_tokens: int,
 ) -> tuple[list[int], bool]:
-    """The prompt's token ids, at most ``room`` of them, and whether the exemplars are in it.
+    """Return the prompt's token ids, at most ``room`` of them, and whether the exemplars are in it.
 
     The oldest turns go first, then the exemplars. The question itself is never cut: alone and
     too long it comes back whole, for the engine to refuse with the numbers.
@@ -35,10 +35,10 @@ def fit_prompt(
 
 
 def merge_turns(history: Iterable[Message]) -> ChatMessages:
-    """The thread as chat templates want it: people and bot by turns, nothing empty.
+    """Return a thread as chat templates want it: user and assistant alternate, nothing is empty.
 
     An exchange whose answer stayed empty is left out with its question; a question that was never
-    answered is joined to the next.
+    answered is joined to the next one.
     """
     found: ChatMessages = []
     for message in history:
@@ -55,7 +55,11 @@ def merge_turns(history: Iterable[Message]) -> ChatMessages:
 def _longest_that_fits(
     tokenizer: PreTrainedTokenizerBase, system: str, before: ChatMessages, last: str, room: int
 ) -> list[int]:
-    """The prompt with as much of the history as fits, beginning with a turn of the person's."""
+    """Return the prompt with as much of the history as fits, beginning with a user's turn.
+
+    The longest prompt is found by bisection, since encoding a long history takes time. Without
+    any history the prompt may still be longer than ``max_tokens``.
+    """
     head = [{"role": "system", "content": system}] if system else []
 
     def ids(start: int) -> list[int]:
@@ -71,7 +75,7 @@ def _longest_that_fits(
 
 
 def _append_question(before: ChatMessages, last: str) -> ChatMessages:
-    """The question as the last turn; one that follows an unanswered question continues it."""
+    """Append the question; after an unanswered question it continues that one's turn."""
     if before and before[-1]["role"] == "user":
         last = before[-1]["content"] + "\n\n" + last
         before = before[:-1]

@@ -1,9 +1,9 @@
-"""Which adapters there are, which one is in service, and why: rows that are added, never changed.
+"""Records which adapters there are, which one is in service, and why; rows are never changed.
 
     registry = Registry(store, home)
     registry.promote("a-3f9c02b1d7e4", by="person", who="ann", reason="reads better")
 
-The one in service is the newest promotion's; a rollback is a promotion of an older adapter.
+The newest promotion's adapter is in service; a rollback is a promotion of an older adapter.
 """
 
 import json
@@ -24,11 +24,13 @@ PromotedBy = Literal["gate", "person", "start"]
 
 
 class RegistryError(TalkbackError):
-    """An adapter that is not known, or that cannot be registered, promoted or rolled back."""
+    """Says why an adapter is not known, or cannot be registered, promoted or rolled back."""
 
 
 @dataclass(frozen=True)
 class AdapterRow:
+    """Holds a registered adapter: its base, and the snapshot, recipe and lineage it comes from."""
+
     id: str
     parent: str | None
     base: str
@@ -41,6 +43,8 @@ class AdapterRow:
 
 @dataclass(frozen=True)
 class Promotion:
+    """Holds one decision to put an adapter in service: by the gate, a person or the first start."""
+
     id: str
     adapter: str
     by: PromotedBy
@@ -52,6 +56,8 @@ class Promotion:
 
 @dataclass(frozen=True)
 class ReportRow:
+    """Holds the verdict of one evaluation of ``adapter`` against the one in service then."""
+
     id: str
     adapter: str
     against: str
@@ -61,7 +67,7 @@ class ReportRow:
 
 
 class Registry:
-    """The tables adapter, promotion and report of ``store``, and the folders they speak of."""
+    """Reads and writes the tables adapter, promotion and report, and finds adapters' folders."""
 
     def __init__(self, store: Store, home: Home) -> None:
         self._store = store
@@ -78,7 +84,7 @@ class Registry:
         base: str | None = None,
         base_revision: str | None = None,
     ) -> str:
-        """Enter the finished adapter at ``home.adapters/<id>``; returns its id.
+        """Add the finished adapter at ``home.adapters/<id>``; return its id.
 
         What is not given is taken from the folder's manifest.json. The same adapter again changes
         nothing. Raises RegistryError for a folder elsewhere, or named otherwise than its manifest.
@@ -100,14 +106,14 @@ class Registry:
         return folder.name
 
     def adapters(self) -> list[AdapterRow]:
-        """All of them, newest first."""
+        """Return all adapters, newest first."""
         return [
             _adapter_row(row)
             for row in self._store.rows("select * from adapter order by rowid desc")
         ]
 
     def adapter(self, id: str) -> AdapterRow:
-        """The adapter of that id; RegistryError."""
+        """Return the adapter of that id; RegistryError if there is none."""
         found = self._find(id)
         if found is None:
             known = ", ".join(a.id for a in self.adapters()[:5]) or "none yet"
@@ -115,21 +121,21 @@ class Registry:
         return found
 
     def folder(self, id: str) -> Path:
-        """Where an adapter's files are."""
+        """Return the folder of an adapter's files."""
         return self._home.adapters / id
 
     def current(self) -> AdapterRow | None:
-        """The adapter in service; None before the first start."""
+        """Return the adapter in service; None before the first start."""
         newest = self.promotion()
         return self.adapter(newest.adapter) if newest else None
 
     def promotion(self) -> Promotion | None:
-        """The newest promotion: it decides who speaks."""
+        """Return the newest promotion, which decides which adapter speaks."""
         row = self._store.row("select * from promotion order by rowid desc limit 1")
         return Promotion(**row) if row else None
 
     def history(self) -> list[Promotion]:
-        """All promotions, newest first."""
+        """Return all promotions, newest first."""
         rows = self._store.rows("select * from promotion order by rowid desc")
         return [Promotion(**row) for row in rows]
 
@@ -152,8 +158,11 @@ class Registry:
             return self.promote(served[-2], "person", who, reason)
 
     def serving_order(self) -> list[str]:
-        """The adapters of the current base in the order of service; going back to one drops the
-        later ones, so that two rollbacks go two steps back."""
+        """Return the ids of the current base's adapters in the order in which they served.
+
+        A return to an earlier adapter drops the later ones, so that two rollbacks go two steps
+        back. The last one is in service.
+        """
         current = self.current()
         served: list[str] = []
         for id in reversed([p.adapter for p in self.history()]):
@@ -165,7 +174,7 @@ class Registry:
     def add_report(
         self, id: str, *, adapter: str, against: str, verdict: str, reasons: Sequence[str]
     ) -> str:
-        """Enter the report at ``home.reports/<id>``; returns its id."""
+        """Add the report at ``home.reports/<id>``; return its id."""
         row = {
             "id": id,
             "adapter": adapter,
@@ -179,7 +188,7 @@ class Registry:
         return id
 
     def reports(self, adapter: str | None = None) -> list[ReportRow]:
-        """Reports, newest first, of one adapter or of all."""
+        """Return reports, newest first, of one adapter or of all."""
         sql = "select * from report where ?1 is null or adapter = ?1 order by rowid desc"
         return [
             ReportRow(**{**dict(row), "reasons": json.loads(row["reasons"])})
@@ -187,10 +196,10 @@ class Registry:
         ]
 
     def ensure_promoted(self, base: "Base") -> AdapterRow:
-        """See to it that an adapter of this base is in service; returns that adapter.
+        """Promote an adapter of this base unless one is in service; return the one in service.
 
-        It is the one in service; else, after a start on another base, the last one of this base;
-        else adapter 0, an untrained LoRA equal to the base.
+        After a start on another base it is the last one of this base that served; else adapter
+        0, an untrained LoRA equal to the base.
         """
         current = self.current()
         if current is not None and current.base_revision == base.revision:

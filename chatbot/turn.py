@@ -17,8 +17,8 @@ from feedback.store import Store
 
 
 class Turn:
-    """An answer on its way. Iterate once, for text deltas; after that it is stored. Or ``follow``
-    it, look at ``deltas`` now and then, and ``close`` it once it has ``ended``.
+    """Streams one answer and stores it. Iterate once, for text deltas; after that it is stored. Or
+    take batches from a `cursor` on each `on_update`, and ``close`` it once it has ``ended``.
 
     ``conversation_id``, ``user_message_id`` (the question's) and ``message_id`` (the answer's)
     are there from the start. ``speaker`` and ``text`` are there after the end. ``cancel`` may
@@ -37,9 +37,9 @@ class Turn:
         self.user_message_id = position.question_id
         self.message_id = new_id("msg")
         self.alternatives: list[Turn] = []
-        """More answers to the same question, where several were asked for; iterate each."""
+        """Further answers to the same question, where several were asked for; iterate each."""
         self._num_delivered: int | None = 0
-        """How many deltas have been handed out; None: whatever comes counts as that."""
+        """How many deltas have been delivered; None: whatever comes counts as delivered."""
         self._store, self._metrics = store, metrics
         self._stream = stream
         self._speaker = speaker
@@ -48,7 +48,7 @@ class Turn:
 
     @property
     def text(self) -> str:
-        """What has been handed out so far; after the end, the answer as it is stored."""
+        """Return what has been delivered so far; after the end, the answer as it is stored."""
         return "".join(self._stream.deltas[: self._num_delivered])
 
     def cursor(self) -> StreamCursor:
@@ -57,33 +57,33 @@ class Turn:
 
     @property
     def ended(self) -> bool:
-        """Whether all has come. It is stored by whoever iterates, or by `close`."""
+        """Tell whether the answer is complete. Whoever iterates stores it, or `close` does."""
         return self._stream.finish is not None
 
     @property
     def adapter(self) -> str:
-        """Who speaks."""
+        """Return the id of the adapter that answers."""
         return self._speaker.adapter
 
     @property
     def error(self) -> str | None:
-        """Why the answer broke off, when it did."""
+        """Return why the answer broke off; None if it did not."""
         return self._stream.error
 
     @property
     def speaker(self) -> Speaker:
-        """Who spoke, how, and how it ended. Before the end its numbers are not final."""
+        """Return who gave the answer, how, and how it ended; not final before the end."""
         return self._speaker
 
     @property
     def logprobs(self) -> list[TokenLogprob] | None:
-        """How likely each token was; None if that was not asked or nothing was generated."""
+        """Return each token's log-probability; None if not asked for or nothing was generated."""
         asked = self._speaker.sampling.get("logprobs") is not None
         return self._stream.logprobs if asked and self._speaker.source == "model" else None
 
     @property
-    def reach(self) -> list[int]:
-        """Up to which token each delta goes; tokens after the last one are no part of the text."""
+    def token_counts(self) -> list[int]:
+        """Return how many tokens had come with each delta; later tokens are no part of the text."""
         return self._stream.token_counts
 
     def __iter__(self) -> Iterator[str]:
@@ -94,23 +94,28 @@ class Turn:
         finally:
             self.close()
 
-    def listen(self, heard: Callable[[], None]) -> None:
-        """Have ``heard`` called when the answer begins and when it has ended (`Stream.on_update`).
-        All that comes until then counts as handed out."""
+    def on_update(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called when the answer begins and when it has ended.
+
+        It is called on the engine's thread (`Stream.on_update`). All that comes from now on counts
+        as delivered.
+        """
         self._num_delivered = None
-        self._stream.on_update(heard)
+        self._stream.on_update(callback)
 
     def wait(self, seconds: float) -> bool:
-        """Sleep until the answer has ended, at most so long; True if it has."""
+        """Block until the answer has ended, at most so many seconds; return whether it has."""
         return self._stream.wait(seconds)
 
     def cancel(self) -> None:
-        """Stop: the iteration ends soon after, and what was handed out is kept."""
+        """Stop the answer: the iteration ends soon after, and what was delivered is stored."""
         self._stream.cancel()
 
     def close(self) -> None:
-        """End the answer if it has not ended, and store it; it is on the disk when this returns,
-        or with the `write` around it."""
+        """End the answer if it has not ended, and store it.
+
+        It is on the disk when this returns, or when the `write` around it commits.
+        """
         with self._lock:
             if self._stored:
                 return
@@ -130,11 +135,11 @@ class Turn:
             self._metrics.record_answer(self._speaker)
 
     def _mark_unstored(self) -> None:
-        """It was stored with others and is not, after all."""
+        """Note that the transaction was rolled back, so that `close` stores the answer again."""
         self._stored = False
 
     def _final_speaker(self) -> Speaker:
-        """The speaker with what the stream measured; cut short when not all was handed out."""
+        """Return the speaker with the stream's numbers; "cancelled" if not all was delivered."""
         stream = self._stream
         whole = self.text == stream.text
         return replace(

@@ -35,7 +35,7 @@ class AnswerStreams:
         self._storing: dict[Turn, asyncio.Future[None]] = {}
         """Turn that has ended -> future that is done when its answer is stored."""
         for turn in turns:
-            turn.listen(self._on_update)
+            turn.on_update(self._on_update)
 
     async def __aiter__(self) -> AsyncIterator[list[tuple[int, Sequence[str]]]]:
         try:

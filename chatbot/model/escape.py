@@ -1,4 +1,4 @@
-"""Text that can only be read as text: what people write never controls the model."""
+"""Escapes control tokens in what people write, so that no text ever controls the model."""
 
 import re
 import unicodedata
@@ -14,13 +14,14 @@ WORD_JOINER = "\u2060"
 
 
 class ChatTemplateError(TalkbackError):
-    """The messages do not fit the model's chat template; the message says why."""
+    """Says why the messages do not fit the model's chat template."""
 
 
 def escape_control_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text with every control token's string broken, so that it can only be read as text.
+    """Return the text with every control token's string broken up, so that it is read as text.
 
-    A word joiner (U+2060, invisible) goes in after the first character of each.
+    An invisible word joiner (U+2060) goes in after the first character of each. Raises
+    ChatTemplateError where the tokenizer still reads a control token.
     """
     pattern = _control_pattern(tokenizer)
     broken = _insert_joiners(text, pattern)
@@ -34,10 +35,10 @@ def escape_control_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 @lru_cache(maxsize=4)
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, int]:
-    """Strings that the tokenizer turns into one token of its own, with the id.
+    """Return the strings that the tokenizer turns into one added token, with its id.
 
-    Runs of white space, which some tokenizers add as tokens, are text and not among them. Looked
-    up once: a tokenizer is not changed after it is loaded.
+    Runs of white space, which some tokenizers add as tokens, are text and not among them. The
+    result is cached: a tokenizer is not changed after it is loaded.
     """
     added: dict[int, Any] = tokenizer.added_tokens_decoder
     special = set(tokenizer.all_special_tokens)
@@ -47,7 +48,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, int]:
 
 @lru_cache(maxsize=4)
 def _control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """Any of the strings that can be broken, the longest first; None if there are none."""
+    """Return a pattern of all strings that can be broken up, the longest first; None: none can."""
     strings = sorted((s for s in control_tokens(tokenizer) if len(s) > 1), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, strings))) if strings else None
 
@@ -60,6 +61,7 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 def _insert_joiners(text: str, pattern: re.Pattern[str] | None) -> str:
+    # Breaking one string can bring another together, so this goes on until none is left.
     while pattern is not None and pattern.search(text):
         text = pattern.sub(lambda m: m[0][0] + WORD_JOINER + m[0][1:], text)
     return text

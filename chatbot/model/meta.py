@@ -1,6 +1,7 @@
-"""A base without its weights: the modules' names and shapes, for a model that runs elsewhere.
+"""Loads a base on the meta device, without weights, where another process runs the model.
 
-Adapters are checked against it, and it costs megabytes where the model costs gigabytes.
+Adapters are checked against the names and shapes of its modules; it takes megabytes where the model
+takes gigabytes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,10 +13,14 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 NamedTensors = Iterable[tuple[str, torch.Tensor]]
+"""Pairs of a parameter's name and its values."""
 
 
 def load_meta_model(folder: Path) -> PreTrainedModel:
-    """The model of `folder` on the meta device, in eval mode; KeyError, OSError, ValueError."""
+    """Load the model of `folder` on the meta device, in eval mode.
+
+    Raises KeyError, OSError or ValueError for a folder that transformers cannot read.
+    """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -25,9 +30,9 @@ def load_meta_model(folder: Path) -> PreTrainedModel:
 
 
 def stored_parameters(folder: Path, model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each parameter's name in `model` and its values, mapped from the files, not copied.
+    """Yield each parameter's name in `model` and its values, memory-mapped from the files.
 
-    Raises KeyError for a model whose files name or cut their weights otherwise than it does.
+    Raises KeyError for a model whose files name or split their weights otherwise than it does.
     """
     files = _files_by_key(folder)
     prefix = f"{model.base_model_prefix}."
@@ -41,7 +46,7 @@ def stored_parameters(folder: Path, model: PreTrainedModel) -> Iterator[tuple[st
 
 
 def _files_by_key(folder: Path) -> dict[str, Path]:
-    """Each weight's key -> the file that holds it."""
+    """Return the file that holds each weight, by its key."""
     found = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(str(file), "pt") as weights:

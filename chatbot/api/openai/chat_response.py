@@ -24,7 +24,7 @@ def _choice(index: int, turn: Turn, format_logprobs: FormatLogprobs) -> dict[str
     return {
         "index": index,
         "message": {"role": "assistant", "content": turn.text, "refusal": None},
-        "logprobs": _logprobs(turn, 0, len(turn.reach), format_logprobs),
+        "logprobs": _logprobs(turn, 0, len(turn.token_counts), format_logprobs),
         "finish_reason": _finish_reason(turn),
         "message_id": turn.message_id,
     }
@@ -88,7 +88,7 @@ def _logprobs(turn: Turn, first: int, end: int, format_logprobs: FormatLogprobs)
     if turn.logprobs is None:
         return None
     # reach[i] is the number of tokens up to the end of delta i, so these are the token bounds.
-    start, stop = (turn.reach[deltas - 1] if deltas else 0 for deltas in (first, end))
+    start, stop = (turn.token_counts[deltas - 1] if deltas else 0 for deltas in (first, end))
     return format_logprobs(turn.logprobs[start:stop])
 
 

@@ -12,7 +12,7 @@ def throttled_text(turn: Turn, per_second: float = UPDATES_PER_SECOND) -> Iterat
     """The text so far: at once when it begins, then so many times a second, and the whole of it
     at the end. No token wakes this thread, which would take the interpreter from the engine."""
     news = threading.Event()
-    turn.listen(news.set)
+    turn.on_update(news.set)
     news.wait()
     cursor, text, ended = turn.cursor(), "", False
     while not ended:
