@@ -11,6 +11,7 @@ from chatbot.registry import Registry
 from feedback.messages import Speaker
 from feedback.settings import Home
 from feedback.store import Store
+from talkback.cli import TABLES
 from tests.fixtures.command_line import ROOT, run_talkback
 
 
@@ -28,6 +29,13 @@ def edited(store: Store) -> str:
     message = answered(store, "When do you open?", "At nine.")
     store.add_feedback(message, "ann", "edit", {"text": "At ten."})
     return message
+
+
+def test_every_table_that_some_code_reads_is_known() -> None:
+    packages = ("talkback", "chatbot", "feedback", "training", "evaluation")
+    texts = [path.read_text() for name in packages for path in (ROOT / name).rglob("*.py")]
+    declared = {name for text in texts for name in re.findall(r'\n    table\b.* = "(\w+)"', text)}
+    assert declared == set(TABLES)
 
 
 def test_an_empty_home_has_a_status(home: Home) -> None:

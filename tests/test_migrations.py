@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from sqlite_utils import Database as Tables
 
-from feedback.db import database
 from feedback.db.database import StoreError
-from feedback.db.migrations import migrations
+from feedback.db.migrations import MIGRATIONS, SCHEMA_VERSION, load_migrations
 from feedback.exemplars import find_exemplars
 from feedback.store import Store
 from tests.fixtures.conversations import add_answer
@@ -26,16 +25,24 @@ def test_an_empty_file_gets_every_table_strict(tmp_path: Path) -> None:
 
 
 def test_the_number_of_migrations_is_the_one_that_opening_expects(tmp_path: Path) -> None:
-    tables = Tables(sqlite3.connect(tmp_path / "new.db"))
+    tables, migrations = Tables(sqlite3.connect(tmp_path / "new.db")), load_migrations()
     migrations.apply(tables)
-    assert len(migrations.applied(tables)) == database.SCHEMA_VERSION
+    assert len(migrations.applied(tables)) == SCHEMA_VERSION
     tables.close()
 
 
-@pytest.mark.parametrize("step", range(1, database.SCHEMA_VERSION))
+def test_every_migration_is_numbered_by_its_place_and_recorded_under_its_name() -> None:
+    names = [step.__name__ for step in MIGRATIONS]
+    assert [name[:5] for name in names] == [f"m{n:03}_" for n in range(1, SCHEMA_VERSION + 1)]
+    tables = Tables(memory=True)
+    assert [one.name for one in load_migrations().pending(tables)] == names
+    tables.close()
+
+
+@pytest.mark.parametrize("step", range(1, SCHEMA_VERSION))
 def test_an_older_database_is_brought_up_to_date_with_its_rows(tmp_path: Path, step: int) -> None:
-    names = [f"m{number:03}" for number in range(1, database.SCHEMA_VERSION + 1)]
-    old = Tables(sqlite3.connect(tmp_path / "old.db"))
+    names = [f"m{number:03}" for number in range(1, SCHEMA_VERSION + 1)]
+    old, migrations = Tables(sqlite3.connect(tmp_path / "old.db")), load_migrations()
     pending = [one.name for one in migrations.pending(old) if one.name[:4] == names[step]]
     migrations.apply(old, stop_before=pending)
     old.execute("insert into conversation values ('con-1', 'ann', 'Hello', '2026-01-01T00:00:00Z')")
@@ -48,7 +55,7 @@ def test_an_older_database_is_brought_up_to_date_with_its_rows(tmp_path: Path, s
 
 
 def test_what_was_approved_before_is_found_by_its_answer_too(tmp_path: Path) -> None:
-    old = Tables(sqlite3.connect(tmp_path / "old.db"))
+    old, migrations = Tables(sqlite3.connect(tmp_path / "old.db")), load_migrations()
     migrations.apply(old, stop_before=["m008_answers_found"])
     words = ("Your hours?", "your hours", "Open from eight on Mondays.")
     row = ("apr-1", "rev-1", "msg-1", *words, "2026-01-01T00:00:00Z")

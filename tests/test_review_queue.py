@@ -1,13 +1,11 @@
-"""The review queue and what a decision does."""
+"""The review queue: which answers wait for a reviewer, and how pressing each is."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from feedback.exemplars import active_answers, find_approved
-from feedback.messages import NotFoundError, Speaker
-from feedback.review.decisions import BadDecisionError, decide, decision_on
+from feedback.exemplars import active_answers
+from feedback.review.decisions import decide
 from feedback.review.queue import count_pending, list_pending
 from feedback.store import Store
 from tests.fixtures import public_data
@@ -99,116 +97,6 @@ def test_a_new_edit_after_a_decision_reopens(store: Store) -> None:
     assert [item.proposed for item in list_pending(store)] == ["From 10."]
     decide(store, id, "rita", "reject")
     assert list_pending(store) == []
-
-
-def test_approving_an_edit_makes_it_the_right_answer(store: Store) -> None:
-    id = edit(store, edit(store, add_answer(store, "Open?"), "From 8."), "From 9.", "bob")
-    decision = decide(store, id, "rita", "approve", note="checked")
-    assert (decision.answer, decision.reviewer, decision.note) == ("From 9.", "rita", "checked")
-    assert decision_on(store, id) == decision
-    found = find_approved(store, "open")
-    assert found is not None and found.answer == "From 9."
-
-
-def test_approving_without_an_edit_makes_the_answer_itself_right(store: Store) -> None:
-    id = down(store, add_answer(store, "Open?", "From 9."), "ann")
-    assert decide(store, id, "rita", "approve").answer == "From 9."
-
-
-def test_what_is_approved_is_what_the_reviewer_saw(store: Store) -> None:
-    id = edit(store, add_answer(store, "Open?"), "From 9.")
-    edit(store, id, "Never.", "mallory")
-    with pytest.raises(BadDecisionError, match="not the newest one any more"):
-        decide(store, id, "rita", "approve", "From 9.")
-    assert decision_on(store, id) is None and active_answers(store) == []
-
-
-def test_correcting_needs_a_text(store: Store) -> None:
-    id = add_answer(store, "Open?")
-    for text in (None, "", "  \n"):
-        with pytest.raises(BadDecisionError, match="empty; correct it with a text"):
-            decide(store, id, "rita", "correct", text)
-    with pytest.raises(BadDecisionError, match="empty"):
-        decide(store, add_answer(store, "Open?", ""), "rita", "approve")
-
-
-def test_rejecting_approves_nothing(store: Store) -> None:
-    id = edit(store, add_answer(store, "Open?"), "Never.")
-    assert decide(store, id, "rita", "reject").answer is None
-    assert active_answers(store) == []
-
-
-def test_a_later_decision_replaces_the_earlier(store: Store) -> None:
-    id = add_answer(store, "Open?")
-    for text in ("From 9.", "From 10."):
-        decide(store, id, "rita", "correct", text)
-    assert [one.answer for one in active_answers(store)] == ["From 10."]
-    decide(store, id, "rita", "reject")
-    assert active_answers(store) == []
-
-
-def test_the_same_question_elsewhere_has_one_approved_answer(store: Store) -> None:
-    for question, text in (("Are you open?", "From 9."), ("are you OPEN", "From 10.")):
-        decide(store, add_answer(store, question), "rita", "correct", text)
-    assert [one.answer for one in active_answers(store)] == ["From 10."]
-
-
-def test_follow_ups_to_different_turns_do_not_replace_each_other(store: Store) -> None:
-    for before, text in (("When do you open?", "At 11."), ("Do you deliver?", "No.")):
-        id = add_answer(store, "And on Sundays?", earlier=[(before, "Yes.")])
-        decide(store, id, "rita", "correct", text)
-    assert {one.answer for one in active_answers(store)} == {"At 11.", "No."}
-
-
-@pytest.mark.parametrize("action", ["correct", "reject"])
-def test_deciding_against_an_approved_answer_as_given_withdraws_it(
-    store: Store, action: str
-) -> None:
-    decide(store, add_answer(store, "Are you open on Sundays?"), "rita", "correct", "At 11.")
-    speaker = Speaker("a-1", "tiny", source="approved", exemplars=[active_answers(store)[0].id])
-    given = add_answer(store, "Are you open on Sunadys?", "At 11.", speaker=speaker)
-    decide(store, given, "rita", action, "At 12." if action == "correct" else None)
-    expected = ["At 12."] if action == "correct" else []
-    assert [one.answer for one in active_answers(store)] == expected
-
-
-def test_a_decision_is_kept_whole_or_not_at_all(store: Store) -> None:
-    id = add_answer(store, "Open?")
-    with store.write() as db:
-        db.execute("drop table approved_fts")
-    with pytest.raises(Exception, match="approved_fts"):
-        decide(store, id, "rita", "correct", "From 9.")
-    assert decision_on(store, id) is None
-
-
-@pytest.mark.parametrize(
-    ("action", "of", "error", "message"),
-    [
-        (
-            "delete",
-            lambda store, id: id,
-            BadDecisionError,
-            "unknown action 'delete'; one of approve",
-        ),
-        (
-            "reject",
-            lambda store, id: store.message(id).parent_id,
-            BadDecisionError,
-            "answers nobody",
-        ),
-        ("reject", lambda store, id: "msg-0", NotFoundError, "msg-0"),
-    ],
-)
-def test_a_decision_that_cannot_be_is_refused(
-    store: Store,
-    action: str,
-    of: Callable[[Store, str], str],
-    error: type[Exception],
-    message: str,
-) -> None:
-    id = add_answer(store, "Open?")
-    with pytest.raises(error, match=message):
-        decide(store, of(store, id), "rita", action)
 
 
 def test_each_answer_waits_by_itself(store: Store) -> None:

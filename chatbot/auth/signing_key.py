@@ -12,6 +12,8 @@ import os
 import secrets
 from pathlib import Path
 
+from feedback.publish import sync
+
 KEY_FILE = "browser.key"
 
 
@@ -53,6 +55,7 @@ def load_signing_key(root: Path) -> bytes:
     if not path.exists():
         draft.touch(mode=0o600)
         draft.write_bytes(secrets.token_bytes(32))
+        sync(draft)  # an empty file after a power cut would be a key that everybody knows
         try:
             os.link(draft, path)
         except FileExistsError:

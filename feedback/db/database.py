@@ -16,12 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from feedback.db.migrations import SCHEMA_VERSION, migrate
 from feedback.errors import TalkbackError
-
-SCHEMA_VERSION = 8
-"""How many migrations ``feedback.db.migrations`` has. Counted here because that module imports
-sqlite-utils, which imports pandas where it is installed: 0.7 s that only a migration pays."""
-
 
 BUSY_TIMEOUT_SECONDS = 10
 """How long a write waits for others, of this process and then of others."""
@@ -209,8 +205,6 @@ class Database:
                 f"{SCHEMA_VERSION}); upgrade Talkback or restore a backup"
             )
         if version < SCHEMA_VERSION:
-            from feedback.db.migrations import migrate
-
             _enable_wal(connection)
             migrate(connection)
 
