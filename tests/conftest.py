@@ -42,7 +42,7 @@ def store(home: Home) -> Iterator[Store]:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny Llama with room for long streams."""
+    """Write a tiny Llama with a context of 8192 tokens, for long streams; return its folder."""
     from tests.fixtures.tiny_models import write_model
 
     return write_model(tmp_path_factory.mktemp("tiny") / "base", max_position_embeddings=8192)
@@ -50,7 +50,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def service(home: Home, tiny_base: Path) -> "Iterator[Service]":
-    """A tiny model that speaks in a fresh home, following promotions ten times a second."""
+    """Open a service with a tiny model in a fresh home; it follows promotions every 0.1 s."""
     from chatbot.service import Service
     from tests.fixtures.server_process import SERVER_TOML
 
@@ -62,7 +62,7 @@ def service(home: Home, tiny_base: Path) -> "Iterator[Service]":
 
 @pytest.fixture(scope="module")
 def api_service(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> "Iterator[Service]":
-    """A service that the tests of one module share, and whose API is at `address`."""
+    """Open a service that the tests of one module share, and whose API is at `address`."""
     from chatbot.service import Service
     from tests.fixtures.server_process import SERVER_TOML
 
@@ -75,7 +75,7 @@ def api_service(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> "I
 
 @pytest.fixture(scope="module")
 def address(api_service: "Service") -> Iterator[str]:
-    """Where the shared service's API is served."""
+    """Serve the shared service's API; yield its address."""
     from tests.fixtures.api_client import serve_api
 
     with serve_api(api_service) as address:
@@ -84,7 +84,7 @@ def address(api_service: "Service") -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def http(address: str) -> "Iterator[httpx.Client]":
-    """A plain client of it."""
+    """Open an HTTP client of the shared service's API."""
     import httpx
 
     with httpx.Client(base_url=address, timeout=60) as client:
@@ -93,7 +93,7 @@ def http(address: str) -> "Iterator[httpx.Client]":
 
 @pytest.fixture(scope="module")
 def client(address: str) -> "Iterator[openai.OpenAI]":
-    """OpenAI's own."""
+    """Open OpenAI's client of the shared service's API."""
     import openai
 
     with openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0) as client:
@@ -102,7 +102,7 @@ def client(address: str) -> "Iterator[openai.OpenAI]":
 
 @pytest.fixture
 def start_server(home: Home, tiny_base: Path) -> "Iterator[Callable[..., ServerProcess]]":
-    """Starts ``python -m chatbot.server`` on the home: a real process, over real HTTP."""
+    """Return a function that starts ``python -m chatbot.server`` on the home, a real process."""
     from tests.fixtures.server_process import SERVER_TOML, ServerProcess
 
     home.toml.write_text(SERVER_TOML)
@@ -118,7 +118,7 @@ def start_server(home: Home, tiny_base: Path) -> "Iterator[Callable[..., ServerP
 
 @pytest.fixture
 def server(start_server: "Callable[..., ServerProcess]") -> "ServerProcess":
-    """A server process that is ready."""
+    """Start a server process; return it once it is ready."""
     return start_server().ready()
 
 
@@ -130,7 +130,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tests that ask for any oracle run with a model of each family."""
+    """Run tests that ask for any oracle with a model of each family."""
     if "any_oracle" in metafunc.fixturenames:
         from tests.fixtures.tiny_models import FAMILIES
 
@@ -141,7 +141,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def any_oracle(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> "Oracle":
-    """What transformers and PEFT say with a tiny model of one family."""
+    """Write a tiny model of one family, with its answers by transformers and PEFT."""
     from tests.fixtures.reference_model import write_oracle
 
     return write_oracle(tmp_path_factory.mktemp(request.param), request.param)
@@ -149,7 +149,7 @@ def any_oracle(
 
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> "Oracle":
-    """What they say with a tiny Llama."""
+    """Write a tiny Llama, with its answers by transformers and PEFT."""
     from tests.fixtures.reference_model import write_oracle
 
     return write_oracle(tmp_path_factory.mktemp("llama"), "llama")
@@ -157,7 +157,7 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> "Oracle":
 
 @pytest.fixture
 def engine(oracle: "Oracle") -> "Iterator[LocalEngine]":
-    """That model's engine with all its adapters, on one thread."""
+    """Start the local engine on the oracle's model and adapters, on one thread."""
     from tests.fixtures.reference_model import start_engine
 
     engine = start_engine(oracle)
@@ -173,7 +173,7 @@ def torch_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def remote_base(tmp_path_factory: pytest.TempPathFactory) -> "RemoteBase":
-    """A tiny base, two adapters of it, and what the in-process engine says."""
+    """Write a tiny base and two adapters, and record what the local engine answers."""
     from tests.fixtures.remote_base import write_remote_base
 
     return write_remote_base(tmp_path_factory.mktemp("remote_base"))
@@ -181,7 +181,7 @@ def remote_base(tmp_path_factory: pytest.TempPathFactory) -> "RemoteBase":
 
 @pytest.fixture
 def serve(remote_base: "RemoteBase") -> "Iterator[Serve]":
-    """Starts servers of the world's base."""
+    """Return a function that starts fake vLLM servers of the base."""
     from tests.fakes.vllm_server import FakeVllm
 
     with ExitStack() as running:
@@ -196,7 +196,7 @@ def serve(remote_base: "RemoteBase") -> "Iterator[Serve]":
 
 @pytest.fixture
 def connect(remote_base: "RemoteBase", serve: "Serve") -> "Iterator[Connect]":
-    """Makes engines over servers; they see ten times a second how these are."""
+    """Return a function that opens engines over servers, which they check every 0.1 s."""
     from chatbot.engine.remote.remote_engine import RemoteEngine
     from chatbot.engine.settings import EngineSettings
 
@@ -213,7 +213,7 @@ def connect(remote_base: "RemoteBase", serve: "Serve") -> "Iterator[Connect]":
 
 @pytest.fixture(scope="session")
 def chromium() -> "Iterator[Browser]":
-    """A real browser. Without one its tests are skipped, or fail where one is required."""
+    """Start a real browser; without one, skip its tests, or fail where one is required."""
     from playwright.sync_api import sync_playwright
 
     if os.environ.get("TALKBACK_NO_BROWSER"):

@@ -1,4 +1,4 @@
-"""The command line as people and programs use it: real processes, exit codes, one-line errors."""
+"""Tests the command line as people use it: real processes, exit codes, one-line errors."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A real comparison: tiny adapters, trained for real, answer through the real engine."""
+"""Compares tiny adapters, really trained, through the real engine."""
 
 import json
 import subprocess

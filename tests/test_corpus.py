@@ -1,4 +1,4 @@
-"""The starter's corpus: what is held out stays out, and every answer can be judged."""
+"""Tests that the corpus holds out what it says, and that every answer can be judged."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""The cycle, with a tiny model that is really trained: its outcomes, and what a kill leaves."""
+"""Runs cycles with a tiny model that is really trained: outcomes, and what a kill leaves."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The deployments, started the way their platforms start them."""
+"""Starts the deployments the way their platforms start them."""
 
 import os
 import re

@@ -1,3 +1,5 @@
+"""Tests the metrics of answers, and the statistics of paired comparisons."""
+
 import math
 import random
 

@@ -1,4 +1,4 @@
-"""The gate's rules, each with a report that only it decides, and its words."""
+"""Tests the gate's rules, each with a report that only it decides, and its words."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""kill -9 under eight writers of feedback, again and again: nothing lost, nothing twice."""
+"""Kills a server under eight writers of feedback, again and again: nothing lost or twice."""
 
 from collections.abc import Callable
 

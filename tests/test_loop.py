@@ -1,4 +1,4 @@
-"""The full circle in a real browser, a real server and a real cycle: the product's promise."""
+"""Plays the full circle in a real browser with a real server and cycle: the product's promise."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The README cannot lie: its commands, its settings and its requests are run as they stand."""
+"""Runs the README's commands, settings and requests as they stand, so that it cannot lie."""
 
 import json
 import re

@@ -1,3 +1,5 @@
+"""Tests how ``[training]`` becomes TRL's configs, and what is refused."""
+
 from pathlib import Path
 
 import pytest

@@ -1,4 +1,4 @@
-"""Sixty-four streaming clients, some of which vanish: every slot comes back, no stream is stuck."""
+"""Streams with 64 clients, some of which vanish: every slot comes back, none is stuck."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The starter model: its circuit, its tokenizer, its recipe, and the weights in the repository."""
+"""Tests the starter model: its circuit, tokenizer, recipe, and the committed weights."""
 
 import json
 from pathlib import Path

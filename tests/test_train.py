@@ -1,4 +1,4 @@
-"""Real trainings of tiny models: what they change, keep, refuse and leave behind."""
+"""Trains tiny models for real: what training changes, keeps, refuses and leaves behind."""
 
 import json
 import math

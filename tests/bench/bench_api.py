@@ -1,4 +1,4 @@
-"""What our HTTP costs over the bare engine, and the page over our HTTP.
+"""Measures what our HTTP costs over the bare engine, and the page over our HTTP.
 
     python -m tests.bench.bench_api                # 16 clients of the starter model, then the page
     python -m tests.bench.bench_api --no-page      # without a browser

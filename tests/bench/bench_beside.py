@@ -1,4 +1,4 @@
-"""Chat beside a cycle on the same cores: how much each slows the other down.
+"""Measures chat beside a cycle on the same cores: how much each slows the other down.
 
     python tests/bench/bench_beside.py
 

@@ -1,4 +1,4 @@
-"""How fast the engine decodes, as ratios against one `generate` thread in the same run.
+"""Measures how fast the engine decodes, against one `generate` thread in the same run.
 
     python -m tests.bench.bench_engine                     # 135M shape, random weights
     python -m tests.bench.bench_engine --base starter      # the model that comes along

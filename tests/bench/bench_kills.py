@@ -1,4 +1,4 @@
-"""kill -9 under eight writers of feedback: what was acknowledged and lost, what was kept twice.
+"""Kills a server under eight writers of feedback; counts what was lost and what kept twice.
 
     python tests/bench/bench_kills.py                 # 100 kills of the API without a model
     python tests/bench/bench_kills.py 10 --whole      # 10 kills of the whole server

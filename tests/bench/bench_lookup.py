@@ -1,4 +1,4 @@
-"""What guessing ahead from the prompt brings a single stream, and what it costs where it cannot.
+"""Measures what prompt lookup brings a single stream, and what it costs where it cannot.
 
     python -m tests.bench.bench_lookup                  # the starter model
     python -m tests.bench.bench_lookup --kind int8

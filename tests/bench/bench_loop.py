@@ -1,4 +1,4 @@
-"""What a cycle teaches: 20 corrections of the starter's facts, on three seeds.
+"""Measures what a cycle teaches: 20 corrections of the starter's facts, on three seeds.
 
     python tests/bench/bench_loop.py [seeds]
 

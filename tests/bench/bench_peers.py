@@ -1,4 +1,4 @@
-"""How fast other CPU engines decode, as ratios to ours in the same run.
+"""Measures how fast other CPU engines decode, as ratios to ours in the same run.
 
     pip install llama-cpp-python gguf openvino-genai
     python -m tests.bench.bench_peers                      # 135M shape, one thread each

@@ -1,4 +1,4 @@
-"""Sixty-four streaming clients, a tenth of whose streams vanish, for minutes: memory, slots, ends.
+"""Measures memory, slots and ends under 64 streaming clients, a tenth of which vanish.
 
     python tests/bench/bench_soak.py                       # 5 minutes on a tiny model
     python tests/bench/bench_soak.py 2 --clients 64 --base chatbot/starter

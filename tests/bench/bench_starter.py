@@ -1,4 +1,4 @@
-"""What the starter model gets right on phrasings it never saw, and how fast it speaks.
+"""Measures what the starter model gets right on unseen phrasings, and how fast it decodes.
 
 python tests/bench/bench_starter.py  prints the table that chatbot/starter/README.md quotes.
 """

@@ -1,4 +1,4 @@
-"""Adapters swapped under running streams: none may fail, none may speak with two voices.
+"""Swaps adapters under running streams: none may fail, none may mix two adapters.
 
     python -m tests.bench.bench_swaps                      # a tiny model, 200 swaps
     python -m tests.bench.bench_swaps --base starter --swaps 50

@@ -1,4 +1,4 @@
-"""Other CPU engines, each decoding the same model as ours: llama.cpp and OpenVINO GenAI.
+"""Drives other CPU engines on the same model as ours: llama.cpp and OpenVINO GenAI.
 
 Each is driven in its own leanest way: no server, no text, no thread beside its own, and the
 likeliest token taken straight from its logits. What these leave out, ours does.
