@@ -85,6 +85,7 @@ def test_captured_forwards_say_what_transformers_and_peft_say(
 
 
 def shape(*adapters: str, row: int = 0, rows: int = 4) -> ForwardShape:
+    """Return the shape of one token in a row of a cache of so many rows."""
     return ForwardShape(
         (BatchShape(row, 1, 1, 128),), (0,), adapters, len(adapters) > 1, (rows, 256)
     )
@@ -119,6 +120,7 @@ class EmptyGraph:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> CudaGraphCache:
+    """Return a cache of graphs that compute nothing."""
     monkeypatch.setattr(cuda_graphs, "CudaGraph", EmptyGraph)
     return CudaGraphCache(LoraBatch())
 

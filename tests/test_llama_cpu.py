@@ -43,6 +43,7 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Compute on one thread, then on two."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -109,6 +110,7 @@ Kind = type[LlamaCpuRunner]
 
 @pytest.fixture(params=["float32", "bfloat16"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+    """Return a Llama in each type."""
     return World(tmp_path, "llama", request.param)
 
 
@@ -173,6 +175,7 @@ def test_the_same_bits_alone_and_in_company_at_once_and_in_pieces(world: World, 
 
 
 def start_int8(oracle: Oracle, **settings: int) -> LocalEngine:
+    """Start an engine in eight bits with all adapters loaded."""
     engine = LocalEngine(oracle.base, EngineSettings(threads=1, kind="int8", **settings))
     for name, folder in oracle.adapters.items():
         engine.load(name, folder)
@@ -181,6 +184,7 @@ def start_int8(oracle: Oracle, **settings: int) -> LocalEngine:
 
 @pytest.fixture
 def engine(oracle: Oracle) -> Iterator[LocalEngine]:
+    """Yield an engine in eight bits."""
     engine = start_int8(oracle)
     assert engine.stats()["int8"]
     yield engine
@@ -304,6 +308,7 @@ def test_a_later_turn_reads_only_what_is_new_and_says_the_same(
 
 
 def load_again(oracle: Oracle) -> Oracle:
+    """Load the base once more: one base serves one engine."""
     return Oracle(oracle.path, load_base(str(oracle.path)), oracle.adapters)
 
 
@@ -363,6 +368,7 @@ def test_what_eight_bits_have_left_behind_is_read_anew(
 
 
 def same_as_oracle(engine: LocalEngine, oracle: Oracle) -> None:
+    """Assert that all voices answer as transformers and peft do, and close the engine."""
     for voice in oracle.voices:
         assert ask(engine, oracle.request(QUESTIONS[3], voice)) == [
             oracle.answer(QUESTIONS[3], voice)
@@ -391,7 +397,7 @@ def test_a_row_that_computes_no_number_spoils_no_other(oracle: Oracle, kind: str
 
 
 @pytest.mark.parametrize(
-    "part, words",
+    "chunk, words",
     [
         (Chunk(0, [5, 384], 0, None), "has 384 tokens, none of them 384"),
         (Chunk(0, [-1], 0, None), "has 384 tokens"),
@@ -400,8 +406,8 @@ def test_a_row_that_computes_no_number_spoils_no_other(oracle: Oracle, kind: str
     ],
 )
 def test_what_lies_outside_of_the_model_or_the_cache_is_refused(
-    tmp_path: Path, part: Chunk, words: str
+    tmp_path: Path, chunk: Chunk, words: str
 ) -> None:
     runner = LlamaCpuRunner(World(tmp_path, "llama", "float32").reference).with_own_cache(2, 8)
     with pytest.raises(ValueError, match=words):
-        runner.forward([part])
+        runner.forward([chunk])

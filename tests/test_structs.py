@@ -27,6 +27,7 @@ def changed(struct: type[Structure], fields: list[Any]) -> list[type[Structure]]
 
 
 def chunk_with(*names: str) -> list[type[Structure]]:
+    """Return all structs, with a ChunkStruct of these fields."""
     return changed(ChunkStruct, [(name, c_int64) for name in names])
 
 

@@ -22,6 +22,8 @@ from tests.fixtures.reference_model import Oracle, start_engine
 def runner(
     any_oracle: Oracle, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[TransformersRunner]:
+    """Yield each family's runner over a cache of its own: by kernels, and in torch with either kind
+    of LoRA products."""
     if request.param != "kernels":
         request.getfixturevalue("torch_only")
     if request.param == "torch, as for many":
@@ -35,6 +37,7 @@ def runner(
 
 
 def ids(count: int) -> list[int]:
+    """Return so many token ids."""
     return list(range(20, 20 + count))
 
 

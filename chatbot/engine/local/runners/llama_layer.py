@@ -58,6 +58,7 @@ class RMSNorm:
         self._eps = float(module.variance_epsilon)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalize x [.., hidden]."""
         return functional.rms_norm(x, self._weight.shape, self._weight, self._eps)
 
 
@@ -69,6 +70,7 @@ class QKNorm:
         self._eps = float(q_norm.variance_epsilon)
 
     def __call__(self, heads: torch.Tensor) -> torch.Tensor:
+        """Normalize heads [tokens, num_heads + num_kv_heads, head_dim]."""
         return functional.rms_norm(heads, heads.shape[-1:], None, self._eps) * self._weight
 
 
