@@ -1,1 +1,1 @@
-"""Remember: what people said of the answers, and what may be learnt from it."""
+"""Keeps conversations and feedback on answers, and decides what may be learnt from them."""

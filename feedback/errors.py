@@ -1,5 +1,5 @@
-"""The root of every error that is its reader's to mend: the command line shows it as one line."""
+"""Defines the base class of errors that a user can mend; the CLI shows them as one line."""
 
 
 class TalkbackError(Exception):
-    """Bad input or a missing thing; the message names the value and the remedy."""
+    """Reports bad input or something missing; the message names the value and the remedy."""

@@ -1,4 +1,4 @@
-"""Approved answers, at work at once: given as they stand, or placed in the prompt as exemplars.
+"""Finds approved answers: to be given as they stand, or placed in the prompt as exemplars.
 
 The same question gets the approved answer itself; a similar one gets it as an example to go by.
 An answer that an adapter gives unaided has graduated, and leaves the prompts of that adapter.
@@ -48,7 +48,7 @@ class ApprovedAnswer:
 def find_approved(
     store: Store, question: str, *, earlier: Sequence[str] = (), adapter: str | None = None
 ) -> ApprovedAnswer | None:
-    """The approved answer to this very question, slips of the pen aside; the newest if several.
+    """Return the approved answer to this very question, typing errors aside; the newest if several.
 
     ``earlier`` are the person's turns before it: "And on Sundays?" is the same question only
     after the same turn. ``adapter`` is who would answer (None: the one in service).
@@ -71,10 +71,11 @@ def find_exemplars(
     earlier: Sequence[str] = (),
     adapter: str | None = None,
 ) -> list[ApprovedAnswer]:
-    """Up to ``limit`` approved answers to similar questions, the best first (BM25).
+    """Return up to ``limit`` approved answers to similar questions, the best first (BM25).
 
-    Nothing for or from a question that leans on the turn before it: out of its conversation its
-    words do not say what it is about, and an exemplar that misleads is worse than none.
+    Returns nothing for or from a question that depends on the turn before it: out of its
+    conversation its words do not say what it is about, and an exemplar that misleads is worse than
+    none.
     """
     if _depends_on_context(question, earlier):
         return []
@@ -86,8 +87,10 @@ def find_exemplars(
 
 
 def _is_similar(asked: set[str], approved: ApprovedAnswer) -> bool:
-    """Whether a question's words say enough about an approved one, or about its answer: "Do you
-    open at 9?" has none of "What are your hours?" and all of "From 9, open daily"."""
+    """Tell whether a question's words say enough about an approved one, or about its answer.
+
+    "Do you open at 9?" has none of "What are your hours?" and all of "From 9, open daily".
+    """
     question = content_words(approved.question)
     # A single word ("order", of "Where is my order?") says too little about three or more.
     if (len(question) > 1 or len(asked) < 3) and word_overlap(asked, question) >= MIN_OVERLAP:
@@ -97,13 +100,13 @@ def _is_similar(asked: set[str], approved: ApprovedAnswer) -> bool:
 
 
 def active_answers(store: Store, adapter: str | None = None) -> list[ApprovedAnswer]:
-    """All approved answers still at work for an adapter (None: the one in service), newest first:
+    """Return all approved answers in use for an adapter (None: the one in service), newest first:
     neither withdrawn nor graduated."""
     return _select_active(store, adapter, "true", ())
 
 
 def graduate(store: Store, approved_id: str, adapter: str) -> None:
-    """This adapter gives the approved answer unaided; a rollback to another brings it back."""
+    """Record that this adapter gives the approved answer unaided; others still get it."""
     with store.write() as db:
         db.execute(
             "insert or ignore into graduation (approved_id, adapter, created_at) values (?, ?, ?)",
@@ -116,10 +119,10 @@ _TURN_SEPARATOR = " / "
 
 
 def question_key(question: str, earlier: Sequence[str] = ()) -> str:
-    """What two askings of the same question have in common.
+    """Return the key that all ways to put the same question have in common.
 
-    A question that stands alone is its own normalised words. One that leans on the conversation
-    brings along the turns it leans on: those back to the last that stands alone.
+    That of a self-contained question is its normalised text. One that depends on the conversation
+    brings along the turns it depends on: those back to the last self-contained one.
     """
     turns = [question]
     for turn in reversed(earlier):
@@ -130,7 +133,7 @@ def question_key(question: str, earlier: Sequence[str] = ()) -> str:
 
 
 def is_self_contained(question: str) -> bool:
-    """Whether a question can be understood without the turn before it.
+    """Tell whether a question can be understood without the turn before it.
 
     Short ones ("how much?"), ones that continue ("and ...", "what about ...") and ones that point
     back ("how long does it take") may not: better to take too many for follow-ups than too few.
@@ -146,7 +149,7 @@ def _depends_on_context(question: str, earlier: Sequence[str]) -> bool:
 
 
 def _search(store: Store, question: str, adapter: str | None) -> list[ApprovedAnswer]:
-    """What full-text search finds for any of the question's words, best match first."""
+    """Return what full-text search finds for any of the question's words, best match first."""
     words = content_words(question) or set(normalise_text(question).split())
     query = " OR ".join('"' + word.replace('"', "") + '"' for word in sorted(words))
     if not query:
@@ -182,7 +185,7 @@ def _select_active(
 
 
 def format_exemplars(question: str, exemplars: Sequence[tuple[str, str]]) -> str:
-    """The last user message: approved (question, answer) pairs first, then the question asked.
+    """Return the last user message: approved (question, answer) pairs first, then the question.
 
     The pairs go into the last message and not into the system message, because every chat
     template has a user turn, and because the history before it keeps its prefix in the cache.

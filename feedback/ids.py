@@ -1,7 +1,7 @@
-"""The one place where ids and times are made.
+"""Makes all ids and timestamps.
 
-An id is a prefix, the time and chance: ``msg-01kav3…`` sorts by when it was made (the layout is
-that of a ULID, https://github.com/ulid/spec: 48 bits of milliseconds, 80 of chance, base 32).
+An id is a prefix, the time and random bits: ``msg-01kav3…`` sorts by when it was made (the layout
+is that of a ULID, https://github.com/ulid/spec: 48 bits of milliseconds, 80 random ones, base 32).
 """
 
 import secrets
@@ -13,11 +13,11 @@ _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 def new_id(prefix: str) -> str:
-    """A new id, unique without asking anyone, that sorts after those of earlier milliseconds."""
+    """Return a new unique id, which sorts after those of earlier milliseconds."""
     number = time.time_ns() // 1_000_000 << 80 | secrets.randbits(80)
     return f"{prefix}-" + "".join(_DIGITS[number >> shift & 31] for shift in range(125, -1, -5))
 
 
 def now() -> str:
-    """The time in UTC as ISO 8601 with milliseconds: ``2026-01-31T09:30:00.123Z``."""
+    """Return the time in UTC as ISO 8601 with milliseconds: ``2026-01-31T09:30:00.123Z``."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"

@@ -1,4 +1,4 @@
-"""What people can say of an answer, and the shape of each: checked before a row is written."""
+"""Defines the kinds of feedback on an answer, and validates the shape of each before it is kept."""
 
 import json
 import sqlite3
@@ -16,11 +16,11 @@ MAX_TEXT_LENGTH = 32_768
 
 
 class BadFeedbackError(TalkbackError):
-    """Feedback of an unknown kind or shape; says what was sent and what is wanted."""
+    """Reports feedback of an unknown kind or shape; names what was sent and what is wanted."""
 
 
 class IdempotencyKeyTakenError(BadFeedbackError):
-    """An idempotency key that came with other feedback before."""
+    """Reports an idempotency key that came with other feedback before."""
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,20 @@ Role = Literal["user", "assistant"]
 
 
 class NotFoundError(TalkbackError, KeyError):
-    """No such conversation or message; names the id."""
+    """Reports that there is no such conversation or message; names the id."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class BadMessageError(TalkbackError):
-    """A message that cannot be part of its conversation."""
+    """Reports a message that cannot be part of its conversation."""
 
 
 @dataclass(frozen=True)
 class Conversation:
+    """Holds one person's conversation; its messages are a tree."""
+
     id: str
     person: str
     title: str
@@ -31,6 +33,8 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Message:
+    """Holds one turn; siblings under a parent are retries or edited questions."""
+
     id: str
     conversation_id: str
     parent_id: str | None
@@ -41,7 +45,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Speaker:
-    """Who gave an answer, and how: all that is needed to understand feedback on it."""
+    """Records who gave an answer, and how: all that is needed to understand feedback on it."""
 
     adapter: str
     base: str

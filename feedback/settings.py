@@ -1,4 +1,4 @@
-"""Where everything lives, and how a stage reads its table of ``talkback.toml``.
+"""Finds the home folder, and reads a stage's table of ``talkback.toml``.
 
     TALKBACK_HOME=/srv/talkback TALKBACK_SERVER_PORT=8080 talkback serve
 
@@ -27,18 +27,18 @@ from feedback.errors import TalkbackError
 
 
 class SettingsError(TalkbackError):
-    """A setting that cannot be read; names the key, its table, the file and what is known."""
+    """Reports a setting that cannot be read; names key, table, file and what is known."""
 
 
 @dataclass(frozen=True)
 class Home:
-    """The one folder that holds all state: back it up and nothing is lost."""
+    """Names the paths in the one folder that holds all state: back it up and nothing is lost."""
 
     root: Path
 
     @classmethod
     def find(cls, path: Path | None = None) -> Self:
-        """The home at ``path``, else ``TALKBACK_HOME``, else ``~/.talkback``, with its folders."""
+        """Return the home at ``path``, ``TALKBACK_HOME`` or ``~/.talkback``, with its folders."""
         root = path or Path(os.environ.get("TALKBACK_HOME") or "~/.talkback")
         home = cls(root.expanduser().resolve())
         try:
@@ -77,7 +77,7 @@ class Home:
 
 
 class Settings(BaseSettings):
-    """One table of ``talkback.toml``; a subclass names its ``table`` and declares its keys."""
+    """Reads a table of ``talkback.toml``; a subclass names its ``table`` and declares its keys."""
 
     model_config = SettingsConfigDict(
         extra="forbid", frozen=True, env_nested_delimiter="__", use_attribute_docstrings=True
@@ -86,7 +86,8 @@ class Settings(BaseSettings):
 
     @classmethod
     def read(cls, home: Home) -> Self:
-        """Defaults, the file's table, ``TALKBACK_<TABLE>_<KEY>``: the later wins; SettingsError."""
+        """Read defaults, the file's table and ``TALKBACK_<TABLE>_<KEY>``, of which the later wins;
+        raise SettingsError."""
         table = _read_tables(home).get(cls.table, {})
         if not isinstance(table, dict):
             raise SettingsError(f"{cls.table!r} in {home.toml} is a value; write it as a table")
@@ -122,7 +123,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Settings made in code are what the code says; only ``read`` looks at the environment."""
+        """Leave the environment to ``read``: settings made in code are what the code passes."""
         return (init_settings,)
 
 
@@ -146,7 +147,7 @@ def _read_tables(home: Home) -> dict[str, Any]:
 
 
 def _parse_nested(environment: dict[str, Any]) -> dict[str, Any]:
-    """Inside sub-tables nothing declares a type: ``0.1`` there is a number, as it is in TOML."""
+    """Parse the values of sub-tables, whose types are not declared: ``0.1`` is a number."""
     return {
         key: {name: _parse_value(text) for name, text in value.items()}
         if isinstance(value, dict)
@@ -163,7 +164,7 @@ def _parse_value(text: object) -> object:
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``above`` wins key by key, inside sub-tables too."""
+    """Return both tables merged key by key, inside sub-tables too; ``above`` wins."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)

@@ -1,4 +1,4 @@
-"""How like two questions are: by their words, by their trigrams, and all near pairs at once."""
+"""Measures how similar texts are: by words, by trigrams, and all near-duplicates at once."""
 
 import math
 import unicodedata
@@ -18,7 +18,7 @@ _STOP = frozenset(_STOP_WORDS.split())
 
 
 def normalise_text(question: str) -> str:
-    """Case, punctuation and spacing aside: what is left is the same for the same question."""
+    """Return a text without case, most punctuation and extra spacing, to compare it by."""
     text = unicodedata.normalize("NFKC", question).casefold()
     for apostrophe in "'`\N{RIGHT SINGLE QUOTATION MARK}\N{ACUTE ACCENT}":
         text = text.replace(apostrophe, "")
@@ -30,15 +30,15 @@ def normalise_text(question: str) -> str:
 
 
 def content_words(question: str) -> set[str]:
-    """The words that say what a question is about."""
+    """Return the words that say what a question is about: all but stop words."""
     return set(normalise_text(question).split()) - _STOP
 
 
 def same_but_for_typo(one: str, other: str) -> bool:
-    """Whether two questions ask the same for certain: word for word, but for slips of the pen.
+    """Tell whether two questions are the same word for word, but for one typing error.
 
-    A slip is one edit inside a longer word whose first letter is right, in a word without digits;
-    Monday is no slip for Sunday, nor order 1234 for order 1235.
+    That is one edit inside a longer word whose first letter is right, in a word without digits;
+    Monday is none for Sunday, nor order 1234 for order 1235.
     """
     pairs = list(zip(one.split(), other.split(), strict=False))
     if len(one.split()) != len(other.split()):
@@ -54,7 +54,8 @@ def _is_typo(one: str, other: str) -> bool:
 
 
 def _is_one_edit(one: str, other: str) -> bool:
-    """Whether one letter added, left out, replaced, or two neighbours swapped make the other."""
+    """Tell whether the Damerau-Levenshtein distance of two unequal words is 1: one letter added,
+    left out or replaced, or two neighbours swapped."""
     short, long = sorted((one, other), key=len)
     start = next((i for i, mark in enumerate(short) if mark != long[i]), len(short))
     if len(short) == len(long):
@@ -65,12 +66,12 @@ def _is_one_edit(one: str, other: str) -> bool:
 
 
 def count_shared_words(words: set[str], others: set[str]) -> int:
-    """How many of some content words are among others, inflections aside."""
+    """Count those of some content words that are among others, inflections aside."""
     return sum(any(_same_stem(word, other) for other in others) for word in words)
 
 
 def word_overlap(one: set[str], other: set[str]) -> float:
-    """Share of two sets of content words that they have in common (Dice), inflections aside."""
+    """Return the Dice coefficient (0 to 1) of two sets of content words, inflections aside."""
     if not one or not other:
         return 0.0
     return (count_shared_words(one, other) + count_shared_words(other, one)) / (
@@ -79,20 +80,20 @@ def word_overlap(one: set[str], other: set[str]) -> float:
 
 
 def _same_stem(one: str, other: str) -> bool:
-    """The same word, or two forms of it: open and opening, delivery and deliveries."""
+    """Tell whether these may be forms of one word: open and opening, delivery and deliveries."""
     shorter = min(len(one), len(other))
     stem = max(4, shorter - 1)
     return one == other or (shorter >= stem and one[:stem] == other[:stem])
 
 
 def trigrams(text: str) -> frozenset[str]:
-    """The runs of three characters of a normalised text, its ends marked by spaces."""
+    """Return the runs of three characters of a normalised text, its ends marked by spaces."""
     padded = f"  {normalise_text(text)} "
     return frozenset(padded[i : i + 3] for i in range(len(padded) - 2))
 
 
 def trigram_similarity(one: str, other: str) -> float:
-    """Jaccard similarity of two texts' trigrams: 1 for equal after normalising, 0 for strangers."""
+    """Return the Jaccard similarity of two texts' trigrams: 1 for equal ones, 0 for unrelated."""
     return _jaccard(trigrams(one), trigrams(other))
 
 
@@ -101,7 +102,7 @@ def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
 
 
 def near_duplicates(texts: Mapping[str, str], threshold: float) -> Iterator[tuple[str, str]]:
-    """Every pair of keys whose texts are at least this similar, exactly, without comparing all.
+    """Yield every pair of keys whose texts are at least this similar, without comparing all.
 
     Two sets that similar share one of their rarest members, so only those are indexed
     (prefix filtering: Chaudhuri et al. 2006, Bayardo et al. 2007).

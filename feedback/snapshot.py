@@ -1,6 +1,7 @@
-"""A snapshot: all that one cycle learns from, as a folder that names itself by its content.
+"""Writes and reads snapshots: what one cycle learns from, as a folder named by its content.
 
-    write(curate(store), home.snapshots)   ->   snapshots/s-1f0c…/{sft,dpo,…}.jsonl, manifest.json
+    write_snapshot(curate(store), home.snapshots)
+    # snapshots/s-1f0c…/{sft,dpo,…}.jsonl, manifest.json
 
 The same rows give the same id. Training and evaluation read the folder and nothing else.
 """
@@ -27,12 +28,12 @@ Record = dict[str, Any]
 
 
 class SnapshotError(TalkbackError):
-    """A snapshot that is not what its manifest says; names the folder and what differs."""
+    """Reports a snapshot that is not what its manifest says; names the folder and what differs."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot's folder and its manifest."""
+    """Holds a snapshot's folder and its manifest."""
 
     folder: Path
     id: str
@@ -44,7 +45,7 @@ class Snapshot:
 
     @classmethod
     def read(cls, folder: Path) -> "Snapshot":
-        """The snapshot in a folder; SnapshotError unless its files are those of its manifest."""
+        """Read the snapshot in a folder; raise SnapshotError unless it matches its manifest."""
         manifest = _manifest(folder)
         if manifest.get("format") != FORMAT:
             raise SnapshotError(
@@ -64,7 +65,7 @@ class Snapshot:
         return snapshot
 
     def rows(self, name: str) -> list[Record]:
-        """The rows of one of its files: "sft", "dpo", "held_out", ..."""
+        """Return the rows of one of its files: "sft", "dpo", "held_out", ..."""
         return list(_lines(self.folder / f"{name}.jsonl"))
 
 
@@ -115,7 +116,7 @@ def _contents(rows: Sequence[Row], replay: Sequence[Record]) -> dict[str, list[R
 
 
 def _lineage(rows: Sequence[Row]) -> list[Record]:
-    """Which answer and which feedback each row comes from, in the order of the rows."""
+    """Return which answer and feedback each row comes from, in the order of the rows."""
     return [
         {
             "kind": row.kind,
@@ -134,7 +135,7 @@ def _sft(row: Row) -> Record:
 
 
 def _repair(row: Row) -> Record:
-    """What to answer, and the answer that was wrong, if there was one."""
+    """Return what to answer, and the answer that was wrong, if there was one."""
     return _sft(row) | ({} if row.rejected is None else {"rejected": row.rejected})
 
 
@@ -153,7 +154,7 @@ def _answer(text: str) -> list[MessageDict]:
 
 
 def _messages(record: Record) -> list[MessageDict]:
-    """All turns of a dialogue, given whole or as prompt and completion."""
+    """Return all messages of a dialogue, given whole or as prompt and completion."""
     if "messages" in record:
         return list(record["messages"])
     return [*record["prompt"], *record["completion"]]
@@ -175,7 +176,7 @@ def _lines(path: Path) -> Iterator[Record]:
 
 
 def _hash(folder: Path) -> str:
-    """SHA-256 over the content of the row files, each behind its name and length."""
+    """Return the SHA-256 over the content of the row files, each behind its name and length."""
     digest = hashlib.sha256()
     for name in FILES:
         content = (folder / f"{name}.jsonl").read_bytes()

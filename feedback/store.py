@@ -1,8 +1,8 @@
-"""The memory: conversations as trees of messages, who answered, and what people said of it.
+"""Stores conversations as trees of messages, the speaker of each answer, and feedback on it.
 
 store = Store(Home.find().db)
-talk = store.start_conversation("ann", "When do you open?")
-asked = store.add_message(talk, None, "user", "When do you open?")
+conversation = store.start_conversation("ann", "When do you open?")
+question = store.add_message(conversation, None, "user", "When do you open?")
 """
 
 import json
@@ -27,10 +27,10 @@ TITLE_LENGTH = 60
 
 
 class Store(Database):
-    """Conversations and feedback in the SQLite file at ``path``; safe for threads and processes."""
+    """Stores conversations and feedback in a SQLite file; safe for threads and processes."""
 
     def start_conversation(self, person: str, first_message: str) -> str:
-        """A new conversation of ``person``, titled by its first words; returns its id."""
+        """Start a conversation of ``person``, titled by its first message; return its id."""
         id = new_id("con")
         with self.write() as db:
             row = {"id": id, "person": person, "title": _title(first_message), "created_at": now()}
@@ -46,7 +46,7 @@ class Store(Database):
         speaker: Speaker | None = None,
         id: str | None = None,
     ) -> str:
-        """Keep a message under its parent (None: it opens the conversation); returns its id.
+        """Keep a message under its parent (None: it opens the conversation); return its id.
 
         Raises NotFoundError for an unknown conversation or parent, BadMessageError for a parent in
         another conversation, an unknown role or an id that is taken.
@@ -81,26 +81,26 @@ class Store(Database):
             raise BadMessageError(f"there is a message {id} already; leave the id to the store")
 
     def conversation(self, id: str) -> Conversation:
-        """The conversation, or NotFoundError."""
+        """Return the conversation; raise NotFoundError."""
         row = self.row("select * from conversation where id = ?", (id,))
         if row is None:
             raise NotFoundError(f"no conversation {id!r}")
         return Conversation(**row)
 
     def conversations(self, person: str) -> list[Conversation]:
-        """All of a person's conversations, newest first."""
+        """Return all of a person's conversations, newest first."""
         sql = "select * from conversation where person = ? order by rowid desc"
         return [Conversation(**row) for row in self.rows(sql, (person,))]
 
     def message(self, id: str) -> Message:
-        """The message, or NotFoundError."""
+        """Return the message; raise NotFoundError."""
         row = self.row("select * from message where id = ?", (id,))
         if row is None:
             raise NotFoundError(f"no message {id!r}")
         return Message(**row)
 
     def thread(self, id: str) -> list[Message]:
-        """The messages from the opening one down to this one; NotFoundError."""
+        """Return the messages from the opening one down to this one; raise NotFoundError."""
         rows = self.rows(
             """with recursive up (id, above, steps) as (
                 select id, parent_id, 0 from message where id = ?
@@ -140,23 +140,23 @@ class Store(Database):
         return {row["message_id"]: Speaker.from_row(row) for row in self.rows(sql, (ids,))}
 
     def children(self, id: str) -> list[Message]:
-        """The direct answers to a message (or turns after it), oldest first."""
+        """Return the direct answers to a message (or turns after it), oldest first."""
         sql = "select * from message where parent_id = ? order by rowid"
         return [Message(**row) for row in self.rows(sql, (id,))]
 
     def messages(self, conversation_id: str) -> list[Message]:
-        """All messages of a conversation, on all its branches, oldest first."""
+        """Return all messages of a conversation, on all its branches, oldest first."""
         sql = "select * from message where conversation_id = ? order by rowid"
         return [Message(**row) for row in self.rows(sql, (conversation_id,))]
 
     def latest_message(self, conversation_id: str) -> Message | None:
-        """The end of the branch that was written to last. The newest message has no children."""
+        """Return the newest message, which ends the branch that was written to last."""
         sql = "select * from message where conversation_id = ? order by rowid desc limit 1"
         row = self.row(sql, (conversation_id,))
         return Message(**row) if row else None
 
     def speaker(self, message_id: str) -> Speaker | None:
-        """Who gave this answer; None for a person's message."""
+        """Return who gave this answer; None for a person's message."""
         row = self.row("select * from speaker where message_id = ?", (message_id,))
         return Speaker.from_row(row) if row else None
 
@@ -168,7 +168,7 @@ class Store(Database):
         value: Mapping[str, Any],
         idempotency_key: str | None = None,
     ) -> str:
-        """Keep what ``person`` said of an answer; returns the feedback's id once it is on the disk.
+        """Keep feedback of ``person`` on an answer; return its id once it is on the disk.
 
         The same key and content again gives the same id and keeps nothing twice. Raises
         NotFoundError, BadFeedbackError for a wrong kind or value, and IdempotencyKeyTakenError for
@@ -213,7 +213,7 @@ class Store(Database):
         return str(row["id"])
 
     def feedback_on(self, message_id: str) -> list[Feedback]:
-        """All that was said of an answer, oldest first."""
+        """Return all feedback on an answer, oldest first."""
         sql = "select * from feedback where message_id = ? order by rowid"
         return [Feedback.from_row(row) for row in self.rows(sql, (message_id,))]
 
@@ -227,7 +227,7 @@ class Store(Database):
         return found
 
     def thumb_of(self, message_id: str, person: str) -> bool | None:
-        """This person's thumb as it stands: up, down, or None (never given, or taken back)."""
+        """Return this person's newest thumb: up, down, or None (never given, or taken back)."""
         row = self.row(
             """select value from feedback where message_id = ? and person = ? and kind = 'thumb'
             order by rowid desc limit 1""",
@@ -236,7 +236,7 @@ class Store(Database):
         return json.loads(row["value"])["up"] if row else None
 
     def counts(self) -> dict[str, int]:
-        """How much there is of everything, for ``talkback status``."""
+        """Count conversations, messages, feedback and so on, for ``talkback status``."""
         row = self.row(_COUNTS)
         return dict(row) if row else {}
 

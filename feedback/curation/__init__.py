@@ -1,1 +1,1 @@
-"""Curation: feedback in, rows to learn from out, each with its side of the split."""
+"""Curates feedback: turns it into training rows, each on its side of the held-out split."""

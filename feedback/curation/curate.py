@@ -1,4 +1,4 @@
-"""Feedback in, rows to learn out; and for all that does not train, the reason in words.
+"""Turns feedback into training rows, and gives the reason for all that does not train.
 
 ``talkback cycle --dry-run`` prints what this returns.
 """
@@ -23,7 +23,7 @@ from feedback.store import Store
 
 
 class CurateSettings(Settings):
-    """``[curate]`` of talkback.toml."""
+    """Reads ``[curate]`` of talkback.toml."""
 
     table: ClassVar[str] = "curate"
     held_out: float = Field(default=0.1, ge=0, le=0.5)
@@ -37,7 +37,7 @@ class CurateSettings(Settings):
 
 @dataclass(frozen=True)
 class Curation:
-    """All rows, of both sides of the split, and all that was dropped."""
+    """Holds all rows, of both sides of the split, and all that was dropped."""
 
     rows: list[Row]
     dropped: list[Dropped]
@@ -46,7 +46,7 @@ class Curation:
 def curate(
     store: Store, settings: CurateSettings | None = None, *, persist: bool = True
 ) -> Curation:
-    """What there is to learn from the feedback so far.
+    """Return what there is to learn from the feedback so far.
 
     The split of new clusters is decided, and written down unless ``keep`` is false.
     """
@@ -62,7 +62,7 @@ def curate(
 
 
 def _distinct(rows: Sequence[Row]) -> tuple[list[Row], list[Dropped]]:
-    """Empty and repeated rows go; the first of the same text stays."""
+    """Drop empty and repeated rows; the first of the same text stays."""
     kept: list[Row] = []
     dropped: list[Dropped] = []
     seen: dict[tuple[str, ...], str] = {}
@@ -79,7 +79,7 @@ def _distinct(rows: Sequence[Row]) -> tuple[list[Row], list[Dropped]]:
 
 
 def _identity(row: Row) -> tuple[str, ...]:
-    """What makes two rows one. A pair is a repetition only if its rejected answer is, too."""
+    """Return what makes two rows one; a pair repeats another only with its rejected answer."""
     turns = [normalise_text(turn["content"]) for turn in row.prompt]
     rejected = (row.rejected or "").strip() if row.kind == "pair" else ""
     return (row.kind, *turns, row.chosen.strip(), rejected)
@@ -106,8 +106,8 @@ def _drop(row: Row, reason: str) -> Dropped:
 
 
 def _explain_unused(store: Store, used: set[str]) -> Iterable[Dropped]:
-    """What people said that became neither a row nor a reason yet. Signals are not feedback to
-    learn from, so nothing is said of them."""
+    """Return the feedback that became neither a row nor a drop yet. Signals are not feedback to
+    learn from, so they are left out."""
     sql = "select * from feedback where kind in ('thumb', 'edit', 'comment') order by rowid"
     said = [Feedback.from_row(row) for row in store.rows(sql)]
     newest = {(one.message_id, one.person, one.kind): one.id for one in said}

@@ -1,6 +1,6 @@
-"""People's own preferences as pairs: choices between two answers, and a retry liked better.
+"""Turns people's preferences into pairs: choices between two answers, and a retry liked better.
 
-The words of both answers are the model's; a person only says which is better. So these train
+The texts of both answers are the model's; a person only says which is better. So these train
 without a reviewer, but no person weighs more than ``pairs_per_person`` pairs, and a reviewer's
 decision goes first.
 """
@@ -19,7 +19,7 @@ from feedback.store import Store
 
 @dataclass(frozen=True)
 class Vote:
-    """One person prefers one answer (a message id) to another."""
+    """Records that a person prefers one answer (a message id) to another."""
 
     person: str
     better: str
@@ -30,7 +30,7 @@ class Vote:
 
 @dataclass
 class VotedPair:
-    """All that people said between the same two answers."""
+    """Collects all votes between the same two answers."""
 
     votes: list[Vote] = field(default_factory=list)
 
@@ -47,7 +47,7 @@ class VotedPair:
         return {id for vote in self.votes for id in (vote.better, vote.worse)}
 
     def winner(self) -> tuple[str, str] | None:
-        """(better, worse) by majority; None when there is none."""
+        """Return (better, worse) by majority; None when there is none."""
         tally = Counter((vote.better, vote.worse) for vote in self.votes if not vote.tie)
         ranked = tally.most_common(2)
         if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
@@ -140,7 +140,7 @@ def _approved_by_question(store: Store) -> dict[str, str]:
 
 
 def _group_votes(votes: Iterable[Vote]) -> list[VotedPair]:
-    """Votes between the same two answers, together; a person's last word on them counts once."""
+    """Group votes by the two answers they are about; only a person's last vote on them counts."""
     latest: dict[tuple[frozenset[str], str], Vote] = {}
     for vote in votes:
         latest.setdefault((frozenset((vote.better, vote.worse)), vote.person), vote)
@@ -151,7 +151,7 @@ def _group_votes(votes: Iterable[Vote]) -> list[VotedPair]:
 
 
 def _choice_votes(store: Store) -> list[Vote]:
-    """What people chose where they were asked, each person's newest choice first."""
+    """Return the votes of people who were asked to choose, newest first."""
     votes = []
     for row in store.rows("select * from feedback where kind = 'choice' order by rowid desc"):
         value = json.loads(row["value"])
@@ -161,7 +161,7 @@ def _choice_votes(store: Store) -> list[Vote]:
 
 
 def _retry_votes(store: Store) -> list[Vote]:
-    """Who disliked an answer and liked a later one to the same message."""
+    """Return the votes of people who disliked an answer and liked a later one to the message."""
     rows = store.rows(
         """with thumbs as (
             select f.id, f.person, f.message_id, json_extract(f.value, '$.up') as up, m.parent_id,

@@ -1,4 +1,4 @@
-"""Old answers that are no longer right: neither replayed in training nor counted as remembered."""
+"""Finds old answers that are no longer right, so that they are neither replayed nor expected."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ Dialogue = dict[str, Any]
 def partition_outdated(
     rows: Iterable[Dialogue], rejected_answers: Iterable[str]
 ) -> tuple[list[Dialogue], list[Dialogue]]:
-    """The rows that still hold, and those whose answer a reviewer has corrected.
+    """Return the rows that still hold, and those whose answer a reviewer has corrected.
 
     A row is ``{"messages": [...]}`` or ``{"prompt": [...], "completion": [...]}``. An answer such
     as "I don't know that" may be wrong for one question and stays right for all the others: so
@@ -45,7 +45,7 @@ def _matches_any(answer: str, corrected: Mapping[str, str]) -> bool:
 
 
 def _is_catch_all(questions: Sequence[str]) -> bool:
-    """Whether no word is in as much as a quarter of many questions."""
+    """Tell whether these are many questions, and no word is in more than a quarter of them."""
     shared = Counter(word for question in questions for word in content_words(question))
     most = max(shared.values(), default=0)
     return len(questions) >= CATCH_ALL_QUESTIONS and most * 4 <= len(questions)
@@ -60,5 +60,5 @@ def _answer(row: Dialogue) -> str:
 
 
 def _question(row: Dialogue) -> str:
-    """The last line that was asked; exemplars, if any, are before it."""
+    """Return the last line of the question; exemplars, if any, are before it."""
     return _turns(row)[-2]["content"].strip().rpartition("\n")[2]

@@ -1,4 +1,4 @@
-"""What curation makes of feedback: rows that may train, and what was dropped, with the reason."""
+"""Defines what curation makes of feedback: rows, and what was dropped, with the reason."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,8 +13,11 @@ MessageDict = dict[str, str]
 
 @dataclass(frozen=True)
 class Row:
-    """One thing to learn. ``sft``: answer ``prompt`` with ``chosen``; ``rejected`` is the answer
-    that was corrected, if any. ``pair``: prefer ``chosen`` to ``rejected``."""
+    """Holds one training example.
+
+    ``sft``: answer ``prompt`` with ``chosen``; ``rejected`` is the answer that was corrected, if
+    any. ``pair``: prefer ``chosen`` to ``rejected``.
+    """
 
     kind: Literal["sft", "pair"]
     prompt: list[MessageDict]
@@ -31,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Feedback that does not train, and why, in words."""
+    """Holds feedback that does not train, and the reason in words."""
 
     message_id: str
     reason: str
@@ -51,7 +54,7 @@ def prompt_messages(exchange: Exchange) -> list[MessageDict]:
 
 
 def same_text(one: str, other: str) -> bool:
-    """Equal but for case, punctuation and spacing: there is nothing to learn between the two."""
+    """Tell whether texts differ in case, punctuation and spacing at most: nothing to prefer."""
     return normalise_text(one) == normalise_text(other)
 
 

@@ -1,4 +1,4 @@
-"""What trains and what is held out: decided by cluster, once and for ever.
+"""Splits questions into train and held out: by cluster, once and for ever.
 
 A cluster is a conversation and everything that nearly repeats one of its questions. A newcomer
 joins the cluster it touches; one that touches clusters of both sides goes to neither.
@@ -21,7 +21,7 @@ costs a lumpier split, one too small leaks the answer to a held-out question int
 
 @dataclass(frozen=True)
 class SplitItem:
-    """What is assigned: an answer's message id, its conversation, and the question it answers."""
+    """Holds what is assigned to a side: an answer's message id, its conversation and question."""
 
     id: str
     conversation_id: str
@@ -30,6 +30,8 @@ class SplitItem:
 
 @dataclass(frozen=True)
 class Assignment:
+    """Holds the cluster and the side of the split that an item belongs to."""
+
     cluster: str
     side: Side
 
@@ -37,7 +39,7 @@ class Assignment:
 def assign(
     store: Store, items: Sequence[SplitItem], *, held_out: float, persist: bool = True
 ) -> dict[str, Assignment | None]:
-    """Where each item belongs; None for one that bridges train and held-out.
+    """Return the cluster and side of each item; None for one that bridges train and held-out.
 
     Decisions taken before stand. New ones are written to the store unless ``keep`` is false; they
     follow from the items alone, so that looking first changes nothing.
@@ -63,7 +65,7 @@ def _assign_group(
     assignments: Mapping[str, Assignment],
     held_out: float,
 ) -> dict[str, Assignment]:
-    """Places for newcomers that touch each other: all in one cluster if that is possible."""
+    """Assign new items that are linked to each other: all to one cluster if that is possible."""
     touched = [
         assignments[id] for item in group for id in sorted(links[item.id]) if id in assignments
     ]
@@ -80,7 +82,7 @@ def _assign_group(
 
 
 def _new_cluster(first: SplitItem, held_out: float) -> Assignment:
-    """The question alone decides, not chance: the same questions split alike everywhere."""
+    """Return a new cluster; a hash of its question draws the side, alike on every machine."""
     digest = hashlib.sha256(normalise_text(first.question).encode()).digest()
     share = int.from_bytes(digest[:8], "big") / 2**64
     cluster = "c-" + hashlib.sha256(first.id.encode()).hexdigest()[:12]
@@ -88,7 +90,7 @@ def _new_cluster(first: SplitItem, held_out: float) -> Assignment:
 
 
 def _links(items: Iterable[SplitItem]) -> dict[str, set[str]]:
-    """Who touches whom: the next of the same conversation, and near-duplicate questions."""
+    """Return each item's links: the next of its conversation, and near-duplicate questions."""
     items = list(items)
     links: dict[str, set[str]] = defaultdict(set)
     last: dict[str, str] = {}
@@ -104,7 +106,7 @@ def _links(items: Iterable[SplitItem]) -> dict[str, set[str]]:
 
 
 def _groups(ids: Sequence[str], links: Mapping[str, set[str]]) -> list[list[str]]:
-    """The newcomers, those together that touch each other directly or through newcomers."""
+    """Return the connected components of the new items (union-find), oldest first."""
     order = {id: n for n, id in enumerate(ids)}
     parent = {id: id for id in ids}
 

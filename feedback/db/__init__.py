@@ -1,1 +1,1 @@
-"""The database: one SQLite file, its migrations, and writes that share a transaction."""
+"""Opens the SQLite file, migrates it, and groups writes into shared transactions."""

@@ -1,9 +1,9 @@
-"""One SQLite file, many threads and processes: how it is opened, read and written.
+"""Opens, reads and writes one SQLite file from many threads and processes.
 
-Every thread has its own connection; every write is a transaction that takes its turn at once
+Every thread has its own connection; every write is a transaction that takes the write lock at once
 (``begin immediate``) and is on the disk before it returns, so that what has been acknowledged
-survives a ``kill -9`` and a power cut. Threads wait for their turn at a lock: SQLite itself would
-have them sleep, up to 100 ms at a time, for what takes a millisecond.
+survives a ``kill -9`` and a power cut. Threads of a process queue at a lock of ours: SQLite's busy
+handler would have them sleep, up to 100 ms at a time, for what takes a millisecond.
 """
 
 import json
@@ -24,21 +24,21 @@ BUSY_TIMEOUT_SECONDS = 10
 
 
 class StoreError(TalkbackError):
-    """The database cannot be opened, read or written; says which file and what to do."""
+    """Reports a database that cannot be opened, read or written; names the file and what to do."""
 
 
 class Connection(sqlite3.Connection):
-    """A connection whose transactions have parts, and that inserts rows given by column names."""
+    """Adds to a connection transactions with savepoints, and inserts by column names."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.writing = False
-        """Whether a transaction has begun, be it that SQLite has given it up meanwhile."""
+        """Whether a transaction has begun, even if SQLite has rolled it back meanwhile."""
         self._rollback_callbacks: list[Callable[[], object]] = []
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """A transaction: kept when the block ends, or undone."""
+        """Run the block in a transaction: committed when it ends, rolled back when it raises."""
         self.execute("begin immediate")
         self.writing = True
         try:
@@ -55,7 +55,7 @@ class Connection(sqlite3.Connection):
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
-        """A part of a transaction: kept with it, or undone alone when the block raises."""
+        """Run the block in a savepoint: kept with the transaction, rolled back alone on an error."""
         self._check_alive()
         before = len(self._rollback_callbacks)
         self.execute("savepoint part")
@@ -93,8 +93,8 @@ class Connection(sqlite3.Connection):
 
 
 class _ThreadConnection:
-    """A thread's hold on its connection: when the thread ends, the connection is closed at once.
-    (A connection itself waits for the garbage collector, being part of a reference cycle.)"""
+    """Closes a thread's connection as soon as the thread ends. (A connection itself waits for the
+    garbage collector, being part of a reference cycle.)"""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -104,7 +104,7 @@ class _ThreadConnection:
 
 
 def _to_sqlite(value: object) -> object:
-    """JSON for dicts and lists; text without lone surrogates, which no UTF-8 file can hold."""
+    """Return dicts and lists as JSON, and text without lone surrogates, which UTF-8 cannot hold."""
     if isinstance(value, dict | list | tuple):
         value = json.dumps(value, ensure_ascii=False)
     if isinstance(value, str):
@@ -113,7 +113,7 @@ def _to_sqlite(value: object) -> object:
 
 
 class Database:
-    """The file at ``path``, made and migrated when it is opened."""
+    """Reads and writes the file at ``path``, which is made and migrated when it is opened."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -124,18 +124,18 @@ class Database:
             self._migrate()
 
     def rows(self, sql: str, args: tuple[object, ...] | Mapping[str, object] = ()) -> list[Any]:
-        """All rows of a query, each a ``sqlite3.Row``."""
+        """Return all rows of a query, each a ``sqlite3.Row``."""
         with self._explain_errors():
             return self._connection().execute(sql, args).fetchall()
 
     def row(self, sql: str, args: tuple[object, ...] | Mapping[str, object] = ()) -> Any | None:
-        """The first row of a query, or None."""
+        """Return the first row of a query, or None."""
         with self._explain_errors():
             return self._connection().execute(sql, args).fetchone()
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction: all of it is kept, durably, when the block ends, or none of it.
+        """Run the block in one transaction: when it ends all is kept, durably, or nothing is.
 
         Inside another ``write`` of the same thread it is part of that one: kept with it, undone
         with it or alone. Reads through ``rows`` and ``row`` in the block see what it has written
@@ -156,7 +156,7 @@ class Database:
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """Alone among the threads of this process."""
+        """Hold the write lock of this process; SQLite's own is between processes."""
         if not self._write_lock.acquire(timeout=BUSY_TIMEOUT_SECONDS):
             raise sqlite3.OperationalError("database is locked")
         try:
@@ -210,7 +210,7 @@ class Database:
 
     @contextmanager
     def _explain_errors(self) -> Iterator[None]:
-        """What SQLite says about the file, with the file's name and a remedy."""
+        """Raise SQLite's errors about the file as StoreError, with the file's name and a remedy."""
         try:
             yield
         except sqlite3.DatabaseError as error:
@@ -221,7 +221,7 @@ class Database:
 
 
 def _enable_wal(connection: Connection) -> None:
-    """Keep the file in WAL mode from now on; SQLite itself waits for nobody who does the same."""
+    """Put the file in WAL mode; SQLite's busy timeout does not cover two that do so at once."""
     last = time.monotonic() + BUSY_TIMEOUT_SECONDS
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Writes that wait for each other become one transaction.
+"""Groups writes that would wait for each other into one transaction (group commit).
 
 A disk takes as long for sixteen small transactions as for sixteen large ones. Where many people
 ask and are answered at the same time, each would wait for the disk sixteen times.
@@ -16,11 +16,11 @@ WorkItem = tuple["Future[Any]", Callable[[], Any]]
 
 
 class GroupCommit(Executor):
-    """Does works one after the other on one thread; those that have come meanwhile share a
-    transaction of ``database``. A future is done once what its work has written is on the disk.
+    """Runs work items in order on one thread; those that have come meanwhile share a transaction of
+    ``database``. A future is done once what its work item has written is on the disk.
 
-    A work that raises is undone alone. When the transaction as a whole cannot be kept, all that
-    share it are undone and get the error (`Database.on_rollback` tells those that must know).
+    A work item that raises is rolled back alone. When the transaction as a whole cannot be
+    committed, all that share it are rolled back and get the error (see `Database.on_rollback`).
     """
 
     def __init__(self, database: Database) -> None:
@@ -32,9 +32,10 @@ class GroupCommit(Executor):
         self._thread.start()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
-        """Have it done; after `shutdown` the future has a StoreError."""
+        """Queue a call of ``fn`` and return its future; after `shutdown` that has a StoreError."""
         future = Future[Any]()
-        with self._submit_lock:  # nothing is left behind the end
+        # The lock keeps work items from being queued behind the end marker, where none is run.
+        with self._submit_lock:
             if self._accepting:
                 self._work_items.put((future, lambda: fn(*args, **kwargs)))
                 return future
@@ -42,7 +43,7 @@ class GroupCommit(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Do what has been submitted, then end."""
+        """Run what has been submitted, then end the thread."""
         with self._submit_lock:
             self._accepting = False
             self._work_items.put(None)
@@ -52,25 +53,25 @@ class GroupCommit(Executor):
     def _run(self) -> None:
         running = True
         while running:
-            works = [self._work_items.get()]
+            items = [self._work_items.get()]
             while not self._work_items.empty():
-                works.append(self._work_items.get())
-            running = None not in works
-            wanted = [work for work in works if work and work[0].set_running_or_notify_cancel()]
+                items.append(self._work_items.get())
+            running = None not in items
+            wanted = [work for work in items if work and work[0].set_running_or_notify_cancel()]
             if wanted:
                 self._commit(wanted)
 
-    def _commit(self, works: list[WorkItem]) -> None:
+    def _commit(self, items: list[WorkItem]) -> None:
         outcomes: list[tuple[Future[Any], Any, Exception | None]] = []
         try:
             with self._database.write():
-                for future, work in works:
+                for future, work in items:
                     try:
                         outcomes.append((future, work(), None))
                     except Exception as error:  # it belongs to who submitted the work
                         outcomes.append((future, None, error))
         except Exception as failure:  # whatever it is, nobody must wait for ever
-            outcomes = [(future, None, failure) for future, _ in works]
+            outcomes = [(future, None, failure) for future, _ in items]
         for future, result, problem in outcomes:
             if problem is None:
                 future.set_result(result)

@@ -1,1 +1,1 @@
-"""Review: the queue of answers that wait for a person, and what that person decides."""
+"""Lists the answers that wait for a reviewer, and keeps what reviewers decide."""

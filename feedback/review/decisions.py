@@ -20,12 +20,12 @@ Action = Literal["approve", "correct", "reject"]
 
 
 class BadDecisionError(TalkbackError):
-    """A decision that cannot be taken; says why and what to do."""
+    """Reports a decision that cannot be taken, with the reason and what to do."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided of an answer. ``feedback_id`` is the last feedback the decision knew of."""
+    """Holds a decision on an answer; ``feedback_id`` is the last feedback that it knew of."""
 
     id: str
     message_id: str
@@ -137,7 +137,7 @@ def _withdraw(db: Connection, column: str, value: str, reason: str) -> None:
 
 
 def decision_on(store: Store, message_id: str) -> Decision | None:
-    """The decision in force: the newest one. None while the answer waits, or nobody minded it."""
+    """Return the decision in force: the newest one; None when nobody has decided on the answer."""
     sql = "select * from review where message_id = ? order by rowid desc limit 1"
     row = store.row(sql, (message_id,))
     return Decision(**row) if row else None
@@ -150,5 +150,5 @@ def decisions_in_force(store: Store) -> dict[str, Decision]:
 
 
 def newest_edit(given: Sequence[Feedback]) -> Feedback | None:
-    """The last edit among feedback in its order."""
+    """Return the last edit among feedback that is ordered oldest first; None when there is none."""
     return next((one for one in reversed(given) if one.kind == "edit"), None)

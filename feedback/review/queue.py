@@ -19,7 +19,7 @@ _EDIT, _DOWN, _COMMENT = 1000, 10, 1
 
 @dataclass(frozen=True)
 class QueueItem:
-    """An answer that waits for a reviewer. ``proposed`` is the newest edit of it, if any."""
+    """Holds an answer that waits for a reviewer; ``proposed`` is the newest edit of it, if any."""
 
     exchange: Exchange
     why: str
@@ -60,7 +60,7 @@ select message_id, sum(points) as priority from points group by message_id"""
 
 
 def list_pending(store: Store, limit: int = 50) -> list[QueueItem]:
-    """The undecided answers, most pressing first. A new edit brings a decided one back."""
+    """Return the undecided answers, most pressing first. A new edit brings a decided one back."""
     sql = f"{_PENDING} order by priority desc, message_id limit ?"
     priorities = {row["message_id"]: row["priority"] for row in store.rows(sql, (limit,))}
     exchanges = store.exchanges(priorities)
@@ -71,7 +71,7 @@ def list_pending(store: Store, limit: int = 50) -> list[QueueItem]:
 
 
 def count_pending(store: Store) -> int:
-    """How many answers wait for a reviewer."""
+    """Count the answers that wait for a reviewer."""
     row = store.row(f"select count(*) as n from ({_PENDING})")
     return int(row["n"]) if row else 0
 
@@ -91,7 +91,7 @@ def _queue_item(exchange: Exchange, given: Sequence[Feedback], priority: int) ->
 
 
 def _describe_signals(priority: int, down: Sequence[Feedback], comments: Sequence[str]) -> str:
-    """In words: "edited, thumb down by 2"."""
+    """Return why an answer waits, in words: "edited, thumb down by 2"."""
     words = ["edited"] if priority >= _EDIT else []
     if down:
         words.append("thumb down" if len(down) == 1 else f"thumb down by {len(down)}")
