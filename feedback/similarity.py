@@ -34,29 +34,29 @@ def content_words(question: str) -> set[str]:
     return set(normalise_text(question).split()) - _STOP
 
 
-def same_but_for_typo(one: str, other: str) -> bool:
+def same_but_for_typo(first: str, second: str) -> bool:
     """Tell whether two questions are the same word for word, but for one typing error.
 
     That is one edit inside a longer word whose first letter is right, in a word without digits;
     Monday is none for Sunday, nor order 1234 for order 1235.
     """
-    pairs = list(zip(one.split(), other.split(), strict=False))
-    if len(one.split()) != len(other.split()):
+    pairs = list(zip(first.split(), second.split(), strict=False))
+    if len(first.split()) != len(second.split()):
         return False
     odd = [pair for pair in pairs if pair[0] != pair[1]]
     return len(odd) <= 1 and all(_is_typo(*pair) for pair in odd)
 
 
-def _is_typo(one: str, other: str) -> bool:
-    long_enough = min(len(one), len(other)) >= 5
-    letters = one.isalpha() and other.isalpha() and one[0] == other[0]
-    return long_enough and letters and _is_one_edit(one, other)
+def _is_typo(first: str, second: str) -> bool:
+    long_enough = min(len(first), len(second)) >= 5
+    letters = first.isalpha() and second.isalpha() and first[0] == second[0]
+    return long_enough and letters and _is_one_edit(first, second)
 
 
-def _is_one_edit(one: str, other: str) -> bool:
+def _is_one_edit(first: str, second: str) -> bool:
     """Tell whether the Damerau-Levenshtein distance of two unequal words is 1: one letter added,
     left out or replaced, or two neighbours swapped."""
-    short, long = sorted((one, other), key=len)
+    short, long = sorted((first, second), key=len)
     start = next((i for i, mark in enumerate(short) if mark != long[i]), len(short))
     if len(short) == len(long):
         swapped = short[start : start + 2][::-1] == long[start : start + 2]
@@ -70,20 +70,20 @@ def count_shared_words(words: set[str], others: set[str]) -> int:
     return sum(any(_same_stem(word, other) for other in others) for word in words)
 
 
-def word_overlap(one: set[str], other: set[str]) -> float:
+def word_overlap(first: set[str], second: set[str]) -> float:
     """Return the Dice coefficient (0 to 1) of two sets of content words, inflections aside."""
-    if not one or not other:
+    if not first or not second:
         return 0.0
-    return (count_shared_words(one, other) + count_shared_words(other, one)) / (
-        len(one) + len(other)
+    return (count_shared_words(first, second) + count_shared_words(second, first)) / (
+        len(first) + len(second)
     )
 
 
-def _same_stem(one: str, other: str) -> bool:
+def _same_stem(first: str, second: str) -> bool:
     """Tell whether these may be forms of one word: open and opening, delivery and deliveries."""
-    shorter = min(len(one), len(other))
+    shorter = min(len(first), len(second))
     stem = max(4, shorter - 1)
-    return one == other or (shorter >= stem and one[:stem] == other[:stem])
+    return first == second or (shorter >= stem and first[:stem] == second[:stem])
 
 
 def trigrams(text: str) -> frozenset[str]:
@@ -92,13 +92,13 @@ def trigrams(text: str) -> frozenset[str]:
     return frozenset(padded[i : i + 3] for i in range(len(padded) - 2))
 
 
-def trigram_similarity(one: str, other: str) -> float:
+def trigram_similarity(first: str, second: str) -> float:
     """Return the Jaccard similarity of two texts' trigrams: 1 for equal ones, 0 for unrelated."""
-    return _jaccard(trigrams(one), trigrams(other))
+    return _jaccard(trigrams(first), trigrams(second))
 
 
-def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
-    return len(one & other) / len(one | other) if one or other else 1.0
+def _jaccard(first: frozenset[str], second: frozenset[str]) -> float:
+    return len(first & second) / len(first | second) if first or second else 1.0
 
 
 def near_duplicates(texts: Mapping[str, str], threshold: float) -> Iterator[tuple[str, str]]:

@@ -109,19 +109,21 @@ def _explain_unused(store: Store, used: set[str]) -> Iterable[Dropped]:
     """Return the feedback that became neither a row nor a drop yet. Signals are not feedback to
     learn from, so they are left out."""
     sql = "select * from feedback where kind in ('thumb', 'edit', 'comment') order by rowid"
-    said = [Feedback.from_row(row) for row in store.rows(sql)]
-    newest = {(one.message_id, one.person, one.kind): one.id for one in said}
+    given = [Feedback.from_row(row) for row in store.rows(sql)]
+    newest = {(entry.message_id, entry.person, entry.kind): entry.id for entry in given}
     pending = pending_edits(store)
-    for one in said:
-        latest = newest[one.message_id, one.person, one.kind] == one.id
-        if one.id not in used and (latest or one.kind == "comment"):
-            text = one.value.get("text") or json.dumps(one.value)
-            yield Dropped(one.message_id, _reason(one, pending), [one.id], [one.person], text)
+    for entry in given:
+        latest = newest[entry.message_id, entry.person, entry.kind] == entry.id
+        if entry.id not in used and (latest or entry.kind == "comment"):
+            text = entry.value.get("text") or json.dumps(entry.value)
+            yield Dropped(
+                entry.message_id, _reason(entry, pending), [entry.id], [entry.person], text
+            )
 
 
-def _reason(one: Feedback, pending: Collection[str]) -> str:
-    if one.kind == "comment":
+def _reason(entry: Feedback, pending: Collection[str]) -> str:
+    if entry.kind == "comment":
         return "a comment is for the reviewer to read"
-    if one.kind == "thumb":
-        return "thumb taken back" if one.value["up"] is None else "thumb alone: kept for KTO"
-    return "waits for a reviewer" if one.id in pending else "a reviewer decided otherwise"
+    if entry.kind == "thumb":
+        return "thumb taken back" if entry.value["up"] is None else "thumb alone: kept for KTO"
+    return "waits for a reviewer" if entry.id in pending else "a reviewer decided otherwise"

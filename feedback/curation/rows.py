@@ -53,9 +53,9 @@ def prompt_messages(exchange: Exchange) -> list[MessageDict]:
     ]
 
 
-def same_text(one: str, other: str) -> bool:
+def same_text(first: str, second: str) -> bool:
     """Tell whether texts differ in case, punctuation and spacing at most: nothing to prefer."""
-    return normalise_text(one) == normalise_text(other)
+    return normalise_text(first) == normalise_text(second)
 
 
 def is_complete(exchange: Exchange) -> bool:

@@ -99,9 +99,9 @@ def _links(items: Iterable[SplitItem]) -> dict[str, set[str]]:
         if item.conversation_id in last:
             pairs.append((last[item.conversation_id], item.id))
         last[item.conversation_id] = item.id
-    for one, other in pairs:
-        links[one].add(other)
-        links[other].add(one)
+    for first, second in pairs:
+        links[first].add(second)
+        links[second].add(first)
     return links
 
 

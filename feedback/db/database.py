@@ -55,7 +55,7 @@ class Connection(sqlite3.Connection):
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
-        """Run the block in a savepoint: kept with the transaction, rolled back alone on an error."""
+        """Run the block in a savepoint: kept with the transaction, or rolled back alone."""
         self._check_alive()
         before = len(self._rollback_callbacks)
         self.execute("savepoint part")
@@ -172,16 +172,16 @@ class Database:
 
     def close(self) -> None:
         """Close the connections of all threads."""
-        for held in list(self._thread_connections):
-            held.connection.close()
+        for handle in list(self._thread_connections):
+            handle.connection.close()
         self._local = threading.local()
 
     def _connection(self) -> Connection:
-        held: _ThreadConnection | None = getattr(self._local, "held", None)
-        if held is None:
-            held = self._local.held = _ThreadConnection(self._connect())
-            self._thread_connections.add(held)
-        return held.connection
+        handle: _ThreadConnection | None = getattr(self._local, "handle", None)
+        if handle is None:
+            handle = self._local.handle = _ThreadConnection(self._connect())
+            self._thread_connections.add(handle)
+        return handle.connection
 
     def _connect(self) -> Connection:
         connection = sqlite3.connect(

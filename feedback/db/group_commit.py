@@ -57,9 +57,9 @@ class GroupCommit(Executor):
             while not self._work_items.empty():
                 items.append(self._work_items.get())
             running = None not in items
-            wanted = [work for work in items if work and work[0].set_running_or_notify_cancel()]
-            if wanted:
-                self._commit(wanted)
+            batch = [work for work in items if work and work[0].set_running_or_notify_cancel()]
+            if batch:
+                self._commit(batch)
 
     def _commit(self, items: list[WorkItem]) -> None:
         outcomes: list[tuple[Future[Any], Any, Exception | None]] = []
