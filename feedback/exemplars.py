@@ -21,12 +21,12 @@ MIN_OVERLAP = 0.5
 """How much of their content words two questions must share for one to be the other's exemplar; or
 how much of the one's words the other and its answer must hold."""
 MIN_SHARED_WORDS = 2
-"""At least so many, when the answer's count too."""
-
+"""How many words must be shared at the least where those of the answer count too."""
 QUESTION_WEIGHT = 3
-"""How much more a word of the question counts than one of the answer."""
+"""Weight in BM25 of the question's column; the answer's has 1."""
 
 _MAX_CANDIDATES = 50
+# Words that point back, and words that continue: a question with one depends on its context.
 _ANAPHORA_TEXT = "it its that this these those they them he him she her there then one ones"
 _ANAPHORA = frozenset(_ANAPHORA_TEXT.split())
 _CONJUNCTIONS = ("and", "or", "but", "so", "also", "else")

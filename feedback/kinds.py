@@ -25,7 +25,7 @@ class IdempotencyKeyTakenError(BadFeedbackError):
 
 @dataclass(frozen=True)
 class Feedback:
-    """Holds one thing that a person said of an answer; ``value`` has the shape of its ``kind``."""
+    """Holds one piece of feedback of a person on an answer; its ``kind`` shapes its ``value``."""
 
     id: str
     message_id: str

@@ -53,26 +53,32 @@ class Home:
 
     @property
     def db(self) -> Path:
+        """Return the path of the SQLite database."""
         return self.root / "talkback.db"
 
     @property
     def snapshots(self) -> Path:
+        """Return the folder that holds a folder a snapshot."""
         return self.root / "snapshots"
 
     @property
     def adapters(self) -> Path:
+        """Return the folder that holds a folder an adapter."""
         return self.root / "adapters"
 
     @property
     def reports(self) -> Path:
+        """Return the folder that holds a folder a report."""
         return self.root / "reports"
 
     @property
     def toml(self) -> Path:
+        """Return the path of the settings file."""
         return self.root / "talkback.toml"
 
     @property
     def lock(self) -> Path:
+        """Return the path of the lock that one cycle at a time holds."""
         return self.root / "cycle.lock"
 
 

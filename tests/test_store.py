@@ -42,9 +42,9 @@ def test_conversations_are_a_persons_own_newest_first(store: Store) -> None:
 
 def test_a_thread_runs_from_the_opening_to_the_message(store: Store) -> None:
     last = add_answer(store, "And on Sundays?", "No.", earlier=[("Open?", "Yes.")])
-    said = [(message.role, message.content) for message in store.thread(last)]
+    turns_kept = [(message.role, message.content) for message in store.thread(last)]
     turns = [("user", "Open?"), ("assistant", "Yes."), ("user", "And on Sundays?")]
-    assert said == [*turns, ("assistant", "No.")]
+    assert turns_kept == [*turns, ("assistant", "No.")]
 
 
 def test_a_retry_is_a_sibling_and_the_branch_written_to_last_is_the_latest(store: Store) -> None:
@@ -281,7 +281,7 @@ def test_eight_processes_write_at_once(store: Store) -> None:
     writers = [writer(store, id, f"p{n}", 40) for n in range(8)]
     acknowledged = [line for one in writers for line in one.communicate()[0].split()]
     assert all(one.returncode == 0 for one in writers)
-    assert sorted(acknowledged) == sorted(said.id for said in store.feedback_on(id))
+    assert sorted(acknowledged) == sorted(entry.id for entry in store.feedback_on(id))
     assert len(acknowledged) == 320
 
 
@@ -299,7 +299,7 @@ def test_nothing_acknowledged_is_lost_by_kill_9(store: Store, seed: int) -> None
     child.wait()
     child.stdout.close()
     after = Store(store.path)
-    kept = [said.id for said in after.feedback_on(id)]
+    kept = [entry.id for entry in after.feedback_on(id)]
     assert set(acknowledged) <= set(kept)
     assert len(kept) - len(acknowledged) <= 1
     assert after.row("pragma integrity_check")[0] == "ok"

@@ -48,7 +48,7 @@ def curate(
 ) -> Curation:
     """Return what there is to learn from the feedback so far.
 
-    The split of new clusters is decided, and written down unless ``keep`` is false.
+    The split of new clusters is decided, and written down unless ``persist`` is false.
     """
     settings = settings or CurateSettings()
     corrected, not_corrected = rows_from_reviews(store)

@@ -36,14 +36,17 @@ class VotedPair:
 
     @property
     def sources(self) -> list[str]:
+        """Return the ids of all feedback that the votes come from."""
         return [source for vote in self.votes for source in vote.sources]
 
     @property
     def people(self) -> list[str]:
+        """Return who voted, sorted."""
         return sorted({vote.person for vote in self.votes})
 
     @property
     def answer_ids(self) -> set[str]:
+        """Return the message ids of the two answers."""
         return {id for vote in self.votes for id in (vote.better, vote.worse)}
 
     def winner(self) -> tuple[str, str] | None:

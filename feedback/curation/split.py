@@ -41,7 +41,7 @@ def assign(
 ) -> dict[str, Assignment | None]:
     """Return the cluster and side of each item; None for one that bridges train and held-out.
 
-    Decisions taken before stand. New ones are written to the store unless ``keep`` is false; they
+    Earlier decisions stand. New ones are written to the store unless ``persist`` is false; they
     follow from the items alone, so that looking first changes nothing.
     """
     assignments = _load_assignments(store)

@@ -102,7 +102,7 @@ def m001_conversations(db: "Database") -> None:
 
 @_migration
 def m002_feedback(db: "Database") -> None:
-    """What people said of an answer, and what reviewers decided about it."""
+    """Feedback of people on answers, and decisions of reviewers."""
     db.execute("""
         create table feedback (
             id text primary key,
@@ -242,7 +242,7 @@ def m005_adapters(db: "Database") -> None:
 
 @_migration
 def m006_events(db: "Database") -> None:
-    """What webhooks tell: written with the row it speaks of, by whichever process. Numbered by
+    """Events for webhooks: written with the row they are about, by whichever process. Numbered by
     itself, because rowids change in a VACUUM and come again after an erasure; a delivery is how
     far a URL has got."""
     db.execute("""

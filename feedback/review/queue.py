@@ -30,10 +30,12 @@ class QueueItem:
 
     @property
     def answer(self) -> Message:
+        """Return the answer as it was given."""
         return self.exchange.answer
 
     @property
     def question(self) -> str:
+        """Return the question that it answers."""
         return self.exchange.question
 
 
