@@ -1,4 +1,4 @@
-"""The engine that speaks through other servers, against loopback servers with vLLM's routes."""
+"""The remote engine, against loopback servers with vLLM's routes."""
 
 import re
 import time
@@ -50,21 +50,19 @@ def test_every_voice_says_what_the_in_process_engine_says(
     for adapter in remote_base.adapters:
         engine.load(adapter.name, adapter)
     assert engine.adapters() == [BASE, *(adapter.name for adapter in remote_base.adapters)]
-    streams = {voice: engine.submit(remote_base.request(voice)) for voice in remote_base.expected}
-    for voice, stream in streams.items():
+    streams = {name: engine.submit(remote_base.request(name)) for name in remote_base.expected}
+    for name, stream in streams.items():
         deltas = list(stream)
-        assert (
-            len(deltas) > 1 and "".join(deltas) == stream.text == remote_base.expected[voice].text
-        )
-        assert stream.ids == remote_base.expected[voice].ids
-        assert (stream.finish, stream.error) == (remote_base.expected[voice].finish, None)
+        assert len(deltas) > 1 and "".join(deltas) == stream.text == remote_base.expected[name].text
+        assert stream.ids == remote_base.expected[name].ids
+        assert (stream.finish, stream.error) == (remote_base.expected[name].finish, None)
         assert stream.completion_tokens == len(stream.ids)
         assert stream.first_token_ms is not None and stream.total_ms is not None
         assert 0 < stream.first_token_ms <= stream.total_ms
-    stats, said = engine.stats(), remote_base.expected.values()
+    stats, expected = engine.stats(), remote_base.expected.values()
     assert (stats["running"], stats["requests"]) == (0, 3)
-    assert stats["prompt"] == sum(stream.prompt_tokens for stream in said)
-    assert stats["decoded"] == sum(stream.completion_tokens for stream in said)
+    assert stats["prompt"] == sum(stream.prompt_tokens for stream in expected)
+    assert stats["decoded"] == sum(stream.completion_tokens for stream in expected)
 
 
 def test_an_answer_has_the_room_that_the_server_leaves(
@@ -243,7 +241,7 @@ def test_the_settings_of_the_scale_page_are_read(home: Home) -> None:
 
 @pytest.fixture
 def open_service(home: Home, remote_base: RemoteBase) -> Iterator[Callable[..., Service]]:
-    """Opens services on one home, each with connections of its own."""
+    """Yield a function that opens services on one home, each with its own connections."""
     with ExitStack() as running:
 
         def start(*servers: FakeVllm, more: str = "") -> Service:
@@ -260,7 +258,7 @@ Open = Callable[..., Service]
 
 
 def answered(service: Service) -> tuple[str, str]:
-    """Who speaks and what is said."""
+    """Ask `QUESTION`; return the adapter that answered and its text."""
     turn = begin_turn(service, Question(QUESTION, "ann", sampling=Sampling(max_tokens=24)))
     text = "".join(turn)
     return turn.speaker.adapter, text
@@ -293,8 +291,8 @@ def test_a_promotion_is_followed_by_all_services_within_a_second_and_drops_nothi
     for server in servers:
         server.blocked_models = set()
     for turn in running:
-        heard = "".join(turn)
-        assert heard == remote_base.expected[BASE].text  # adapter 0 equals the base
+        text = "".join(turn)
+        assert text == remote_base.expected[BASE].text  # adapter 0 equals the base
         assert turn.speaker.adapter == first and turn.speaker.finish in ("length", "stop")
     for server in servers:
         wait_until(lambda server=server: set(server.loaded) == {new})  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What a server is asked and what its answer says, against the in-process engine."""
+"""Bodies that are sent to a server, and its answers against the local engine's."""
 
 import pytest
 

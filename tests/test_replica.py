@@ -1,4 +1,4 @@
-"""One server: its refusals and its events."""
+"""One replica: its refusals and its events."""
 
 from collections.abc import AsyncIterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Several servers of one base: adapters on all or none, and service while some are down."""
+"""Several replicas: adapters on all or none, and answers while some replicas are down."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -127,8 +127,8 @@ def test_a_replica_that_comes_back_empty_gets_its_adapters_before_it_is_asked(
     wait_until(lambda: replica_failure(engine, first) is None)
     assert set(first.loaded) == {adapter.name for adapter in remote_base.adapters}
     other.kill()
-    for voice, said in remote_base.expected.items():
-        assert wait_for_end(engine.submit(remote_base.request(voice))).text == said.text
+    for name, expected in remote_base.expected.items():
+        assert wait_for_end(engine.submit(remote_base.request(name))).text == expected.text
 
 
 def test_a_replica_that_restarts_unnoticed_is_given_the_adapter_with_the_question(

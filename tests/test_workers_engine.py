@@ -1,4 +1,4 @@
-"""The engine in processes of its own: what is said, spread over them, and what a death leaves."""
+"""Workers: the answers, how requests are spread, and what is left when a process dies."""
 
 import os
 import re
@@ -54,8 +54,8 @@ def adapters(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_base: Path, adapters: list[Path]) -> Iterator[WorkersEngine]:
-    """Two workers, with both adapters."""
+def shared_engine(tiny_base: Path, adapters: list[Path]) -> Iterator[WorkersEngine]:
+    """Start two workers with both adapters."""
     settings = EngineSettings(workers=2, threads=1, slots=SLOTS, queue=QUEUE)
     _, engine = factory.start_engine(settings, str(tiny_base))
     assert isinstance(engine, WorkersEngine)
@@ -66,15 +66,15 @@ def whole(tiny_base: Path, adapters: list[Path]) -> Iterator[WorkersEngine]:
 
 
 @pytest.fixture
-def engine(whole: WorkersEngine) -> WorkersEngine:
-    wait_until(lambda: len(whole._workers) == 2 and whole.stats()["running"] == 0)
-    return whole
+def engine(shared_engine: WorkersEngine) -> WorkersEngine:
+    wait_until(lambda: len(shared_engine._workers) == 2 and shared_engine.stats()["running"] == 0)
+    return shared_engine
 
 
-def long(voice: str = BASE, prompt: int = 0) -> Request:
+def long(adapter: str = BASE, prompt: int = 0) -> Request:
     """Return a request whose answer ends only when it is cancelled."""
     bias = tuple((token, -100.0) for token in range(5))
-    return Request(PROMPTS[prompt], voice, Sampling(max_tokens=LONG, logit_bias=bias))
+    return Request(PROMPTS[prompt], adapter, Sampling(max_tokens=LONG, logit_bias=bias))
 
 
 def begun(stream: Stream) -> Stream:
@@ -88,9 +88,9 @@ def test_it_says_what_the_engine_says_in_this_process(
     local = LocalEngine(load_base(str(tiny_base)), EngineSettings(threads=1))
     for folder in adapters:
         local.load(folder.name, folder)
-    voices = [BASE, *(folder.name for folder in adapters)]
+    adapter_ids = [BASE, *(folder.name for folder in adapters)]
     sampling = Sampling(max_tokens=20, temperature=0.8, seed=7, logprobs=2)
-    requests = [Request(prompt, voice, sampling) for prompt in PROMPTS for voice in voices]
+    requests = [Request(prompt, adapter, sampling) for prompt in PROMPTS for adapter in adapter_ids]
     for request in requests:
         expected, stream = local.submit(request), engine.submit(request)
         deltas = list(stream)
@@ -273,7 +273,7 @@ def say(http: httpx.Client) -> int:
 
 
 def worker_of(server: ServerProcess) -> int:
-    """The process id of the newest worker."""
+    """Return the process id of the newest worker."""
     found = subprocess.run(
         ["ps", "-ww", "--ppid", str(server.process.pid), "-o", "pid=,args="],
         capture_output=True,

@@ -16,7 +16,7 @@ def free_bytes() -> int:
     """Return the bytes of memory that are free, on the machine and in a container around us."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
-        most, used = (Path(f"/sys/fs/cgroup/memory.{part}").read_text() for part in CGROUP_FILES)
-        return min(free, int(most) - int(used))
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{part}").read_text() for part in CGROUP_FILES)
+        return min(free, int(limit) - int(used))
     except (OSError, ValueError):  # no container, or one without a limit ("max")
         return free

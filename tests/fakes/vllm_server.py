@@ -32,33 +32,38 @@ MODEL = "tiny/base"
 
 
 class FakeVllm:
-    """`vllm serve` of the base in ``folder``; ``heard`` is every POST it got.
+    """Serves the base in ``folder`` as `vllm serve` does, on a free port of loopback.
 
-    ``full`` has it refuse, the models in ``held`` say nothing for now and are not loaded, ``mute``
-    has it leave out token ids, ``rank`` is --max-lora-rank, ``lora`` off is a server without the
-    adapters' routes.
+    ``rank`` is --max-lora-rank, ``key`` --api-key; without ``lora`` it has no adapter routes.
     """
 
     def __init__(self, folder: Path, *, rank: int = 16, lora: bool = True, key: str = "") -> None:
         self.base = load_base(str(folder))
         self.max_lora_rank, self.has_adapter_routes, self.api_key = rank, lora, key
-        self.busy = self.omits_token_ids = False
+        self.busy = False
+        """Whether it refuses completions."""
+        self.omits_token_ids = False
+        """Whether answers have text only, as those of servers other than vLLM."""
         self.blocked_models: set[str] = set()
+        """Models whose answers, or whose loading, wait until they are taken out."""
         self.max_model_len = 2048
         self.port = 0
         self.start()
 
     @property
     def url(self) -> str:
+        """Return the server's address."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def running(self) -> int:
+        """Return how many requests it is answering."""
         return int(self.engine.stats()["running"])
 
     def start(self) -> None:
         """Start at the same address as before, with no adapter."""
         self.requests: list[tuple[str, dict[str, Any]]] = []
+        """(path, body) of every POST."""
         self.loaded: dict[str, str] = {}
         self.engine = LocalEngine(self.base, EngineSettings(threads=1))
         listener = socket.socket()
@@ -87,7 +92,7 @@ class FakeVllm:
 
     def _close_connections(self) -> None:
         for listening in self._server.servers:
-            listening.close()  # or somebody comes in who is never heard
+            listening.close()  # or a new connection would be accepted and never served
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()  # type: ignore[union-attr]
 

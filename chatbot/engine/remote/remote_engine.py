@@ -60,7 +60,7 @@ class RemoteEngine:
         self.base, self.settings = base, settings
         self.max_length = effective_max_length(base.model, settings.max_length)
         self._end_token_ids = sorted(end_token_ids(base))
-        self._replicas = ReplicaPool(settings)
+        self._pool = ReplicaPool(settings)
         # Changed on the loop's thread only; other threads read them.
         self._unloading: set[str] = set()
         self._num_running: Counter[str] = Counter()
@@ -94,15 +94,13 @@ class RemoteEngine:
 
     def adapters(self) -> list[str]:
         """Return the ids that requests may name, `BASE` first."""
-        return [BASE, *self._replicas.adapter_paths]
+        return [BASE, *self._pool.adapter_paths]
 
     @property
     def unavailable_reason(self) -> str | None:
         """Return why no replica can be used; None while one can."""
-        any_available = any(
-            replica.unavailable_reason is None for replica in self._replicas.replicas
-        )
-        return None if any_available else self._replicas.describe_failures()
+        any_available = any(replica.unavailable_reason is None for replica in self._pool.replicas)
+        return None if any_available else self._pool.describe_failures()
 
     def submit(self, request: Request) -> Stream:
         """Send a request to a replica; return its stream once a replica has accepted it.
@@ -142,7 +140,7 @@ class RemoteEngine:
             "recalls": 0,
             "guessed": 0,
             "steps": 0,
-            "replicas": [replica.stats() for replica in self._replicas.replicas],
+            "replicas": [replica.stats() for replica in self._pool.replicas],
         }
 
     def close(self) -> None:
@@ -187,17 +185,17 @@ class RemoteEngine:
     # -- Everything below runs on the loop's thread
 
     async def _start(self, check_seconds: float) -> None:
-        await self._replicas.start()
-        self.max_length = min(self.max_length, self._replicas.max_model_len or self.max_length)
-        self._spawn(self._replicas.monitor(check_seconds))
+        await self._pool.start()
+        self.max_length = min(self.max_length, self._pool.max_model_len or self.max_length)
+        self._spawn(self._pool.monitor(check_seconds))
 
     async def _load(self, adapter: str, path: str) -> None:
-        await self._replicas.load(adapter, path)
+        await self._pool.load(adapter, path)
         self._unloading.discard(adapter)
 
     async def _begin_unload(self, adapter: str) -> None:
-        if adapter in self._replicas.adapter_paths:
-            self._replicas.forget(adapter)
+        if adapter in self._pool.adapter_paths:
+            self._pool.forget(adapter)
             self._unloading.add(adapter)
             self._unload_idle()
 
@@ -205,7 +203,7 @@ class RemoteEngine:
         """Unload from the replicas the adapters that are leaving and have no stream left."""
         for adapter in [name for name in self._unloading if not self._num_running[name]]:
             self._unloading.discard(adapter)
-            self._spawn(self._replicas.unload(adapter))
+            self._spawn(self._pool.unload(adapter))
 
     async def _serve(self, request: Request, stream: Stream, accepted: "Future[None]") -> None:
         """Serve one request to its end: its stream is ended, or ``accepted`` gets the error."""
@@ -246,9 +244,9 @@ class RemoteEngine:
         begin with. Raises EngineBusyError, UnreachableError, ReplicaError.
         """
         body, adapter = self._request_body(request), request.adapter
-        attempts_left = dict.fromkeys(self._replicas.replicas, MAX_ATTEMPTS)
+        attempts_left = dict.fromkeys(self._pool.replicas, MAX_ATTEMPTS)
         busy_error: ReplicaBusyError | None = None
-        while (replica := self._replicas.choose(adapter, attempts_left)) is not None:
+        while (replica := self._pool.choose(adapter, attempts_left)) is not None:
             attempts_left[replica] -= 1
             try:
                 async with replica.stream_completion(body) as events:
@@ -258,7 +256,7 @@ class RemoteEngine:
                         events, stream, request.sampling.logprobs or 0
                     )
             except AdapterMissingError:
-                await self._replicas.restore(replica, adapter)
+                await self._pool.restore(replica, adapter)
             except ReplicaError as error:
                 log.warning("%s: %s", replica.url, error)
                 if stream.first_token_ms is not None:
@@ -270,7 +268,7 @@ class RemoteEngine:
         raise UnreachableError(f"No server can speak as {adapter} now. Try again in a while.")
 
     def _request_body(self, request: Request) -> dict[str, Any]:
-        model = self._replicas.model_name(request.adapter)
+        model = self._pool.model_name(request.adapter)
         max_tokens = min(request.sampling.max_tokens, self.max_length - len(request.prompt_ids))
         if self.settings.prompt == "text":
             return remote_stream.text_body(request, model, max_tokens, self.base.tokenizer)
@@ -287,4 +285,4 @@ class RemoteEngine:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        await self._replicas.close()
+        await self._pool.close()

@@ -15,9 +15,9 @@ def worker_count(info: WorkerInfo, cores: int, free_memory: int) -> int:
     cores gets two of them, for it gains more from a second core than another worker would, which
     has to read all weights again.
     """
-    if info.device != "cpu" or info.parameters <= FLOAT32_MAX_PARAMETERS:
+    if info.device != "cpu" or info.num_parameters <= FLOAT32_MAX_PARAMETERS:
         return 1
     # The first worker has its weights already; the others may take half of what is free.
-    memory_limit = 1 + free_memory // (2 * info.weights)
+    memory_limit = 1 + free_memory // (2 * info.weight_bytes)
     cores_per_worker = 2 * info.threads if info.scales_with_cores else info.threads
     return max(1, min(cores // cores_per_worker, memory_limit, MAX_WORKERS))

@@ -27,8 +27,8 @@ class WorkerInfo:
     max_length: int
     threads: int
     device: str
-    parameters: int
-    weights: int
+    num_parameters: int
+    weight_bytes: int
     """Bytes of its weights, over all layouts in which it holds them."""
     scales_with_cores: bool = False
     """Whether it computes on as many cores as `WorkerHandle.set_cores` grants it."""

@@ -132,7 +132,7 @@ class WorkerHandle:
         """Grant it a number of cores; sends nothing if it has as many."""
         if cores != self._cores:
             self._cores = cores
-            self._send("share", next(self._ids), cores)
+            self._send("set_cores", next(self._ids), cores)
 
     def unload(self, adapter: str) -> None:
         """Have it free an adapter once the adapter's last stream has ended."""

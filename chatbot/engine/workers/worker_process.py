@@ -102,8 +102,8 @@ class WorkerLoop:
             max_length=engine.max_length,
             threads=engine.threads,
             device=stats["device"],
-            parameters=engine.parameters,
-            weights=stats["memory"]["weights"],
+            num_parameters=engine.parameters,
+            weight_bytes=stats["memory"]["weights"],
             scales_with_cores=engine.uses_spare_cores,
         )
 
@@ -118,7 +118,7 @@ class WorkerLoop:
                 self._reply_from_thread(call_id, lambda: self._engine.load(adapter, folder))
             case "unload", str(adapter):
                 self._engine.unload(adapter)
-            case "share", int(cores):
+            case "set_cores", int(cores):
                 self._engine.set_available_cores(cores)
             case ["stats"]:
                 self._reply(call_id, self._engine.stats)

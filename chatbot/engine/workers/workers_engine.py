@@ -87,7 +87,7 @@ class WorkersEngine:
             if adapter_id in self._adapters:
                 return
             verify_adapter(folder, self.base, adapter_id)
-            workers = self._alive()
+            workers = self._current_workers()
             try:
                 _wait_all([worker.call("load", adapter_id, folder) for worker in workers])
             except TalkbackError:
@@ -129,7 +129,7 @@ class WorkersEngine:
                 raise UnknownAdapterError(request.adapter, [BASE, *self._adapters])
             if not self._workers:
                 raise UnreachableError(RESTARTING_MESSAGE)
-            waiting = sum(worker.num_streams for worker in self._workers) - self._slots()
+            waiting = sum(worker.num_streams for worker in self._workers) - self._num_slots()
             if waiting >= self.settings.queue:
                 raise EngineBusyError(waiting, self._retry_after.estimate_seconds(waiting))
             chosen = self._router.choose(request, self._workers)
@@ -138,7 +138,7 @@ class WorkersEngine:
 
     def stats(self) -> dict[str, Any]:
         """Return the workers' stats summed, how many run, and the memory of their processes."""
-        calls = [(worker, worker.call("stats")) for worker in self._alive()]
+        calls = [(worker, worker.call("stats")) for worker in self._current_workers()]
         for worker, future in calls:
             worker.last_stats = _result_in_time(future) or worker.last_stats
         return {
@@ -172,10 +172,10 @@ class WorkersEngine:
         for worker in busy:
             worker.set_cores(available_cores() // len(busy))
 
-    def _slots(self) -> int:
+    def _num_slots(self) -> int:
         return sum(worker.info.slots for worker in self._workers)
 
-    def _alive(self) -> list[WorkerHandle]:
+    def _current_workers(self) -> list[WorkerHandle]:
         with self._lock:
             return list(self._workers)
 
@@ -240,11 +240,11 @@ def _wait_all(futures: "list[Future[Any]]") -> None:
     what it lacks.
     """
     errors = [error for future in futures if (error := future.exception()) is not None]
-    gone = [error for error in errors if isinstance(error, UnreachableError)]
-    if refusals := [error for error in errors if error not in gone]:
+    ended = [error for error in errors if isinstance(error, UnreachableError)]
+    if refusals := [error for error in errors if error not in ended]:
         raise refusals[0]
-    if gone and len(gone) == len(futures):
-        raise gone[0]
+    if ended and len(ended) == len(futures):
+        raise ended[0]
 
 
 def _result_in_time(future: "Future[Any]") -> dict[str, Any] | None:
