@@ -47,7 +47,7 @@ def find_position(
     conversation.
 
     ``conversation_id`` None starts a conversation, or takes that of ``parent_id``. With
-    ``retry_of`` the earlier answer's question takes the place of ``text`` and ``parent_id``.
+    ``retry_of`` the earlier answer's question replaces ``text`` and ``parent_id``.
     Raises NotFoundError, BadMessageError, ForbiddenError, EmptyQuestionError.
     """
     question_id = ""

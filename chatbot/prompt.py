@@ -20,15 +20,16 @@ def fit_prompt(
     examples: Sequence[tuple[str, str]],
     max_tokens: int,
 ) -> tuple[list[int], bool]:
-    """Return the prompt's token ids, at most ``room`` of them, and whether the exemplars are in it.
+    """Return the prompt's token ids, at most ``max_tokens``, and whether exemplars are in it.
 
-    The oldest turns go first, then the exemplars. The question itself is never cut: alone and
-    too long it comes back whole, for the engine to refuse with the numbers.
+    The oldest turns go first, then the exemplars. The question itself is never cut: when
+    it is too long alone, the prompt comes back too long, and the engine refuses it with the
+    numbers.
     """
-    before = merge_turns(history)
+    messages = merge_turns(history)
     for shown in (examples, ()) if examples else ((),):
-        last = format_exemplars(question, shown)
-        ids = _longest_that_fits(tokenizer, system, before, last, max_tokens)
+        question_text = format_exemplars(question, shown)
+        ids = _longest_that_fits(tokenizer, system, messages, question_text, max_tokens)
         if len(ids) <= max_tokens:
             break
     return ids, bool(shown)
@@ -53,7 +54,11 @@ def merge_turns(history: Iterable[Message]) -> ChatMessages:
 
 
 def _longest_that_fits(
-    tokenizer: PreTrainedTokenizerBase, system: str, before: ChatMessages, last: str, room: int
+    tokenizer: PreTrainedTokenizerBase,
+    system: str,
+    history: ChatMessages,
+    question: str,
+    max_tokens: int,
 ) -> list[int]:
     """Return the prompt with as much of the history as fits, beginning with a user's turn.
 
@@ -63,20 +68,20 @@ def _longest_that_fits(
     head = [{"role": "system", "content": system}] if system else []
 
     def ids(start: int) -> list[int]:
-        return encode(tokenizer, _append_question([*head, *before[start:]], last))
+        return encode(tokenizer, _append_question([*head, *history[start:]], question))
 
     whole = ids(0)
-    if len(whole) <= room or not before:
+    if len(whole) <= max_tokens or not history:
         return whole
-    starts = [i for i, turn in enumerate(before) if turn["role"] == "user" and i > 0]
-    starts.append(len(before))
-    found = bisect_left(starts, True, key=lambda start: len(ids(start)) <= room)
+    starts = [i for i, turn in enumerate(history) if turn["role"] == "user" and i > 0]
+    starts.append(len(history))
+    found = bisect_left(starts, True, key=lambda start: len(ids(start)) <= max_tokens)
     return ids(starts[min(found, len(starts) - 1)])
 
 
-def _append_question(before: ChatMessages, last: str) -> ChatMessages:
+def _append_question(messages: ChatMessages, question: str) -> ChatMessages:
     """Append the question; after an unanswered question it continues that one's turn."""
-    if before and before[-1]["role"] == "user":
-        last = before[-1]["content"] + "\n\n" + last
-        before = before[:-1]
-    return [*before, {"role": "user", "content": last}]
+    if messages and messages[-1]["role"] == "user":
+        question = messages[-1]["content"] + "\n\n" + question
+        messages = messages[:-1]
+    return [*messages, {"role": "user", "content": question}]

@@ -40,7 +40,7 @@ class Question:
     retry_of: str | None = None
     """The id of an earlier answer: its question is answered again, as a sibling."""
     unstored_history: Sequence[tuple[Role, str]] = ()
-    """Turns (role, text) that were said elsewhere after ``parent_id``: stored with the question."""
+    """Turns (role, text) after ``parent_id`` that are not stored yet; begin stores them."""
     adapter: str | None = None
     """None is the one in service."""
     sampling: Sampling | None = None

@@ -52,14 +52,14 @@ class Service:
         base: Base,
         engine: Engine,
         *,
-        chat: ChatSettings,
-        context: int,
+        chat_settings: ChatSettings,
+        context_length: int,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
         """Let the adapter in service speak, and follow promotions from then on."""
         self.home, self.store, self.base, self.engine = home, store, base, engine
         self.registry = Registry(store, home)
-        self.chat_settings, self.context_length = chat, context
+        self.chat_settings, self.context_length = chat_settings, context_length
         self.access = Access(store, home.root)
         self.metrics = Metrics()
         self.group_commit = GroupCommit(store)
@@ -88,8 +88,8 @@ class Service:
             store,
             base,
             engine,
-            chat=chat,
-            context=engine.max_length,
+            chat_settings=chat,
+            context_length=engine.max_length,
             poll_seconds=poll_seconds,
         )
 

@@ -94,8 +94,8 @@ def open_service(root: Path, engine: ScriptedEngine, **chat: Any) -> Service:
         Store(home.db),
         base,
         engine,
-        chat=settings,
-        context=512,
+        chat_settings=settings,
+        context_length=512,
         poll_seconds=0.1,
     )
 
