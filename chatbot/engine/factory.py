@@ -1,4 +1,4 @@
-"""Starts the engine that the settings choose; nothing else names the kinds of engines."""
+"""Starts the engine that the settings choose; nothing else chooses one."""
 
 from pathlib import Path
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 CGROUP_FILES = ("max", "current")
-"""Limit and usage of a container's memory, in bytes (cgroup v2)."""
+"""The cgroup v2 files that hold the limit and the usage of a container's memory, in bytes."""
 
 
 def available_cores() -> int:

@@ -1,4 +1,4 @@
-"""The stream of one answer: an engine appends tokens and text, callers iterate or poll."""
+"""Carries one answer: an engine appends tokens and text, callers iterate or poll."""
 
 import queue
 import threading

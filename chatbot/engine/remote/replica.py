@@ -47,7 +47,7 @@ def http_client(settings: RemoteSettings) -> httpx.AsyncClient:
 
 
 def base_url(url: str) -> str:
-    """Return a url of the settings without its path, so that routes can be appended.
+    """Return a url of the settings without a trailing /v1, so that routes can be appended.
 
     Raises EngineError for what is no http address.
     """
