@@ -59,8 +59,8 @@ class TestOpenAIClient:
             )
         )
         (id,) = {chunk.id for chunk in chunks}
-        words = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
-        assert "".join(words) == service.store.message(id).content != ""
+        quoted = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+        assert "".join(quoted) == service.store.message(id).content != ""
         assert chunks[0].choices[0].delta.role == "assistant"
         assert chunks[-2].choices[0].finish_reason in ("stop", "length")
         assert chunks[-1].usage is not None and chunks[-1].usage.total_tokens > 0
@@ -84,8 +84,8 @@ class TestOpenAIClient:
     def test_a_conversation_as_the_client_keeps_it(self, client: openai.OpenAI) -> None:
         messages: list[Any] = [{"role": "system", "content": "Be kind."}, *MESSAGES]
         first = client.chat.completions.create(model="talkback", messages=messages, max_tokens=8)
-        said = {"role": "assistant", "content": first.choices[0].message.content}
-        more = [*messages, said, {"role": "user", "content": "And on Sundays?"}]
+        reply = {"role": "assistant", "content": first.choices[0].message.content}
+        more = [*messages, reply, {"role": "user", "content": "And on Sundays?"}]
         second = client.chat.completions.create(model="talkback", messages=more, max_tokens=8)
         assert first.usage is not None and second.usage is not None
         assert second.usage.prompt_tokens > first.usage.prompt_tokens + 8
@@ -112,20 +112,20 @@ def test_the_speaker_row_tells_all_of_the_request(http: httpx.Client, service: S
     rest = {"max_tokens": 5, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
     expected = {**sampling, "stop": ["\n"], **rest}
     assert speaker.sampling.items() >= expected.items()
-    talk = service.store.conversation(answer["metadata"]["conversation_id"])
-    assert talk.person == "bob" and talk.title == "When do you open?"
+    conversation = service.store.conversation(answer["metadata"]["conversation_id"])
+    assert conversation.person == "bob" and conversation.title == "When do you open?"
     assert speaker.base_revision == service.base.revision and speaker.total_ms is not None
 
 
 def test_a_stored_conversation_goes_on(http: httpx.Client, service: Service) -> None:
     first = post_completion(http, user="ann").json()
-    talk = {"conversation_id": first["metadata"]["conversation_id"]}
+    conversation = {"conversation_id": first["metadata"]["conversation_id"]}
     again = [{"role": "user", "content": "And on Sundays?"}]
-    second = post_completion(http, user="ann", messages=again, metadata=talk).json()
+    second = post_completion(http, user="ann", messages=again, metadata=conversation).json()
     thread = [message.id for message in service.store.thread(second["id"])]
     assert len(thread) == 4 and thread[1] == first["id"]
-    assert second["metadata"]["conversation_id"] == talk["conversation_id"]
-    status, error = read_error(post_completion(http, user="bob", metadata=talk))
+    assert second["metadata"]["conversation_id"] == conversation["conversation_id"]
+    status, error = read_error(post_completion(http, user="bob", metadata=conversation))
     assert status == 403 and error["code"] == "forbidden"
 
 
@@ -141,7 +141,7 @@ def test_a_promotion_changes_the_speaker_of_the_next_turn_and_no_running_stream(
     http: httpx.Client, service: Service
 ) -> None:
     old, new = service.speaking, another_adapter(service)
-    whole = post_completion(http, max_tokens=400).json()["choices"][0]["message"]["content"]
+    text = post_completion(http, max_tokens=400).json()["choices"][0]["message"]["content"]
     body = {"messages": MESSAGES, "max_tokens": 400, "stream": True}
     with http.stream("POST", "/v1/chat/completions", json=body) as running:
         lines = running.iter_lines()
@@ -152,7 +152,7 @@ def test_a_promotion_changes_the_speaker_of_the_next_turn_and_no_running_stream(
         assert post_completion(http).json()["model"] == f"talkback:{new}"
         rest = [json.loads(line.removeprefix("data: ")) for line in lines if line[6:7] == "{"]
     assert {chunk["model"] for chunk in [first, *rest]} == {f"talkback:{old}"}
-    assert "".join(c["choices"][0]["delta"].get("content", "") for c in rest) == whole
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in rest) == text
     speaker = service.store.speaker(first["id"])
     assert speaker is not None and speaker.adapter == old and speaker.finish in ("stop", "length")
 
@@ -192,8 +192,8 @@ def test_a_client_that_leaves_frees_its_slot_and_what_it_got_is_kept(
 def answer_to(service: Service, person: str) -> Message:
     """Wait for the only answer that this person got to be stored, and return it."""
     for _ in range(500):
-        for talk in service.store.conversations(person):
-            answer = service.store.latest_message(talk.id)
+        for conversation in service.store.conversations(person):
+            answer = service.store.latest_message(conversation.id)
             if answer is not None and answer.role == "assistant":
                 return answer
         time.sleep(0.02)
@@ -230,7 +230,7 @@ def test_a_full_house_says_when_to_come_again(http: httpx.Client, service: Servi
 
 
 @pytest.mark.parametrize(
-    ("fields", "param", "words"),
+    ("fields", "param", "quoted"),
     [
         ({"tools": [{"type": "function"}]}, "tools", "not supported"),
         ({"n": 9}, "n", "8"),
@@ -259,12 +259,12 @@ def test_a_full_house_says_when_to_come_again(http: httpx.Client, service: Servi
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(
-    http: httpx.Client, service: Service, fields: dict[str, Any], param: str | None, words: str
+    http: httpx.Client, service: Service, fields: dict[str, Any], param: str | None, quoted: str
 ) -> None:
     before = service.store.counts()["messages"]
     status, error = read_error(post_completion(http, **fields))
     assert (status, error["type"], error["param"]) == (400, "invalid_request_error", param)
-    assert words in error["message"]
+    assert quoted in error["message"]
     assert service.store.counts()["messages"] == before
 
 

@@ -19,7 +19,7 @@ class TestFeedback:
     """Tests feedback, which names an answer by its id."""
 
     @pytest.mark.parametrize(
-        ("said", "value"),
+        ("fields", "value"),
         [
             ({"kind": "thumb", "up": False, "reasons": ["wrong"]}, None),
             ({"kind": "thumb", "value": {"up": True}}, {"up": True}),
@@ -29,14 +29,14 @@ class TestFeedback:
         ],
     )
     def test_every_kind_is_kept(
-        self, http: httpx.Client, service: Service, said: dict[str, Any], value: Any
+        self, http: httpx.Client, service: Service, fields: dict[str, Any], value: Any
     ) -> None:
         id = post_completion(http, user="ann").json()["id"]
-        answer = http.post("/v1/feedback", json={"message_id": id, **said})
+        answer = http.post("/v1/feedback", json={"message_id": id, **fields})
         assert answer.status_code == 200
-        (kept,) = service.store.feedback_on(id)
-        assert answer.json() == {"feedback_id": kept.id} and kept.person == "ann"
-        assert kept.value == (value or {"up": False, "reasons": ["wrong"]})
+        (stored,) = service.store.feedback_on(id)
+        assert answer.json() == {"feedback_id": stored.id} and stored.person == "ann"
+        assert stored.value == (value or {"up": False, "reasons": ["wrong"]})
 
     def test_a_choice_is_between_two_answers_to_one_question(
         self, http: httpx.Client, service: Service
@@ -63,14 +63,14 @@ class TestFeedback:
     ) -> None:
         id = post_completion(http).json()["id"]
         key = {"idempotency_key": f"k-{id}"}
-        said = {"message_id": id, "kind": "thumb", "value": {"up": True}, **key}
-        assert http.post("/v1/feedback", json=said).status_code == 200
-        status, error = read_error(http.post("/v1/feedback", json={**said, "value": other}))
+        fields = {"message_id": id, "kind": "thumb", "value": {"up": True}, **key}
+        assert http.post("/v1/feedback", json=fields).status_code == 200
+        status, error = read_error(http.post("/v1/feedback", json={**fields, "value": other}))
         assert (status, error["param"]) == (409, "idempotency_key")
         assert len(service.store.feedback_on(id)) == 1
 
     @pytest.mark.parametrize(
-        ("said", "status"),
+        ("fields", "status"),
         [
             ({"kind": "shout", "text": "x"}, 400),
             ({"kind": "thumb", "up": "yes"}, 400),
@@ -80,8 +80,8 @@ class TestFeedback:
         ],
     )
     def test_nonsense_is_refused_and_not_kept(
-        self, http: httpx.Client, service: Service, said: dict[str, Any], status: int
+        self, http: httpx.Client, service: Service, fields: dict[str, Any], status: int
     ) -> None:
         id = post_completion(http).json()["id"]
-        assert read_error(http.post("/v1/feedback", json={"message_id": id, **said}))[0] == status
+        assert read_error(http.post("/v1/feedback", json={"message_id": id, **fields}))[0] == status
         assert service.store.feedback_on(id) == []

@@ -36,26 +36,26 @@ class TestSeveralAnswers:
         )
         ids = [choice.message_id for choice in answer.choices]  # type: ignore[attr-defined]
         assert ids[0] == answer.id and [choice.index for choice in answer.choices] == [0, 1, 2]
-        kept = [service.store.message(id) for id in ids]
-        assert [m.content for m in kept] == [c.message.content for c in answer.choices]
-        assert len({m.parent_id for m in kept}) == 1 and len({m.content for m in kept}) == 3
+        messages = [service.store.message(id) for id in ids]
+        assert [m.content for m in messages] == [c.message.content for c in answer.choices]
+        assert len({m.parent_id for m in messages}) == 1 and len({m.content for m in messages}) == 3
         speakers = [service.store.speaker(id) for id in ids]
         assert [speaker.sampling["seed"] for speaker in speakers if speaker] == [5, 6, 7]
         assert answer.usage is not None and speakers[0] is not None
-        told = sum(speaker.completion_tokens for speaker in speakers if speaker)
-        assert answer.usage.completion_tokens == told
+        completion_tokens = sum(speaker.completion_tokens for speaker in speakers if speaker)
+        assert answer.usage.completion_tokens == completion_tokens
         assert answer.usage.prompt_tokens == speakers[0].prompt_tokens
 
     def test_a_stream_tells_them_apart(self, http: httpx.Client, service: Service) -> None:
         chunks = read_events(
             post_completion(http, n=2, stream=True, temperature=1, seed=2, max_tokens=400)
         )
-        words, ids = {0: "", 1: ""}, {}
+        texts, ids = {0: "", 1: ""}, {}
         for choice in (choice for chunk in chunks for choice in chunk["choices"]):
-            words[choice["index"]] += choice["delta"].get("content", "")
+            texts[choice["index"]] += choice["delta"].get("content", "")
             ids.setdefault(choice["index"], choice.get("message_id"))
         stored = {index: service.store.message(id).content for index, id in ids.items()}
-        assert stored == words and words[0] != words[1]
+        assert stored == texts and texts[0] != texts[1]
         turns = [chunk["choices"][0]["index"] for chunk in chunks if chunk["choices"]]
         assert turns.index(1, 2) < len(turns) - 1 - turns[::-1].index(0) - 1, "one after the other"
         ends = [c["choices"][0]["finish_reason"] for c in chunks[-2:]]
@@ -80,9 +80,9 @@ class TestSeveralAnswers:
         self, http: httpx.Client, service: Service
     ) -> None:
         first = post_completion(http, n=2, temperature=1).json()
-        talk = first["metadata"]["conversation_id"]
+        conversation_id = first["metadata"]["conversation_id"]
         for choice in first["choices"]:
-            where = {"conversation_id": talk, "parent_message_id": choice["message_id"]}
+            where = {"conversation_id": conversation_id, "parent_message_id": choice["message_id"]}
             after = post_completion(http, metadata=where).json()
             assert service.store.thread(after["id"])[1].id == choice["message_id"]
 
@@ -135,20 +135,20 @@ class TestLogprobs:
         streamed: dict[int, list[Any]] = {0: [], 1: []}
         for chunk in read_events(post_completion(http, **fields, stream=True)):
             choice = chunk["choices"][0]
-            told = (choice["logprobs"] or {"content": []})["content"]
-            streamed[choice["index"]] += told
-            spoken = bytes(byte for entry in told for byte in entry["bytes"])
+            entries = (choice["logprobs"] or {"content": []})["content"]
+            streamed[choice["index"]] += entries
+            spoken = bytes(byte for entry in entries for byte in entry["bytes"])
             assert spoken.decode(errors="replace") == choice["delta"].get("content", "")
         assert list(streamed.values()) == [c["logprobs"]["content"] for c in plain] and plain
 
     def test_the_answer_is_the_same_as_without(self, http: httpx.Client) -> None:
         for fields in ({}, {"temperature": 1, "seed": 4}):
-            told, untold = (
+            with_logprobs, without = (
                 post_completion(http, **fields, logprobs=asked).json() for asked in (True, False)
             )
-            assert told["choices"][0]["message"] == untold["choices"][0]["message"]
-            assert untold["choices"][0]["logprobs"] is None
-            assert told["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
+            assert with_logprobs["choices"][0]["message"] == without["choices"][0]["message"]
+            assert without["choices"][0]["logprobs"] is None
+            assert with_logprobs["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
 
 
 class TestSampling:
@@ -165,10 +165,10 @@ class TestSampling:
         assert 0 < usage["completion_tokens"] < 24
 
     def test_the_seed_repeats_the_dice(self, http: httpx.Client) -> None:
-        said = [
+        output = [
             spoken(http, False, temperature=1, seed=seed, max_tokens=16)[0] for seed in (1, 1, 2)
         ]
-        assert said[0] == said[1] != said[2]
+        assert output[0] == output[1] != output[2]
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_max_completion_tokens_goes_before_max_tokens(
@@ -217,8 +217,8 @@ class TestLangChain:
         chunks = list(chat.stream("When do you open?"))
         whole = chat.invoke("When do you open?").content
         assert "".join(str(chunk.content) for chunk in chunks) == whole
-        told = [chunk.usage_metadata for chunk in chunks if chunk.usage_metadata]
-        assert len(told) == 1 and told[0]["output_tokens"] > 0
+        usages = [chunk.usage_metadata for chunk in chunks if chunk.usage_metadata]
+        assert len(usages) == 1 and usages[0]["output_tokens"] > 0
 
     def test_logprobs_and_errors(self, chat: ChatOpenAI) -> None:
         answer = chat.bind(logprobs=True, top_logprobs=2).invoke("When do you open?")
@@ -231,8 +231,8 @@ def test_curl_streams(address: str) -> None:
     body = json.dumps({"messages": MESSAGES, "max_tokens": 12, "stream": True})
     command = ["curl", "-sSN", f"{address}/v1/chat/completions", "-d", body]
     headers = ["-H", "Content-Type: application/json", "-H", "Authorization: Bearer any"]
-    said = subprocess.run([*command, *headers], capture_output=True, check=True, text=True).stdout
-    *lines, end = said.strip().split("\n\n")
+    output = subprocess.run([*command, *headers], capture_output=True, check=True, text=True).stdout
+    *lines, end = output.strip().split("\n\n")
     assert end == "data: [DONE]"
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
     assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"

@@ -61,8 +61,8 @@ def ask(http: httpx.Client, **fields: Any) -> httpx.Response:
 def test_the_figures_of_an_answer_are_its_speakers(http: httpx.Client, service: Service) -> None:
     before = figures(http)
     assert before["talkback_first_token_seconds_count"] == 0 == before["talkback_swaps_total"]
-    said = ask(http, stream=True).text
-    id = said.split('"id": "')[1].split('"')[0]
+    body = ask(http, stream=True).text
+    id = body.split('"id": "')[1].split('"')[0]
     speaker = service.store.speaker(id)
     assert speaker is not None and speaker.total_ms and speaker.first_token_ms
     after = figures(http)
@@ -167,12 +167,14 @@ def test_requests_are_counted_by_template_and_never_by_words_from_outside(
     counted = {
         name: value for name, value in figures(http).items() if "http_requests_total" in name
     }
-    many = "talkback_http_requests_total"
-    assert counted[by(many, method="GET", route="/v1/models/{name}", status="404")] == 3
-    assert counted[by(many, method="GET", route="/v1/{rest:path}", status="404")] == 3
-    assert counted[by(many, method="GET", route="none", status="404")] == 3
+    metric = "talkback_http_requests_total"
+    assert counted[by(metric, method="GET", route="/v1/models/{name}", status="404")] == 3
+    assert counted[by(metric, method="GET", route="/v1/{rest:path}", status="404")] == 3
+    assert counted[by(metric, method="GET", route="none", status="404")] == 3
     chat = {"method": "POST", "route": "/v1/chat/completions"}
-    assert counted[by(many, **chat, status="200")] == counted[by(many, **chat, status="400")] == 1
+    assert (
+        counted[by(metric, **chat, status="200")] == counted[by(metric, **chat, status="400")] == 1
+    )
     assert len(counted) == 6, counted
 
 

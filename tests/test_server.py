@@ -103,16 +103,16 @@ def test_kill_9_loses_nothing_that_was_acknowledged(
         rater.join()
     store = Store(home.db)
     comments = store.feedback_on(id)
-    assert set(acknowledged) <= {said.id for said in comments}
-    (talk,) = store.conversations("bob")
-    assert store.messages(talk.id)[0].content == "When do you open?"
+    assert set(acknowledged) <= {row.id for row in comments}
+    (conversation,) = store.conversations("bob")
+    assert store.messages(conversation.id)[0].content == "When do you open?"
     store.close()
     again = start_server().ready()
-    answer = ask(again, user="bob", metadata={"conversation_id": talk.id})
-    assert answer["metadata"]["conversation_id"] == talk.id
-    (kept,) = [said for said in comments if said.idempotency_key == "0-0"]
+    answer = ask(again, user="bob", metadata={"conversation_id": conversation.id})
+    assert answer["metadata"]["conversation_id"] == conversation.id
+    (stored,) = [row for row in comments if row.idempotency_key == "0-0"]
     repeated = httpx.post(f"{again.url}/v1/feedback", json=comment(id, 0, 0)).json()
-    assert repeated["feedback_id"] == kept.id, "the key is remembered across the crash"
+    assert repeated["feedback_id"] == stored.id, "the key is remembered across the crash"
 
 
 def rate(server: ServerProcess, id: str, acknowledged: list[str], number: int) -> None:
@@ -138,8 +138,8 @@ def test_sigterm_ends_it_well_and_keeps_what_was_said(server: ServerProcess, hom
         list(itertools.islice(stream.iter_lines(), 8))
         assert server.stop() == 0
     store = Store(home.db)
-    (talk,) = store.conversations("ann")
-    question, answer = store.messages(talk.id)
+    (conversation,) = store.conversations("ann")
+    question, answer = store.messages(conversation.id)
     speaker = store.speaker(answer.id)
     assert speaker is not None and speaker.finish in ("cancelled", "length", "stop")
     assert answer.content and answer.parent_id == question.id
@@ -166,15 +166,15 @@ def test_a_promotion_by_another_process_is_followed_without_a_restart(
 
 
 def test_a_base_that_cannot_be_had_is_one_line_and_no_traceback(start_server: Start) -> None:
-    code, said = start_server(base="/nowhere/at/all").ended()
+    code, output = start_server(base="/nowhere/at/all").ended()
     assert code == 1
-    assert "There is no folder /nowhere/at/all" in said and "Traceback" not in said
+    assert "There is no folder /nowhere/at/all" in output and "Traceback" not in output
 
 
 def test_a_wrong_setting_is_one_line_that_names_it(start_server: Start, home: Home) -> None:
     home.toml.write_text("[chat]\ntemprature = 1\n")
-    code, said = start_server().ended()
-    assert code == 1 and "temprature" in said and "Traceback" not in said
+    code, output = start_server().ended()
+    assert code == 1 and "temprature" in output and "Traceback" not in output
 
 
 def test_a_port_that_is_taken_is_refused_with_the_remedy(home: Home) -> None:
@@ -191,11 +191,11 @@ def test_open_to_the_world_it_makes_a_token_until_a_reviewer_has_a_key(
     start_server: Start, home: Home
 ) -> None:
     server = start_server("--host", "0.0.0.0").ready()
-    said = re.search(r"review page's token is (\S{16}) ", server.log.read_text())
-    assert said is not None
+    match = re.search(r"review page's token is (\S{16}) ", server.log.read_text())
+    assert match is not None
     url = server.url.replace("0.0.0.0", "127.0.0.1")
     assert httpx.get(f"{url}/v1/adapters").status_code == 401
-    token = {"Authorization": f"Bearer {said[1]}"}
+    token = {"Authorization": f"Bearer {match[1]}"}
     assert httpx.get(f"{url}/v1/adapters", headers=token).status_code == 200
     assert httpx.post(f"{url}/v1/chat/completions", json={"messages": ASK}).status_code == 200
     server.kill()
@@ -206,11 +206,11 @@ def test_open_to_the_world_it_makes_a_token_until_a_reviewer_has_a_key(
 
 
 @pytest.mark.parametrize(
-    ("host", "only_here"),
+    ("host", "loopback"),
     [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("::", False)],
 )
-def test_loopback_is_only_this_machine(host: str, only_here: bool) -> None:
-    assert is_loopback_host(host) is only_here
+def test_loopback_is_only_this_machine(host: str, loopback: bool) -> None:
+    assert is_loopback_host(host) is loopback
 
 
 def test_settings_have_their_table(home: Home) -> None:

@@ -60,13 +60,13 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     async_thread.run_in_thread(asyncio.wait_for(work, 10))
 
 
-async def until_kept(service: Service, turn: Turn) -> None:
+async def wait_until_stored(service: Service, turn: Turn) -> None:
     """Wait until an answer to the turn's question is stored."""
     while not service.store.children(turn.user_message_id):
         await asyncio.sleep(0.01)
 
 
-def kept(service: Service, turn: Turn) -> tuple[str, str]:
+def stored_answer(service: Service, turn: Turn) -> tuple[str, str]:
     """Return what is stored of the answer, and its finish reason."""
     speaker = service.store.speaker(turn.message_id)
     assert speaker is not None
@@ -87,7 +87,9 @@ def test_first_and_last_words_wait_for_no_tick(
         stream.append_token(3, " at ten.")
         stream.end("stop")
         assert [batch async for batch in batches] == [[(0, [" open", " at ten."])]]
-        assert kept(service, turn) == ("We open at ten.", "stop"), "stored before the end is told"
+        assert stored_answer(service, turn) == ("We open at ten.", "stop"), (
+            "stored before the end is told"
+        )
 
     run(hear())
 
@@ -118,8 +120,8 @@ def test_every_token_is_told_once_however_many_come_together(engine: ByHand, tur
         stream.logprobs.append(TokenLogprob(token, -1.0))
         stream.append_token(token, delta)
     chunks = ChatChunks([turn], False, lambda chances: {"content": [c.token for c in chances]})
-    told = [chunks.delta(0, deltas) for deltas in (["ab"], ["c", "d"], ["e"])]
-    choices = [chunk["choices"][0] for chunk in told]
+    sent_chunks = [chunks.delta(0, deltas) for deltas in (["ab"], ["c", "d"], ["e"])]
+    choices = [chunk["choices"][0] for chunk in sent_chunks]
     assert [choice["delta"]["content"] for choice in choices] == ["ab", "cd", "e"]
     assert [choice["logprobs"]["content"] for choice in choices] == [[0, 1], [2, 3, 4, 5], [6]]
     turn.close()
@@ -133,10 +135,10 @@ def test_a_turn_that_nobody_hears_is_kept(service: Service, engine: ByHand, turn
         stream.append_token(1, "Ten.")
         stream.end("stop")
         await asyncio.sleep(0)
-        await until_kept(service, turn)
+        await wait_until_stored(service, turn)
 
     run(ignore())
-    assert kept(service, turn) == ("Ten.", "stop")
+    assert stored_answer(service, turn) == ("Ten.", "stop")
 
 
 def test_who_leaves_in_the_middle_ends_the_turn_and_what_came_is_kept(
@@ -151,10 +153,10 @@ def test_who_leaves_in_the_middle_ends_the_turn_and_what_came_is_kept(
         stream.append_token(2, " are")
         await batches.aclose()  # type: ignore[attr-defined]
         assert stream.finish == "cancelled"
-        await until_kept(service, turn)
+        await wait_until_stored(service, turn)
 
     run(leave())
-    assert kept(service, turn) == ("We are", "cancelled")
+    assert stored_answer(service, turn) == ("We are", "cancelled")
 
 
 def test_who_leaves_while_the_answer_is_being_kept_does_not_stop_that(
@@ -166,17 +168,17 @@ def test_who_leaves_while_the_answer_is_being_kept_does_not_stop_that(
         busy.submit(release.wait, 10)
         engine.stream.append_token(1, "We")
         engine.stream.end("stop")
-        heard = asyncio.ensure_future(anext(batches := aiter(AnswerStreams([turn]))))
-        assert await heard == [(0, ["We"])]
+        first_batch = asyncio.ensure_future(anext(batches := aiter(AnswerStreams([turn]))))
+        assert await first_batch == [(0, ["We"])]
         waiting = asyncio.ensure_future(anext(batches))
         await asyncio.sleep(0.02)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         release.set()
-        await until_kept(service, turn)
+        await wait_until_stored(service, turn)
 
     run(leave())
-    assert kept(service, turn) == ("We", "stop")
+    assert stored_answer(service, turn) == ("We", "stop")
 
 
 def test_a_stop_of_the_service_keeps_what_has_come(
@@ -190,7 +192,7 @@ def test_a_stop_of_the_service_keeps_what_has_come(
         turn.close()
 
     run(stop())
-    assert kept(service, turn) == ("We", "cancelled")
+    assert stored_answer(service, turn) == ("We", "cancelled")
 
 
 def test_an_answer_that_cannot_be_kept_is_an_error_for_who_hears_it(

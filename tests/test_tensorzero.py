@@ -24,7 +24,7 @@ def service(api_service: Service) -> Service:
     ],
 )
 def test_a_metric_is_feedback_of_the_person_who_got_the_answer(
-    http: httpx.Client, service: Service, metric: str, value: Any, kind: str, kept: dict[str, Any]
+    http: httpx.Client, service: Service, metric: str, value: Any, kind: str, stored: dict[str, Any]
 ) -> None:
     id = post_completion(http, user="ann").json()["id"]
     answer = http.post(
@@ -32,41 +32,41 @@ def test_a_metric_is_feedback_of_the_person_who_got_the_answer(
     )
     (row,) = service.store.feedback_on(id)
     assert answer.json() == {"feedback_id": row.id}
-    assert (row.kind, row.value, row.person) == (kind, kept, "ann")
+    assert (row.kind, row.value, row.person) == (kind, stored, "ann")
 
 
 def test_an_episode_is_a_conversation_and_its_last_answer_is_meant(
     http: httpx.Client, service: Service
 ) -> None:
     first = post_completion(http).json()
-    talk = first["metadata"]["conversation_id"]
-    last = post_completion(http, metadata={"conversation_id": talk}).json()["id"]
-    said = {"episode_id": talk, "metric_name": "thumbs_up", "value": True}
-    assert http.post("/feedback", json=said).status_code == 200
+    conversation_id = first["metadata"]["conversation_id"]
+    last = post_completion(http, metadata={"conversation_id": conversation_id}).json()["id"]
+    body = {"episode_id": conversation_id, "metric_name": "thumbs_up", "value": True}
+    assert http.post("/feedback", json=body).status_code == 200
     assert len(service.store.feedback_on(last)) == 1 and not service.store.feedback_on(first["id"])
 
 
 def test_tags_name_the_person_and_the_key(http: httpx.Client, service: Service) -> None:
     id = post_completion(http).json()["id"]
     tags = {"user": "bob", "idempotency_key": "t-1", "app": "shop"}
-    said = {"inference_id": id, "metric_name": "thumb", "value": True, "tags": tags}
-    assert http.post("/feedback", json=said).json() == http.post("/feedback", json=said).json()
+    body = {"inference_id": id, "metric_name": "thumb", "value": True, "tags": tags}
+    assert http.post("/feedback", json=body).json() == http.post("/feedback", json=body).json()
     (row,) = service.store.feedback_on(id)
     assert (row.person, row.idempotency_key) == ("bob", "t-1")
-    assert read_error(http.post("/feedback", json={**said, "value": False}))[0] == 409
+    assert read_error(http.post("/feedback", json={**body, "value": False}))[0] == 409
 
 
 def test_a_dry_run_checks_and_keeps_nothing(http: httpx.Client, service: Service) -> None:
     id = post_completion(http).json()["id"]
-    said = {"inference_id": id, "metric_name": "demonstration", "value": "At ten.", "dryrun": True}
-    assert http.post("/feedback", json=said).json()["feedback_id"].startswith("fb-")
-    assert read_error(http.post("/feedback", json={**said, "value": " "}))[0] == 400
-    assert read_error(http.post("/feedback", json={**said, "inference_id": "msg-0"}))[0] == 404
+    body = {"inference_id": id, "metric_name": "demonstration", "value": "At ten.", "dryrun": True}
+    assert http.post("/feedback", json=body).json()["feedback_id"].startswith("fb-")
+    assert read_error(http.post("/feedback", json={**body, "value": " "}))[0] == 400
+    assert read_error(http.post("/feedback", json={**body, "inference_id": "msg-0"}))[0] == 404
     assert service.store.feedback_on(id) == []
 
 
 @pytest.mark.parametrize(
-    ("fields", "param", "words"),
+    ("fields", "param", "quoted"),
     [
         ({"metric_name": "accuracy", "value": 0.7}, "metric_name", "there are thumb"),
         ({"metric_name": "task_success", "value": True}, "metric_name", "there are thumb"),
@@ -78,17 +78,17 @@ def test_a_dry_run_checks_and_keeps_nothing(http: httpx.Client, service: Service
     ],
 )
 def test_what_has_no_honest_meaning_here_is_refused(
-    http: httpx.Client, service: Service, fields: dict[str, Any], param: str, words: str
+    http: httpx.Client, service: Service, fields: dict[str, Any], param: str, quoted: str
 ) -> None:
     id = post_completion(http).json()["id"]
     status, error = read_error(http.post("/feedback", json={"inference_id": id, **fields}))
-    assert (status, error["param"]) == (400, param) and words in error["message"]
+    assert (status, error["param"]) == (400, param) and quoted in error["message"]
     assert service.store.feedback_on(id) == []
 
 
 def test_a_demonstration_is_of_one_answer(http: httpx.Client) -> None:
-    talk = post_completion(http).json()["metadata"]["conversation_id"]
-    said = {"episode_id": talk, "metric_name": "demonstration", "value": "At ten."}
-    assert read_error(http.post("/feedback", json=said))[1]["param"] == "inference_id"
-    assert read_error(http.post("/feedback", json={**said, "episode_id": "con-0"}))[0] == 404
+    conversation_id = post_completion(http).json()["metadata"]["conversation_id"]
+    body = {"episode_id": conversation_id, "metric_name": "demonstration", "value": "At ten."}
+    assert read_error(http.post("/feedback", json=body))[1]["param"] == "inference_id"
+    assert read_error(http.post("/feedback", json={**body, "episode_id": "con-0"}))[0] == 404
     assert read_error(http.get("/feedback"))[0] == 405

@@ -18,7 +18,7 @@ from tests.fakes.webhook_receiver import SECRET, WebhookReceiver
 from tests.fixtures.conversations import add_answer
 from tests.fixtures.server_process import SERVER_TOML, ServerProcess
 
-Tell = Callable[..., WebhookDelivery]
+StartDelivery = Callable[..., WebhookDelivery]
 Start = Callable[..., ServerProcess]
 
 
@@ -29,7 +29,7 @@ def receiver() -> Iterator[WebhookReceiver]:
 
 
 @pytest.fixture
-def tell(home: Home, store: Store) -> Iterator[Tell]:
+def start_delivery(home: Home, store: Store) -> Iterator[StartDelivery]:
     """Return a function that starts deliveries which poll and retry quickly."""
     with ExitStack() as running:
 
@@ -64,12 +64,12 @@ def promotions(store: Store, home: Home, *adapters: str) -> Registry:
 
 
 def test_every_event_is_told_in_order_with_all_it_says(
-    store: Store, home: Home, receiver: WebhookReceiver, tell: Tell
+    store: Store, home: Home, receiver: WebhookReceiver, start_delivery: StartDelivery
 ) -> None:
-    tell(receiver.url)
+    start_delivery(receiver.url)
     id = add_answer(store, "When do you open?", "At noon.")
-    said = {"up": False, "reasons": ["wrong"]}
-    thumb = store.add_feedback(id, "ann", "thumb", said, "k-1")
+    value = {"up": False, "reasons": ["wrong"]}
+    thumb = store.add_feedback(id, "ann", "thumb", value, "k-1")
     decision = decide(store, id, "bob", "correct", "At nine.", "see the sign")
     promotions(store, home, "a-1", "a-2").rollback("eve")
     receiver.wait(lambda: len(receiver.received) == 5)
@@ -80,23 +80,26 @@ def test_every_event_is_told_in_order_with_all_it_says(
         *["promotion.created"] * 3,
     ]
     data = feedback["data"]
-    assert (data["id"], data["value"], data["person"]) == (thumb, said, "ann")
+    assert (data["id"], data["value"], data["person"]) == (thumb, value, "ann")
     assert (data["kind"], data["idempotency_key"]) == ("thumb", "k-1")
     assert feedback["timestamp"] == data["created_at"] == store.feedback_on(id)[0].created_at
     assert data["message"]["question"] == "When do you open?"
     assert data["message"]["answer"] == "At noon."
     assert data["message"]["adapter"] == "a-000000000000"
     assert review["data"].items() >= vars(decision).items()
-    told = [back["data"][key] for key in ("adapter", "before", "by", "who", "reason")]
-    assert told == ["a-1", "a-2", "person", "eve", "rollback"]
+    values = [back["data"][key] for key in ("adapter", "before", "by", "who", "reason")]
+    assert values == ["a-1", "a-2", "person", "eve", "rollback"]
     assert receiver.forged == 0 and receiver.attempts == receiver.ids()
 
 
 def test_what_fails_is_sent_again_before_anything_later(
-    store: Store, receiver: WebhookReceiver, tell: Tell, caplog: pytest.LogCaptureFixture
+    store: Store,
+    receiver: WebhookReceiver,
+    start_delivery: StartDelivery,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     receiver.statuses = [500, 503, 302, 200, 429]
-    webhooks = tell(receiver.url)
+    webhooks = start_delivery(receiver.url)
     first, second = comments(store, 2)
     receiver.wait(lambda: len(receiver.received) == 2)
     assert receiver.attempts == [first] * 4 + [second] * 2
@@ -107,23 +110,23 @@ def test_what_fails_is_sent_again_before_anything_later(
 
 
 def test_a_receiver_that_is_down_is_told_when_it_is_back(
-    store: Store, tell: Tell, receiver: WebhookReceiver
+    store: Store, start_delivery: StartDelivery, receiver: WebhookReceiver
 ) -> None:
     with WebhookReceiver() as down:
         pass
-    webhooks = tell(down.url, receiver.url)
-    said = comments(store, 3)
-    receiver.wait(lambda: receiver.ids() == said)
+    webhooks = start_delivery(down.url, receiver.url)
+    ids = comments(store, 3)
+    receiver.wait(lambda: receiver.ids() == ids)
     assert webhooks.pending() == 3
     with WebhookReceiver(port=int(down.url.split(":")[2].split("/")[0])) as back:
-        back.wait(lambda: back.ids() == said)
-    assert receiver.attempts == said
+        back.wait(lambda: back.ids() == ids)
+    assert receiver.attempts == ids
 
 
 def test_it_goes_on_where_it_was_after_a_restart(
-    store: Store, home: Home, receiver: WebhookReceiver, tell: Tell
+    store: Store, home: Home, receiver: WebhookReceiver, start_delivery: StartDelivery
 ) -> None:
-    webhooks = tell(receiver.url)
+    webhooks = start_delivery(receiver.url)
     before = comments(store, 2)
     receiver.wait(lambda: receiver.ids() == before)
     receiver.wait(lambda: webhooks.pending() == 0)
@@ -131,37 +134,37 @@ def test_it_goes_on_where_it_was_after_a_restart(
     other = Store(home.db)
     meanwhile = comments(other, 2)
     other.close()
-    tell(receiver.url)
+    start_delivery(receiver.url)
     receiver.wait(lambda: len(receiver.received) == 4)
     assert receiver.attempts == before + meanwhile
 
 
 def test_a_new_url_hears_what_happens_from_then_on(
-    store: Store, receiver: WebhookReceiver, tell: Tell
+    store: Store, receiver: WebhookReceiver, start_delivery: StartDelivery
 ) -> None:
     comments(store, 2)
-    tell(receiver.url)
+    start_delivery(receiver.url)
     later = comments(store, 1)
     receiver.wait(lambda: receiver.ids() == later)
 
 
 def test_of_two_servers_on_one_home_one_tells(
-    store: Store, receiver: WebhookReceiver, tell: Tell
+    store: Store, receiver: WebhookReceiver, start_delivery: StartDelivery
 ) -> None:
-    one, two = tell(receiver.url), tell(receiver.url)
-    said = comments(store, 20)
+    one, two = start_delivery(receiver.url), start_delivery(receiver.url)
+    ids = comments(store, 20)
     receiver.wait(lambda: one.pending() == 0)
-    assert receiver.attempts == said
+    assert receiver.attempts == ids
     one.close()
     two_says = comments(store, 1)
     receiver.wait(lambda: two.pending() == 0)
-    assert receiver.attempts == said + two_says
+    assert receiver.attempts == ids + two_says
 
 
 def test_only_the_kinds_that_are_wanted_are_told(
-    store: Store, home: Home, receiver: WebhookReceiver, tell: Tell
+    store: Store, home: Home, receiver: WebhookReceiver, start_delivery: StartDelivery
 ) -> None:
-    tell(receiver.url, events=["promotion"])
+    start_delivery(receiver.url, events=["promotion"])
     comments(store, 2)
     promotions(store, home, "a-1")
     receiver.wait(lambda: len(receiver.received) == 1)
@@ -169,21 +172,21 @@ def test_only_the_kinds_that_are_wanted_are_told(
 
 
 def test_what_is_erased_is_told_to_nobody(
-    store: Store, receiver: WebhookReceiver, tell: Tell
+    store: Store, receiver: WebhookReceiver, start_delivery: StartDelivery
 ) -> None:
-    webhooks = tell(receiver.url)
+    webhooks = start_delivery(receiver.url)
     webhooks.close()
-    erased, kept = comments(store, 2)
+    erased, stored = comments(store, 2)
     with store.write() as db:
         db.execute("delete from feedback where id = ?", (erased,))
-    tell(receiver.url)
-    receiver.wait(lambda: receiver.ids() == [kept])
+    start_delivery(receiver.url)
+    receiver.wait(lambda: receiver.ids() == [stored])
 
 
 def test_how_far_a_url_has_got_is_one_row(
-    store: Store, receiver: WebhookReceiver, tell: Tell
+    store: Store, receiver: WebhookReceiver, start_delivery: StartDelivery
 ) -> None:
-    webhooks = tell(receiver.url)
+    webhooks = start_delivery(receiver.url)
     comments(store, 5)
     receiver.wait(lambda: len(receiver.received) == 5 and webhooks.pending() == 0)
     (row,) = store.rows("select url, event from delivery")
@@ -223,9 +226,9 @@ def test_kill_9_of_the_server_loses_no_event_and_repeats_none(
     receiver.statuses = [200] + [500] * 100
     server = start_server().ready()
     body = {"messages": [{"role": "user", "content": "When do you open?"}], "max_tokens": 4}
-    asked = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120).json()
-    thumb = {"message_id": asked["id"], "kind": "thumb", "up": True}
-    said = [httpx.post(f"{server.url}/v1/feedback", json=thumb).json() for _ in range(3)]
+    completion = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120).json()
+    thumb = {"message_id": completion["id"], "kind": "thumb", "up": True}
+    responses = [httpx.post(f"{server.url}/v1/feedback", json=thumb).json() for _ in range(3)]
     receiver.wait(lambda: len(receiver.attempts) > 2)
     server.kill()
     receiver.statuses = []
@@ -234,6 +237,6 @@ def test_kill_9_of_the_server_loses_no_event_and_repeats_none(
     store.close()
     server = start_server().ready()
     receiver.wait(lambda: len(receiver.received) == 4)
-    assert receiver.ids() == [one["feedback_id"] for one in said] + meanwhile
+    assert receiver.ids() == [one["feedback_id"] for one in responses] + meanwhile
     assert receiver.forged == 0
     assert server.stop() == 0
