@@ -23,7 +23,8 @@ from chatbot.engine.protocol import (
     UnknownAdapterError,
 )
 from chatbot.engine.stream import Stream
-from chatbot.model.base import load_base
+from chatbot.model.adapter import verify_adapter
+from chatbot.model.base import Base, load_base
 from chatbot.server import create_app
 from chatbot.service import Service
 from feedback.settings import Home
@@ -45,10 +46,14 @@ class ScriptedEngine:
         self.answers = answers or []
         self.pause = pause
         self.busy = False
+        self.base: Base | None = None
+        """The base to verify adapters against, as every engine does; `open_service` sets it."""
         self._loaded = [BASE]
 
     def load(self, adapter_id: str, folder: Path) -> None:
         if adapter_id not in self._loaded:
+            assert self.base is not None
+            verify_adapter(folder, self.base, adapter_id)
             self._loaded.append(adapter_id)
 
     def unload(self, adapter_id: str) -> None:
@@ -87,7 +92,7 @@ class ScriptedEngine:
 def open_service(root: Path, engine: ScriptedEngine, **chat: Any) -> Service:
     """Open a service with a tiny base in `root` that answers through `engine`."""
     home = Home.find(root / "home")
-    base = load_base(str(write_model(root / "base")))
+    engine.base = base = load_base(str(write_model(root / "base")))
     settings = ChatSettings(**chat)
     return Service(
         home,
