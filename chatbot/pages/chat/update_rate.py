@@ -1,4 +1,5 @@
-"""How often the page changes while an answer streams: each update costs server time and paint."""
+"""Limits how often the page changes while an answer streams: each update costs server time and a
+repaint in the browser."""
 
 import threading
 from collections.abc import Iterator
@@ -9,11 +10,11 @@ UPDATES_PER_SECOND = 10
 
 
 def throttled_text(turn: Turn, per_second: float = UPDATES_PER_SECOND) -> Iterator[str]:
-    """The text so far: at once when it begins, then so many times a second, and the whole of it
-    at the end. No token wakes this thread, which would take the interpreter from the engine."""
-    news = threading.Event()
-    turn.on_update(news.set)
-    news.wait()
+    """Yield the text so far: when the answer begins, then at most `per_second` times a second, and
+    the whole of it at the end."""
+    begun = threading.Event()
+    turn.on_update(begun.set)
+    begun.wait()
     cursor, text, ended = turn.cursor(), "", False
     while not ended:
         deltas, ended = cursor.take()
@@ -21,4 +22,5 @@ def throttled_text(turn: Turn, per_second: float = UPDATES_PER_SECOND) -> Iterat
             text += "".join(deltas)
             yield text
         if not ended:
+            # Tokens do not wake this thread: it would take the interpreter from the engine.
             turn.wait(1 / per_second)
