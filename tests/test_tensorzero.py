@@ -15,7 +15,7 @@ def service(api_service: Service) -> Service:
 
 
 @pytest.mark.parametrize(
-    ("metric", "value", "kind", "kept"),
+    ("metric", "value", "kind", "stored"),
     [
         ("thumbs_up", True, "thumb", {"up": True}),
         ("thumb", False, "thumb", {"up": False}),
