@@ -113,8 +113,8 @@ def test_a_hub_model_is_fetched_pinned_and_missed_in_one_line(tmp_path: Path) ->
     script = FROM_THE_HUB.replace("COMMIT", repr(COMMIT))
     with serve_hub(folder) as address:
         home = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
-        said = subprocess.check_output([sys.executable, "-c", script], env=os.environ | home)
-    newest, pinned, no_revision, no_repo, gated = said.decode().splitlines()
+        output = subprocess.check_output([sys.executable, "-c", script], env=os.environ | home)
+    newest, pinned, no_revision, no_repo, gated = output.decode().splitlines()
     assert newest == pinned == COMMIT
     assert "no revision 'nowhere'" in no_revision
     assert "no public Hub model 'org/none'" in no_repo

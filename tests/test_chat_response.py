@@ -131,7 +131,7 @@ class TestLogprobs:
 
     def test_a_stream_tells_the_same(self, http: httpx.Client) -> None:
         fields = {"logprobs": True, "top_logprobs": 1, "max_tokens": 24, "n": 2}
-        plain = post_completion(http, **fields).json()["choices"]
+        whole = post_completion(http, **fields).json()["choices"]
         streamed: dict[int, list[Any]] = {0: [], 1: []}
         for chunk in read_events(post_completion(http, **fields, stream=True)):
             choice = chunk["choices"][0]
@@ -139,7 +139,7 @@ class TestLogprobs:
             streamed[choice["index"]] += entries
             spoken = bytes(byte for entry in entries for byte in entry["bytes"])
             assert spoken.decode(errors="replace") == choice["delta"].get("content", "")
-        assert list(streamed.values()) == [c["logprobs"]["content"] for c in plain] and plain
+        assert list(streamed.values()) == [c["logprobs"]["content"] for c in whole] and whole
 
     def test_the_answer_is_the_same_as_without(self, http: httpx.Client) -> None:
         for fields in ({}, {"temperature": 1, "seed": 4}):

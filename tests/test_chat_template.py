@@ -127,10 +127,10 @@ def test_the_fallback_marks_what_the_assistant_said(tmp_path: Path) -> None:
     marked = tokenizer.apply_chat_template(
         talk, return_dict=True, return_assistant_tokens_mask=True
     )
-    said = [
+    answer_ids = [
         id for id, own in zip(marked["input_ids"], marked["assistant_masks"], strict=True) if own
     ]
-    assert tokenizer.decode(said) == "hello<|endoftext|>"
+    assert tokenizer.decode(answer_ids) == "hello<|endoftext|>"
 
 
 def test_the_templates_end_of_turn_ends_an_answer(base: Base) -> None:

@@ -279,19 +279,19 @@ def test_looking_twice_gives_the_same(store: Store) -> None:
 
 def test_every_kind_of_feedback_is_accounted_for(store: Store) -> None:
     """On real edits and dialogues: all that was said is in a row, or is dropped with a reason."""
-    said: set[str] = set()
+    sources: set[str] = set()
     for n, (source, texts) in enumerate(public_data.load_edits(40)):
         id = add_answer(store, f"How do I say number {n}?", source)
         for person, text in zip("abcd", texts, strict=True):
-            said.add(store.add_feedback(id, person, "edit", {"text": text}))
+            sources.add(store.add_feedback(id, person, "edit", {"text": text}))
         if n % 2:
             decide(store, id, "rita", "approve")
     for turns in public_data.load_dialogues(40):
         id = add_answer(store, turns[0], turns[1])
-        said.add(up(store, id, up=len(turns) > 2))
+        sources.add(up(store, id, up=len(turns) > 2))
     curation = curate(store)
     parts: list[Any] = [*curation.rows, *curation.dropped]
-    assert said <= {source for part in parts for source in part.sources}
+    assert sources <= {source for part in parts for source in part.sources}
     assert len([row for row in curation.rows if row.kind == "sft"]) >= 15
     assert all(row.chosen.strip() for row in curation.rows)
 

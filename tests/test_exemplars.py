@@ -29,9 +29,9 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "talkback.db")
 
 
-def correct(store: Store, question: str, right: str, **place: object) -> str:
+def correct(store: Store, question: str, right: str, **position: object) -> str:
     """Ask, and have the answer corrected; the approved answer's id."""
-    id = add_answer(store, question, **place)  # type: ignore[arg-type]
+    id = add_answer(store, question, **position)  # type: ignore[arg-type]
     decide(store, id, "rita", "correct", right)
     return active_answers(store)[0].id
 

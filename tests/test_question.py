@@ -67,12 +67,12 @@ def test_the_model_reads_the_conversation_so_far(service: Service) -> None:
         conversation_id=first.conversation_id,
         parent_id=first.message_id,
     )
-    said = [
+    messages = [
         {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": first.text},
         {"role": "user", "content": "And on Sundays?"},
     ]
-    ids = encode(service.base.tokenizer, said)
+    ids = encode(service.base.tokenizer, messages)
     stream = service.engine.submit(Request(ids, service.speaking, SHORT))
     assert second.text == "".join(stream) and second.speaker.prompt_tokens == len(ids)
     assert len(service.store.thread(second.message_id)) == 4

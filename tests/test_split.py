@@ -17,13 +17,13 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "talkback.db")
 
 
-def item(store: Store, question: str, **place: object) -> SplitItem:
-    id = add_answer(store, question, **place)  # type: ignore[arg-type]
+def item(store: Store, question: str, **position: object) -> SplitItem:
+    id = add_answer(store, question, **position)  # type: ignore[arg-type]
     return SplitItem(id, store.message(id).conversation_id, question)
 
 
-def side(place: Assignment | None) -> str | None:
-    return place and place.side
+def side(assignment: Assignment | None) -> str | None:
+    return assignment and assignment.side
 
 
 def of_side(wanted: str) -> str:
@@ -50,16 +50,16 @@ def test_the_share_held_out_is_about_the_one_asked_for(store: Store) -> None:
 
 def test_nothing_is_held_out_at_a_share_of_zero(store: Store) -> None:
     items = [item(store, of_side(wanted)) for wanted in ("train", "held_out")]
-    places = assign(store, items, held_out=0.0)
-    assert {side(place) for place in places.values()} == {"train"}
+    assignments = assign(store, items, held_out=0.0)
+    assert {side(assignment) for assignment in assignments.values()} == {"train"}
 
 
 def test_the_same_questions_split_alike_everywhere(store: Store, tmp_path: Path) -> None:
     questions = [of_side("train"), of_side("held_out"), "Do you ship to Norway?"]
     sides = []
     for here in (store, Store(tmp_path / "other.db")):
-        places = assign(here, [item(here, question) for question in questions], held_out=0.1)
-        sides.append([side(place) for place in places.values()])
+        assignments = assign(here, [item(here, question) for question in questions], held_out=0.1)
+        sides.append([side(assignment) for assignment in assignments.values()])
     assert sides[0] == sides[1]
 
 
@@ -85,8 +85,8 @@ def test_a_conversation_and_near_duplicates_are_one_cluster(store: Store) -> Non
     reply = store.add_message(talk.conversation_id, turn, "assistant", "No.")
     third = SplitItem(reply, talk.conversation_id, "Do you sell kayaks?")
     other = item(store, "How heavy is the moon?")
-    places = assign(store, [first, near, third, other], held_out=0.1)
-    clusters = [place.cluster for place in places.values() if place]
+    assignments = assign(store, [first, near, third, other], held_out=0.1)
+    clusters = [assignment.cluster for assignment in assignments.values() if assignment]
     assert len(set(clusters[:3])) == 1 and clusters[3] != clusters[0]
 
 
@@ -103,10 +103,10 @@ def test_a_newcomer_that_touches_both_sides_goes_to_neither(store: Store) -> Non
     talk = store.message(train.id)
     turn = store.add_message(talk.conversation_id, train.id, "user", held.question)
     bridge = store.add_message(talk.conversation_id, turn, "assistant", "Hm.")
-    places = assign(
+    assignments = assign(
         store, [train, held, SplitItem(bridge, talk.conversation_id, held.question)], held_out=0.1
     )
-    assert [side(place) for place in places.values()] == ["train", "held_out", None]
+    assert [side(assignment) for assignment in assignments.values()] == ["train", "held_out", None]
     assert store.row("select count(*) from cluster_member")[0] == 2
 
 
@@ -116,19 +116,19 @@ def test_of_newcomers_that_link_both_sides_only_the_link_is_lost(store: Store) -
     near_train = item(store, train.question)
     near_held = item(store, held.question, person="bob")
     joined = SplitItem(near_held.id, near_train.conversation_id, held.question)
-    places = assign(store, [near_train, joined], held_out=0.1)
-    assert sorted(str(side(place)) for place in places.values()) == ["None", "train"]
+    assignments = assign(store, [near_train, joined], held_out=0.1)
+    assert sorted(str(side(assignment)) for assignment in assignments.values()) == ["None", "train"]
 
 
 def test_no_real_question_trains_beside_a_near_duplicate_that_is_held_out(store: Store) -> None:
     """Real questions arrive in three batches, in a random order."""
     items = [item(store, turns[0]) for turns in public_data.load_dialogues(450)]
     random.Random(1).shuffle(items)
-    places: dict[str, Assignment | None] = {}
+    assignments: dict[str, Assignment | None] = {}
     for n in range(3):
-        places |= assign(store, items[n::3], held_out=0.3)
+        assignments |= assign(store, items[n::3], held_out=0.3)
     by_side = {
-        wanted: [one.question for one in items if side(places[one.id]) == wanted]
+        wanted: [one.question for one in items if side(assignments[one.id]) == wanted]
         for wanted in ("train", "held_out")
     }
     assert len(by_side["held_out"]) > 50

@@ -125,16 +125,16 @@ def test_half_a_character_does_not_stop_the_store(store: Store) -> None:
 
 def test_feedback_comes_back_in_order(store: Store) -> None:
     id = add_answer(store, "Open?")
-    said: list[tuple[str, dict[str, Any]]] = [
+    given: list[tuple[str, dict[str, Any]]] = [
         ("thumb", {"up": False, "reasons": ["not correct"]}),
         ("comment", {"text": "We open at 9."}),
         ("edit", {"text": "From 9 to 6."}),
         ("signal", {"name": "copy"}),
     ]
-    ids = [store.add_feedback(id, "ann", kind, value) for kind, value in said]
+    ids = [store.add_feedback(id, "ann", kind, value) for kind, value in given]
     kept = store.feedback_on(id)
     assert [(one.id, one.kind, one.value) for one in kept] == [
-        (one, kind, value) for one, (kind, value) in zip(ids, said, strict=True)
+        (one, kind, value) for one, (kind, value) in zip(ids, given, strict=True)
     ]
 
 

@@ -99,8 +99,8 @@ def cpu_of(pid: int) -> float:
 def engine(
     pipe: Connection, base_name: str, streams: int, threads: int, tokens: int, each: int
 ) -> None:
-    """In a process of its own: rounds of bare streams, told as (tokens, wall, cpu, firsts).
-    Before them the bias of all requests is told: where `tokens` are asked, none ends before."""
+    """In a process of its own: rounds of bare streams, sent as (tokens, wall, cpu, firsts).
+    Before them the bias of all requests is sent: where `tokens` are asked, none ends before."""
     from chatbot.engine.local.local_engine import LocalEngine
     from chatbot.engine.protocol import Request, Sampling
     from chatbot.engine.settings import EngineSettings
@@ -328,10 +328,10 @@ def alternate(
     """Rounds of the bare engine and of HTTP by turns; the first of each only warms up."""
     for number in range(rounds + 1):
         pipe.send(True)
-        told = pipe.recv()
+        measured = pipe.recv()
         kept = number > 0
         if kept:
-            rates["engine"].add(*told)
+            rates["engine"].add(*measured)
         http_round(rates["SSE"] if kept else Rate())
 
 

@@ -134,16 +134,16 @@ def first_tokens(engine: Engine, adapter: str) -> tuple[float, float]:
     """Seconds to the first token of turn 1 and of turn 20 of one conversation, as long as the model
     has room for it."""
     size = min(PROMPT, engine.stats()["max_length"] // TURNS * 4 // 5)
-    said: list[int] = []
+    ids: list[int] = []
     took = []
     for turn in range(TURNS):
-        said += prompt(1000 + turn)[:size]
+        ids += prompt(1000 + turn)[:size]
         begin = clock()
-        engine.submit(Request([*said], adapter, Sampling(max_tokens=1))).wait()
+        engine.submit(Request([*ids], adapter, Sampling(max_tokens=1))).wait()
         took.append(clock() - begin)
-        answer = engine.submit(Request([*said], adapter, Sampling(max_tokens=size // 4)))
+        answer = engine.submit(Request([*ids], adapter, Sampling(max_tokens=size // 4)))
         answer.wait()
-        said += answer.ids
+        ids += answer.ids
     return took[0], took[-1]
 
 

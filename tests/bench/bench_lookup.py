@@ -61,10 +61,10 @@ def generate_rate(base: Base, asked: list[list[int]]) -> float:
     tokens = seconds = 0.0
     last = sorted(end_token_ids(base))
     for prompt in asked[::5]:
-        (_, first), (said, all_of_it) = (
+        (_, first), (count, all_of_it) = (
             generated(base, prompt, most, eos_token_id=last) for most in (1, MOST)
         )
-        tokens += said - 1
+        tokens += count - 1
         seconds += all_of_it - first
     return tokens / seconds
 

@@ -41,13 +41,13 @@ def ask(engine: Engine, base: Base, question: str, adapter: str) -> Stream:
 def alone(base: Base, folders: list[Path]) -> dict[tuple[str, str], str]:
     """What each adapter says to each question with nobody beside it."""
     engine = LocalEngine(base, EngineSettings(threads=1, slots=1, prefix_mb=0))
-    said = {}
+    answers = {}
     for folder in folders:
         engine.load(folder.name, folder)
         for question in QUESTIONS:
-            said[question, folder.name] = "".join(ask(engine, base, question, folder.name))
+            answers[question, folder.name] = "".join(ask(engine, base, question, folder.name))
     engine.close()
-    return said
+    return answers
 
 
 def start(base: Base, name: str, workers: int) -> Engine:

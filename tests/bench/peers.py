@@ -59,15 +59,17 @@ class LlamaCpp:
 
     def rate(self, streams: int) -> float:
         context = self._context(streams)
-        said = [[token] for token in self._step(context, [prompt(n) for n in range(streams)], 0)]
+        generated = [
+            [token] for token in self._step(context, [prompt(n) for n in range(streams)], 0)
+        ]
         begin = time.perf_counter()
         for step in range(ANSWER - 1):
-            last = [ids[-1:] for ids in said]
-            for ids, token in zip(said, self._step(context, last, PROMPT + step), strict=True):
+            last = [ids[-1:] for ids in generated]
+            for ids, token in zip(generated, self._step(context, last, PROMPT + step), strict=True):
                 ids.append(token)
         took = time.perf_counter() - begin
         self._llama.llama_free(context)
-        self.said = said
+        self.generated = generated
         return streams * (ANSWER - 1) / took
 
     def _context(self, streams: int) -> Any:
@@ -118,8 +120,8 @@ class OpenVino:
         while self._pipe.has_non_finished_requests():
             self._pipe.step()
         took = time.perf_counter() - begin
-        self.said = [each.read_all()[0].generated_ids for each in asked]
-        assert all(len(ids) == ANSWER for ids in self.said)
+        self.generated = [each.read_all()[0].generated_ids for each in asked]
+        assert all(len(ids) == ANSWER for ids in self.generated)
         return streams * (ANSWER - 1) / took
 
 
