@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from chatbot.auth.sessions import SessionCookies
-from chatbot.auth.signing_key import KEY_FILE, Signer, load_signing_key
+from chatbot.auth.signing_key import KEY_FILE, Signer, SigningKeyError, load_signing_key
 from chatbot.pages.browser_identity import BrowserIdentities
 
 TOKEN = "person-01kav3.f926eb0b71a70a937634541d874e106b71120d37f8a1448b30cbea1c32138c47"
@@ -43,3 +43,11 @@ def test_a_value_without_a_signature_or_with_a_wrong_one_is_refused(root: Path) 
     assert signer.unsign(signed) == "person-1"
     for value in ("", ".", "person-1", signer.signature(""), signed[:-1], signed + "0"):
         assert signer.unsign(value) is None
+
+
+def test_a_key_that_a_power_cut_emptied_is_refused(tmp_path: Path) -> None:
+    """Signed with an empty key, anybody's token would be good."""
+    load_signing_key(tmp_path)
+    (tmp_path / KEY_FILE).write_bytes(b"")
+    with pytest.raises(SigningKeyError, match=r"browser\.key .* 0 bytes of 32"):
+        load_signing_key(tmp_path)

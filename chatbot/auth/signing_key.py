@@ -12,9 +12,15 @@ import os
 import secrets
 from pathlib import Path
 
+from feedback.errors import TalkbackError
 from feedback.publish import sync
 
 KEY_FILE = "browser.key"
+KEY_BYTES = 32
+
+
+class SigningKeyError(TalkbackError):
+    """Reports a key file that is damaged: what it signed could be anybody's."""
 
 
 class Signer:
@@ -48,13 +54,14 @@ def load_signing_key(root: Path) -> bytes:
 
     The key is written to a draft and linked in its final place, which fails where a file is
     already: of two processes that start at the same time one makes the key, and both read it whole.
+    Raises SigningKeyError for a file that is too short.
     """
     path = root / KEY_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     if not path.exists():
         draft.touch(mode=0o600)
-        draft.write_bytes(secrets.token_bytes(32))
+        draft.write_bytes(secrets.token_bytes(KEY_BYTES))
         sync(draft)  # an empty file after a power cut would be a key that everybody knows
         try:
             os.link(draft, path)
@@ -62,4 +69,10 @@ def load_signing_key(root: Path) -> bytes:
             pass
         finally:
             draft.unlink()
-    return path.read_bytes()
+    key = path.read_bytes()
+    if len(key) < KEY_BYTES:
+        raise SigningKeyError(
+            f"{path} holds {len(key)} bytes of {KEY_BYTES}. Put it back from a backup; or remove "
+            "it, and everybody starts without the conversations they had."
+        )
+    return key

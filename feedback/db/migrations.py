@@ -61,7 +61,7 @@ def _forbid_updates(db: "Database", *tables: str) -> None:
 
 @_migration
 def m001_conversations(db: "Database") -> None:
-    """Conversations are trees of messages: a retry is a sibling answer, an edit a sibling turn."""
+    """Add conversations, trees of messages: a retry is a sibling answer, an edit a sibling turn."""
     db.execute("""
         create table conversation (
             id text primary key,
@@ -102,7 +102,7 @@ def m001_conversations(db: "Database") -> None:
 
 @_migration
 def m002_feedback(db: "Database") -> None:
-    """Feedback of people on answers, and decisions of reviewers."""
+    """Add feedback of people on answers, and decisions of reviewers."""
     db.execute("""
         create table feedback (
             id text primary key,
@@ -133,7 +133,7 @@ def m002_feedback(db: "Database") -> None:
 
 @_migration
 def m003_approved(db: "Database") -> None:
-    """Approved answers, found by their question. The index keeps its own copy of the question,
+    """Add approved answers, found by their question. The index keeps its own copy of the question,
     because an index over a table's rowids would not survive a VACUUM."""
     db.execute("""
         create table approved (
@@ -176,7 +176,7 @@ def m003_approved(db: "Database") -> None:
 
 @_migration
 def m004_split(db: "Database") -> None:
-    """Which side of the split a cluster of near-duplicates is on, decided once and for ever."""
+    """Keep the side of the split that a cluster of near-duplicates is on, decided for ever."""
     db.execute("""
         create table split (
             cluster text primary key,
@@ -193,7 +193,7 @@ def m004_split(db: "Database") -> None:
 
 @_migration
 def m005_adapters(db: "Database") -> None:
-    """Adapters, promotions, reports and cycles; the newest promotion is the one in service."""
+    """Add adapters, promotions, reports and cycles; the newest promotion is the one in service."""
     db.execute("""
         create table adapter (
             id text primary key,
@@ -242,9 +242,11 @@ def m005_adapters(db: "Database") -> None:
 
 @_migration
 def m006_events(db: "Database") -> None:
-    """Events for webhooks: written with the row they are about, by whichever process. Numbered by
-    itself, because rowids change in a VACUUM and come again after an erasure; a delivery is how
-    far a URL has got."""
+    """Add events for webhooks, written with the row they are about by whichever process.
+
+    They have numbers of their own, because rowids change in a VACUUM and come again after an
+    erasure. A delivery is how far a URL has got.
+    """
     db.execute("""
         create table event (
             number integer primary key autoincrement,
@@ -270,7 +272,7 @@ def m006_events(db: "Database") -> None:
 
 @_migration
 def m007_keys(db: "Database") -> None:
-    """Keys, of which only a hash is kept, and which of them are revoked."""
+    """Add keys, of which only a hash is kept, and which of them are revoked."""
     db.execute("""
         create table access_key (
             id text primary key,
@@ -290,7 +292,7 @@ def m007_keys(db: "Database") -> None:
 
 @_migration
 def m008_answers_found(db: "Database") -> None:
-    """Approved answers are found by their own words too, not only by those of their question."""
+    """Find approved answers by their own words too, not only by those of their question."""
     db.execute("drop table approved_fts")
     db.execute("drop trigger approved_found")
     db.execute("""

@@ -1,4 +1,4 @@
-"""Weights laid out in panels, as the kernels read them (see `structs.h`)."""
+"""Lays weights out in panels, as the kernels read them (see `structs.h`)."""
 
 import mmap
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""The C structs of `structs.h` as ctypes classes, and the check that both agree.
+"""Mirrors the C structs of `structs.h` as ctypes classes, and checks that both agree.
 
 A class is named as its C struct with `Struct` behind. `structs.h` explains the fields.
 """

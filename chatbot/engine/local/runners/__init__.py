@@ -1,1 +1,1 @@
-"""Model runners: each computes one forward of a model for many sequences, by other means."""
+"""Holds the model runners: each computes one forward for many sequences, by other means."""

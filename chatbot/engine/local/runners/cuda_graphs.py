@@ -1,4 +1,4 @@
-"""CUDA graphs of small forwards.
+"""Captures small forwards as CUDA graphs and replays them.
 
 A small forward takes longer to launch, kernel by kernel, than to compute. A shape that comes again
 and again is therefore captured once, as a CUDA graph, and then launched whole.

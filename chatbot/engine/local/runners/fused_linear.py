@@ -1,4 +1,4 @@
-"""Linears that read the same input, fused into one product."""
+"""Fuses the linears that read the same input into one product."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The runners of the Llama family over our own kernels: a forward of all layers is one call.
+"""Runs models of the Llama family by our own kernels: a forward of all layers is one call.
 
 Weights, keys and values stay in the model's type, or weights are rounded to eight bits, and keys,
 values and adapters to bfloat16; activations between two products are float32.

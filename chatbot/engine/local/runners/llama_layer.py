@@ -1,4 +1,4 @@
-"""A decoder layer of the Llama family in torch, over fused weights."""
+"""Computes a decoder layer of the Llama family in torch, over fused weights."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""The runner of the Llama family in torch: a forward without the framework around it.
+"""Runs models of the Llama family in torch: a forward without the framework around it.
 
 It serves on GPUs, and on CPUs that `llama_cpu` has no kernels for. It has the methods, the cache
 and the adapters of `TransformersRunner`; `select_runner` decides whether it may serve instead.

@@ -1,4 +1,4 @@
-"""A model's weights and its adapters' matrices, packed and described for the kernels."""
+"""Packs and describes a model's weights and its adapters' matrices for the kernels."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Chunks of neighbouring cache rows, padded to one length, so that they are computed as one
+"""Pads the chunks of neighbouring cache rows to one length, so that they are computed as one
 rectangle of tokens."""
 
 from collections.abc import Iterator, Sequence

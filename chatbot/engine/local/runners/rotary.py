@@ -1,4 +1,4 @@
-"""Rotary position embeddings, looked up: models compute cos and sin anew at every forward."""
+"""Looks up rotary position embeddings: models compute cos and sin anew at every forward."""
 
 import torch
 from transformers import PreTrainedModel

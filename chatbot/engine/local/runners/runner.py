@@ -1,4 +1,4 @@
-"""The interface of model runners: one forward for many sequences, over a key/value cache of theirs.
+"""Declares what a model runner does: one forward for many sequences, over their key/value cache.
 
 Three implement it: `transformers_runner` by transformers' own forward, for any causal LM; and for
 the Llama family `llama_torch`, in torch, and `llama_cpu`, by our own kernels, also in eight bits.

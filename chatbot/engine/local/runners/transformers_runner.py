@@ -1,5 +1,5 @@
-"""The runner through transformers' own forward: it computes any causal LM, and is the reference
-that the other runners are checked against."""
+"""Runs any causal LM by transformers' own forward, and is the reference that the other runners are
+checked against."""
 
 import copy
 from collections.abc import Sequence
