@@ -98,7 +98,7 @@ def test_a_hub_model_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 FROM_THE_HUB = """
-from chatbot.base import BaseError, load_base
+from chatbot.model.base import BaseError, load_base
 for name, revision in (("org/tiny", None), ("org/tiny", COMMIT), ("org/tiny", "nowhere"),
                        ("org/none", None), ("org/gated", None)):
     try:
