@@ -21,6 +21,7 @@ from chatbot.engine.local.multi_lora import PreparedAdapter
 from chatbot.engine.local.sampler import Sampler
 from chatbot.engine.local.scheduler import Scheduler
 from chatbot.engine.local.sequence import Sequence
+from chatbot.engine.local.waiting_queue import WaitingQueue
 from chatbot.engine.protocol import (
     BASE,
     TOKEN_COUNTERS,
@@ -65,7 +66,7 @@ class LocalEngine:
         """For the worker thread; others only read its counts and call `lora.prepare`."""
         # Shared between threads and touched under the lock only.
         self._lock = threading.Condition()
-        self._waiting: deque[Sequence] = deque()
+        self._waiting = WaitingQueue()
         self._pending_calls: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._adapters: dict[str, bool] = {}
         """Loaded adapters -> whether they take new requests."""
@@ -236,8 +237,7 @@ class LocalEngine:
         with self._lock:
             calls = list(self._pending_calls)
             self._pending_calls.clear()
-            cancelled = [each for each in self._waiting if each.stream.cancelled]
-            self._waiting = deque(each for each in self._waiting if not each.stream.cancelled)
+            cancelled = self._waiting.remove_cancelled()
         for work, done in calls:
             _call_into(work, done)
         for sequence in cancelled:
@@ -246,9 +246,8 @@ class LocalEngine:
         self._drop_idle_adapters()
 
     def _next_waiting(self) -> Sequence | None:
-        """Take the sequence that has waited longest."""
         with self._lock:
-            return self._waiting.popleft() if self._waiting else None
+            return self._waiting.pop_next()
 
     def _install(self, adapter: str, prepared: PreparedAdapter) -> None:
         self.scheduler.install_adapter(adapter, prepared)
