@@ -3,3 +3,8 @@
 
 class TalkbackError(Exception):
     """Reports bad input or something missing; the message names the value and the remedy."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, which may run over many."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

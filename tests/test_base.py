@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from chatbot.model import lora
 from chatbot.model.adapter import verify_adapter
-from chatbot.model.base import BaseError, load_base
-from chatbot.model.chat_template import end_token_ids
+from chatbot.model.base import BaseError, end_token_ids, load_base
 from chatbot.model.untrained import write_untrained
 from tests.fakes.hub_server import COMMIT, serve_hub
 from tests.fixtures import tiny_models

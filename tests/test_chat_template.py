@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from chatbot.model.base import Base, load_base, load_tokenizer
-from chatbot.model.chat_template import encode, end_token_ids, render
+from chatbot.model.base import Base, end_token_ids, load_base, load_tokenizer
+from chatbot.model.chat_template import encode, render
 from chatbot.model.escape import ChatTemplateError, control_tokens, escape_control_tokens
 from tests.fixtures import public_data, tiny_models
 
@@ -100,7 +100,7 @@ def test_a_normaliser_cannot_smuggle_a_control_string_in(tmp_path: Path) -> None
 
 def test_a_role_from_outside_is_refused(base: Base) -> None:
     with pytest.raises(ChatTemplateError, match="wizard"):
-        render(base, [{"role": "wizard", "content": "hello"}])
+        render(base.tokenizer, [{"role": "wizard", "content": "hello"}])
 
 
 # -- Rendering
@@ -116,7 +116,7 @@ def test_the_prompt_ends_where_the_answer_begins(tokenizer: PreTrainedTokenizerB
 
 def test_a_base_without_a_template_speaks_through_the_fallback(tmp_path: Path) -> None:
     base = load_base(str(tiny_models.write_model(tmp_path, "gpt2")))
-    text = render(base, [{"role": "user", "content": "hi"}], answer="hello")
+    text = render(base.tokenizer, [{"role": "user", "content": "hi"}], answer="hello")
     assert text == "User:\nhi<|endoftext|>\nAssistant:\nhello<|endoftext|>\n"
     assert base.tokenizer.pad_token is not None
 

@@ -8,8 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from safetensors.torch import load_file, save_file
 
-from chatbot.model.base import load_base
-from chatbot.model.chat_template import end_token_ids
+from chatbot.model.base import end_token_ids, load_base
 from chatbot.registry import Registry
 from feedback.review.decisions import decide
 from feedback.settings import Home

@@ -13,8 +13,7 @@ from chatbot.engine.local.sequence import Sequence
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream
-from chatbot.model.base import STARTER, load_base
-from chatbot.model.chat_template import end_token_ids
+from chatbot.model.base import STARTER, end_token_ids, load_base
 from chatbot.prompt import fit_prompt
 from tests.fixtures.reference_model import QUESTIONS, Oracle, start_engine
 from tests.fixtures.shop_corrections import load_facts

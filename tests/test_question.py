@@ -14,7 +14,8 @@ from chatbot.engine.protocol import (
     Sampling,
     UnknownAdapterError,
 )
-from chatbot.model.chat_template import encode, end_token_ids
+from chatbot.model.base import end_token_ids
+from chatbot.model.chat_template import encode
 from chatbot.question import Question
 from chatbot.service import Service
 from feedback.db.database import StoreError

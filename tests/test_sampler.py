@@ -13,8 +13,7 @@ from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.local.sampler import Penalties, Sampler, argmax_tokens, token_logprob
 from chatbot.engine.protocol import BASE, EngineError, Request, Sampling
 from chatbot.engine.validation import check_sampling
-from chatbot.model.base import load_base
-from chatbot.model.chat_template import end_token_ids
+from chatbot.model.base import end_token_ids, load_base
 from tests.fixtures.reference_model import QUESTIONS, Oracle
 from tests.fixtures.waiting import wait_for_text
 

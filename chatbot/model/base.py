@@ -22,9 +22,11 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from chatbot.model.chat_template import FALLBACK_TEMPLATE, render
+from chatbot.model.escape import control_tokens
 from chatbot.model.fingerprint import fingerprint_tensors, hash_folder, weights_fingerprint
 from chatbot.model.meta import load_meta_model, stored_parameters
-from feedback.errors import TalkbackError
+from feedback.errors import TalkbackError, first_line
 
 STARTER = str(Path(__file__).parents[1] / "starter")
 """The default base: the small model that comes with the package."""
@@ -34,15 +36,6 @@ DType = Literal["auto", "float32", "bfloat16"]
 FLOAT32_MAX_PARAMETERS = 50_000_000
 """A model with fewer parameters is loaded in float32, which is exact and costs little on a CPU; a
 larger one in bfloat16."""
-
-FALLBACK_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'].capitalize() + ':\n' }}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
-    "{% else %}{{ message['content'] + eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
-)
-"""The chat template of bases without one: a turn ends in the end token, which no text can forge."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -250,6 +243,19 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of another library's message, which may run over many."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+# -- What its files say of generation
+
+
+def end_token_ids(base: Base) -> frozenset[int]:
+    """Return the token ids that end an answer: the model's, the tokenizer's and the template's."""
+    tokenizer = base.tokenizer
+    config = base.model.generation_config
+    configured = config.eos_token_id if config is not None else None
+    found = {configured} if isinstance(configured, int) else set(configured or ())
+    question = [{"role": "user", "content": "x"}]
+    # What the template writes after an answer; its first control token ends the turn.
+    tail = render(tokenizer, question, answer="x").removeprefix(render(tokenizer, question) + "x")
+    control = set(control_tokens(tokenizer).values())
+    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    found.update([id for id in ids if id in control][:1])
+    return frozenset(found | {tokenizer.eos_token_id})

@@ -9,24 +9,32 @@ from typing import cast
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from chatbot.model.base import Base, first_line
-from chatbot.model.escape import ChatTemplateError, control_tokens, escape_control_tokens
+from chatbot.model.escape import ChatTemplateError, escape_control_tokens
+from feedback.errors import first_line
 
 Messages = Sequence[Mapping[str, str]]
 """Messages in order, each with ``role`` and ``content``."""
+
+FALLBACK_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].capitalize() + ':\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
+)
+"""The chat template of bases without one: a turn ends in the end token, which no text can forge."""
 
 ROLES = frozenset({"system", "user", "assistant"})
 
 
 def render(
-    base: Base | PreTrainedTokenizerBase, messages: Messages, *, answer: str | None = None
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, *, answer: str | None = None
 ) -> str:
     """Return the prompt as the model sees it, generation prompt included, control tokens escaped.
 
     With `answer`: the prompt followed by that answer and the template's end of turn. Raises
     ChatTemplateError.
     """
-    tokenizer = base.tokenizer if isinstance(base, Base) else base
     escaped = [_escaped(message, tokenizer) for message in messages]
     prompt = _apply_template(tokenizer, escaped, prompt=True)
     if answer is None:
@@ -58,21 +66,6 @@ def encode_answer(
     # What a template writes between the end token and the next turn is never generated.
     ids = tokenizer(answer_text.rstrip(), add_special_tokens=False)["input_ids"]
     return encode(tokenizer, messages), list(ids)
-
-
-def end_token_ids(base: Base) -> frozenset[int]:
-    """Return the token ids that end an answer: the model's, the tokenizer's and the template's."""
-    tokenizer = base.tokenizer
-    config = base.model.generation_config
-    configured = config.eos_token_id if config is not None else None
-    found = {configured} if isinstance(configured, int) else set(configured or ())
-    question = [{"role": "user", "content": "x"}]
-    # What the template writes after an answer; its first control token ends the turn.
-    tail = render(base, question, answer="x").removeprefix(render(base, question) + "x")
-    control = set(control_tokens(tokenizer).values())
-    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
-    found.update([id for id in ids if id in control][:1])
-    return frozenset(found | {tokenizer.eos_token_id})
 
 
 def _escaped(message: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

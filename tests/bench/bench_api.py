@@ -104,8 +104,8 @@ def engine(
     from chatbot.engine.local.local_engine import LocalEngine
     from chatbot.engine.protocol import Request, Sampling
     from chatbot.engine.settings import EngineSettings
-    from chatbot.model.base import load_base
-    from chatbot.model.chat_template import encode, end_token_ids
+    from chatbot.model.base import end_token_ids, load_base
+    from chatbot.model.chat_template import encode
     from chatbot.model.untrained import write_untrained
 
     base = load_base(base_name)

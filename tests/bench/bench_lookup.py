@@ -20,8 +20,7 @@ import torch
 from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.engine.settings import EngineSettings
-from chatbot.model.base import STARTER, Base, load_base
-from chatbot.model.chat_template import end_token_ids
+from chatbot.model.base import STARTER, Base, end_token_ids, load_base
 from chatbot.prompt import fit_prompt
 from tests.bench.bench_engine import generated
 from tests.fixtures.shop_corrections import load_facts, with_new_fact

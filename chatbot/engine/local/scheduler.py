@@ -22,8 +22,8 @@ from chatbot.engine.local.sequence import Sequence, StepOutput
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import FinishReason
 from chatbot.model import lora
-from chatbot.model.base import Base
-from chatbot.model.chat_template import encode, end_token_ids
+from chatbot.model.base import Base, end_token_ids
+from chatbot.model.chat_template import encode
 
 log = logging.getLogger(__name__)
 

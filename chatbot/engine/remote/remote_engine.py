@@ -32,8 +32,7 @@ from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import FinishReason, Stream
 from chatbot.engine.validation import check_prompt, check_sampling, effective_max_length
 from chatbot.model.adapter import verify_adapter
-from chatbot.model.base import Base
-from chatbot.model.chat_template import end_token_ids
+from chatbot.model.base import Base, end_token_ids
 from feedback.errors import TalkbackError
 
 log = logging.getLogger("talkback")
