@@ -24,7 +24,7 @@ from feedback.review.queue import count_pending, list_pending
 from feedback.settings import Home, check_tables
 from feedback.store import Store
 from talkback.cycle import preview_rows, run_cycle
-from talkback.history import CycleHistory
+from talkback.cycle_history import CycleHistory
 from talkback.output import console, show_curation, show_outcome, show_queue, show_rows, stderr
 
 app = typer.Typer(

@@ -22,7 +22,7 @@ from feedback.ids import new_id
 from feedback.settings import Home, Settings, SettingsError
 from feedback.snapshot import Snapshot, partition_outdated, write_snapshot
 from feedback.store import Store
-from talkback.history import VERDICT_OUTCOMES, CycleHistory, Outcome
+from talkback.cycle_history import VERDICT_OUTCOMES, CycleHistory, Outcome
 from talkback.lock import cycle_lock
 from talkback.stage import StageError, StageProgress, StageTimer, run_stage
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from feedback.curation.curate import Curation
 from feedback.review.queue import QueueItem
-from talkback.history import Outcome
+from talkback.cycle_history import Outcome
 
 console = Console()
 stderr = Console(stderr=True)

@@ -1,7 +1,8 @@
 """Runs direct preference optimisation (DPO): chosen answers become likelier than rejected ones.
 
 Twin of sft.py: the two read as a diff of each other. The reference is the adapter as SFT left it
-(arXiv:2305.18290).
+(arXiv:2305.18290). `train.py` runs both, and undoes this phase if fewer approved answers are
+recalled after it.
 """
 
 import math

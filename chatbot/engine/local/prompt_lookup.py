@@ -2,7 +2,7 @@
 
 An answer that repeats an approved one word for word is in the prompt. The model verifies a draft of
 several tokens in one step, hardly longer than for one, and every token of it that it would have
-chosen itself is accepted: the text is the same as without drafts, only sooner.
+chosen itself is accepted (`Sequence.verify`): the text is the same as without drafts, only sooner.
 
 Source: Saxena, "Prompt Lookup Decoding", 2023, https://github.com/apoorvumang/prompt-lookup-decoding
 """

@@ -1,6 +1,7 @@
 """Samples the next token from logits, in the order of transformers' own logits processors.
 
 Each stream draws from a generator of its own: what else is in the batch does not change its text.
+`sequence.py` decides which tokens of a draft are accepted, one by one as they are sampled.
 """
 
 import math

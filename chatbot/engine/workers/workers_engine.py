@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chatbot.engine.machine import available_cores, free_bytes
+from chatbot.engine.hardware import available_cores, free_bytes
 from chatbot.engine.protocol import (
     BASE,
     TOKEN_COUNTERS,
