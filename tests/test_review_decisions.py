@@ -9,7 +9,7 @@ from feedback.exemplars import active_answers, find_approved
 from feedback.messages import NotFoundError, Speaker
 from feedback.review.decisions import BadDecisionError, decide, decision_on
 from feedback.store import Store
-from tests.fixtures.conversations import add_answer
+from tests.fixtures.conversations import add_answer, add_edit, add_thumbs_down
 
 
 @pytest.fixture
@@ -17,19 +17,8 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "talkback.db")
 
 
-def down(store: Store, id: str, *people: str, reasons: tuple[str, ...] = ()) -> str:
-    for person in people:
-        store.add_feedback(id, person, "thumb", {"up": False, "reasons": list(reasons)})
-    return id
-
-
-def edit(store: Store, id: str, text: str, person: str = "ann") -> str:
-    store.add_feedback(id, person, "edit", {"text": text})
-    return id
-
-
 def test_approving_an_edit_makes_it_the_right_answer(store: Store) -> None:
-    id = edit(store, edit(store, add_answer(store, "Open?"), "From 8."), "From 9.", "bob")
+    id = add_edit(store, add_edit(store, add_answer(store, "Open?"), "From 8."), "From 9.", "bob")
     decision = decide(store, id, "rita", "approve", note="checked")
     assert (decision.answer, decision.reviewer, decision.note) == ("From 9.", "rita", "checked")
     assert decision_on(store, id) == decision
@@ -38,13 +27,13 @@ def test_approving_an_edit_makes_it_the_right_answer(store: Store) -> None:
 
 
 def test_approving_without_an_edit_makes_the_answer_itself_right(store: Store) -> None:
-    id = down(store, add_answer(store, "Open?", "From 9."), "ann")
+    id = add_thumbs_down(store, add_answer(store, "Open?", "From 9."), "ann")
     assert decide(store, id, "rita", "approve").answer == "From 9."
 
 
 def test_what_is_approved_is_what_the_reviewer_saw(store: Store) -> None:
-    id = edit(store, add_answer(store, "Open?"), "From 9.")
-    edit(store, id, "Never.", "mallory")
+    id = add_edit(store, add_answer(store, "Open?"), "From 9.")
+    add_edit(store, id, "Never.", "mallory")
     with pytest.raises(BadDecisionError, match="not the newest one any more"):
         decide(store, id, "rita", "approve", "From 9.")
     assert decision_on(store, id) is None and active_answers(store) == []
@@ -60,7 +49,7 @@ def test_correcting_needs_a_text(store: Store) -> None:
 
 
 def test_rejecting_approves_nothing(store: Store) -> None:
-    id = edit(store, add_answer(store, "Open?"), "Never.")
+    id = add_edit(store, add_answer(store, "Open?"), "Never.")
     assert decide(store, id, "rita", "reject").answer is None
     assert active_answers(store) == []
 
