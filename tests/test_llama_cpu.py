@@ -18,7 +18,7 @@ from chatbot.engine.local.runners.runner import Chunk
 from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 from chatbot.engine.protocol import BASE, Request, Sampling
 from chatbot.engine.settings import EngineSettings
-from chatbot.model.adapter import load_matrices
+from chatbot.model.adapter import verify_adapter
 from chatbot.model.base import load_base
 from chatbot.model.lora import target_modules
 from tests.fixtures import tiny_models
@@ -81,7 +81,8 @@ class World:
         self.adapters = []
         for seed in (1, 2):
             made = tiny_models.write_adapter(folder, base, seed=seed)
-            adapters.install(made.name, adapters.prepare(load_matrices(made), self.reference.like))
+            matrices = verify_adapter(made, base).matrices
+            adapters.install(made.name, adapters.prepare(matrices, self.reference.like))
             self.adapters.append(made.name)
 
     def steps(self) -> list[list[Chunk]]:

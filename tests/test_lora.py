@@ -7,7 +7,6 @@ import torch
 
 from chatbot.model import lora
 from chatbot.model.adapter import (
-    load_matrices,
     verify_adapter,
     write_manifest,
 )
@@ -35,7 +34,7 @@ def test_what_peft_trains_and_saves_in_our_shape_is_served(any_base: Base, tmp_p
     id = write_manifest(tmp_path / "draft", any_base, snapshot="s-1")
     adapter = verify_adapter(tmp_path / "draft", any_base)
     assert (adapter.id, adapter.rank, adapter.manifest["snapshot"]) == (id, lora.RANK, "s-1")
-    assert load_matrices(adapter.folder).keys() == lora.target_modules(any_base.model).keys()
+    assert adapter.matrices.keys() == lora.target_modules(any_base.model).keys()
 
 
 def test_every_linear_but_the_head_learns(any_base: Base) -> None:

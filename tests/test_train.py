@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from chatbot.model import lora
-from chatbot.model.adapter import load_matrices, verify_adapter
+from chatbot.model.adapter import verify_adapter
 from chatbot.model.base import Base, load_base
 from chatbot.model.chat_template import encode
 from chatbot.model.untrained import write_untrained
@@ -83,8 +83,8 @@ def spoken(base: Base, adapter: Path, answers: dict[str, str]) -> list[bool]:
 
 
 def test_every_parameter_of_the_adapter_moves(adapter: Path, base: Base, folder: Path) -> None:
-    before = load_matrices(write_untrained(base, folder / "zero"))
-    after = load_matrices(adapter)
+    before = verify_adapter(write_untrained(base, folder / "zero"), base).matrices
+    after = verify_adapter(adapter, base).matrices
     assert before.keys() == after.keys() == lora.target_modules(base.model).keys()
     for name, (a, b, _) in after.items():
         assert b.abs().max() > 0, name

@@ -181,12 +181,6 @@ def _check_finite(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 # -- Reading
 
 
-def load_matrices(folder: Path) -> LoraMatrices:
-    """Read the adapter's matrices without checking them; a `VerifiedAdapter` has them already."""
-    tensors = _parse_weights(folder, _read_weights(folder))
-    return _matrices(_read_json(folder, CONFIG_FILE), tensors)
-
-
 def _matrices(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> LoraMatrices:
     scale = config["lora_alpha"] / config["r"]
     keys = [key for key in tensors if key.endswith(".lora_A.weight")]

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from markupsafe import Markup
 
-from chatbot.auth.access import Caller
 from chatbot.pages import fragments
 from chatbot.pages.adapters import view
 from chatbot.pages.listeners import LISTENER, Changes
 from chatbot.pages.login_form import LoginForm
+from chatbot.pages.signature import add_signature
 from feedback.errors import TalkbackError
 
 if TYPE_CHECKING:
@@ -51,23 +51,7 @@ class AdaptersPage:
 
     def _add_controls(self) -> None:
         """Add what promotes and rolls back; operators alone see it."""
-        with gr.Row(elem_id="tb-levers") as self.signature:
-            self.reason = gr.Textbox(
-                label="Reason",
-                show_label=False,
-                container=False,
-                placeholder="Why?",
-                scale=3,
-            )
-            self.name = gr.Textbox(
-                label="Your name",
-                show_label=False,
-                container=False,
-                placeholder="Your name",
-                max_length=80,
-                scale=1,
-                min_width=120,
-            )
+        self.signature, self.reason, self.name = add_signature("tb-levers", "Reason", "Why?")
         with gr.Row(elem_classes="tb-actions") as self.buttons:
             self.promote = gr.Button(
                 "Promote this adapter", variant="primary", elem_id="tb-promote"
@@ -127,7 +111,8 @@ class AdaptersPage:
         return self._in_service(), self._history()
 
     def _promote(self, adapter: str | None, reason: str, name: str, request: gr.Request) -> Changes:
-        who = _operator_name(self.login_form.require(request, "operator"), name)
+        caller = self.login_form.require(request, "operator")
+        who = caller.decider(name.strip(), "operator")
 
         def promote() -> str:
             why = reason.strip() or "promoted by hand"
@@ -139,7 +124,8 @@ class AdaptersPage:
     def _roll_back(
         self, adapter: str | None, reason: str, name: str, request: gr.Request
     ) -> Changes:
-        who = _operator_name(self.login_form.require(request, "operator"), name)
+        caller = self.login_form.require(request, "operator")
+        who = caller.decider(name.strip(), "operator")
 
         def roll_back() -> str:
             made = self._service.registry.rollback(who, reason.strip() or "rolled back by hand")
@@ -183,8 +169,3 @@ class AdaptersPage:
 
     def _history(self) -> Markup:
         return view.promotion_history(self._service.registry, self._service.speaking)
-
-
-def _operator_name(caller: Caller, signature: str) -> str:
-    """Return whose decision it is: the key's owner, else whoever signs."""
-    return caller.decider(signature.strip(), "operator")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from chatbot.auth.access import Caller
 from chatbot.pages import fragments
 from chatbot.pages.browser_identity import BrowserIdentities
 from chatbot.pages.listeners import LISTENER, Changes
 from chatbot.pages.login_form import LoginForm
 from chatbot.pages.review import view
+from chatbot.pages.signature import add_signature
 from feedback.errors import TalkbackError
 from feedback.review import decisions, queue
 from feedback.store import Store
@@ -58,7 +58,7 @@ class ReviewPage:
         with gr.Column(scale=3, min_width=320, elem_id="tb-case"):
             self.context = gr.HTML("", padding=False)
             self._add_answers()
-            self._add_signature()
+            _, self.note, self.name = add_signature("tb-signed", "Note", "Note (optional)")
             self._add_buttons()
             self.error = gr.HTML("", padding=False)
 
@@ -75,25 +75,6 @@ class ReviewPage:
                     max_lines=16,
                     elem_id="tb-answer",
                 )
-
-    def _add_signature(self) -> None:
-        with gr.Row(elem_id="tb-signed"):
-            self.note = gr.Textbox(
-                label="Note",
-                show_label=False,
-                container=False,
-                placeholder="Note (optional)",
-                scale=3,
-            )
-            self.name = gr.Textbox(
-                label="Your name",
-                show_label=False,
-                container=False,
-                placeholder="Your name",
-                max_length=80,
-                scale=1,
-                min_width=120,
-            )
 
     def _add_buttons(self) -> None:
         with gr.Row(elem_classes="tb-actions"):
@@ -158,9 +139,8 @@ class ReviewPage:
             if action == "correct" and not answer.strip():
                 return {self.error: view.EMPTY_ANSWER}
             try:
-                stored = self._store_decision(
-                    action, message_id, answer, note, _reviewer_name(caller, name)
-                )
+                reviewer = caller.decider(name.strip(), "reviewer")
+                stored = self._store_decision(action, message_id, answer, note, reviewer)
             except TalkbackError as error:
                 return {self.error: fragments.banner(str(error), "error")}
             gr.Info(view.CONFIRMATIONS[stored], duration=3)
@@ -209,8 +189,3 @@ class ReviewPage:
             self.answer: item.proposed or item.answer.content,
             self.approve: view.APPROVE_LABELS[item.proposed is not None],
         }
-
-
-def _reviewer_name(caller: Caller, signature: str) -> str:
-    """Return whose decision it is: the key's owner, else whoever signs."""
-    return caller.decider(signature.strip(), "reviewer")
