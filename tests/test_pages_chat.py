@@ -93,6 +93,20 @@ def test_an_answer_streams_and_is_stored_with_its_speaker(
     expect(page.locator("#tb-status")).to_contain_text(service.speaking)
 
 
+@pytest.mark.parametrize("text", ["", "   ", "\n\n"])
+def test_to_send_nothing_changes_nothing(page: Page, text: str) -> None:
+    send_and_wait(page, "About gardens")
+    known = page.evaluate("localStorage.getItem('talkback_person')")
+    send_message(page, text)
+    page.wait_for_timeout(300)
+    assert page.evaluate("localStorage.getItem('talkback_person')") == known
+    expect(page.locator("#tb-chat .user-row")).to_have_text("About gardens")
+    send_and_wait(page, "About houses")
+    page.reload()
+    expect(page.locator("#tb-conversations label")).to_have_text(["About gardens"])
+    expect(page.locator("#tb-chat .user-row")).to_have_count(2)
+
+
 def test_stop_keeps_what_was_shown(page: Page, service: "Service", engine: ScriptedEngine) -> None:
     engine.answers, engine.pause = [LONG], 0.05
     send_message(page, "Talk for long")

@@ -68,10 +68,12 @@ class ChatActions:
         """Send a message at the end of the thread and stream the answer."""
         valid_token, person = self._identities.identify(token)
         position = read_position(self._store, person, stored_position)
-        if text.strip():
-            views = self._stream_answer(person, position, text.strip(), session)
-            yield {"token": valid_token, **next(views)}
-            yield from views
+        if not text.strip():
+            yield {"token": valid_token}
+            return
+        views = self._stream_answer(person, position, text.strip(), session)
+        yield {"token": valid_token, **next(views)}
+        yield from views
 
     def edit(
         self, token: object, stored_position: object, message_id: str, text: str, session: str
