@@ -159,6 +159,8 @@ def run(
     listener = open_listener(host, settings.port if port is None else port)
     address = f"http://{_url_host(host)}:{listener.getsockname()[1]}"
     print_line(f"Talkback is at {address} (loading the model)")
+    if exposure := home.exposure():
+        print_line(exposure)
 
     def load() -> "FastAPI":
         first = prestart_worker(EngineSettings.read(home))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from evaluation import metrics
 from feedback.errors import TalkbackError
-from feedback.publish import replace_file
+from feedback.publish import make_folder, replace_file
 
 FORMAT = 1
 VerdictKind = Literal["promote", "refuse", "not_enough_evidence"]
@@ -82,7 +82,7 @@ class Report:
 
     def write(self, out: Path) -> Path:
         """Write report.json and report.md into `out`, each whole or not at all; return `out`."""
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         replace_file(out / "report.md", render_markdown(self))
         text = json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, indent=1)
         replace_file(out / "report.json", text + "\n")

@@ -1,18 +1,61 @@
-"""Publishes folders and files: whole and on the disk, or not at all; and locks between processes.
+"""Publishes folders and files: whole and on the disk, or not at all, with the permissions of their
+folder; and locks between processes.
 
     draft = Path(tempfile.mkdtemp(dir=out))   # fill it, then
     publish_folder(draft, out / name)
 
 A name that another process can see always stands for finished content, also after a power cut:
 the content is flushed to the disk before the rename, and the rename after it.
+
+A home is its owner's alone, whatever the umask, and its group's where somebody has set it up so
+(``docs/scale.md``): all that is made in it takes the permissions of the folder that it is made in.
 """
 
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import TextIO
+
+
+def private_mode(folder: Path) -> int:
+    """Return the permissions of what is made in ``folder`` for its owner, and for its group where
+    the folder is shared with it: by setgid, or by being closed to others. (0755, which ``mkdir``
+    leaves, is nobody's decision.)"""
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    shared = mode & stat.S_ISGID or not mode & stat.S_IRWXO
+    return stat.S_IRWXU | (mode & (stat.S_ISGID | stat.S_IRWXG) if shared else 0)
+
+
+def published_mode(folder: Path) -> int:
+    """Return the permissions of what is published in ``folder``: ``private_mode``, and everybody
+    may read it where everybody may read the folder, as in homes of old."""
+    return private_mode(folder) | folder.stat().st_mode & 0o055
+
+
+def make_folder(folder: Path, mode: int | None = None) -> None:
+    """Make a folder unless it is there, with the permissions of what is published beside it."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+    else:
+        folder.chmod(published_mode(folder.parent) if mode is None else mode)
+
+
+def make_file(file: Path) -> None:
+    """Make an empty file unless it is there, which others may not read or write."""
+    try:
+        handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        return
+    try:
+        os.fchmod(handle, private_mode(file.parent) & 0o660)
+    finally:
+        os.close(handle)
 
 
 def publish_folder(draft: Path, final: Path) -> Path:
@@ -22,8 +65,10 @@ def publish_folder(draft: Path, final: Path) -> Path:
     deleted: names stand for content, so that both hold the same.
     """
     if not final.exists():
-        draft.chmod(0o755)  # mkdtemp makes it its owner's alone
+        mode = published_mode(final.parent)
+        draft.chmod(mode)
         for path in draft.rglob("*"):
+            path.chmod(mode if path.is_dir() else mode & 0o666)
             sync(path)
         sync(draft)
         try:
@@ -46,7 +91,7 @@ def replace_file(file: Path, text: str) -> None:
         draft.write(text)
         draft.flush()
         os.fsync(draft.fileno())
-    Path(draft.name).chmod(0o644)
+    Path(draft.name).chmod(published_mode(file.parent) & 0o666)
     Path(draft.name).replace(file)
     sync(file.parent)
 
@@ -66,6 +111,7 @@ def try_lock(path: Path) -> TextIO | None:
     The lock (``flock``) is the kernel's: it goes with its process, however that ends, and no stale
     file has to be removed by hand.
     """
+    make_file(path)
     file = path.open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,6 +8,8 @@ and a key or table that nobody knows is an error.
 
 import json
 import os
+import shlex
+import stat
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as PydanticSettingsError
 
 from feedback.errors import TalkbackError
+from feedback.publish import make_folder, private_mode
 
 
 class SettingsError(TalkbackError):
@@ -42,14 +45,29 @@ class Home:
         root = path or Path(os.environ.get("TALKBACK_HOME") or "~/.talkback")
         home = cls(root.expanduser().resolve())
         try:
-            for folder in (home.root, home.snapshots, home.adapters, home.reports):
-                folder.mkdir(parents=True, exist_ok=True)
+            make_folder(home.root, stat.S_IRWXU)
+            for folder in (home.snapshots, home.adapters, home.reports):
+                make_folder(folder, private_mode(home.root))
         except OSError as error:
             raise SettingsError(
                 f"cannot make the home {home.root}: {error.strerror}; "
                 "name a writable folder in TALKBACK_HOME"
             ) from error
         return home
+
+    def exposure(self) -> str:
+        """Describe in one line that everybody on this machine can read the home, and the remedy;
+        "" when only its owner and its group can."""
+        mode = self.root.stat().st_mode
+        state = (self.db, self.toml, self.snapshots, self.adapters, self.reports)
+        exposed = [path for path in state if path.exists() and path.stat().st_mode & stat.S_IROTH]
+        if not (mode & stat.S_IXOTH and exposed):
+            return ""
+        whom = "o" if mode & stat.S_ISGID else "go"
+        return (
+            f"everybody on this machine can read {exposed[0]}; close the home with: "
+            f"chmod -R {whom}-rwx {shlex.quote(str(self.root))}"
+        )
 
     @property
     def db(self) -> Path:

@@ -25,6 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from feedback.errors import TalkbackError
+from feedback.publish import make_file
 from feedback.review.decisions import decide
 from feedback.settings import Home
 from feedback.store import Store
@@ -132,6 +133,7 @@ def start_server(home: Path, port: int, console: Console) -> Iterator[DemoClient
     log = home / "server.log"
     console.print(f"Starting [bold]talkback serve[/bold] on the starter model ({log})")
     began = time.monotonic()
+    make_file(log)
     with log.open("w") as file:
         server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         try:

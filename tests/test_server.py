@@ -45,7 +45,8 @@ def running(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterat
         server.kill()
 
 
-def test_it_answers_at_once_that_it_is_loading(start_server: Start) -> None:
+def test_it_answers_at_once_that_it_is_loading(start_server: Start, home: Home) -> None:
+    home.root.chmod(0o755)
     server = start_server()
     health = httpx.get(f"{server.url}/healthz", timeout=60)
     assert health.status_code == 200 and health.json() == {"ok": False, "status": "loading"}
@@ -55,6 +56,8 @@ def test_it_answers_at_once_that_it_is_loading(start_server: Start) -> None:
     assert error["code"] == "loading"
     page = httpx.get(server.url)
     assert page.status_code == 503 and 'http-equiv="refresh"' in page.text
+    remedy = f"close the home with: chmod -R go-rwx {home.root}\n"
+    assert f"everybody on this machine can read {home.toml}; {remedy}" in server.log.read_text()
     assert server.stop() == 0
 
 

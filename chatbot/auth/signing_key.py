@@ -13,7 +13,7 @@ import secrets
 from pathlib import Path
 
 from feedback.errors import TalkbackError
-from feedback.publish import sync
+from feedback.publish import make_file, make_folder, sync
 
 KEY_FILE = "browser.key"
 KEY_BYTES = 32
@@ -57,10 +57,10 @@ def load_signing_key(root: Path) -> bytes:
     Raises SigningKeyError for a file that is too short.
     """
     path = root / KEY_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     if not path.exists():
-        draft.touch(mode=0o600)
+        make_file(draft)
         draft.write_bytes(secrets.token_bytes(KEY_BYTES))
         sync(draft)  # an empty file after a power cut would be a key that everybody knows
         try:

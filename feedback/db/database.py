@@ -18,6 +18,7 @@ from typing import Any
 
 from feedback.db.migrations import SCHEMA_VERSION, migrate
 from feedback.errors import TalkbackError
+from feedback.publish import make_file
 
 BUSY_TIMEOUT_SECONDS = 10
 """How long a write waits for others, of this process and then of others."""
@@ -121,6 +122,7 @@ class Database:
         self._write_lock = threading.Lock()
         self._thread_connections: weakref.WeakSet[_ThreadConnection] = weakref.WeakSet()
         with self._explain_errors():
+            self._make_file()
             self._migrate()
 
     def rows(self, sql: str, args: tuple[object, ...] | Mapping[str, object] = ()) -> list[Any]:
@@ -195,6 +197,13 @@ class Database:
         connection.execute("pragma foreign_keys = on")
         connection.execute("pragma synchronous = full")
         return connection
+
+    def _make_file(self) -> None:
+        """Make the file, whose permissions SQLite gives to its journals too."""
+        try:
+            make_file(self.path)
+        except OSError as error:
+            raise sqlite3.OperationalError(f"unable to open, {error.strerror}") from error
 
     def _migrate(self) -> None:
         connection = self._connection()
