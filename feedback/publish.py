@@ -19,6 +19,14 @@ import tempfile
 from pathlib import Path
 from typing import TextIO
 
+from feedback.errors import TalkbackError
+
+_LET_US_WRITE = "let this user read and write it and its folder"
+
+
+class LockError(TalkbackError):
+    """Reports a file that cannot be locked; names it and the remedy."""
+
 
 def private_mode(folder: Path) -> int:
     """Return the permissions of what is made in ``folder`` for its owner, and for its group where
@@ -105,17 +113,30 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def try_lock(path: Path) -> TextIO | None:
+def try_lock(path: Path, *, shared: bool = False) -> TextIO | None:
     """Return the file at ``path``, locked until it is closed; None when another process has it.
 
-    The lock (``flock``) is the kernel's: it goes with its process, however that ends, and no stale
-    file has to be removed by hand.
+    A shared lock needs a file that is there and that one may read; many can have it at once. The
+    lock (``flock``) is the kernel's: it goes with its process, however that ends, and no stale file
+    has to be removed by hand. Raises LockError for a file that cannot be locked.
     """
-    make_file(path)
-    file = path.open("w")
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not shared:
+            make_file(path)
+        file = path.open("r" if shared else "a")
+    except OSError as error:
+        raise LockError(
+            f"cannot open the lock {path}: {error.strerror}; {_LET_US_WRITE}"
+        ) from error
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         return None
+    except OSError as error:  # file systems of networks and containers may have no locks
+        file.close()
+        raise LockError(
+            f"cannot lock {path}: {error.strerror}; put the home on a file system that has locks"
+        ) from error
     return file

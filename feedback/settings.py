@@ -99,6 +99,11 @@ class Home:
         """Return the path of the lock that one cycle at a time holds."""
         return self.root / "cycle.lock"
 
+    @property
+    def running_cycle(self) -> Path:
+        """Return the path of the file in which the cycle that has the lock says what it does."""
+        return self.root / "cycle.json"
+
 
 class Settings(BaseSettings):
     """Reads a table of ``talkback.toml``; a subclass names its ``table`` and declares its keys."""

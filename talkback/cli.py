@@ -18,6 +18,7 @@ from rich.table import Table
 
 from chatbot.auth import api_keys
 from chatbot.registry import Registry
+from feedback.cycle_lock import read_running_cycle
 from feedback.errors import TalkbackError
 from feedback.review.decisions import decide
 from feedback.review.queue import count_pending, list_pending
@@ -25,7 +26,15 @@ from feedback.settings import Home, check_tables
 from feedback.store import Store
 from talkback.cycle import preview_rows, run_cycle
 from talkback.cycle_history import CycleHistory
-from talkback.output import console, show_curation, show_outcome, show_queue, show_rows, stderr
+from talkback.output import (
+    console,
+    describe_value,
+    show_curation,
+    show_outcome,
+    show_queue,
+    show_rows,
+    stderr,
+)
 
 app = typer.Typer(
     help="A chatbot that learns from the people who talk to it.",
@@ -125,23 +134,27 @@ def cycle(
 
 @app.command(epilog=example_line("talkback status --json"))
 def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Show who speaks, what people said, what waits for a reviewer, how the last cycle ended."""
-    store, registry = open_home(home)
+    """Show who speaks, what people said, what waits for a reviewer, how cycles go and ended."""
+    root = find_home(home)
+    store = Store(root.db)
+    registry, running = Registry(store, root), read_running_cycle(root)
     current, last = registry.promotion(), CycleHistory(store).last_outcome()
     summary: dict[str, Any] = {
-        "home": str(store.path.parent),
+        "home": str(root.root),
         "adapter": current.adapter if current else None,
         "since": current.created_at if current else None,
         "waiting for review": count_pending(store),
+        "running cycle": asdict(running) if running else None,
         "last cycle": last,
         **store.counts(),
     }
     if as_json:
         print(json.dumps(summary))
         return
+    summary["running cycle"] = summary["running cycle"] or "none"
     table = Table(box=None, show_header=False)
     for name, value in summary.items():
-        table.add_row(f"[bold]{name}", "none yet" if value is None else str(value))
+        table.add_row(f"[bold]{name}", describe_value(value))
     console.print(table)
 
 

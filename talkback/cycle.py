@@ -18,12 +18,12 @@ from chatbot.registry import AdapterRow, Registry
 from evaluation.report import Report
 from feedback import exemplars
 from feedback.curation.curate import CurateSettings, Curation, curate
+from feedback.cycle_lock import CycleLock, cycle_lock
 from feedback.ids import new_id
 from feedback.settings import Home, Settings, SettingsError
 from feedback.snapshot import Snapshot, partition_outdated, write_snapshot
 from feedback.store import Store
 from talkback.cycle_history import VERDICT_OUTCOMES, CycleHistory, Outcome
-from talkback.lock import cycle_lock
 from talkback.stage import StageError, StageProgress, StageTimer, run_stage
 
 ORPHAN_SECONDS = 3600
@@ -54,11 +54,11 @@ def run_cycle(
 
     `force` trains even when little is new or the snapshot has failed too often before.
     """
-    with cycle_lock(home) as acquired:
-        if not acquired:
+    with cycle_lock(home) as lock:
+        if lock is None:
             return Outcome("busy", "another cycle is running; this one leaves it to that")
         settings = CycleSettings.read(home)
-        return Cycle(home, settings, on_progress).run(force)
+        return Cycle(home, settings, on_progress, lock).run(force)
 
 
 def preview_rows(home: Home) -> Curation:
@@ -69,14 +69,16 @@ def preview_rows(home: Home) -> Curation:
 class Cycle:
     """Carries feedback to a promotion, stage by stage; read `run` first."""
 
-    def __init__(self, home: Home, settings: CycleSettings, on_progress: StageProgress) -> None:
+    def __init__(
+        self, home: Home, settings: CycleSettings, on_progress: StageProgress, lock: CycleLock
+    ) -> None:
         self.home = home
         self.settings = settings
         self.on_progress = on_progress
         self.store = Store(home.db)
         self.registry = Registry(self.store, home)
         self.history = CycleHistory(self.store)
-        self.timer = StageTimer(on_progress)
+        self.timer = StageTimer(on_progress, lock.enter_stage)
 
     def run(self, force: bool) -> Outcome:
         """Curate, snapshot, train, compare, judge, promote; each stage's folder feeds the next."""

@@ -25,6 +25,15 @@ def show_outcome(outcome: Outcome) -> None:
         console.print(f"  report: {outcome.report}")
 
 
+def describe_value(value: object) -> str:
+    """Return a value of the status as people read it."""
+    if value is None:
+        return "none yet"
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {part}" for name, part in value.items())
+    return str(value)
+
+
 def show_curation(curation: Curation, as_json: bool) -> None:
     """Print the rows that would train, and why the others would not."""
     if as_json:

@@ -32,13 +32,15 @@ class StageError(TalkbackError):
 class StageTimer:
     """Announces each stage of a cycle and measures how many seconds it takes."""
 
-    def __init__(self, on_progress: StageProgress) -> None:
+    def __init__(self, on_progress: StageProgress, enter_stage: Callable[[str], object]) -> None:
         self.on_progress = on_progress
+        self.enter_stage = enter_stage
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
         """Record the seconds of the block under `name`; a block that raises is not recorded."""
+        self.enter_stage(name)
         self.on_progress(name, "")
         began = time.monotonic()
         yield

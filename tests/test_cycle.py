@@ -14,10 +14,10 @@ import pytest
 from chatbot.service import Service
 from evaluation.report import Report
 from feedback import exemplars
+from feedback.cycle_lock import cycle_lock
 from feedback.settings import Home
 from feedback.store import Store
 from talkback.cycle import preview_rows, run_cycle
-from talkback.lock import cycle_lock
 from tests.fixtures.lessons import LESSONS, TINY_RECIPE
 from tests.fixtures.server_process import SERVER_TOML
 from tests.fixtures.shop_corrections import ask_service, teach
@@ -45,7 +45,7 @@ def test_little_feedback_is_left_to_grow(service: Service, home: Home) -> None:
 
 def test_one_cycle_at_a_time(taught: Service, home: Home) -> None:
     with cycle_lock(home) as ours:
-        assert ours
+        assert ours is not None
         assert run_cycle(home).kind == "busy"
 
 

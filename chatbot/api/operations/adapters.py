@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from chatbot.api.schemas import ERROR_RESPONSES
 from chatbot.auth.access import Caller
 from chatbot.registry import AdapterRow, Promotion
+from feedback.cycle_lock import RunningCycle, read_running_cycle
 
 if TYPE_CHECKING:
     from chatbot.service import Service
@@ -31,10 +32,12 @@ class AdapterEntry(BaseModel):
 
 
 class Adapters(BaseModel):
-    """Lists all adapters, newest first. ``warning`` says why a promoted one is not in service."""
+    """Lists all adapters, newest first. ``warning`` says why a promoted one is not in service,
+    ``running_cycle`` since when a cycle runs and in which stage it is; None when none runs."""
 
     speaking: str
     warning: str
+    running_cycle: RunningCycle | None
     adapters: list[AdapterEntry]
 
 
@@ -56,7 +59,12 @@ def router(service: "Service") -> APIRouter:
     def adapters() -> Adapters:
         """List all adapters, and which one answers."""
         rows = [adapter_entry(service, row) for row in service.registry.adapters()]
-        return Adapters(speaking=service.speaking, warning=service.warning, adapters=rows)
+        return Adapters(
+            speaking=service.speaking,
+            warning=service.warning,
+            running_cycle=read_running_cycle(service.home),
+            adapters=rows,
+        )
 
     @routes.post("/adapters/rollback")
     def rollback(body: PromotionRequest, caller: Annotated[Caller, operator]) -> Promotion:
