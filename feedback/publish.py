@@ -11,10 +11,10 @@ A home is its owner's alone, whatever the umask, and its group's where somebody 
 (``docs/scale.md``): all that is made in it takes the permissions of the folder that it is made in.
 """
 
-import fcntl
 import os
 import shutil
 import stat
+import sys
 import tempfile
 from pathlib import Path
 from typing import TextIO
@@ -120,7 +120,6 @@ def try_lock(path: Path, *, shared: bool = False) -> TextIO | None:
     lock (``flock``) is the kernel's: it goes with its process, however that ends, and no stale file
     has to be removed by hand. Raises LockError for a file that cannot be locked.
     """
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
         if not shared:
             make_file(path)
@@ -130,13 +129,32 @@ def try_lock(path: Path, *, shared: bool = False) -> TextIO | None:
             f"cannot open the lock {path}: {error.strerror}; {_LET_US_WRITE}"
         ) from error
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
+        acquired = _lock(file, shared)
     except OSError as error:  # file systems of networks and containers may have no locks
         file.close()
         raise LockError(
             f"cannot lock {path}: {error.strerror}; put the home on a file system that has locks"
         ) from error
+    if not acquired:
+        file.close()
+        return None
     return file
+
+
+def _lock(file: TextIO, shared: bool) -> bool:
+    """Lock a file as the system can; return False when another process has it. Raises OSError."""
+    if sys.platform == "win32":  # which has no shared locks of this kind
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except PermissionError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

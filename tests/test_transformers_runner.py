@@ -1,12 +1,18 @@
 """Chunks of several sequences in one forward: the logits are those of one by one, and they are
 computed together only where it saves time."""
 
+import inspect
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from chatbot.engine.local import multi_lora
+from chatbot.engine.local.kv_cache import SlotKVCache
+from chatbot.engine.local.multi_lora import LoraLayers
 from chatbot.engine.local.runners.llama_torch import MAX_EXACT_TOKENS, padded_size
 from chatbot.engine.local.runners.padding import pad_chunks
 from chatbot.engine.local.runners.runner import Chunk
@@ -15,7 +21,16 @@ from chatbot.engine.local.runners.transformers_runner import (
     MAX_PADDING,
     TransformersRunner,
 )
+from chatbot.model.base import load_base
+from tests.fixtures import tiny_models
 from tests.fixtures.reference_model import Oracle, start_engine
+
+CACHE_ARGUMENT = next(
+    name
+    for name in ("cache", "past_key_values")
+    if name in inspect.signature(LlamaForCausalLM.forward).parameters
+)
+"""The name in the transformers installed here; 5.24 has renamed it."""
 
 
 @pytest.fixture(params=["kernels", "torch, as for many", "torch, as for few"])
@@ -34,6 +49,25 @@ def runner(
     with torch.inference_mode():
         yield found.with_own_cache(4, 64)
     engine.close()
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_is_passed_under_the_name_that_the_model_has_for_it(
+    name: str, tmp_path: Path
+) -> None:
+    model = load_base(str(tiny_models.write_model(tmp_path))).model
+    forward = type(model).forward
+
+    def forward_cache(self: Any, cache: Any, **arguments: Any) -> Any:
+        return forward(self, **{CACHE_ARGUMENT: cache}, **arguments)
+
+    def forward_past(self: Any, past_key_values: Any, **arguments: Any) -> Any:
+        return forward(self, **{CACHE_ARGUMENT: past_key_values}, **arguments)
+
+    renamed = forward_cache if name == "cache" else forward_past
+    model.__class__ = type("Renamed", (type(model),), {"forward": renamed})
+    runner = TransformersRunner(model, LoraLayers(model, []), SlotKVCache(1, 16))
+    assert runner.forward([Chunk(0, ids(3), 0, None)]).shape[0] == 1
 
 
 def ids(count: int) -> list[int]:

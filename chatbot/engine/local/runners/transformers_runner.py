@@ -2,6 +2,7 @@
 checked against."""
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Self
 
@@ -34,6 +35,9 @@ class TransformersRunner:
         self.cache = cache
         self.like = next(model.parameters())
         self._additive_mask = model.config._attn_implementation == "eager"
+        # transformers 5.24 renames the argument, and 5.40 drops the old name.
+        renamed = "cache" in inspect.signature(type(model).forward).parameters
+        self._cache_argument = "cache" if renamed else "past_key_values"
         self.dtype: torch.dtype = self.like.dtype
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
 
@@ -94,9 +98,9 @@ class TransformersRunner:
             input_ids=ids.view(num_rows, num_tokens),
             position_ids=positions.view(num_rows, num_tokens),
             attention_mask=self._mask(positions.view(num_rows, num_tokens), kv_length),
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=columns,
+            **{self._cache_argument: self.cache},
         )
         logits: torch.Tensor = out.logits[logit_rows // num_tokens, column_of]
         return logits
