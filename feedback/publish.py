@@ -16,12 +16,11 @@ import shutil
 import stat
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from feedback.errors import TalkbackError
-
-_LET_US_WRITE = "let this user read and write it and its folder"
+from feedback.errors import TalkbackError, describe_os_error
 
 
 class LockError(TalkbackError):
@@ -66,12 +65,20 @@ def make_file(file: Path) -> None:
         os.close(handle)
 
 
-def publish_folder(draft: Path, final: Path) -> Path:
+def publish_folder(
+    draft: Path, final: Path, check: Callable[[Path], object] = lambda folder: None
+) -> Path:
     """Rename a finished draft to its final name, durably; return that name.
 
     Both have to be on one file system. A folder that has the name already stays, and the draft is
-    deleted: names stand for content, so that both hold the same.
+    deleted: names stand for content, so that both hold the same. One about which ``check`` raises
+    TalkbackError is damaged: it is moved aside, to a name that begins with ``.damaged-``.
     """
+    if final.exists():
+        try:
+            check(final)
+        except TalkbackError:
+            final.rename(Path(tempfile.mkdtemp(prefix=".damaged-", dir=final.parent)) / final.name)
     if not final.exists():
         mode = published_mode(final.parent)
         draft.chmod(mode)
@@ -125,9 +132,7 @@ def try_lock(path: Path, *, shared: bool = False) -> TextIO | None:
             make_file(path)
         file = path.open("r" if shared else "a")
     except OSError as error:
-        raise LockError(
-            f"cannot open the lock {path}: {error.strerror}; {_LET_US_WRITE}"
-        ) from error
+        raise LockError(f"cannot open the lock {describe_os_error(error)}") from error
     try:
         acquired = _lock(file, shared)
     except OSError as error:  # file systems of networks and containers may have no locks

@@ -18,7 +18,7 @@ from typing import Any
 from feedback.curation.curate import Curation
 from feedback.curation.outdated import partition_outdated as partition_outdated
 from feedback.curation.rows import MessageDict, Row
-from feedback.errors import TalkbackError
+from feedback.errors import TalkbackError, describe_os_error
 from feedback.ids import now
 from feedback.publish import publish_folder
 
@@ -55,8 +55,10 @@ class Snapshot:
         try:
             found = _hash(folder)
             snapshot = cls(folder, **{key: manifest[key] for key in _MANIFEST})
-        except (OSError, KeyError) as error:
-            raise SnapshotError(f"{folder} is incomplete: {error}; make a new one") from error
+        except OSError as error:
+            raise SnapshotError(f"{folder} is incomplete: {describe_os_error(error)}") from error
+        except KeyError as error:
+            raise SnapshotError(f"{folder}/manifest.json lacks {error}; make a new one") from error
         if found != snapshot.hash:
             raise SnapshotError(
                 f"the files in {folder} have changed: their hash is {found[:12]}…, the manifest "
@@ -97,7 +99,7 @@ def write_snapshot(curation: Curation, out: Path, replay: Sequence[Record] = ())
             "lineage": _lineage(rows),
         }
         _write_lines(draft / "manifest.json", [json.dumps(manifest, ensure_ascii=False, indent=1)])
-        return Snapshot.read(publish_folder(draft, folder))
+        return Snapshot.read(publish_folder(draft, folder, Snapshot.read))
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -190,6 +192,10 @@ def _manifest(folder: Path) -> Record:
         manifest: Record = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SnapshotError(f"no snapshot at {folder}: it has no manifest.json") from error
+    except OSError as error:
+        raise SnapshotError(f"cannot read a snapshot: {describe_os_error(error)}") from error
     except ValueError as error:
         raise SnapshotError(f"{folder}/manifest.json is not JSON: {error}") from error
+    if not isinstance(manifest, dict):
+        raise SnapshotError(f"{folder}/manifest.json is not a JSON object; make a new snapshot")
     return manifest

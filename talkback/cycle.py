@@ -8,6 +8,7 @@ folders nobody refers to, and the next one succeeds.
 """
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -21,13 +22,16 @@ from feedback.curation.curate import CurateSettings, Curation, curate
 from feedback.cycle_lock import CycleLock, cycle_lock
 from feedback.ids import new_id
 from feedback.settings import Home, Settings, SettingsError
-from feedback.snapshot import Snapshot, partition_outdated, write_snapshot
+from feedback.snapshot import Snapshot, SnapshotError, partition_outdated, write_snapshot
 from feedback.store import Store
 from talkback.cycle_history import VERDICT_OUTCOMES, CycleHistory, Outcome
 from talkback.stage import StageError, StageProgress, StageTimer, run_stage
 
 ORPHAN_SECONDS = 3600
 """Age from which an adapter folder without a row is no longer somebody's work in progress."""
+
+OWN_ADAPTER_FOLDER = re.compile(r"a-[0-9a-f]{12}|\.(training|draft)-[a-z0-9_]{8}")
+"""The names that training and the first start give: an adapter's id, and drafts by tempfile."""
 
 
 class CycleSettings(Settings):
@@ -212,7 +216,11 @@ class Cycle:
         """Count the reviews and choices that came or went since the last judged snapshot."""
         sources = {source for row in curation.rows for source in row.sources}
         judged_id = self.history.last_judged_snapshot()
-        judged = Snapshot.read(self.home.snapshots / judged_id).sources if judged_id else []
+        try:
+            judged = Snapshot.read(self.home.snapshots / judged_id).sources if judged_id else []
+        except SnapshotError as error:
+            self.on_progress("curate", f"all counts as new: {error}")
+            judged = []
         return len(sources.symmetric_difference(judged))
 
     def read_base_rows(self, name: str, current: AdapterRow) -> list[dict[str, Any]]:
@@ -239,8 +247,17 @@ class Cycle:
         )
 
     def remove_orphans(self) -> None:
-        """Remove old adapter folders without a row, which cycles that died have left."""
+        """Remove old adapter folders of ours without a row, which cycles that died have left.
+
+        What others have put there (by whatever name, or as a link) is theirs and stays.
+        """
         known = {adapter.id for adapter in self.registry.adapters()}
         for folder in self.home.adapters.iterdir():
-            if folder.name not in known and time.time() - folder.stat().st_mtime > ORPHAN_SECONDS:
-                shutil.rmtree(folder)
+            ours = OWN_ADAPTER_FOLDER.fullmatch(folder.name) and folder.name not in known
+            if not ours or folder.is_symlink() or not folder.is_dir():
+                continue
+            try:
+                if time.time() - folder.stat().st_mtime > ORPHAN_SECONDS:
+                    shutil.rmtree(folder)
+            except OSError as error:
+                self.on_progress("curate", f"cannot remove what is left over: {error}")

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,10 +16,13 @@ import pytest
 from chatbot.service import Service
 from evaluation.report import Report
 from feedback import exemplars
+from feedback.curation.curate import CurateSettings, curate
 from feedback.cycle_lock import cycle_lock
 from feedback.settings import Home
+from feedback.snapshot import write_snapshot
 from feedback.store import Store
 from talkback.cycle import preview_rows, run_cycle
+from talkback.cycle_history import CycleHistory, Outcome
 from tests.fixtures.lessons import LESSONS, TINY_RECIPE
 from tests.fixtures.server_process import SERVER_TOML
 from tests.fixtures.shop_corrections import ask_service, teach
@@ -137,3 +142,86 @@ def test_the_outcome_is_one_json_line(home: Home, cycle: subprocess.Popen[str]) 
     out, _ = cycle.communicate(timeout=60)
     assert json.loads(out)["kind"] == "nothing to do"
     assert cycle.returncode == 0
+
+
+def age(path: Path) -> None:
+    """Make a file, folder or link look two days old."""
+    os.utime(path, (time.time() - 2 * 86400,) * 2, follow_symlinks=False)
+
+
+@pytest.mark.parametrize("name", ["a-0123456789ab", ".training-abcd_123", ".draft-abcd1234"])
+def test_a_folder_that_a_dead_cycle_left_is_removed_once_it_is_old(
+    service: Service, home: Home, name: str
+) -> None:
+    folder = home.adapters / name
+    folder.mkdir()
+    run_cycle(home)
+    assert folder.exists()
+    age(folder)
+    run_cycle(home)
+    assert not folder.exists()
+
+
+STRANGERS = (
+    "notes.txt",
+    "a-0123456789ab.zip",
+    "a-0123456789abc",
+    "A-0123456789AB",
+    "backup",
+    ".training-data",
+    ".training-abcd1234.log",
+    ".cache",
+    "s-0123456789ab",
+    "lost+found",
+)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch])
+def test_what_strangers_put_into_the_home_stays_and_ends_no_cycle(
+    service: Service, home: Home, make: Callable[[Path], None]
+) -> None:
+    elsewhere = home.root.parent / "elsewhere"
+    (elsewhere / "a-00000000000a").mkdir(parents=True)
+    strangers = [
+        folder / name
+        for folder in (home.adapters, home.snapshots, home.reports)
+        for name in STRANGERS
+    ]
+    for path in strangers:
+        make(path)
+    links = {"a-00000000000a": elsewhere / "a-00000000000a", "a-00000000000b": Path("/nowhere")}
+    for name, target in links.items():
+        (home.adapters / name).symlink_to(target)
+        strangers.append(home.adapters / name)
+    (home.adapters / "a-00000000000c").touch()
+    strangers.append(home.adapters / "a-00000000000c")
+    for path in strangers:
+        age(path)
+    assert run_cycle(home).kind == "nothing to do"
+    assert all(os.path.lexists(path) for path in strangers)
+    assert (elsewhere / "a-00000000000a").is_dir()
+
+
+@pytest.mark.parametrize("loss", ["folder", "snapshot", "content", "manifest"])
+def test_without_the_judged_snapshot_all_is_new(service: Service, home: Home, loss: str) -> None:
+    teach(service, dict(list(LESSONS.items())[:5]))
+    judged = write_snapshot(curate(service.store, CurateSettings()), home.snapshots)
+    history = CycleHistory(service.store)
+    history.end(history.begin(judged.id), Outcome("refused", ""))
+    assert run_cycle(home).detail == "0 new of 5 needed"
+    home.toml.write_text("[cycle]\nmin_new = 6\n")
+    if loss == "folder":
+        shutil.rmtree(home.snapshots)
+    elif loss == "snapshot":
+        shutil.rmtree(judged.folder)
+    elif loss == "content":
+        for file in judged.folder.iterdir():
+            file.unlink()
+    else:
+        (judged.folder / "manifest.json").write_text("[]")
+    said: list[str] = []
+    outcome = run_cycle(Home.find(home.root), on_progress=lambda stage, line: said.append(line))
+    assert outcome.detail == "5 new of 6 needed"
+    assert any("all counts as new" in line and judged.id in line for line in said)
+    again = write_snapshot(curate(service.store, CurateSettings()), home.snapshots)
+    assert again.id == judged.id, "a damaged snapshot ends every later cycle"

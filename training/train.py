@@ -181,7 +181,7 @@ def publish_adapter(
         metrics=metrics,
     )
     verify_adapter(draft, base)
-    return publish_folder(draft, out / name)
+    return publish_folder(draft, out / name, lambda folder: verify_adapter(folder, base))
 
 
 def _encode_answers(base: Base, rows: list[Record], max_length: int | None) -> list[EncodedAnswer]:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from chatbot.model.base import Base
 from chatbot.model.lora import PEFT_PREFIX, RANK, target_modules
-from feedback.errors import TalkbackError
+from feedback.errors import TalkbackError, describe_os_error
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -200,6 +200,8 @@ def _read_weights(folder: Path) -> bytes:
         return (folder / WEIGHTS_FILE).read_bytes()
     except FileNotFoundError as e:
         raise AdapterError(f"{folder} has no {WEIGHTS_FILE}. Only safetensors are loaded.") from e
+    except OSError as e:
+        raise AdapterError(f"An adapter cannot be read: {describe_os_error(e)}.") from e
 
 
 def _parse_weights(folder: Path, weights: bytes) -> dict[str, torch.Tensor]:
@@ -214,6 +216,8 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
         value = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise AdapterError(f"{folder} has no {name}. Copy the whole folder.") from e
+    except OSError as e:
+        raise AdapterError(f"An adapter cannot be read: {describe_os_error(e)}.") from e
     except ValueError as e:
         raise AdapterError(f"{folder / name} is not JSON: {e}. Copy it again.") from e
     if not isinstance(value, dict):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from chatbot.model.adapter import WEIGHTS_FILE, write_manifest
+from chatbot.model.adapter import WEIGHTS_FILE, verify_adapter, write_manifest
 from chatbot.model.base import Base
 from chatbot.model.lora import PEFT_PREFIX, RANK, lora_config, target_modules
 from feedback.publish import publish_folder
@@ -34,4 +34,5 @@ def write_untrained(base: Base, out: Path) -> Path:
     config = lora_config(base)
     config.inference_mode = True
     config.save_pretrained(draft)
-    return publish_folder(draft, out / write_manifest(draft, base))
+    final = out / write_manifest(draft, base)
+    return publish_folder(draft, final, lambda folder: verify_adapter(folder, base))
