@@ -40,6 +40,7 @@ ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
+    "PYTHONSAFEPATH": "1",  # or a queue.py in the working folder ends the workers' processes
 }
 
 GRACEFUL_SHUTDOWN_SECONDS = 3

@@ -30,6 +30,7 @@ from feedback.review.decisions import decide
 from feedback.settings import Home
 from feedback.store import Store
 from talkback.cycle import run_cycle
+from talkback.stage import child_environment
 
 CHANGED_FACTS = {
     "opening_hours": ("9 am", "8 am"),
@@ -137,7 +138,9 @@ def start_server(home: Path, port: int, console: Console) -> Iterator[DemoClient
     began = time.monotonic()
     make_file(log)
     with log.open("w") as file:
-        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=child_environment()
+        )
         try:
             client = DemoClient(f"http://127.0.0.1:{port}")
             wait_until(lambda: is_healthy(client, server, log))

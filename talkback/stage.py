@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from feedback.errors import TalkbackError
@@ -78,13 +79,24 @@ def run_stage(
 
 def stage_environment(threads: int) -> dict[str, str]:
     """Return this process's environment, with OpenMP threads that sleep while they wait."""
-    return os.environ | {
+    return child_environment() | {
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def child_environment() -> dict[str, str]:
+    """Return this process's environment for a ``python -m`` that imports what this one does.
+
+    ``-m`` and ``-c`` put the working folder first, where a user's ``training/`` or ``queue.py``
+    would hide ours and Python's own; the safe path of Python leaves it out.
+    """
+    root, here = str(Path(__file__).parents[1]), os.getcwd()
+    path = [entry for entry in map(os.path.abspath, sys.path) if entry != here or entry == root]
+    return os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path)}
 
 
 def prepare_child() -> None:

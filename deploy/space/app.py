@@ -10,6 +10,9 @@ import threading
 import time
 from pathlib import Path
 
+HERE = Path(__file__).resolve().parent
+"""Our packages lie here, not installed: ``python -m`` finds them in its working folder."""
+
 
 def state_folder() -> Path:
     """Return the state's folder: as set, else on the mounted volume, else beside this file."""
@@ -17,7 +20,7 @@ def state_folder() -> Path:
     if configured:
         return Path(configured)
     volume = Path("/data")
-    root = volume if os.access(volume, os.W_OK) else Path(__file__).resolve().parent / "home"
+    root = volume if os.access(volume, os.W_OK) else HERE / "home"
     return root / "talkback"
 
 
@@ -25,7 +28,7 @@ def run_cycles(minutes: float) -> None:
     """Run a cycle every so many minutes, for ever; its outcome goes to the Space's log."""
     while True:
         time.sleep(minutes * 60)
-        subprocess.run([sys.executable, "-m", "talkback", "cycle"], check=False)
+        subprocess.run([sys.executable, "-m", "talkback", "cycle"], check=False, cwd=HERE)
 
 
 def main() -> None:
