@@ -7,6 +7,7 @@ Nothing heavy is imported before `run` has set the environment that torch and Gr
 
 import argparse
 import gc
+import ipaddress
 import logging
 import os
 import secrets
@@ -18,10 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from chatbot.auth import api_keys, hub_login
-from chatbot.auth.access import Access, is_loopback_host
+from chatbot.auth.access import Access
+from chatbot.auth.local_requests import is_loopback_host
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.workers.worker_handle import prestart_worker
 from chatbot.loading import LoadingApp
@@ -47,6 +49,28 @@ GRACEFUL_SHUTDOWN_SECONDS = 3
 """How long running answers may take to end when the server is asked to stop."""
 
 
+OPEN_HOUSE = (
+    "Until there is a key, whoever uses this machine is operator. Before a proxy or a tunnel "
+    "(ssh -R, kubectl port-forward) leads here, make one: talkback keys add NAME --role operator"
+)
+
+
+def _check_proxy(address: str) -> str:
+    """Return the address or network of a proxy, or "*"; ValueError."""
+    if address != "*":
+        ipaddress.ip_network(address, strict=False)
+    return address
+
+
+def _proxies_of_environment() -> list[str]:
+    """Return the proxies that ``FORWARDED_ALLOW_IPS`` names, uvicorn's variable."""
+    named = os.environ.get("FORWARDED_ALLOW_IPS", "").split(",")
+    return [name.strip() for name in named if name.strip()]
+
+
+ProxyAddress = Annotated[str, AfterValidator(_check_proxy)]
+
+
 class ServerSettings(Settings):
     """Holds table ``[server]``: where it listens, who may use it, and how much."""
 
@@ -66,11 +90,15 @@ class ServerSettings(Settings):
     """Names that may also promote and roll back."""
     rate_per_minute: Annotated[float | None, Field(ge=0)] = None
     """Requests of one key, or of one address without a key; 0: any number. Not set: 60, and any
-    number on loopback."""
+    number on this machine itself, if no other reaches the server."""
     burst: Annotated[int, Field(ge=1)] = 20
     """How many requests of one caller may come at once."""
     max_request_bytes: Annotated[int, Field(ge=1)] = 1_000_000
     """The largest body of a request."""
+    trusted_proxies: list[ProxyAddress] = Field(default_factory=_proxies_of_environment)
+    """Addresses or networks of the proxies before the server, whose X-Forwarded-For is believed;
+    "*": every peer's. With one, nothing is open without a key. Not set: FORWARDED_ALLOW_IPS of the
+    environment."""
     cors_origins: list[str] = Field(default_factory=list)
     """Web sites (``https://example.com``) whose scripts may use the API; empty: none."""
 
@@ -109,18 +137,21 @@ def create_api(service: "Service", settings: ServerSettings | None = None) -> "F
     app = FastAPI(title="Talkback", docs_url=None, redoc_url=None, lifespan=lifespan)
     add_error_handlers(app)
     add_request_guards(app, service.access, settings or ServerSettings())
-    # Added last, so outermost: it counts the requests that the limits refuse too.
+    # Added after the limits, so before them: it counts the requests that they refuse too.
     app.add_middleware(RequestCountMiddleware, metrics=service.metrics)
     add_routes(app, service, webhooks.pending)
     return app
 
 
 def add_request_guards(app: "FastAPI", access: Access, settings: ServerSettings) -> None:
-    """Put the request limits before the app, and the rules for other sites (CORS) before them."""
+    """Put the request limits before the app, the rules for other sites (CORS) before them, and
+    what believes the proxies before all."""
     from starlette.middleware.cors import CORSMiddleware
+    from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
     from chatbot.api.limits import RequestLimitMiddleware
 
+    access.cors_origins = frozenset(settings.cors_origins)
     app.add_middleware(
         RequestLimitMiddleware,
         access=access,
@@ -136,6 +167,8 @@ def add_request_guards(app: "FastAPI", access: Access, settings: ServerSettings)
         allow_headers=["*"],
         expose_headers=["Retry-After"],
     )
+    if settings.trusted_proxies:
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)
 
 
 def run(
@@ -187,9 +220,12 @@ def freeze_garbage_collector() -> None:
 
 
 def access_for_host(store: Store, home: Home, settings: ServerSettings, host: str) -> Access:
-    """Return the access rules of a server on ``host``. Where others reach it and nobody could
-    review, a review token is made and printed."""
-    token, loopback = settings.review_token, is_loopback_host(host)
+    """Return the access rules of a server on ``host``. Where others reach it, also by a proxy, and
+    nobody could review, a review token is made and printed."""
+    token = settings.review_token
+    loopback = is_loopback_host(host) and not settings.trusted_proxies
+    if loopback and not token and not api_keys.any_exist(store):
+        print_line(OPEN_HOUSE)
     if not (token or loopback or _reviewer_exists(store, settings)):
         token = secrets.token_urlsafe(12)
         print_line(f"The review page's token is {token} (a key that lasts: talkback keys add NAME)")
@@ -221,6 +257,7 @@ def serve(load: "Callable[[], FastAPI]", listener: socket.socket) -> None:
         log_level="warning",
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
         server_header=False,
+        proxy_headers=False,  # `add_request_guards` believes those alone that the settings name
     )
     server = uvicorn.Server(config)
     loading_app.on_failure = lambda: setattr(server, "should_exit", True)

@@ -6,6 +6,7 @@ A new route or handler fails here until it has a row in the tables.
 import asyncio
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from gradio import Blocks, mount_gradio_app
 from starlette.requests import HTTPConnection
 from starlette.routing import Mount
 
@@ -77,6 +79,31 @@ ROUTES: dict[tuple[str, str], Row] = {
     ),
 }
 """Method and route: the least role, and a request that succeeds for whoever has it."""
+
+PAGE_ROUTES: dict[tuple[str, str], str] = {
+    ("GET", "/"): "/",
+    ("HEAD", "/"): "/",
+    ("GET", "/review"): "/review",
+    ("GET", "/review/"): "/review/",
+    ("GET", "/adapters"): "/adapters",
+    ("GET", "/adapters/"): "/adapters/",
+    ("GET", "/config"): "/config",
+    ("GET", "/theme.css"): "/theme.css?v=1",
+    ("GET", "/favicon.ico"): "/favicon.ico",
+    ("GET", "/static/{path:path}"): "/static/img/logo.svg",
+    ("GET", "/assets/{path:path}"): "ASSET",
+    ("GET", "/gradio_api/app_id"): "/gradio_api/app_id",
+}
+"""The pages' own routes, which are open, and a path that succeeds: what they show comes from the
+handlers, each of which has its role."""
+
+HANDLER_ROUTES = {
+    ("POST", "/gradio_api/queue/join"),
+    ("GET", "/gradio_api/queue/data"),
+    ("POST", "/gradio_api/run/{api_name}"),
+    ("GET", "/gradio_api/heartbeat/{session_hash}"),
+}
+"""The routes by which a browser calls the handlers; the last one streams until it leaves."""
 
 NOWHERE = "nothing"
 """The name of the route that answers 404 on unknown paths, to anybody."""
@@ -227,13 +254,14 @@ def answered(service: Service, person: str) -> str:
 
 
 def routes(app: FastAPI) -> set[tuple[str, str]]:
-    """List method and path of all routes of the app itself."""
+    """List method and path of all routes of the app, those of the pages included."""
     found, left = set(), list(app.routes)
     while left:
         route: Any = left.pop()
-        inner = getattr(route, "original_router", None)
-        left += inner.routes if inner else []
-        if inner is None and not isinstance(route, Mount):
+        inner = getattr(route, "original_router", None) or getattr(route, "app", None)
+        if isinstance(route, Mount) or hasattr(route, "original_router"):
+            left += inner.routes  # type: ignore[union-attr]
+        else:
             found |= {(method, route.path) for method in route.methods if route.name != NOWHERE}
     return found
 
@@ -246,7 +274,50 @@ def handlers(app: FastAPI) -> list[tuple[int, str, bool]]:
 
 
 def test_every_route_has_its_row(server: AccessServer) -> None:
-    assert routes(server.app) == set(ROUTES)
+    assert routes(server.app) == {*ROUTES, *PAGE_ROUTES, *HANDLER_ROUTES}
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_what_the_pages_are_made_of_is_open(server: AccessServer, caller: str) -> None:
+    asset = re.search(r"assets/[\w.-]+\.js", server.http.get("/").text)
+    assert asset is not None
+    for (method, _), path in PAGE_ROUTES.items():
+        path = path.replace("ASSET", f"/{asset[0]}")
+        sent = server.http.request(
+            method, path, headers=server.bearer(caller), follow_redirects=True
+        )
+        assert sent.status_code == 200, path
+
+
+def test_what_else_gradio_brings_is_not_there(server: AccessServer) -> None:
+    """Ask for every route of an app of Gradio's own but those that the pages use."""
+
+    async def gradio() -> FastAPI:
+        return mount_gradio_app(FastAPI(), Blocks(), "/")
+
+    unused = routes(asyncio.run(gradio())) - routes(server.app) - {("GET", "/openapi.json")}
+    assert {path for _, path in unused} >= {
+        "/gradio_api/upload",
+        "/gradio_api/dev/reload",
+        "/gradio_api/startup-events",
+        "/gradio_api/proxy={url_path:path}",
+        "/gradio_api/file={path_or_url:path}",
+    }
+    there = {path for _, path in routes(server.app)}
+    for method, path in unused:
+        if path.rstrip("/") in there:  # is redirected to the route that is there
+            continue
+        asked = re.sub(r"{\w+(:path)?}", "1", path)
+        answer = server.http.request(method, asked, follow_redirects=False)
+        assert answer.status_code in (404, 405), (method, path)
+
+
+def test_nobody_uploads_a_file(server: AccessServer) -> None:
+    for headers in ({}, {"Origin": "https://evil.example"}, server.bearer("operator")):
+        sent = server.http.post(
+            "/gradio_api/upload", files={"files": ("x.html", b"<script>")}, headers=headers
+        )
+        assert sent.status_code == 404
 
 
 def test_every_handler_of_the_pages_has_its_row(server: AccessServer) -> None:
@@ -459,6 +530,7 @@ class TestWithoutAKey:
 
 def request(host: str = "127.0.0.1", **headers: str) -> HTTPConnection:
     """Return a request as ASGI has it."""
+    headers = {"host": "127.0.0.1:8000", **headers}
     raw = [(key.replace("_", "-").encode(), value.encode()) for key, value in headers.items()]
     return HTTPConnection({"type": "http", "client": (host, 5), "headers": raw})
 
@@ -498,8 +570,7 @@ class TestRules:
         access = Access(store, home.root, token="owl")
         assert access.identify(request(authorization="Bearer owl")).role == "operator"
         assert access.identify(request(authorization="Bearer howl")).role == "user"
-        known = access.authenticate("owl")
-        assert known is not None
+        known = access.log_in(request(), "owl")
         cookie = f"{COOKIE_NAME}={access.sessions.issue(known.id)}"
         assert access.identify(request(cookie=cookie)).role == "operator"
         changed = Access(store, home.root, token="eagle")

@@ -1,5 +1,6 @@
 """Tests rate limits, body limits and CORS over real HTTP."""
 
+import asyncio
 import ipaddress
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,9 +14,12 @@ from chatbot.api import errors
 from chatbot.api.limits import MAX_TRACKED_CALLERS, TokenBuckets, client_address, is_rate_limited
 from chatbot.auth import api_keys
 from chatbot.auth.access import Access
-from chatbot.server import ServerSettings, add_request_guards
+from chatbot.auth.sessions import COOKIE_NAME
+from chatbot.server import ServerSettings, add_request_guards, create_app
+from chatbot.service import Service
 from feedback.store import Store
-from tests.fixtures.api_client import read_error
+from tests.fakes.scripted_engine import ScriptedEngine, open_service
+from tests.fixtures.api_client import MESSAGES, read_error
 from tests.fixtures.http_server import serve_app
 
 
@@ -151,3 +155,97 @@ def test_ipv6_is_counted_by_network() -> None:
 )
 def test_what_costs_is_counted(method: str, path: str, costs: bool) -> None:
     assert is_rate_limited(method, path) is costs
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Open a service with a review token, which can be guessed."""
+    service = open_service(tmp_path_factory.mktemp("limits"), ScriptedEngine(pause=0))
+    service.access = Access(service.store, service.home.root, token="owl")
+    yield service
+    service.close()
+
+
+@pytest.fixture(scope="module")
+def url(service: Service) -> Iterator[str]:
+    with serve_app(asyncio.run(assembled(service))) as url:
+        yield url
+
+
+async def assembled(service: Service) -> FastAPI:
+    """Make the app in a running loop: outside one, Gradio makes loops and closes none."""
+    return create_app(service)
+
+
+@contextmanager
+def client_at(url: str, last: int, **headers: str) -> Iterator[httpx.Client]:
+    """Open a client with an address of its own, which by its header comes through a proxy."""
+    transport = httpx.HTTPTransport(local_address=f"127.0.1.{last}")
+    headers = {"Via": "1.1 front", **headers}
+    with httpx.Client(base_url=url, transport=transport, headers=headers) as http:
+        yield http
+
+
+GUESSES: list[tuple[str, str, dict[str, str], object]] = [
+    ("GET", "/v1/adapters", {"Authorization": "Bearer tb-guess"}, None),
+    ("GET", "/v1/adapters", {"Authorization": "bearer  owl2"}, None),
+    ("GET", "/metrics", {"Authorization": "Bearer owl2"}, None),
+    ("GET", "/v1/adapters", {"Cookie": f"{COOKIE_NAME}=key-1.9999999999.00"}, None),
+    ("POST", "/v1/chat/completions", {"Authorization": "Bearer tb-guess"}, {"messages": MESSAGES}),
+    ("POST", "/session", {}, {"key": "owl2"}),
+    ("POST", "/session", {}, {"key": "tb-guess"}),
+]
+
+
+@pytest.mark.parametrize("number", range(len(GUESSES)))
+def test_a_wrong_secret_counts_ten_times(url: str, number: int) -> None:
+    method, path, headers, body = GUESSES[number]
+    with client_at(url, number + 1, **headers) as http:
+        codes = [http.request(method, path, json=body).status_code for _ in range(4)]
+        assert codes == [401, 401, 429, 429]
+
+
+def test_a_wrong_secret_counts_ten_times_on_the_pages(url: str) -> None:
+    """The handlers of a page answer 200, with the refusal in the stream."""
+    config = httpx.get(f"{url}/config").json()
+    decide = next(one for one in config["dependencies"] if "decide" in str(one["api_name"]))
+    body = {"data": [None] * len(decide["inputs"]), "fn_index": decide["id"], "session_hash": "s"}
+    with client_at(url, 50, Authorization="Bearer owl2") as http:
+        codes = [http.post("/gradio_api/run/predict", json=body).status_code for _ in range(4)]
+    assert codes[2:] == [429, 429]
+
+
+def test_a_client_that_sends_any_key_where_none_is_needed_does_not_guess(url: str) -> None:
+    with client_at(url, 60, Authorization="Bearer any") as http:
+        body = {"messages": MESSAGES}
+        codes = [http.post("/v1/chat/completions", json=body).status_code for _ in range(8)]
+        assert codes == [200] * 8
+
+
+def test_who_has_guessed_too_often_does_not_learn_what_is_right(url: str, service: Service) -> None:
+    rita = api_keys.create(service.store, "rita", "reviewer")
+    with client_at(url, 70) as http:
+
+        def ask(secret: str) -> int:
+            bearer = {"Authorization": f"Bearer {secret}"}
+            return http.get("/v1/adapters", headers=bearer).status_code
+
+        assert [ask(f"owl{i}") for i in range(3)] == [401, 401, 429]
+        assert ask("owl") == 429
+        assert http.post("/session", json={"key": "owl"}).status_code == 429
+        assert ask(rita.secret) == 200  # nobody guesses a key: its owner is not kept out
+
+
+def test_at_home_all_but_guesses_is_unlimited(url: str) -> None:
+    with httpx.Client(base_url=url) as http:
+        assert [http.get("/v1/models").status_code for _ in range(70)] == [200] * 70
+        guesses = [http.post("/session", json={"key": f"owl{i}"}).status_code for i in range(4)]
+        assert guesses[0] == 401 and guesses[-1] == 429
+        assert http.get("/v1/models").status_code == 200
+
+
+def test_clients_of_a_socket_for_both_versions_are_counted_apart() -> None:
+    def at(host: str) -> str:
+        return client_address(HTTPConnection({"type": "http", "client": (host, 1), "headers": []}))
+
+    assert at("::ffff:192.0.2.1") == at("192.0.2.1") != at("::ffff:192.0.2.2")

@@ -15,7 +15,6 @@ import httpx
 import pytest
 
 from chatbot.auth import api_keys
-from chatbot.auth.access import is_loopback_host
 from chatbot.server import ServerError, ServerSettings, open_listener
 from feedback.settings import Home
 from feedback.store import Store
@@ -206,14 +205,6 @@ def test_open_to_the_world_it_makes_a_token_until_a_reviewer_has_a_key(
     api_keys.create(store, "rita", "reviewer")
     store.close()
     assert "token" not in start_server("--host", "0.0.0.0").ready().log.read_text()
-
-
-@pytest.mark.parametrize(
-    ("host", "loopback"),
-    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("::", False)],
-)
-def test_loopback_is_only_this_machine(host: str, loopback: bool) -> None:
-    assert is_loopback_host(host) is loopback
 
 
 def test_settings_have_their_table(home: Home) -> None:

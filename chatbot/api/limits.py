@@ -1,10 +1,12 @@
 """Limits how many requests a caller may send, and how large their bodies may be.
 
-Callers with a key are counted by key, all others by address. Behind a proxy, addresses are
-right only where uvicorn trusts it: ``FORWARDED_ALLOW_IPS`` names it.
+Callers with a key are counted by key, all others by address: behind a proxy, by the proxy's, unless
+``[server] trusted_proxies`` names it. A wrong key, token or cookie counts ten times, and while an
+address has used up what it may send, nothing that it sends is compared with the review token.
 """
 
 import ipaddress
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,14 +16,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
 from chatbot.api.errors import ApiError
-from chatbot.auth.access import Access, BadKeyError
+from chatbot.auth.access import Access, bearer_token
 
 Scope = dict[str, Any]
 MAX_TRACKED_CALLERS = 10_000
 """How many callers are remembered; those that were idle longest are forgotten, and start anew with
 a full bucket."""
 DEFAULT_RATE_PER_MINUTE = 60
-"""Requests a minute where others reach the server, unless the settings say otherwise."""
+"""Requests a minute of whoever is not at home, unless the settings say otherwise."""
+WRONG_SECRET_COST = 10
+"""Requests that a wrong key, token or cookie counts as, besides the one that it comes with."""
 
 
 class TokenBuckets:
@@ -33,25 +37,38 @@ class TokenBuckets:
     ) -> None:
         self._per_second, self._burst, self._clock = rate / 60, burst, clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def take(self, caller: str) -> float:
-        """Return 0 when the request may pass, else the seconds until one may."""
+    def take(self, caller: str, cost: float = 1) -> float:
+        """Return 0 and take ``cost`` tokens when a request may pass, else the seconds until one
+        may. It may while there is a whole token, whatever it costs."""
+        with self._lock:
+            tokens, now = self._refill(caller)
+            # A refused request takes nothing: who waits as long as told passes.
+            wait = 0.0 if tokens >= 1 else (1 - tokens) / self._per_second
+            self._buckets[caller] = (tokens - cost if wait == 0 else tokens, now)
+            return wait
+
+    def charge(self, caller: str, cost: float) -> None:
+        """Take tokens of a request that has passed, also such as are not there yet."""
+        with self._lock:
+            tokens, now = self._refill(caller)
+            self._buckets[caller] = (tokens - cost, now)
+
+    def _refill(self, caller: str) -> tuple[float, float]:
+        """Take the caller's bucket out, to be put back last; return its tokens, and now."""
         now = self._clock()
         tokens, updated_at = self._buckets.pop(caller, (float(self._burst), now))
-        tokens = min(self._burst, tokens + (now - updated_at) * self._per_second)
-        # A refused request takes nothing: who waits as long as told passes.
-        wait = 0.0 if tokens >= 1 else (1 - tokens) / self._per_second
-        self._buckets[caller] = (tokens - 1 if wait == 0 else tokens, now)
-        if len(self._buckets) > MAX_TRACKED_CALLERS:
+        if len(self._buckets) >= MAX_TRACKED_CALLERS:
             self._buckets.popitem(last=False)
-        return wait
+        return min(self._burst, tokens + (now - updated_at) * self._per_second), now
 
 
 class RequestLimitMiddleware:
     """Refuses too many requests (429) and too large ones (413) before the app sees them.
 
-    ``rate_per_minute`` 0 lets any number pass. None is the default: ``DEFAULT_RATE_PER_MINUTE``
-    where others reach the server, any number on loopback.
+    ``rate_per_minute`` 0 lets any number pass. None is the default: ``DEFAULT_RATE_PER_MINUTE``,
+    and any number for callers at home, whose guesses at the review token count nevertheless.
     """
 
     def __init__(
@@ -63,12 +80,13 @@ class RequestLimitMiddleware:
         burst: int,
         max_body_bytes: int,
     ) -> None:
-        if rate_per_minute is None:
-            rate_per_minute = 0 if access.loopback else DEFAULT_RATE_PER_MINUTE
         self._app = app
         self._access = access
-        self._rate_limit = TokenBuckets(rate_per_minute, burst) if rate_per_minute else None
+        self._limits_home = rate_per_minute is not None
+        rate = DEFAULT_RATE_PER_MINUTE if rate_per_minute is None else rate_per_minute
+        self._rate_limit = TokenBuckets(rate, burst) if rate else None
         self._max_body_bytes = max_body_bytes
+        access.on_wrong_secret = self._charge_wrong_secret
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Pass a request on to the app, or answer why it is refused."""
@@ -76,18 +94,25 @@ class RequestLimitMiddleware:
             await self._app(scope, receive, send)
             return
         try:
-            await self._check_rate(scope)
+            await self._check_rate(HTTPConnection(scope))
             receive = await self._buffer_body(scope, receive)
         except ApiError as error:
             await error.response()(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    async def _check_rate(self, scope: Scope) -> None:
-        if self._rate_limit is None or not is_rate_limited(scope["method"], scope["path"]):
+    async def _check_rate(self, request: HTTPConnection) -> None:
+        if self._rate_limit is None:
             return
-        caller = await run_in_threadpool(self._caller_id, HTTPConnection(scope))
-        wait = self._rate_limit.take(caller)
+        counted = is_rate_limited(request.scope["method"], request.scope["path"])
+        if counted and not self._limits_home:
+            counted = not self._access.is_at_home(request)
+        if not counted and not _shows_secret(request):
+            return
+        known = await run_in_threadpool(self._access.known_id, request)
+        if known and not counted:
+            return
+        wait = self._rate_limit.take(known or client_address(request), int(counted))
         if wait:
             raise ApiError(
                 429,
@@ -97,16 +122,12 @@ class RequestLimitMiddleware:
                 headers={"Retry-After": str(max(1, round(wait + 0.5)))},
             )
 
-    def _caller_id(self, request: HTTPConnection) -> str:
-        """Return who is counted: the id of the key or login, else the address.
-
-        An invalid key is counted by address: made-up keys must not buy fresh buckets.
-        """
-        try:
-            caller = self._access.identify(request)
-        except BadKeyError:
-            return client_address(request)
-        return caller.id or client_address(request)
+    def _charge_wrong_secret(self, request: HTTPConnection) -> None:
+        """Count a request with a wrong secret, by address: made-up keys buy no fresh buckets. Where
+        nothing else is counted, only what may be a guess at the review token is."""
+        counted = self._limits_home or self._access.has_token
+        if self._rate_limit and (counted or not self._access.is_at_home(request)):
+            self._rate_limit.charge(client_address(request), WRONG_SECRET_COST)
 
     async def _buffer_body(self, scope: Scope, receive: Any) -> Any:
         """Return a ``receive`` that gives the body, read here so that no larger one is held."""
@@ -148,6 +169,11 @@ def is_rate_limited(method: str, path: str) -> bool:
     return method not in ("GET", "HEAD", "OPTIONS") and not path.startswith("/gradio_api/run/")
 
 
+def _shows_secret(request: HTTPConnection) -> bool:
+    """Tell whether a request has a secret that may be a guess."""
+    return bool(bearer_token(request)) or request.scope["path"].endswith("/session")
+
+
 def client_address(request: HTTPConnection) -> str:
     """Return the client's address; of IPv6 its /64 network, which usually one client owns."""
     host = request.client.host if request.client else ""
@@ -155,6 +181,7 @@ def client_address(request: HTTPConnection) -> str:
         ip = ipaddress.ip_address(host)
     except ValueError:
         return host
+    ip = getattr(ip, "ipv4_mapped", None) or ip  # as a socket for both versions names IPv4 clients
     return str(ip) if ip.version == 4 else str(ipaddress.ip_network(f"{ip}/64", strict=False))
 
 

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.routing import Mount
 
 from chatbot.auth import hub_login
 from chatbot.pages import theme
 from chatbot.pages.adapters.page import AdaptersPage
 from chatbot.pages.browser_identity import BrowserIdentities
 from chatbot.pages.chat.page import ChatPage
+from chatbot.pages.gradio_routes import remove_unused_routes
 from chatbot.pages.review.page import ReviewPage
 
 if TYPE_CHECKING:
@@ -74,4 +76,7 @@ def _mount(app: FastAPI, service: "Service", path: str) -> FastAPI:
             mcp_server=False,
             app_kwargs={"exception_handlers": hub_login.exception_handlers()},
         )
+    for route in mounted.routes:
+        if isinstance(route, Mount) and isinstance(route.app, gr.routes.App):
+            remove_unused_routes(route.app)
     return mounted

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from chatbot.auth.access import BadKeyError
 from chatbot.auth.sessions import COOKIE_NAME, LIFETIME_SECONDS
 
 if TYPE_CHECKING:
@@ -34,9 +33,7 @@ def router(service: "Service") -> APIRouter:
     @routes.post("/session")
     def log_in(body: LoginRequest, request: Request, response: Response) -> LoginResponse:
         """Log in with a key; the cookie that stands for it ends with the key."""
-        caller = access.authenticate(body.key.strip())
-        if caller is None:
-            raise BadKeyError("This key was never made here, or it is revoked.")
+        caller = access.log_in(request, body.key.strip())
         value = access.sessions.issue(caller.id)
         response.set_cookie(
             COOKIE_NAME, value, max_age=LIFETIME_SECONDS, httponly=True, **_cookie_scope(request)
@@ -61,4 +58,5 @@ def _cookie_scope(request: Request) -> dict[str, Any]:
     """
     if os.environ.get("SYSTEM") == "spaces":
         return {"secure": True, "samesite": "none"}
-    return {"secure": request.url.scheme == "https", "samesite": "lax"}
+    scheme = request.headers.get("x-forwarded-proto", request.url.scheme)
+    return {"secure": scheme == "https", "samesite": "lax"}
