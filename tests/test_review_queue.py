@@ -1,9 +1,14 @@
 """The review queue: which answers wait for a reviewer, and how pressing each is."""
 
+import random
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlite_utils import Database as Tables
 
+from feedback.db.migrations import load_migrations
 from feedback.exemplars import active_answers
 from feedback.review.decisions import decide
 from feedback.review.queue import count_pending, list_pending
@@ -108,3 +113,100 @@ def test_real_edits_pass_through_the_queue(store: Store) -> None:
     assert list_pending(store) == []
     approved = {one.message_id: one.answer for one in active_answers(store)}
     assert approved == {id: texts[-1] for id, (_, texts) in zip(ids, edits, strict=True)}
+
+
+def test_the_queue_is_what_a_walk_over_all_feedback_finds_whatever_came_and_went(
+    store: Store,
+) -> None:
+    rng = random.Random(5)
+    ids = [add_answer(store, f"Question {n}?") for n in range(6)]
+    for _ in range(150):
+        give_feedback_or_decide(store, rng.choice(ids), rng)
+        assert_queue_is_complete(store)
+
+
+def test_the_queue_of_an_older_home_is_filled_when_it_is_opened(tmp_path: Path) -> None:
+    path, rng = tmp_path / "old.db", random.Random(6)
+    old = Tables(sqlite3.connect(path))
+    load_migrations().apply(old, stop_before=["m009_pending"])
+    old.conn.execute("pragma user_version = 8")
+    made = Store(tmp_path / "new.db")
+    for n in range(6):
+        id = add_answer(made, f"Question {n}?")
+        for _ in range(10):
+            give_feedback_or_decide(made, id, rng)
+    with old.conn:
+        old.conn.execute("attach ? as made", (str(made.path),))
+        for table in ("conversation", "message", "speaker", "feedback", "review"):
+            old.conn.execute(f"insert into {table} select * from made.{table} order by rowid")
+    old.close()
+    store = Store(path)
+    assert list_pending(store) == list_pending(made) != []
+    assert_queue_is_complete(store)
+
+
+def give_feedback_or_decide(store: Store, id: str, rng: random.Random) -> None:
+    person = rng.choice(["ann", "bob"])
+    text = rng.choice(["From 9.", "From 10."])
+    match rng.randrange(6):
+        case 0:
+            add_edit(store, id, text, person)
+        case 1:
+            store.add_feedback(id, person, "comment", {"text": text})
+        case 2:
+            decide(store, id, "rita", rng.choice(["correct", "reject"]), text)
+        case 3 if store.feedback_on(id):
+            with store.write() as db:  # an erasure, of what no decision refers to
+                db.execute(
+                    "delete from feedback where message_id = ? and person = ?"
+                    " and id not in (select feedback_id from review where feedback_id is not null)",
+                    (id, person),
+                )
+        case _:
+            store.add_feedback(id, person, "thumb", {"up": rng.choice([True, False, None])})
+
+
+def assert_queue_is_complete(store: Store) -> None:
+    sql = "select message_id, sum(points) as priority from waiting_feedback group by message_id"
+    expected = {row["message_id"]: row["priority"] for row in store.rows(sql)}
+    assert {item.answer.id: item.priority for item in list_pending(store)} == expected
+    assert count_pending(store) == len(expected)
+
+
+@pytest.mark.parametrize(
+    "read", [list_pending, lambda store: list_pending(store, 1), count_pending]
+)
+def test_reading_the_queue_costs_the_same_in_a_larger_store(
+    store: Store, read: Callable[[Store], object]
+) -> None:
+    fill(store, 180)
+    small = count_steps(store, read)
+    fill(store, 600)
+    assert count_steps(store, read) <= 1.1 * small
+
+
+def fill(store: Store, answers: int) -> None:
+    """Add answers; every second one was disliked, every third decided on."""
+    with store.write():
+        for n in range(answers):
+            id = add_answer(store, f"Question {n}?")
+            if n % 2 == 0:
+                add_thumbs_down(store, id, "ann")
+            if n % 3 == 0:
+                decide(store, id, "rita", "reject")
+
+
+def count_steps(store: Store, read: Callable[[Store], object]) -> int:
+    """Return how many instructions SQLite runs, which unlike seconds are always the same."""
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    connection = store._connection()
+    connection.set_progress_handler(count, 1)
+    read(store)
+    connection.set_progress_handler(None, 1)
+    return steps

@@ -2,6 +2,7 @@
 
 Rows are events: they are inserted, read, and (by an erasure) deleted, never updated; triggers hold
 that. What came later wins, and "later" is the order of insertion (``rowid``), not a clock's.
+What would take a walk over all events to find, as the review queue, is kept up by triggers.
 
 sqlite-utils applies them. It is imported by those that migrate only: it imports pandas where that
 is installed, 0.7 s that no other start should pay.
@@ -306,6 +307,60 @@ def m008_answers_found(db: "Database") -> None:
     db.execute("""
         insert into approved_fts (approved_id, question, answer)
         select id, question, answer from approved""")
+
+
+@_migration
+def m009_pending(db: "Database") -> None:
+    """Keep the review queue and its length, so that neither costs more in a larger store.
+
+    An edit waits until a decision knew of it, or says the same; thumbs down and comments wait until
+    anything is decided. The points make an answer's priority: an edit offers the right answer, so
+    any edit goes before any number of thumbs.
+    """
+    db.execute("create index feedback_person on feedback (message_id, person, kind)")
+    db.execute("""
+        create view waiting_feedback as
+        select f.id, f.message_id, f.kind,
+            case f.kind when 'edit' then 1000 when 'thumb' then 10 else 1 end as points
+        from feedback f left join review r
+            on r.rowid = (select max(rowid) from review where message_id = f.message_id)
+        where case f.kind
+            when 'edit' then r.id is null or (
+                f.rowid > coalesce((select rowid from feedback where id = r.feedback_id), 0)
+                and json_extract(f.value, '$.text') is not r.answer)
+            when 'thumb' then r.id is null and json_extract(f.value, '$.up') = 0
+                and f.rowid = (select max(rowid) from feedback
+                    where message_id = f.message_id and person = f.person and kind = 'thumb')
+            when 'comment' then r.id is null
+        end""")
+    db.execute("""
+        create table pending (
+            message_id text primary key,
+            priority integer not null
+        ) strict, without rowid""")
+    db.execute("create index pending_priority on pending (priority desc, message_id)")
+    db.execute("create table pending_count (waiting integer not null) strict")
+    db.execute("insert into pending_count values (0)")
+    for change, step in (("insert", "+ 1"), ("delete", "- 1")):
+        db.execute(f"""
+            create trigger pending_{change}_counted after {change} on pending begin
+                update pending_count set waiting = waiting {step};
+            end""")
+    for table, change, row in (
+        ("feedback", "insert", "new"),
+        ("feedback", "delete", "old"),
+        ("review", "insert", "new"),
+        ("review", "delete", "old"),
+    ):
+        db.execute(f"""
+            create trigger {table}_{change}_queued after {change} on {table} begin
+                delete from pending where message_id = {row}.message_id;
+                insert into pending select message_id, sum(points) from waiting_feedback
+                where message_id = {row}.message_id group by message_id;
+            end""")
+    db.execute("""
+        insert into pending select message_id, sum(points) from waiting_feedback
+        group by message_id""")
 
 
 SCHEMA_VERSION = len(MIGRATIONS)

@@ -3,7 +3,6 @@
 for item in list_pending(store): ...   ->   feedback.review.decisions.decide(...)
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,8 +12,8 @@ from feedback.messages import Message
 from feedback.review.decisions import newest_edit
 from feedback.store import Store
 
-_EDIT, _DOWN, _COMMENT = 1000, 10, 1
-"""Priorities: an edit offers the right answer, so any edit goes before any number of thumbs."""
+_EDIT = 1000
+"""Priority from which an answer has a new edit: the table ``pending`` adds so much for each."""
 
 
 @dataclass(frozen=True)
@@ -39,31 +38,9 @@ class QueueItem:
         return self.exchange.question
 
 
-_PENDING = f"""
-with decided as (
-    select message_id, answer, max(rowid) as newest,
-        coalesce((select f.rowid from feedback f where f.id = review.feedback_id), 0) as knew
-    from review group by message_id
-), thumbs as (
-    select message_id, value, max(rowid) from feedback where kind = 'thumb'
-    group by message_id, person
-), points (message_id, points) as (
-    select f.message_id, {_EDIT} from feedback f left join decided d using (message_id)
-    where f.kind = 'edit' and (d.newest is null
-        or (f.rowid > d.knew and json_extract(f.value, '$.text') is not d.answer))
-    union all
-    select message_id, {_DOWN} from thumbs
-    where json_extract(value, '$.up') = 0 and message_id not in (select message_id from decided)
-    union all
-    select message_id, {_COMMENT} from feedback
-    where kind = 'comment' and message_id not in (select message_id from decided)
-)
-select message_id, sum(points) as priority from points group by message_id"""
-
-
 def list_pending(store: Store, limit: int = 50) -> list[QueueItem]:
     """Return the undecided answers, most pressing first. A new edit brings a decided one back."""
-    sql = f"{_PENDING} order by priority desc, message_id limit ?"
+    sql = "select * from pending order by priority desc, message_id limit ?"
     priorities = {row["message_id"]: row["priority"] for row in store.rows(sql, (limit,))}
     exchanges = store.exchanges(priorities)
     feedback = store.feedback_by_message(priorities)
@@ -73,9 +50,9 @@ def list_pending(store: Store, limit: int = 50) -> list[QueueItem]:
 
 
 def count_pending(store: Store) -> int:
-    """Count the answers that wait for a reviewer."""
-    row = store.row(f"select count(*) as n from ({_PENDING})")
-    return int(row["n"]) if row else 0
+    """Return how many answers wait for a reviewer."""
+    row = store.row("select waiting from pending_count")
+    return int(row["waiting"]) if row else 0
 
 
 def _queue_item(exchange: Exchange, given: Sequence[Feedback], priority: int) -> QueueItem:
@@ -109,18 +86,5 @@ def _thumbs_down(given: Sequence[Feedback]) -> list[Feedback]:
 
 def pending_edits(store: Store) -> set[str]:
     """Return the ids of the edits that no decision knew of yet, and that say something else."""
-    return {
-        row["id"]
-        for row in store.rows(_EDITS)
-        if row["review_id"] is None
-        or (row["is_later"] and json.loads(row["value"])["text"] != row["answer"])
-    }
-
-
-_EDITS = """
-select e.id, e.value, r.id as review_id, r.answer,
-    e.rowid > coalesce((select f.rowid from feedback f where f.id = r.feedback_id), 0) as is_later
-from feedback e left join review r
-    on r.rowid = (select max(rowid) from review where message_id = e.message_id)
-where e.kind = 'edit'"""
-"""Every edit, and whether it came after the feedback that the decision in force knew of."""
+    sql = "select id from waiting_feedback where kind = 'edit'"
+    return {row["id"] for row in store.rows(sql)}
