@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from chatbot.engine import factory
 from chatbot.engine.hardware import available_cores
 from chatbot.engine.local.local_engine import LocalEngine
+from chatbot.engine.progress import Progress
 from chatbot.engine.protocol import (
     BASE,
     Engine,
@@ -34,6 +36,7 @@ from chatbot.engine.workers import worker_process
 from chatbot.engine.workers.capacity import MAX_WORKERS, worker_count
 from chatbot.engine.workers.messages import UpdateCollector, WorkerConfig, WorkerInfo, apply_update
 from chatbot.engine.workers.router import BLOCK_TOKENS, SMALL_BATCH, PrefixRouter
+from chatbot.engine.workers.worker_handle import WorkerHandle
 from chatbot.engine.workers.workers_engine import WorkersEngine
 from chatbot.model.adapter import AdapterError
 from chatbot.model.base import load_base
@@ -219,7 +222,7 @@ def test_close_ends_streams_as_cancelled_and_all_processes(tiny_base: Path) -> N
 def test_other_weights_than_the_servers_are_refused(tiny_base: Path) -> None:
     config = WorkerConfig(str(tiny_base), None, "w-other", EngineSettings(threads=1))
     with pytest.raises(EngineError, match="have changed"):
-        worker_process._build_engine(config)
+        worker_process._build_engine(config, Progress())
 
 
 @pytest.mark.parametrize("run", ["work()", "mp.Process(target=work).start()"])
@@ -282,6 +285,97 @@ def worker_of(server: ServerProcess) -> int:
     )
     pids = re.findall(r"^\s*(\d+) .*spawn_main", found.stdout, re.M)
     return int(pids[-1])
+
+
+# -- A worker that stands still
+
+
+STALL = EngineSettings(workers=1, threads=1, slots=16, stall_seconds=2)
+
+
+@contextmanager
+def stopped(process_id: int) -> Iterator[None]:
+    """Stop a process as a debugger or a swapping machine would; it goes on after the block."""
+    os.kill(process_id, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(process_id, signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def stall_engine(tiny_base: Path) -> Iterator[WorkersEngine]:
+    _, engine = factory.start_engine(STALL, str(tiny_base))
+    assert isinstance(engine, WorkersEngine)
+    yield engine
+    engine.close()
+
+
+def answers(engine: WorkersEngine) -> bool:
+    return engine.submit(Request(PROMPTS[0], BASE, Sampling(max_tokens=2))).wait(20)
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_worker_that_stands_still_is_ended_with_a_reason_and_started_anew(
+    stall_engine: WorkersEngine, idle: bool
+) -> None:
+    wait_until(lambda: stall_engine.unavailable_reason is None)
+    streams = [] if idle else [begun(stall_engine.submit(long(prompt=n % 4))) for n in range(16)]
+    with stopped(stall_engine._workers[0].process.pid or 0):
+        wait_until(lambda: stall_engine.unavailable_reason is not None)
+        assert stall_engine._workers, "not ready before it is ended"
+        with pytest.raises(UnreachableError, match="stands still"):
+            stall_engine.submit(long())
+        assert all(stream.wait(10) for stream in streams)
+        wait_until(lambda: stall_engine._workers == [])
+    assert {stream.finish for stream in streams} <= {"error"}
+    assert all("stood still for 2 s and was ended" in str(stream.error) for stream in streams)
+    wait_until(lambda: stall_engine.unavailable_reason is None)
+    assert answers(stall_engine)
+
+
+def test_a_worker_that_is_continued_in_time_goes_on_as_if_nothing_was(
+    stall_engine: WorkersEngine,
+) -> None:
+    wait_until(lambda: stall_engine.unavailable_reason is None)
+    worker, stream = stall_engine._workers[0], begun(stall_engine.submit(long()))
+    with stopped(worker.process.pid or 0):
+        wait_until(lambda: stall_engine.unavailable_reason is not None)
+    tokens = len(stream.ids)
+    wait_until(lambda: stall_engine.unavailable_reason is None and len(stream.ids) > tokens)
+    assert stream.finish is None and stall_engine._workers == [worker]
+    stream.cancel()
+    assert stream.wait(10)
+
+
+def test_nobody_who_sends_a_request_waits_for_a_stopped_worker(stall_engine: WorkersEngine) -> None:
+    wait_until(lambda: stall_engine.unavailable_reason is None)
+    request = Request([10] * 500, BASE, Sampling(max_tokens=1))
+    with stopped(stall_engine._workers[0].process.pid or 0):
+        streams = [stall_engine.submit(request) for _ in range(64)]  # more than the pipe holds
+        assert stall_engine._workers, "all were taken before the worker was ended"
+    assert all(stream.wait(20) for stream in streams)
+
+
+def test_a_worker_that_hangs_while_it_loads_is_ended(tiny_base: Path) -> None:
+    worker = WorkerHandle()
+    with stopped(worker.process.pid or 0), pytest.raises(EngineError, match="stood still"):
+        factory.start_engine(STALL, str(tiny_base), first_worker=worker)
+    assert worker.process.exitcode == -signal.SIGKILL
+
+
+def test_loading_an_adapter_ends_with_the_worker_that_stands_still(
+    stall_engine: WorkersEngine, adapters: list[Path]
+) -> None:
+    wait_until(lambda: stall_engine.unavailable_reason is None)
+    folder = adapters[0]
+    process_id = stall_engine._workers[0].process.pid or 0
+    with stopped(process_id), pytest.raises(UnreachableError, match="stood still"):
+        stall_engine.load(folder.name, folder)
+    wait_until(lambda: stall_engine.unavailable_reason is None)
+    stall_engine.load(folder.name, folder)
+    assert folder.name in stall_engine.adapters()
 
 
 # -- How many, which one, and what they say

@@ -56,6 +56,10 @@ class EngineSettings(RemoteSettings):
     prompt_lookup: Annotated[int, Field(ge=0, le=16)] = 8
     """Most tokens that prompt lookup guesses ahead where an answer repeats its prompt, and that one
     step verifies: the same text, sooner. 0: none."""
+    stall_seconds: Annotated[float, Field(ge=2)] = 15
+    """Seconds that a worker may stand still, idle or in the middle of a step, before it is ended
+    and started anew. One that computes, reads the disk or waits for a busy CPU does not stand
+    still."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
 
@@ -63,3 +67,9 @@ class EngineSettings(RemoteSettings):
     def remote(self) -> bool:
         """Tell whether the base runs on other servers."""
         return self.kind == "remote" or (self.kind == "auto" and bool(self.urls))
+
+    @property
+    def unready_seconds(self) -> float:
+        """Return after how many seconds a worker that stands still gets no more requests: it may
+        have a while yet to go on with those that it has."""
+        return self.stall_seconds / 3

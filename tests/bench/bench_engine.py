@@ -30,6 +30,7 @@ import torch
 from chatbot.engine import factory
 from chatbot.engine.local import scheduler
 from chatbot.engine.local.local_engine import resolve_device
+from chatbot.engine.progress import Progress
 from chatbot.engine.protocol import BASE, Engine, Request, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.workers import worker_handle, worker_process
@@ -91,10 +92,10 @@ def generate_rate(base: Base) -> float:
     return (ANSWER - 1) / (all_of_it - first)
 
 
-def endless(pipe: Connection) -> None:
+def endless(pipe: Connection, progress: Progress) -> None:
     """A worker's process, in which no token ends an answer: random weights would say it anytime."""
     scheduler.end_token_ids = lambda _: frozenset()
-    worker_process.run_worker(pipe)  # its own: this is another process
+    worker_process.run_worker(pipe, progress)  # its own: this is another process
 
 
 def start(name: str, kind: str, threads: int = 0, workers: int | None = None) -> Engine:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import Cache
 
+from chatbot.engine.progress import Progress
+
 MIN_ROWS, MIN_POSITIONS = 4, 256
 """The smallest capacity. It grows by doubling, so that copying to a larger buffer stays rare."""
 
@@ -24,8 +26,10 @@ class SlotKVCache(Cache):  # type: ignore[misc]
     have been at once, each as long as the longest so far.
     """
 
-    def __init__(self, slots: int, max_length: int) -> None:
+    def __init__(self, slots: int, max_length: int, progress: Progress | None = None) -> None:
+        """Make it empty; each layer that a forward stores counts as ``progress``."""
         super().__init__(layers=[])
+        self.progress = progress or Progress()
         self.slots = slots
         self.max_length = max_length
         self.capacity = (0, 0)
@@ -73,6 +77,7 @@ class SlotKVCache(Cache):  # type: ignore[misc]
 
     def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
         """Store new keys and values [tokens, kv_heads, head_dim]; return the layer's buffers."""
+        self.progress.advance()
         if layer == len(self._keys):
             self._keys.append(self._new_buffer(keys))
             self._values.append(self._new_buffer(values))

@@ -6,6 +6,7 @@ they have. Adapters are installed and dropped between two steps.
 
 import atexit
 import logging
+import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from chatbot.engine.local.sampler import Sampler
 from chatbot.engine.local.scheduler import Scheduler
 from chatbot.engine.local.sequence import Sequence
 from chatbot.engine.local.waiting_queue import WaitingQueue
+from chatbot.engine.progress import Progress, ProgressWatch
 from chatbot.engine.protocol import (
     BASE,
     TOKEN_COUNTERS,
@@ -43,17 +45,24 @@ IDLE_SECONDS = 0.1
 """So long without work, and a deferred copy of a prefix is made: the next turn of a conversation
 may come before, and then it spares the copy."""
 
+PULSE_SECONDS = 0.5
+"""So often an engine without work shows that it would notice some."""
+
 
 class LocalEngine:
     """Answers by continuous batching in this process; see `Engine` for what the methods promise."""
 
     submit_blocks = False
-    unavailable_reason = None
 
     def __init__(
-        self, base: Base, settings: EngineSettings | None = None, measured_threads: int = 0
+        self,
+        base: Base,
+        settings: EngineSettings | None = None,
+        measured_threads: int = 0,
+        progress: Progress | None = None,
     ) -> None:
-        """Start the worker thread; `measured_threads` is what a trial elsewhere found, or 0."""
+        """Start the worker thread; `measured_threads` is what a trial elsewhere found, or 0. What
+        it does is counted in `progress`."""
         self.base = base
         self.settings = settings or EngineSettings()
         model = base.model.to(resolve_device(self.settings.device))
@@ -62,7 +71,11 @@ class LocalEngine:
         """CPU threads of a step; 0 until the engine is ready."""
         self.parameters = model.num_parameters()  # before a runner borrows the weights
         self._like = next(model.parameters())
-        self.scheduler = Scheduler(base, self.settings, self.max_length, self._finish)
+        self._progress = progress or Progress()
+        self._watch = ProgressWatch(self._progress, os.getpid())
+        self.scheduler = Scheduler(
+            base, self.settings, self.max_length, self._finish, self._progress
+        )
         """For the worker thread; others only read its counts and call `lora.prepare`."""
         # Shared between threads and touched under the lock only.
         self._lock = threading.Condition()
@@ -149,6 +162,13 @@ class LocalEngine:
             }
 
     @property
+    def unavailable_reason(self) -> str | None:
+        """Return why no request can be answered while the worker thread stands still; else None."""
+        if self._watch.look() < self.settings.unready_seconds:
+            return None
+        return f"The engine has stood still for {self._watch.still_seconds:.0f} s."
+
+    @property
     def uses_spare_cores(self) -> bool:
         """Tell whether steps use more cores while these are free."""
         return self.scheduler.uses_spare_cores
@@ -197,6 +217,7 @@ class LocalEngine:
     # -- The worker: everything below runs on its thread
 
     def _run(self) -> None:
+        self._progress.begin_on_this_thread()
         _call_into(self._choose_threads, self._ready)
         with torch.inference_mode():
             while self._ready.exception() is None and self._wait_for_work():
@@ -211,8 +232,10 @@ class LocalEngine:
     def _wait_for_work(self) -> bool:
         """Sleep until there is work and return True; False once closed."""
         while True:
+            self._progress.advance()
             with self._lock:
-                pause = IDLE_SECONDS if self.scheduler.prefixes.has_deferred_copy else None
+                deferred = self.scheduler.prefixes.has_deferred_copy
+                pause = IDLE_SECONDS if deferred else PULSE_SECONDS
                 if self._lock.wait_for(self._has_work, pause):
                     return not self._closed
             with self._failing_streams_only():

@@ -19,6 +19,7 @@ from chatbot.engine.local.runners.runner import Chunk, KVCache
 from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 from chatbot.engine.local.sampler import argmax_tokens
 from chatbot.engine.local.sequence import Sequence, StepOutput
+from chatbot.engine.progress import Progress
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import FinishReason
 from chatbot.model import lora
@@ -50,6 +51,7 @@ class Scheduler:
         settings: EngineSettings,
         max_length: int,
         on_finish: Callable[[Sequence, FinishReason, str | None], None],
+        progress: Progress,
     ) -> None:
         self.slots = settings.slots
         self.lora = LoraLayers(base.model, list(lora.target_modules(base.model)))
@@ -65,7 +67,8 @@ class Scheduler:
         self._end_token_ids = end_token_ids(base)
         self._weight_bytes = sum(parameter.nbytes for parameter in base.model.parameters())
         self._probe_ids = encode(base.tokenizer, PROBE_MESSAGES)
-        reference = TransformersRunner(base.model, self.lora, SlotKVCache(self.slots, max_length))
+        kv_cache = SlotKVCache(self.slots, max_length, progress)
+        reference = TransformersRunner(base.model, self.lora, kv_cache)
         self.runner = select_runner.select_runner(
             reference, self._probe_ids, settings.kind == "int8"
         )

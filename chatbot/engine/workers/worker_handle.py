@@ -1,9 +1,11 @@
 """Starts a worker process and talks to it from the server's side."""
 
+import ctypes
 import itertools
 import logging
 import multiprocessing
 import os
+import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -11,6 +13,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
+from chatbot.engine.progress import Progress, ProgressWatch
 from chatbot.engine.protocol import EngineError, Request, UnreachableError
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream
@@ -28,12 +31,15 @@ log = logging.getLogger("talkback")
 
 CLOSE_SECONDS = 10
 """How long a worker may take to close before it is killed."""
+LOOK_SECONDS = 0.2
+"""How often a worker's progress is looked at."""
 
 
 class WorkerHandle:
     """Runs a process with an engine in it; the process begins to import torch when this is made."""
 
     info: WorkerInfo
+    _settings: EngineSettings
     last_stats: dict[str, Any]
     """The latest stats that it sent."""
     end_reason: str | None
@@ -42,9 +48,10 @@ class WorkerHandle:
     def __init__(self) -> None:
         processes = multiprocessing.get_context("spawn")
         self._pipe, worker_pipe = processes.Pipe()
+        self._progress = Progress(processes.RawArray(ctypes.c_int64, 2))
         self.process = processes.Process(
             target=worker_process.run_worker,
-            args=(worker_pipe,),
+            args=(worker_pipe, self._progress),
             name="talkback-engine",
             daemon=True,
         )
@@ -54,13 +61,15 @@ class WorkerHandle:
         # server (or a child of it) that exits early would wait for ever.
         self._at_exit = Finalize(None, self.kill, exitpriority=1)
         self._ids = itertools.count()
-        self._send_lock = threading.Lock()
+        self._outbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._receiver: threading.Thread | None = None
         # Shared between threads and touched under the lock only.
         self._lock = threading.Lock()
         self._streams: dict[int, Stream] = {}
         self._calls: dict[int, Future[Any]] = {}
         self.last_stats, self.end_reason = {}, None
+        self._watch = ProgressWatch(self._progress, self.process.pid or 0)
+        self._stalled, self._ended = False, threading.Event()
         self._cores = 0
 
     @property
@@ -77,6 +86,11 @@ class WorkerHandle:
         """Return how many of its streams have not ended."""
         return len(self._streams)
 
+    @property
+    def stands_still(self) -> bool:
+        """Tell whether it has got no further for so long that it is better sent no requests."""
+        return self._watch.still_seconds >= self._settings.unready_seconds
+
     def start(
         self,
         config: WorkerConfig,
@@ -86,8 +100,11 @@ class WorkerHandle:
         """Have it load the base, and return once it is ready for requests.
 
         ``on_stream_end`` is called when a stream has ended, ``on_exit`` when the process has, both
-        on this worker's receiving thread. Raises BaseError, EngineError.
+        on this worker's receiving thread. From now on the process is killed once it has stood still
+        for ``stall_seconds``. Raises BaseError, EngineError.
         """
+        self._settings = config.settings
+        threading.Thread(target=self._watch_loop, name="worker-watch", daemon=True).start()
         try:
             self._pipe.send(config)
             reply = self._pipe.recv()
@@ -102,6 +119,7 @@ class WorkerHandle:
             target=self._receive_loop, name="worker-updates", daemon=True
         )
         self._receiver.start()
+        threading.Thread(target=self._send_loop, name="worker-requests", daemon=True).start()
 
     def submit(self, request: Request) -> Stream:
         """Send a request and return its stream. Raises UnreachableError once the process ended."""
@@ -140,12 +158,13 @@ class WorkerHandle:
 
     def close(self) -> None:
         """Have it end its streams as cancelled, and wait until the process has ended."""
-        self._send_message(None)
+        self._outbox.put(None)
         self._join(CLOSE_SECONDS)
         self.kill()
 
     def kill(self) -> None:
         """End the process at once."""
+        self._ended.set()
         self.process.kill()
         self._join()
         self._at_exit.cancel()
@@ -158,14 +177,28 @@ class WorkerHandle:
         waiter.join(seconds)
 
     def _send(self, kind: str, message_id: int, *args: object) -> None:
-        self._send_message((kind, message_id, *args))
+        self._outbox.put((kind, message_id, *args))
 
-    def _send_message(self, message: object) -> None:
+    def _send_loop(self) -> None:
+        """Send what is in the outbox, up to None, by which a worker closes.
+
+        A pipe that a worker does not empty blocks this thread, and nobody who has a request.
+        """
+        message: object = ()
         try:
-            with self._send_lock:
+            while message is not None:
+                message = self._outbox.get()
                 self._pipe.send(message)
         except OSError:
             pass  # the process has ended, which the receiver reports
+
+    def _watch_loop(self) -> None:
+        """Kill the process once it has stood still for too long; SIGKILL ends a stopped one too."""
+        while not self._ended.wait(LOOK_SECONDS):
+            if self._watch.look() > self._settings.stall_seconds:
+                self._stalled = True
+                self.process.kill()
+                return
 
     def _receive_loop(self) -> None:
         try:
@@ -207,6 +240,8 @@ class WorkerHandle:
             streams, calls = list(self._streams.values()), list(self._calls.values())
             self._streams.clear()
             self._calls.clear()
+        self._ended.set()
+        self._outbox.put(None)  # ends the sending thread
         self._pipe.close()
         for stream in streams:
             stream.end("error", reason)
@@ -215,6 +250,9 @@ class WorkerHandle:
 
     def _exit_message(self, outlook: str) -> str:
         self.process.join()
+        if self._stalled:
+            seconds = self._watch.still_seconds
+            return f"The engine's process stood still for {seconds:.0f} s and was ended. {outlook}."
         return f"The engine's process ended with code {self.process.exitcode}. {outlook}."
 
 

@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chatbot.engine.progress import Progress
 from chatbot.engine.protocol import EngineError, Request
 from chatbot.engine.workers.messages import (
     CallResult,
@@ -32,8 +33,9 @@ sleep after every matrix product are no faster than one thread. The number is Op
 where no wait policy is set; the server sets one."""
 
 
-def run_worker(pipe: Connection) -> None:
-    """Run a worker until it is told to close or the server has ended."""
+def run_worker(pipe: Connection, progress: Progress) -> None:
+    """Run a worker until it is told to close or the server has ended; count what its engine does
+    in ``progress``, which the server watches."""
     # A signal to the whole group is the server's business: it lets streams end first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -53,14 +55,14 @@ def run_worker(pipe: Connection) -> None:
         # On a thread that ends: OpenMP keeps a team of threads for each thread that has computed,
         # and where teams have more threads than there are cores, all sleep after every product.
         with ThreadPoolExecutor(1) as thread:
-            engine = thread.submit(_build_engine, config).result()
+            engine = thread.submit(_build_engine, config, progress).result()
     except TalkbackError as error:
         pipe.send(error)
         return
     WorkerLoop(pipe, engine).run()
 
 
-def _build_engine(config: WorkerConfig) -> "LocalEngine":
+def _build_engine(config: WorkerConfig, progress: Progress) -> "LocalEngine":
     """Load the base and start its engine. Raises BaseError, EngineError if the weights changed."""
     from chatbot.engine.local.local_engine import LocalEngine
     from chatbot.model.base import load_base
@@ -68,7 +70,7 @@ def _build_engine(config: WorkerConfig) -> "LocalEngine":
     base = load_base(config.base, config.revision)
     if base.fingerprint != config.fingerprint:
         raise EngineError(f"The weights of {config.base} have changed. Start the server again.")
-    return LocalEngine(base, config.settings, config.known_threads)
+    return LocalEngine(base, config.settings, config.known_threads, progress)
 
 
 class WorkerLoop:

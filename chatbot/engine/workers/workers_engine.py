@@ -42,6 +42,7 @@ SUMMED = (*COUNTERS, "slots", "running", "waiting")
 RESTART_DELAYS = (1, 5, 30)
 """Seconds to wait after a worker could not start, by the number of failures; then the last one."""
 RESTARTING_MESSAGE = "The engine is being started again. Try again in a moment."
+STALLED_MESSAGE = "The engine stands still; soon it is started again. Try again in a moment."
 
 
 class WorkersEngine:
@@ -111,8 +112,11 @@ class WorkersEngine:
 
     @property
     def unavailable_reason(self) -> str | None:
-        """Return why no request can be answered while no worker runs; else None."""
-        return None if self._workers else RESTARTING_MESSAGE
+        """Return why no request can be answered while no worker runs and gets on; else None."""
+        workers = self._current_workers()
+        if any(not worker.stands_still for worker in workers):
+            return None
+        return STALLED_MESSAGE if workers else RESTARTING_MESSAGE
 
     def submit(self, request: Request) -> Stream:
         """Send a request to a worker and return its stream.
@@ -127,12 +131,13 @@ class WorkersEngine:
                 raise EngineClosedError()
             if request.adapter != BASE and request.adapter not in self._adapters:
                 raise UnknownAdapterError(request.adapter, [BASE, *self._adapters])
-            if not self._workers:
-                raise UnreachableError(RESTARTING_MESSAGE)
-            waiting = sum(worker.num_streams for worker in self._workers) - self._num_slots()
+            workers = [worker for worker in self._workers if not worker.stands_still]
+            if not workers:
+                raise UnreachableError(STALLED_MESSAGE if self._workers else RESTARTING_MESSAGE)
+            waiting = sum(each.num_streams - each.info.slots for each in workers)
             if waiting >= self.settings.queue:
                 raise EngineBusyError(waiting, self._retry_after.estimate_seconds(waiting))
-            chosen = self._router.choose(request, self._workers)
+            chosen = self._router.choose(request, workers)
             self._share_cores(chosen)
             return chosen.submit(request)
 
@@ -171,9 +176,6 @@ class WorkersEngine:
         busy = {*starting, *(worker for worker in self._workers if worker.num_streams)}
         for worker in busy:
             worker.set_cores(available_cores() // len(busy))
-
-    def _num_slots(self) -> int:
-        return sum(worker.info.slots for worker in self._workers)
 
     def _current_workers(self) -> list[WorkerHandle]:
         with self._lock:

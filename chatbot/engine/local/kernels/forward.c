@@ -229,6 +229,14 @@ static void keep_logit_tokens(Thread me, const Work *w) {
     barrier_wait(me);
 }
 
+/* Where a forward counts its layers, for whoever watches that it gets on; set by Python. */
+int64_t *talkback_progress;
+
+static void count_layer(Thread me) {
+    if (me.index == 0 && talkback_progress)
+        __atomic_fetch_add(talkback_progress, 1, __ATOMIC_RELAXED);
+}
+
 /* A forward, on one of its threads. */
 static void run_forward(void *data) {
     Work *w = data;
@@ -243,10 +251,12 @@ static void run_forward(void *data) {
     for (int64_t layer = 0; layer < last; layer++) {
         project_qkv(me, w, layer);
         attend_and_mlp(me, w, &args->tokens, layer);
+        count_layer(me);
     }
     project_qkv(me, w, last);
     keep_logit_tokens(me, w);
     attend_and_mlp(me, w, &args->logit_tokens, last);
+    count_layer(me);
     FOR_SHARE(t, n) {
         rms_norm(row(w->y, t), row(w->residual, t), m->final_norm, m->hidden_size, m->eps);
         pack((int32_t *)row(w->input, t), row(w->y, t), m->hidden_size, m->lm_head.packing,

@@ -61,6 +61,12 @@ def compiled_layout(library: CDLL) -> Layout:
     }
 
 
+def count_layers(library: CDLL, address: int) -> None:
+    """Have the forwards from now on increase the 64-bit number at ``address`` with each layer."""
+    if hasattr(library, "talkback_progress"):  # older ones count nothing
+        c_void_p.in_dll(library, "talkback_progress").value = address
+
+
 def _declare_functions(library: CDLL) -> CDLL:
     """Give the exported functions of `forward.c` their types."""
     library.talkback_scratch_floats.restype = c_int64

@@ -162,6 +162,7 @@ class LlamaCpuRunner(TransformersRunner):
         if needed > len(self._scratch):
             self._scratch = torch.empty(needed)
         args.scratch = self._scratch.data_ptr()
+        library.count_layers(self._kernels, self.cache.progress.address)
         self._kernels.talkback_forward(byref(self._weights.model), byref(args))
 
     def _forget_buffers(self) -> None:

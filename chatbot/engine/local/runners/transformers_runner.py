@@ -63,7 +63,7 @@ class TransformersRunner:
     def with_own_cache(self, slots: int, length: int) -> Self:
         """Return the same runner over an empty cache of its own."""
         other = copy.copy(self)
-        other.cache = SlotKVCache(slots, length)
+        other.cache = SlotKVCache(slots, length, self.cache.progress)
         return other
 
     def set_threads(self, threads: int) -> None:
