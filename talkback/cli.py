@@ -7,11 +7,12 @@ talkback keys add | list | revoke     # who may come in
 """
 
 import getpass
+import io
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.table import Table
@@ -19,7 +20,7 @@ from rich.table import Table
 from chatbot.auth import api_keys
 from chatbot.registry import Registry
 from feedback.cycle_lock import read_running_cycle
-from feedback.errors import TalkbackError
+from feedback.errors import TalkbackError, describe_os_error
 from feedback.review.decisions import decide
 from feedback.review.queue import count_pending, list_pending
 from feedback.settings import Home, check_tables
@@ -29,11 +30,13 @@ from talkback.cycle_history import CycleHistory
 from talkback.output import (
     console,
     describe_value,
+    escape_control,
     show_curation,
     show_outcome,
     show_queue,
     show_rows,
     stderr,
+    styled,
 )
 
 app = typer.Typer(
@@ -123,7 +126,7 @@ def cycle(
         outcome = run_cycle(
             root,
             force=force,
-            on_progress=lambda stage, line: status.update(f"[bold]{stage}[/] {line}"),
+            on_progress=lambda stage, line: status.update(styled((stage, "bold"), f" {line}")),
         )
     if as_json:
         print(json.dumps(asdict(outcome)))
@@ -154,7 +157,7 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     summary["running cycle"] = summary["running cycle"] or "none"
     table = Table(box=None, show_header=False)
     for name, value in summary.items():
-        table.add_row(f"[bold]{name}", describe_value(value))
+        table.add_row(styled((name, "bold")), describe_value(value))
     console.print(table)
 
 
@@ -174,7 +177,7 @@ def adapters(home: HomeOption = None, as_json: JsonOption = False) -> None:
         }
         for adapter in registry.adapters()
     ]
-    show_rows(rows, as_json, "No adapter yet: start [bold]talkback serve[/bold] once.")
+    show_rows(rows, as_json, "No adapter yet: start `talkback serve` once.")
 
 
 @app.command(epilog=example_line("talkback promote a-3f9c02b1d7e4 --reason 'reads better'"))
@@ -244,7 +247,7 @@ def list_keys(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """List all keys, newest first, without their secrets."""
     store, _ = open_home(home)
     rows = [asdict(key) for key in api_keys.list_all(store)]
-    empty_message = "No key yet: make one with [bold]talkback keys add NAME[/bold]."
+    empty_message = "No key yet: make one with `talkback keys add NAME`."
     show_rows(rows, as_json, empty_message)
 
 
@@ -283,11 +286,21 @@ def decider(who: str | None) -> str:
 
 def main() -> None:
     """Run the command line; a user's mistake is one line with its remedy, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what an encoding lacks is written out
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except TalkbackError as error:
-        print(f"talkback: {error}", file=sys.stderr)
-        sys.exit(2)
+        end_with_line(str(error))
+    except OSError as error:
+        end_with_line(describe_os_error(error))
+
+
+def end_with_line(text: str) -> NoReturn:
+    """Print what went wrong in one line, and exit with 2."""
+    print(f"talkback: {escape_control(' '.join(text.split()))}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

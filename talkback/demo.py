@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from feedback.errors import TalkbackError
@@ -30,6 +28,7 @@ from feedback.review.decisions import decide
 from feedback.settings import Home
 from feedback.store import Store
 from talkback.cycle import run_cycle
+from talkback.output import SafeConsole, console, styled
 from talkback.stage import child_environment
 
 CHANGED_FACTS = {
@@ -66,14 +65,15 @@ class DemoQuestion:
 
 
 def play_demo(
-    folder: Path | None, *, port: int, stay: bool, console: Console | None = None
+    folder: Path | None, *, port: int, stay: bool, console: SafeConsole = console
 ) -> None:
     """Run the demo; then keep its server up until a signal, or end."""
-    console = console or Console()
     with demo_home(folder) as home, start_server(home.root, port, console) as client:
         Demo(home, client, console).run()
         if stay:
-            console.print(f"\nThe server stays up: [bold]{client.url}[/bold]   (Ctrl-C ends it)")
+            console.print(
+                styled("\nThe server stays up: ", (client.url, "bold"), "   (Ctrl-C ends it)")
+            )
             signal.sigwait({signal.SIGINT, signal.SIGTERM})
 
 
@@ -129,12 +129,12 @@ class DemoClient:
 
 
 @contextmanager
-def start_server(home: Path, port: int, console: Console) -> Iterator[DemoClient]:
+def start_server(home: Path, port: int, console: SafeConsole) -> Iterator[DemoClient]:
     """Start a server process on the starter model; yield its client once it answers."""
     port = port or free_port()
     command = [sys.executable, "-m", "talkback", "serve", "--home", str(home), "--port", str(port)]
     log = home / "server.log"
-    console.print(f"Starting [bold]talkback serve[/bold] on the starter model ({log})")
+    console.print(f"Starting `talkback serve` on the starter model ({log})")
     began = time.monotonic()
     make_file(log)
     with log.open("w") as file:
@@ -177,7 +177,7 @@ def free_port() -> int:
 class Demo:
     """Plays the loop act by act, printing each to the terminal while it happens."""
 
-    def __init__(self, home: Home, client: DemoClient, console: Console) -> None:
+    def __init__(self, home: Home, client: DemoClient, console: SafeConsole) -> None:
         self.home, self.client, self.console = home, client, console
         self.changed: list[DemoQuestion] = []
         self.rephrased: list[DemoQuestion] = []
@@ -214,7 +214,7 @@ class Demo:
     def title(self, text: str) -> None:
         """Print a line between the acts."""
         self.console.print()
-        self.console.rule(f"[bold]{text}")
+        self.console.rule(styled((text, "bold")))
 
     def measure(self, unaided: bool = True) -> list[str]:
         """Ask everything and print some answers; return "right/asked" of each group."""
@@ -229,8 +229,8 @@ class Demo:
             answer, _ = self.client.ask(question.text, unaided=unaided)
             right += question.fact in answer
             if number < SHOWN:
-                mark = "[green]✓[/green]" if question.fact in answer else "[red]✗[/red]"
-                self.console.print(f"  {mark} {question.text}  [dim]{escape(answer)}[/dim]")
+                mark = ("✓", "green") if question.fact in answer else ("✗", "red")
+                self.console.print(styled("  ", mark, f" {question.text}  ", (answer, "dim")))
         return f"{right}/{len(group)}"
 
     def correct(self) -> None:
@@ -244,9 +244,7 @@ class Demo:
             )
             self.client.give_feedback(message_id, "edit", {"text": right})
             decide(store, message_id, "reviewer", "approve", right)
-            self.console.print(
-                f"  [red]- {escape(answer)}[/red]\n  [green]+ {escape(right)}[/green]"
-            )
+            self.console.print(styled((f"  - {answer}\n", "red"), (f"  + {right}", "green")))
         store.close()
 
     def cycle(self) -> None:
@@ -254,13 +252,12 @@ class Demo:
         with self.console.status("the cycle begins") as status:
             outcome = run_cycle(
                 self.home,
-                on_progress=lambda stage, line: status.update(f"[bold]{stage}[/bold] {line}"),
+                on_progress=lambda stage, line: status.update(styled((stage, "bold"), f" {line}")),
             )
-        self.console.print(
-            f"  [bold]{outcome.kind}[/bold] in {sum(outcome.seconds.values()):.0f} s"
-        )
+        seconds = sum(outcome.seconds.values())
+        self.console.print(styled("  ", (outcome.kind, "bold"), f" in {seconds:.0f} s"))
         for reason in outcome.reasons:
-            self.console.print(f"  · {escape(reason)}")
+            self.console.print(f"  · {reason}")
         if outcome.kind != "promoted":
             raise DemoError(f"the cycle ended with {outcome.kind!r}: {outcome.detail}")
         began = time.monotonic()

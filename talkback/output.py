@@ -1,26 +1,57 @@
-"""Prints what the commands found: a table for people, or one JSON document for programs."""
+"""Prints what the commands found: a table for people, or one JSON document for programs.
+
+Other people's text is never markup, and its control characters never reach the terminal:
+``SafeConsole`` sees to that for every string that is printed.
+"""
 
 import json
+import re
 from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from feedback.curation.curate import Curation
 from feedback.review.queue import QueueItem
 from talkback.cycle_history import Outcome
 
-console = Console()
-stderr = Console(stderr=True)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters but tab and line feed, and lone surrogates, which no terminal can show."""
+
+
+def escape_control(text: str) -> str:
+    """Return the text with its control characters written out: ``\\x1b`` for an escape."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text.replace("\r\n", "\n"))
+
+
+def styled(*parts: str | tuple[str, str]) -> Text:
+    """Join texts, some of them with a style: ``styled(("train", "bold"), " step 3")``."""
+    pairs = [(part, "") if isinstance(part, str) else part for part in parts]
+    return Text.assemble(*((escape_control(text), style) for text, style in pairs))
+
+
+class SafeConsole(Console):
+    """Prints every string as it stands, without markup, highlighting or control characters."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Render a string; rich calls it for what is printed, in tables and titles too."""
+        return super().render_str(escape_control(text), **options)
+
+
+console = SafeConsole()
+stderr = SafeConsole(stderr=True)
 
 
 def show_outcome(outcome: Outcome) -> None:
     """Print how the cycle ended, why, and where the report is."""
-    console.print(f"[bold]{outcome.kind}[/bold]: {escape(outcome.detail)}")
+    console.print(styled((outcome.kind, "bold"), f": {outcome.detail}"))
     for reason in outcome.reasons:
-        console.print(f"  · {escape(reason)}")
+        console.print(f"  · {reason}")
     if outcome.report:
         console.print(f"  report: {outcome.report}")
 
@@ -41,10 +72,10 @@ def show_curation(curation: Curation, as_json: bool) -> None:
         return
     rows = Table("kind", "side", "question", "answer", title="would train or be held out")
     for row in curation.rows:
-        rows.add_row(row.kind, row.side, escape(row.prompt[-1]["content"]), escape(row.chosen))
+        rows.add_row(row.kind, row.side, row.prompt[-1]["content"], row.chosen)
     dropped = Table("answer", "why not", "text", title="would not train")
     for drop in curation.dropped:
-        dropped.add_row(drop.message_id, drop.reason, escape(drop.text))
+        dropped.add_row(drop.message_id, drop.reason, drop.text)
     console.print(rows, dropped)
 
 

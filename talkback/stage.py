@@ -51,7 +51,7 @@ class StageTimer:
 def run_stage(
     module: str, arguments: list[str], *, threads: int, on_output: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Run ``python -m module`` to its end and return the JSON object of its last line.
+    """Run ``python -m module`` to its end and return the JSON object that it printed last.
 
     Each non-blank line of its output goes to `on_output`. Raises StageError when the process fails
     or ends without JSON.
@@ -74,7 +74,7 @@ def run_stage(
             on_output(line)
     if process.wait() != 0:
         raise StageError(f"{module} ended with {process.returncode}: {last_line(recent)}")
-    return parse_result(module, recent[-1] if recent else "")
+    return find_result(module, recent)
 
 
 def stage_environment(threads: int) -> dict[str, str]:
@@ -115,12 +115,14 @@ def last_line(lines: deque[str]) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
-def parse_result(module: str, line: str) -> dict[str, Any]:
-    """Return the stage's result from its last line; StageError when that is no JSON object."""
-    try:
-        result = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise StageError(f"{module} ended without its JSON line, but with {line!r}") from error
-    if not isinstance(result, dict):
-        raise StageError(f"{module} answered {result!r}, not an object")
-    return result
+def find_result(module: str, lines: deque[str]) -> dict[str, Any]:
+    """Return the stage's result: the last line that is a JSON object. Libraries may print more
+    after it, as the process ends. Raises StageError when there is none."""
+    for line in reversed(lines):
+        try:
+            result = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(result, dict):
+            return result
+    raise StageError(f"{module} ended without its JSON line, but with {last_line(lines)!r}")

@@ -117,3 +117,49 @@ def test_every_command_has_help_with_an_example() -> None:
         line = [sys.executable, "-m", "talkback", *command.split(), "--help"]
         shown = subprocess.run(line, capture_output=True, text=True, cwd=ROOT).stdout
         assert f"Example: talkback {command}" in shown
+
+
+HOSTILE = (
+    "[/] [/bold] [bold",
+    "my_list[int] and [link=http://evil.example]here[/link]",
+    "\x1b[2J\x1b]0;owned\x07 \x9b31m \x08\x08",
+    ":smile: {'a': 1} [@click=quit]x[/]",
+)
+"""What a terminal, or rich, would take for commands."""
+
+
+def test_other_peoples_text_is_shown_as_it_stands(home: Home, store: Store) -> None:
+    for number, text in enumerate(HOSTILE):
+        message = answered(store, f"question {text}", f"answer {text}")
+        store.add_feedback(message, f"person {number}", "edit", {"text": f"edit {text}"})
+        folder = home.adapters / f"a-00000000000{number}"
+        folder.mkdir()
+        (folder / "manifest.json").write_text(json.dumps({"id": folder.name, "base": text}))
+        Registry(store, home).register(folder)
+    commands = {
+        ("review",): ("question ", "answer ", "edit "),
+        ("cycle", "--dry-run"): ("edit ",),
+        ("adapters",): ("",),
+    }
+    for command, prefixes in commands.items():
+        done = run_talkback(home, *command, COLUMNS="400")
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", done.stdout)
+        for text in HOSTILE:
+            shown = text.encode("unicode_escape").decode() if "\x1b" in text else text
+            for prefix in prefixes:
+                assert prefix + shown in done.stdout, (command, done.stdout)
+    done = run_talkback(home, "promote", HOSTILE[2])
+    assert done.returncode == 2 and "\x1b" not in done.stderr
+    done = run_talkback(home, "rollback", "--who", HOSTILE[0], "--reason", HOSTILE[2])
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("locale", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}])
+def test_a_terminal_that_lacks_letters_shows_them_written_out(
+    home: Home, store: Store, locale: dict[str, str]
+) -> None:
+    message = answered(store, "Où est le café? 咖啡", "Là-bas ☕")
+    store.add_feedback(message, "ann", "thumb", {"up": False})
+    done = run_talkback(home, "review", COLUMNS="400", **locale)
+    assert done.returncode == 0 and "caf" in done.stdout, done.stderr

@@ -23,6 +23,7 @@ from feedback.snapshot import write_snapshot
 from feedback.store import Store
 from talkback.cycle import preview_rows, run_cycle
 from talkback.cycle_history import CycleHistory, Outcome
+from tests.fixtures.command_line import run_talkback
 from tests.fixtures.lessons import LESSONS, TINY_RECIPE
 from tests.fixtures.server_process import SERVER_TOML
 from tests.fixtures.shop_corrections import ask_service, teach
@@ -219,9 +220,17 @@ def test_without_the_judged_snapshot_all_is_new(service: Service, home: Home, lo
             file.unlink()
     else:
         (judged.folder / "manifest.json").write_text("[]")
-    said: list[str] = []
-    outcome = run_cycle(Home.find(home.root), on_progress=lambda stage, line: said.append(line))
+    lines: list[str] = []
+    outcome = run_cycle(Home.find(home.root), on_progress=lambda stage, line: lines.append(line))
     assert outcome.detail == "5 new of 6 needed"
-    assert any("all counts as new" in line and judged.id in line for line in said)
+    assert any("all counts as new" in line and judged.id in line for line in lines)
     again = write_snapshot(curate(service.store, CurateSettings()), home.snapshots)
     assert again.id == judged.id, "a damaged snapshot ends every later cycle"
+
+
+def test_no_line_of_a_stage_ends_a_cycle(taught: Service, home: Home) -> None:
+    home.toml.write_text('[training.sft]\n"[/lerning] \\u001b[2J" = 1\n')
+    done = run_talkback(home, "cycle")
+    assert done.returncode == 1 and "\x1b" not in done.stdout
+    assert "unknown key '[/lerning] " in done.stdout, done.stderr
+    assert "Traceback" not in done.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from feedback.settings import Home
+from talkback.stage import run_stage
 from tests.fixtures.command_line import ROOT
 from tests.fixtures.server_process import ServerProcess
 
@@ -71,3 +72,13 @@ def test_a_users_working_folder_does_not_hide_a_servers_workers(
         server.ready()
     finally:
         server.kill()
+
+
+def test_the_result_is_found_though_a_library_prints_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "chatty.py").write_text(r"""print('{"id": 1}\n"[/]"\n3\n\x1b[0m leaked')""")
+    lines: list[str] = []
+    assert run_stage("chatty", [], threads=1, on_output=lines.append) == {"id": 1}
+    assert len(lines) == 4
