@@ -26,6 +26,7 @@ from evaluation import metrics, suites
 from evaluation.gate import GateSettings, judge
 from evaluation.report import Comparison, PreferenceMargin, Report, ScoredAnswer
 from evaluation.suites import AnswerScorer, Case, PreferencePair
+from feedback.curation.row_files import read_dialogues
 from feedback.errors import TalkbackError
 from feedback.settings import Home, Settings
 from feedback.snapshot import Record, Snapshot
@@ -157,17 +158,6 @@ def measure_preferences(
     return [PreferenceMargin(*row) for row in rows]
 
 
-def read_json_lines(file: Path | None) -> list[Record]:
-    """Read one JSON object a line; no file, no rows. Raises SuiteError."""
-    if file is None:
-        return []
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines if line]
-    except (OSError, ValueError) as error:
-        raise suites.SuiteError(f"cannot read {file} as JSON lines: {error}") from error
-
-
 def main(
     candidate: Annotated[Path, typer.Option(help="The new adapter's folder.")],
     current: Annotated[Path, typer.Option(help="The folder of the adapter in service.")],
@@ -186,7 +176,7 @@ def main(
         settings_home = Home.find(home)
         settings = EvaluationSettings.read(settings_home)
         gate = GateSettings.read(settings_home)
-        rows = read_json_lines(retention)
+        rows = read_dialogues(retention) if retention else []
         report = compare_adapters(
             candidate, current, base_model, revision, snapshot, rows, out, settings, gate
         )

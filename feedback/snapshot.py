@@ -10,13 +10,14 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from feedback.curation.curate import Curation
 from feedback.curation.outdated import partition_outdated as partition_outdated
+from feedback.curation.row_files import Record as Record
+from feedback.curation.row_files import read_rows
 from feedback.curation.rows import MessageDict, Row
 from feedback.errors import TalkbackError, describe_os_error
 from feedback.ids import now
@@ -24,7 +25,6 @@ from feedback.publish import publish_folder
 
 FORMAT = 1
 FILES = ("sft", "dpo", "replay", "repairs", "held_out", "held_out_pairs")
-Record = dict[str, Any]
 
 
 class SnapshotError(TalkbackError):
@@ -68,7 +68,7 @@ class Snapshot:
 
     def rows(self, name: str) -> list[Record]:
         """Return the rows of one of its files: "sft", "dpo", "held_out", ..."""
-        return list(_lines(self.folder / f"{name}.jsonl"))
+        return read_rows(self.folder / f"{name}.jsonl")
 
 
 _MANIFEST = ("id", "hash", "counts", "sources", "people", "created_at")
@@ -169,12 +169,6 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 
 def _to_json(record: Record) -> str:
     return json.dumps(record, ensure_ascii=False)
-
-
-def _lines(path: Path) -> Iterator[Record]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
 
 
 def _hash(folder: Path) -> str:

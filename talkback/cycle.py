@@ -19,6 +19,7 @@ from chatbot.registry import AdapterRow, Registry
 from evaluation.report import Report
 from feedback import exemplars
 from feedback.curation.curate import CurateSettings, Curation, curate
+from feedback.curation.row_files import Record, read_dialogues
 from feedback.cycle_lock import CycleLock, cycle_lock
 from feedback.ids import new_id
 from feedback.settings import Home, Settings, SettingsError
@@ -83,6 +84,7 @@ class Cycle:
         self.registry = Registry(self.store, home)
         self.history = CycleHistory(self.store)
         self.timer = StageTimer(on_progress, lock.enter_stage)
+        self.retention: list[Record] = []
 
     def run(self, force: bool) -> Outcome:
         """Curate, snapshot, train, compare, judge, promote; each stage's folder feeds the next."""
@@ -98,6 +100,7 @@ class Cycle:
         if not any(row.side == "train" for row in curation.rows):
             return Outcome("nothing to do", "no row to train on: approve or correct some answers")
         with self.timer.measure("snapshot"):
+            self.retention = self.read_base_rows("retention", current)
             snapshot = self.write_snapshot(curation, current)
         failed = self.history.count_failed_attempts(snapshot.id)
         if failed >= self.settings.attempts and not force:
@@ -148,7 +151,7 @@ class Cycle:
         """Compare the candidate with the adapter in service; return the report's folder."""
         rows = [*snapshot.rows("repairs"), *snapshot.rows("held_out")]
         corrected = [row["rejected"] for row in rows if "rejected" in row]
-        retention, _ = partition_outdated(self.read_base_rows("retention", current), corrected)
+        retention, _ = partition_outdated(self.retention, corrected)
         out = self.home.reports / new_id("rep")
         with TemporaryDirectory() as folder:
             retention_file = Path(folder) / "retention.jsonl"
@@ -223,15 +226,13 @@ class Cycle:
             judged = []
         return len(sources.symmetric_difference(judged))
 
-    def read_base_rows(self, name: str, current: AdapterRow) -> list[dict[str, Any]]:
+    def read_base_rows(self, name: str, current: AdapterRow) -> list[Record]:
         """Read replay or retention rows: of the file that the settings name, else the base's."""
         configured: Path | None = getattr(self.settings, name)
-        file = configured or Path(current.base) / f"{name}.jsonl"
+        file = configured.expanduser() if configured else Path(current.base) / f"{name}.jsonl"
         if configured and not file.is_file():
             raise SettingsError(f"{name} = {str(file)!r} in [cycle]: there is no such file")
-        if not file.is_file():
-            return []
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return read_dialogues(file) if file.is_file() else []
 
     def run_on_base(self, name: str, module: str, current: AdapterRow, *arguments: object) -> Any:
         """Run a stage's process on the base of the adapter in service; return its JSON result."""

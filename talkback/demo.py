@@ -6,7 +6,6 @@ A shop has changed some of its terms. The bot still gives the old ones; a custom
 reviewer corrects, and the table at the end shows what the bot has learnt, and what it has kept.
 """
 
-import json
 import signal
 import socket
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any
 import httpx
 from rich.table import Table
 
+from feedback.curation.row_files import read_rows
 from feedback.errors import TalkbackError
 from feedback.publish import make_file
 from feedback.review.decisions import decide
@@ -187,8 +187,7 @@ class Demo:
 
     def load_questions(self) -> None:
         """Load the questions: the changed ones, other ways to ask them, and all the rest."""
-        for line in (STARTER / "questions.jsonl").read_text().splitlines():
-            entry = json.loads(line)
+        for entry in read_rows(STARTER / "questions.jsonl"):
             if entry["topic"] not in CHANGED_FACTS:
                 self.untouched.append(DemoQuestion(entry["question"], entry["fact"]))
                 continue

@@ -17,6 +17,7 @@ from chatbot.service import Service
 from evaluation.report import Report
 from feedback import exemplars
 from feedback.curation.curate import CurateSettings, curate
+from feedback.curation.row_files import RowFileError
 from feedback.cycle_lock import cycle_lock
 from feedback.settings import Home
 from feedback.snapshot import write_snapshot
@@ -234,3 +235,15 @@ def test_no_line_of_a_stage_ends_a_cycle(taught: Service, home: Home) -> None:
     assert done.returncode == 1 and "\x1b" not in done.stdout
     assert "unknown key '[/lerning] " in done.stdout, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("setting", ["replay", "retention"])
+def test_rows_that_cannot_be_read_end_the_cycle_before_it_trains(
+    taught: Service, home: Home, tmp_path: Path, setting: str
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('\ufeff{"question": "a", "answer": "b\u2028"}\r\n\n{"text": "a"}\n')
+    home.toml.write_text(f"[cycle]\n{setting} = '{file}'\n")
+    with pytest.raises(RowFileError, match=r"rows.jsonl, line 3: a dialogue is"):
+        run_cycle(home)
+    assert not begun(home)
