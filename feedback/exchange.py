@@ -37,6 +37,12 @@ class Exchange:
         return self._user_turns[:-1]
 
     @property
+    def is_complete(self) -> bool:
+        """Tell whether the answer was given to its end: a part is no example of anything."""
+        ended = self.speaker is None or self.speaker.finish == "stop"
+        return ended and bool(self.answer.content.strip())
+
+    @property
     def _user_turns(self) -> list[str]:
         return [message.content for message in self.thread if message.role == "user"]
 

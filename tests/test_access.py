@@ -34,6 +34,7 @@ from feedback.settings import Home
 from feedback.store import Store
 from tests.fakes.scripted_engine import ScriptedEngine, new_adapter, open_service
 from tests.fixtures.api_client import MESSAGES, read_error
+from tests.fixtures.conversations import add_answer, add_edit
 from tests.fixtures.http_server import serve_app
 
 Row = tuple[Role | None, str, Any]
@@ -61,6 +62,7 @@ ROUTES: dict[tuple[str, str], Row] = {
         {"inference_id": "ANSWER", "metric_name": "thumbs_up", "value": True},
     ),
     ("GET", "/v1/reviews/next"): ("reviewer", "/v1/reviews/next", None),
+    ("GET", "/v1/reviews/{message_id}"): ("reviewer", "/v1/reviews/ANSWER", None),
     ("POST", "/v1/reviews/{message_id}"): (
         "reviewer",
         "/v1/reviews/ANSWER",
@@ -396,6 +398,25 @@ def test_reviews_go_on_over_http(server: AccessServer) -> None:
     assert read_error(nobody)[0] == 404
     unknown = server.http.post(f"/v1/reviews/{message}", json={"action": "no"}, headers=bearer)
     assert read_error(unknown)[1]["param"] == "action"
+
+
+def test_a_decision_over_http_overrules_nobody_unknowingly(server: AccessServer) -> None:
+    reviewer, operator = server.bearer("reviewer"), server.bearer("operator")
+    store = server.service.store
+    message = add_edit(store, add_answer(store, "When do you open?"), "At nine.")
+    path = f"/v1/reviews/{message}"
+    seen = server.http.get("/v1/reviews/next", headers=operator).json()["item"]
+    assert (seen["edits"][0]["text"], seen["disagree"]) == ("At nine.", False)
+    correction = {"action": "correct", "answer": "At ten.", "seen": seen["version"]}
+    assert server.http.post(path, json=correction, headers=reviewer).status_code == 200
+    for body in ({"action": "reject", "seen": seen["version"]}, {"action": "reject"}):
+        status, error = read_error(server.http.post(path, json=body, headers=operator))
+        assert (status, error["code"], error["param"]) == (409, "changed_since_seen", "seen")
+        assert 'the reviewer corrected it to "At ten." on 20' in error["message"]
+    now = server.http.get(path, headers=operator).json()
+    assert now["decision"]["answer"] == "At ten."
+    body = {"action": "reject", "seen": now["version"]}
+    assert server.http.post(path, json=body, headers=operator).json()["reviewer"] == "the operator"
 
 
 def test_promotions_over_http_are_followed_and_mistakes_told(server: AccessServer) -> None:

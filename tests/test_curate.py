@@ -85,7 +85,7 @@ def test_the_prompt_has_the_system_prompt_and_not_the_exemplars(store: Store) ->
     ]
 
 
-@pytest.mark.parametrize("finish", ["cancelled", "error"])
+@pytest.mark.parametrize("finish", ["length", "cancelled", "error"])
 def test_half_an_answer_is_corrected_but_nothing_to_prefer_to(store: Store, finish: Any) -> None:
     speaker = replace(SPEAKER, finish=finish)
     decide(store, add_answer(store, "Open?", "From", speaker=speaker), "rita", "correct", "From 9.")
@@ -194,6 +194,7 @@ def test_a_persons_last_word_counts(store: Store) -> None:
         ("From 9.", "", "stop", "empty answer"),
         ("From 9.", "from 9", "stop", "the two answers say the same"),
         ("From 9.", "Fr", "cancelled", "an answer was cut short"),
+        ("From 9.", "Fr", "length", "an answer was cut short"),
     ],
 )
 def test_a_pair_needs_two_whole_and_different_answers(

@@ -61,11 +61,13 @@ def log_in(page: Page, key: str) -> None:
     page.get_by_role("button", name="Open").click()
 
 
-def add_answer(service: "Service", question: str, answer: str) -> str:
+def add_answer(
+    service: "Service", question: str, answer: str, speaker: Speaker | None = None
+) -> str:
     """Store an answer to a question, in a conversation of its own; return its id."""
     conversation = service.store.start_conversation("ann", question)
     question_id = service.store.add_message(conversation, None, "user", question)
-    speaker = Speaker(adapter=service.speaking, base="tiny")
+    speaker = speaker or Speaker(adapter=service.speaking, base="tiny")
     return service.store.add_message(conversation, question_id, "assistant", answer, speaker)
 
 
@@ -131,6 +133,72 @@ def test_decisions_lead_through_the_queue(page: Page, service: "Service") -> Non
     expect(page.get_by_text("All caught up")).to_be_visible()
     decisions = [decision_on(service.store, message) for message in (first, second)]
     assert [decision and decision.action for decision in decisions] == ["reject", "correct"]
+
+
+def test_who_decides_second_learns_who_decided_what_and_when_and_keeps_the_own_words(
+    page: Page, service: "Service"
+) -> None:
+    message = add_edited_answer(service, "Do you rent tents?", "No.", "Yes.")
+    page.reload()
+    page.fill("#tb-answer textarea", "Yes, for a week.")
+    decide(service.store, message, "rita", "correct", "Yes, daily.")
+    page.click("#tb-correct")
+    expect(page.get_by_role("alert")).to_contain_text('rita corrected it to "Yes, daily." on 20')
+    expect(page.locator("#tb-case .tb-tags")).to_contain_text("rita corrected it just now")
+    expect(page.locator("#tb-answer textarea")).to_have_value("Yes, for a week.")
+    decision = decision_on(service.store, message)
+    assert decision is not None and decision.reviewer == "rita"
+    page.click("#tb-correct")
+    expect(page.get_by_text("All caught up")).to_be_visible()
+    decision = decision_on(service.store, message)
+    assert decision is not None and decision.answer == "Yes, for a week."
+
+
+def test_all_that_people_propose_is_shown_with_names_and_one_is_chosen(
+    page: Page, service: "Service"
+) -> None:
+    message = add_answer(service, "When does the ferry leave?", "At noon.")
+    for person, text in (("ann", "At one."), ("bob", "At two."), ("cleo", "At three.")):
+        service.store.add_feedback(message, person, "edit", {"text": text})
+    page.reload()
+    case = page.locator("#tb-case")
+    expect(case).to_contain_text("They disagree")
+    expect(page.locator(".tb-proposal")).to_have_count(3)
+    for person, text in (("ann", "At one."), ("bob", "At two."), ("cleo", "At three.")):
+        expect(page.locator(".tb-proposal", has_text=text)).to_contain_text(f"{person}, just now")
+    page.get_by_label("bob, just now: At two.").check()
+    expect(page.locator("#tb-answer textarea")).to_have_value("At two.")
+    page.click("#tb-approve")
+    expect(page.get_by_text("All caught up")).to_be_visible()
+    decision = decision_on(service.store, message)
+    assert decision is not None and (decision.action, decision.answer) == ("approve", "At two.")
+
+
+def test_of_a_disliked_answer_the_first_thing_to_do_is_to_correct_it(
+    page: Page, service: "Service"
+) -> None:
+    message = add_answer(service, "Do you sell sails?", "We sell snails.")
+    service.store.add_feedback(message, "ann", "thumb", {"up": False})
+    page.reload()
+    expect(page.locator("#tb-correct")).to_contain_class("primary")
+    expect(page.locator("#tb-approve")).not_to_contain_class("primary")
+    page.click("#tb-correct")
+    expect(page.get_by_role("alert")).to_contain_text("the answer as it was given")
+    assert decision_on(service.store, message) is None
+
+
+def test_a_cut_answer_is_seen_to_be_cut_and_cannot_be_approved_as_it_is(
+    page: Page, service: "Service"
+) -> None:
+    cut = Speaker(adapter=service.speaking, base="tiny", finish="length")
+    message = add_answer(service, "Who built the boat?", "It was built by", cut)
+    service.store.add_feedback(message, "ann", "thumb", {"up": False})
+    page.reload()
+    expect(page.locator("#tb-case .tb-cut")).to_contain_text("cut here")
+    expect(page.locator("#tb-approve")).to_be_disabled()
+    page.fill("#tb-answer textarea", "It was built by Ann.")
+    page.click("#tb-correct")
+    expect(page.get_by_text("All caught up")).to_be_visible()
 
 
 def test_an_empty_correction_is_refused_in_words(page: Page, service: "Service") -> None:

@@ -1,15 +1,21 @@
 """Reviewers' decisions: what each does to approved answers, and which are refused."""
 
+import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlite_utils import Database as Tables
 
+from feedback.curation.curate import curate
+from feedback.db.migrations import MIGRATIONS, load_migrations
 from feedback.exemplars import active_answers, find_approved
 from feedback.messages import NotFoundError, Speaker
 from feedback.review.decisions import BadDecisionError, decide, decision_on
 from feedback.store import Store
-from tests.fixtures.conversations import add_answer, add_edit, add_thumbs_down
+from tests.fixtures.conversations import SPEAKER, add_answer, add_edit, add_thumbs_down
 
 
 @pytest.fixture
@@ -125,3 +131,57 @@ def test_a_decision_that_cannot_be_is_refused(
     id = add_answer(store, "Open?")
     with pytest.raises(error, match=message):
         decide(store, of(store, id), "rita", action)
+
+
+CUT = replace(SPEAKER, finish="length")
+
+
+@pytest.mark.parametrize(
+    ("action", "text"), [("approve", None), ("approve", "From 9 to"), ("correct", " From 9 to\n")]
+)
+@pytest.mark.parametrize("finish", ["length", "cancelled", "error"])
+def test_an_answer_without_its_end_is_never_right_as_it_is(
+    store: Store, action: str, text: str | None, finish: Any
+) -> None:
+    speaker = replace(SPEAKER, finish=finish)
+    id = add_thumbs_down(store, add_answer(store, "Open?", "From 9 to", speaker=speaker), "ann")
+    with pytest.raises(BadDecisionError, match="cut before its end; correct it with the whole"):
+        decide(store, id, "rita", action, text)
+    assert active_answers(store) == []
+    assert decide(store, id, "rita", "correct", "From 9 to 6.").answer == "From 9 to 6."
+
+
+def test_an_edit_that_repeats_a_cut_answer_does_not_complete_it(store: Store) -> None:
+    id = add_edit(store, add_answer(store, "Open?", "From 9 to", speaker=CUT), "From 9 to")
+    with pytest.raises(BadDecisionError, match="cut before its end"):
+        decide(store, id, "rita", "approve")
+    assert decide(store, add_edit(store, id, "From 9."), "rita", "approve").answer == "From 9."
+
+
+def test_cut_answers_that_an_older_talkback_approved_are_withdrawn(tmp_path: Path) -> None:
+    path, made = tmp_path / "old.db", Store(tmp_path / "new.db")
+    step = next(one.__name__ for one in MIGRATIONS if one.__name__.endswith("_cut_answers"))
+    whole, cut = (add_answer(made, question, "From 9 to") for question in ("Open?", "When?"))
+    for id in (whole, cut):
+        decide(made, id, "rita", "approve")
+    old = Tables(sqlite3.connect(path))
+    load_migrations().apply(old, stop_before=[step])
+    old.conn.execute(f"pragma user_version = {int(step[1:4]) - 1}")
+    old.conn.execute("attach ? as made", (str(made.path),))
+    with old.conn:
+        for table in ("conversation", "message", "review", "approved"):
+            old.conn.execute(f"insert into {table} select * from made.{table} order by rowid")
+        old.conn.execute(
+            "insert into speaker select * from made.speaker where message_id = ?", (whole,)
+        )
+        columns = ", ".join(
+            "'length'" if row[1] == "finish" else row[1]
+            for row in old.conn.execute("pragma table_info(speaker)")
+        )
+        old.conn.execute(
+            f"insert into speaker select {columns} from made.speaker where message_id = ?", (cut,)
+        )
+    old.close()
+    store = Store(path)
+    assert [one.message_id for one in active_answers(store)] == [whole]
+    assert {row.message_id for row in curate(store).rows} == {whole}

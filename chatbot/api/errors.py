@@ -28,6 +28,7 @@ from feedback.db.database import StoreError
 from feedback.errors import TalkbackError
 from feedback.kinds import IdempotencyKeyTakenError
 from feedback.messages import NotFoundError
+from feedback.review.conflicts import DecisionConflictError
 
 log = logging.getLogger("talkback")
 
@@ -69,6 +70,8 @@ def to_api_error(error: Exception) -> ApiError:
             return ApiError(404, str(error), code="not_found")
         case IdempotencyKeyTakenError():
             return ApiError(409, str(error), param="idempotency_key", code="idempotency_key_taken")
+        case DecisionConflictError():
+            return ApiError(409, str(error), param="seen", code="changed_since_seen")
         case ForbiddenError():
             return ApiError(403, str(error), "permission_error", code="forbidden")
         case BadKeyError():

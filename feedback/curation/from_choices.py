@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from feedback.curation.rows import Dropped, Row, is_complete, prompt_messages, same_text
+from feedback.curation.rows import Dropped, Row, prompt_messages, same_text
 from feedback.exchange import Exchange
 from feedback.exemplars import question_key
 from feedback.review.decisions import decisions_in_force
@@ -120,7 +120,7 @@ def _reason_to_drop(better: Exchange, worse: Exchange, standards: _Standards) ->
     chosen, rejected = better.answer.content, worse.answer.content
     if not chosen.strip() or not rejected.strip():
         return "empty answer"
-    if not (is_complete(better) and is_complete(worse)):
+    if not (better.is_complete and worse.is_complete):
         return "an answer was cut short"
     if same_text(chosen, rejected):
         return "the two answers say the same"

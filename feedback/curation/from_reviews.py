@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from feedback.curation.rows import Dropped, Row, is_complete, prompt_messages
+from feedback.curation.rows import Dropped, Row, prompt_messages
 from feedback.exchange import Exchange
 from feedback.kinds import Feedback
 from feedback.review.decisions import Decision
@@ -56,7 +56,7 @@ def _row(decision: Decision, exchange: Exchange, feedback: Sequence[Feedback]) -
         kind="sft",
         prompt=prompt_messages(exchange),
         chosen=decision.answer or "",
-        rejected=given if differs and is_complete(exchange) else None,
+        rejected=given if differs and exchange.is_complete else None,
         message_id=decision.message_id,
         sources=[decision.id, *(edit.id for edit in edits)],
         people=sorted({exchange.person, *(edit.person for edit in edits)}),

@@ -56,10 +56,3 @@ def prompt_messages(exchange: Exchange) -> list[MessageDict]:
 def same_text(first: str, second: str) -> bool:
     """Tell whether texts differ in case, punctuation and spacing at most: nothing to prefer."""
     return normalise_text(first) == normalise_text(second)
-
-
-def is_complete(exchange: Exchange) -> bool:
-    """Tell whether an answer was given to its end: half of one is no example of anything."""
-    speaker = exchange.speaker
-    ended = speaker is None or speaker.finish in ("stop", "length")
-    return ended and bool(exchange.answer.content.strip())

@@ -363,5 +363,16 @@ def m009_pending(db: "Database") -> None:
         group by message_id""")
 
 
+@_migration
+def m010_cut_answers(db: "Database") -> None:
+    """Withdraw the answers that were approved as they were given although they lack their end."""
+    db.execute("""
+        insert or ignore into withdrawal (approved_id, reason, created_at)
+        select a.id, 'the answer was cut short', strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+        from approved a join message m on m.id = a.message_id
+            join speaker s on s.message_id = m.id
+        where s.finish <> 'stop' and trim(a.answer) = trim(m.content)""")
+
+
 SCHEMA_VERSION = len(MIGRATIONS)
 """What ``pragma user_version`` says of a database that is up to date."""

@@ -3,7 +3,8 @@
 An approved or corrected answer is given from the next question on, and trains in the next cycle.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,8 +13,7 @@ from feedback.errors import TalkbackError
 from feedback.exchange import Exchange
 from feedback.exemplars import question_key
 from feedback.ids import new_id, now
-from feedback.kinds import Feedback
-from feedback.messages import Message
+from feedback.review.conflicts import check_own, check_seen
 from feedback.store import Store
 
 Action = Literal["approve", "correct", "reject"]
@@ -44,13 +44,17 @@ def decide(
     action: str,
     answer: str | None = None,
     note: str = "",
+    *,
+    seen: str | None = None,
 ) -> Decision:
     """Keep a reviewer's decision, whole or not at all.
 
     ``approve``: the newest edit is right, or the answer itself where nobody edited it; an
     ``answer`` given with it is the text that the reviewer saw, and must be that text.
     ``correct``: ``answer`` is right. ``reject``: nothing of this answer trains.
-    Raises NotFoundError, or BadDecisionError.
+    ``seen`` is the QueueItem's version that the reviewer saw; of several edits ``answer`` may then
+    be any. Raises NotFoundError, BadDecisionError, or DecisionConflictError when somebody has said
+    or decided something since; without ``seen``, when it would overrule another reviewer.
     """
     if action not in get_args(Action):
         raise BadDecisionError(f"unknown action {action!r}; one of {', '.join(get_args(Action))}")
@@ -59,12 +63,20 @@ def decide(
         if exchange.answer.role != "assistant" or not exchange.question.strip():
             raise BadDecisionError(f"{message_id} answers nobody; decide on an answer to a person")
         given = store.feedback_on(message_id)
+        in_force = decision_on(store, message_id)
+        if seen is not None:
+            check_seen(message_id, seen, given, in_force)
+        edits = [one.value["text"] for one in given if one.kind == "edit"]
+        right = _right_answer(action, answer, edits if seen else edits[-1:], exchange)
+        waits = store.row("select 1 from pending where message_id = ?", (message_id,))
+        if seen is None and in_force and not waits and in_force.answer != right:
+            check_own(in_force, reviewer)
         decision = Decision(
             id=new_id("rev"),
             message_id=message_id,
             reviewer=reviewer,
             action=action,  # type: ignore[arg-type]  # checked above
-            answer=_answer_to_approve(action, answer, newest_edit(given), exchange.answer),
+            answer=right,
             note=note,
             feedback_id=given[-1].id if given else None,
             created_at=now(),
@@ -75,22 +87,28 @@ def decide(
     return decision
 
 
-def _answer_to_approve(
-    action: str, answer: str | None, edit: Feedback | None, message: Message
+def _right_answer(
+    action: str, answer: str | None, edits: Sequence[str], exchange: Exchange
 ) -> str | None:
+    """Return the text that a decision declares right, None for a rejection. ``edits`` are those
+    that can be approved; without any it is the answer as it was given."""
     if action == "reject":
         return None
-    if action == "correct":
-        right = answer or ""
-    else:
-        right = edit.value["text"] if edit else message.content
-        if answer is not None and answer != right:
-            raise BadDecisionError(
-                f"the text to approve for {message.id} is not the newest one any more; "
-                "look again, or correct it with your own text"
-            )
+    given = exchange.answer
+    texts = edits or [given.content]
+    right = (answer or "") if action == "correct" else texts[-1] if answer is None else answer
+    if action == "approve" and right not in texts:
+        raise BadDecisionError(
+            f"the text to approve for {given.id} is not the newest one any more; "
+            "look again, or correct it with your own text"
+        )
     if not right.strip():
-        raise BadDecisionError(f"the answer to {message.id} is empty; correct it with a text")
+        raise BadDecisionError(f"the answer to {given.id} is empty; correct it with a text")
+    if right.strip() == given.content.strip() and not exchange.is_complete:
+        raise BadDecisionError(
+            f"the answer {given.id} was cut before its end; correct it with the whole text, "
+            "or reject it"
+        )
     return right
 
 
@@ -143,12 +161,14 @@ def decision_on(store: Store, message_id: str) -> Decision | None:
     return Decision(**row) if row else None
 
 
-def decisions_in_force(store: Store) -> dict[str, Decision]:
-    """Return the newest decision on every answer that has one, by the answer's message id."""
-    sql = "select * from review where rowid in (select max(rowid) from review group by message_id)"
-    return {row["message_id"]: Decision(**row) for row in store.rows(sql)}
-
-
-def newest_edit(given: Sequence[Feedback]) -> Feedback | None:
-    """Return the last edit among feedback that is ordered oldest first; None when there is none."""
-    return next((one for one in reversed(given) if one.kind == "edit"), None)
+def decisions_in_force(
+    store: Store, message_ids: Iterable[str] | None = None
+) -> dict[str, Decision]:
+    """Return the newest decision on every answer that has one, or on each of these answers, by the
+    answer's message id."""
+    ids = None if message_ids is None else json.dumps(list(message_ids))
+    chosen = "" if ids is None else "where message_id in (select value from json_each(?))"
+    sql = f"""select * from review where rowid in
+        (select max(rowid) from review {chosen} group by message_id)"""
+    rows = store.rows(sql, () if ids is None else (ids,))
+    return {row["message_id"]: Decision(**row) for row in rows}

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from feedback.exchange import Exchange
 from feedback.kinds import Feedback
 from feedback.messages import Message
-from feedback.review.decisions import newest_edit
+from feedback.review.conflicts import review_version
+from feedback.review.decisions import Decision, decisions_in_force
 from feedback.store import Store
 
 _EDIT = 1000
@@ -17,15 +18,33 @@ _EDIT = 1000
 
 
 @dataclass(frozen=True)
+class Proposal:
+    """Holds a text that people propose instead of an answer, and when the last of them did."""
+
+    text: str
+    people: list[str]
+    created_at: str
+
+
+@dataclass(frozen=True)
 class QueueItem:
-    """Holds an answer that waits for a reviewer; ``proposed`` is the newest edit of it, if any."""
+    """Holds an answer that waits for a reviewer, with all that was said of it.
+
+    ``version`` names the state that is seen here: it is given back with the decision.
+    """
 
     exchange: Exchange
     why: str
-    proposed: str | None
+    proposals: list[Proposal]
+    """The different texts of people's edits, that of the newest edit at the end."""
+    disagree: bool
+    """Whether different people propose different texts."""
     reasons: list[str]
     comments: list[str]
     priority: int
+    decision: Decision | None
+    """The decision in force; None when nobody has decided yet."""
+    version: str
 
     @property
     def answer(self) -> Message:
@@ -37,16 +56,30 @@ class QueueItem:
         """Return the question that it answers."""
         return self.exchange.question
 
+    @property
+    def proposed(self) -> str | None:
+        """Return the text of the newest edit, if any."""
+        return self.proposals[-1].text if self.proposals else None
+
+    @property
+    def finish(self) -> str:
+        """Return why the answer ended; all but "stop" is before its end."""
+        return self.exchange.speaker.finish if self.exchange.speaker else "stop"
+
 
 def list_pending(store: Store, limit: int = 50) -> list[QueueItem]:
     """Return the undecided answers, most pressing first. A new edit brings a decided one back."""
     sql = "select * from pending order by priority desc, message_id limit ?"
-    priorities = {row["message_id"]: row["priority"] for row in store.rows(sql, (limit,))}
-    exchanges = store.exchanges(priorities)
-    feedback = store.feedback_by_message(priorities)
-    return [
-        _queue_item(exchanges[id], feedback[id], priority) for id, priority in priorities.items()
-    ]
+    rows = store.rows(sql, (limit,))
+    return _queue_items(store, {row["message_id"]: row["priority"] for row in rows})
+
+
+def find_item(store: Store, message_id: str) -> QueueItem:
+    """Return an answer as the queue shows it, even if it does not wait; raise NotFoundError."""
+    store.message(message_id)
+    row = store.row("select priority from pending where message_id = ?", (message_id,))
+    (item,) = _queue_items(store, {message_id: row["priority"] if row else 0})
+    return item
 
 
 def count_pending(store: Store) -> int:
@@ -55,18 +88,51 @@ def count_pending(store: Store) -> int:
     return int(row["waiting"]) if row else 0
 
 
-def _queue_item(exchange: Exchange, given: Sequence[Feedback], priority: int) -> QueueItem:
+def _queue_items(store: Store, priorities: dict[str, int]) -> list[QueueItem]:
+    exchanges = store.exchanges(priorities)
+    feedback = store.feedback_by_message(priorities)
+    decisions = decisions_in_force(store, priorities)
+    return [
+        _queue_item(exchanges[id], feedback[id], decisions.get(id), priority)
+        for id, priority in priorities.items()
+    ]
+
+
+def _queue_item(
+    exchange: Exchange, given: Sequence[Feedback], decision: Decision | None, priority: int
+) -> QueueItem:
     down = _thumbs_down(given)
-    edit = newest_edit(given)
+    edits = [one for one in given if one.kind == "edit"]
     comments = [one.value["text"] for one in given if one.kind == "comment"]
     return QueueItem(
         exchange=exchange,
         why=_describe_signals(priority, down, comments),
-        proposed=edit.value["text"] if edit else None,
+        proposals=_proposals(edits),
+        disagree=len(set(_newest_texts(edits).values())) > 1,
         reasons=sorted({reason for thumb in down for reason in thumb.value.get("reasons", [])}),
         comments=comments,
         priority=priority,
+        decision=decision,
+        version=review_version(given, decision),
     )
+
+
+def _proposals(edits: Sequence[Feedback]) -> list[Proposal]:
+    """Return the different texts of edits that are ordered oldest first, in the order in which
+    each was proposed last."""
+    by_text: dict[str, list[Feedback]] = {}
+    for edit in edits:
+        text = edit.value["text"]
+        by_text[text] = [*by_text.pop(text, []), edit]
+    return [
+        Proposal(text, list(dict.fromkeys(one.person for one in same)), same[-1].created_at)
+        for text, same in by_text.items()
+    ]
+
+
+def _newest_texts(edits: Sequence[Feedback]) -> dict[str, str]:
+    """Return the text of each person's newest edit."""
+    return {edit.person: edit.value["text"] for edit in edits}
 
 
 def _describe_signals(priority: int, down: Sequence[Feedback], comments: Sequence[str]) -> str:

@@ -28,6 +28,14 @@ class ReviewTurn(BaseModel):
     content: str
 
 
+class ReviewEdit(BaseModel):
+    """Holds a text that people propose, and when the last of them did."""
+
+    text: str
+    people: list[str]
+    created_at: str
+
+
 class ReviewItem(BaseModel):
     """Describes an answer that waits for a reviewer."""
 
@@ -36,10 +44,20 @@ class ReviewItem(BaseModel):
     answer: str
     proposed: str | None
     """The newest edit of it."""
+    edits: list[ReviewEdit]
+    """All edits of it, by their text; the newest is at the end."""
+    disagree: bool
+    """Whether different people propose different texts."""
+    finish: str
+    """Why it ended; an answer that did not "stop" was cut, and cannot be approved as it is."""
     why: str
     reasons: list[str]
     comments: list[str]
     thread: list[ReviewTurn]
+    decision: Decision | None
+    """The decision in force on it; None when nobody has decided yet."""
+    version: str
+    """What was seen: send it back as ``seen`` with the decision."""
 
 
 class NextReview(BaseModel):
@@ -52,11 +70,13 @@ class NextReview(BaseModel):
 class ReviewRequest(BaseModel):
     """Holds the body of POST /v1/reviews/{message_id}. ``answer`` is the right text: needed to
     correct; with ``approve`` it is the text that was seen, and refused when that is not
-    the newest."""
+    the newest. ``seen`` is the item's version that was seen: anything said or decided since
+    is answered with 409. Without it a decision that would overrule another reviewer's is."""
 
     action: Action
     answer: str | None = None
     note: str = ""
+    seen: str | None = None
     reviewer: str = ""
     """Who decides, where the key has no name."""
 
@@ -73,13 +93,19 @@ def router(service: "Service") -> APIRouter:
         item = review_item(first[0]) if first else None
         return NextReview(waiting=queue.count_pending(service.store), item=item)
 
+    @routes.get("/reviews/{message_id}", dependencies=[reviewer])
+    def show_review(message_id: str) -> ReviewItem:
+        """Return an answer as reviewers see it now, decided or not."""
+        return review_item(queue.find_item(service.store, message_id))
+
     @routes.post("/reviews/{message_id}")
     def decide(
         message_id: str, body: ReviewRequest, caller: Annotated[Caller, reviewer]
     ) -> Decision:
         """Approve, correct or reject an answer; the decision applies from the next question on."""
         who = caller.decider(body.reviewer, "reviewer")
-        return decisions.decide(service.store, message_id, who, body.action, body.answer, body.note)
+        given = (body.action, body.answer, body.note)
+        return decisions.decide(service.store, message_id, who, *given, seen=body.seen)
 
     return routes
 
@@ -91,10 +117,15 @@ def review_item(item: QueueItem) -> ReviewItem:
         question=item.question,
         answer=item.answer.content,
         proposed=item.proposed,
+        edits=[ReviewEdit(**vars(proposal)) for proposal in item.proposals],
+        disagree=item.disagree,
+        finish=item.finish,
         why=item.why,
         reasons=item.reasons,
         comments=item.comments,
         thread=[
             ReviewTurn(role=turn.role, content=turn.content) for turn in item.exchange.thread[:-1]
         ],
+        decision=item.decision,
+        version=item.version,
     )

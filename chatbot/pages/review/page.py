@@ -16,6 +16,7 @@ from chatbot.pages.review import view
 from chatbot.pages.signature import add_signature
 from feedback.errors import TalkbackError
 from feedback.review import decisions, queue
+from feedback.review.conflicts import DecisionConflictError
 from feedback.store import Store
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class ReviewPage:
         with gr.Column(scale=3, min_width=320, elem_id="tb-case"):
             self.context = gr.HTML("", padding=False)
             self._add_answers()
+            self.seen = gr.State("")
             _, self.note, self.name = add_signature("tb-signed", "Note", "Note (optional)")
             self._add_buttons()
             self.error = gr.HTML("", padding=False)
@@ -67,6 +69,9 @@ class ReviewPage:
             self.original = gr.HTML("", padding=False, elem_classes="tb-side")
             with gr.Column(elem_classes="tb-side", min_width=280):
                 self.proposed = gr.HTML("", padding=False)
+                self.proposals = gr.Radio(
+                    [], label="Start from the text of", visible=False, elem_id="tb-proposals"
+                )
                 self.answer = gr.Textbox(
                     label="The right answer",
                     show_label=False,
@@ -94,16 +99,20 @@ class ReviewPage:
             self.context,
             self.original,
             self.proposed,
+            self.proposals,
             self.answer,
+            self.seen,
             self.note,
             self.name,
             self.error,
             self.approve,
+            self.correct,
         ]
         blocks.load(self._load, [self.reviewer], outputs, **LISTENER)
         self.items.input(self._open_item, [self.items], outputs, **LISTENER)
         self.next.click(self._open_next, [self.items], outputs, **LISTENER)
-        given = [self.items, self.answer, self.note, self.name]
+        self.proposals.input(None, self.proposals, self.answer, js="(text) => text", **LISTENER)
+        given = [self.items, self.answer, self.note, self.name, self.seen]
         for button, action in (
             (self.approve, "approve"),
             (self.correct, "correct"),
@@ -125,52 +134,58 @@ class ReviewPage:
 
     def _open_next(self, message_id: str | None, request: gr.Request) -> Changes:
         self.login_form.require(request)
-        return self._paint(self._following_id(message_id))
+        return self._paint(message_id, following=True)
 
     def _decide(self, action: str) -> Callable[..., Changes]:
         """Return the handler of the button that takes `action` on the open answer."""
 
         def decide(
-            message_id: str | None, answer: str, note: str, name: str, request: gr.Request
+            message_id: str | None,
+            answer: str,
+            note: str,
+            name: str,
+            seen: str,
+            request: gr.Request,
         ) -> Changes:
             caller = self.login_form.require(request)
             if not message_id:
                 return self._paint(None)
-            if action == "correct" and not answer.strip():
-                return {self.error: view.EMPTY_ANSWER}
             try:
                 reviewer = caller.decider(name.strip(), "reviewer")
-                stored = self._store_decision(action, message_id, answer, note, reviewer)
+                item = queue.find_item(self._store, message_id)
+                stored, text = view.decision_on_text(item, action, answer)
+                decisions.decide(
+                    self._store, message_id, reviewer, stored, text, note.strip(), seen=seen
+                )
+            except DecisionConflictError as error:
+                return self._paint_conflict(message_id, error)
             except TalkbackError as error:
                 return {self.error: fragments.banner(str(error), "error")}
             gr.Info(view.CONFIRMATIONS[stored], duration=3)
-            return self._paint(self._following_id(message_id)) | {self.reviewer: name.strip()}
+            return self._paint(None) | {self.reviewer: name.strip()}
 
         return decide
 
-    def _store_decision(
-        self, action: str, message_id: str, answer: str, note: str, reviewer: str
-    ) -> str:
-        """Store the decision and return its action: approving a text that the reviewer has
-        changed is a correction."""
-        proposal = view.proposed_text(self._store, message_id)
-        if action == "approve" and answer.strip() != proposal.strip():
-            action = "correct"
-        text = {"approve": proposal, "correct": answer, "reject": None}[action]
-        decisions.decide(self._store, message_id, reviewer, action, text, note.strip())
-        return action
+    def _paint_conflict(self, message_id: str, error: DecisionConflictError) -> Changes:
+        """Show what happened meanwhile, and keep what the reviewer has written."""
+        changes = self._paint(message_id)
+        del changes[self.answer], changes[self.note]
+        return changes | {self.error: fragments.banner(str(error), "error")}
 
-    def _following_id(self, message_id: str | None) -> str | None:
-        return view.following_id(queue.list_pending(self._store), message_id)
-
-    def _paint(self, message_id: str | None) -> Changes:
-        """Show the queue as it is now, and one of its answers: the named one, else the first."""
+    def _paint(self, message_id: str | None, *, following: bool = False) -> Changes:
+        """Show the queue as it is now, and one of its answers: the named one or the one following
+        it, else the first. A named one that does not wait any more is shown before the queue."""
         items = queue.list_pending(self._store)
+        listed = len(items)
+        if following:
+            message_id = view.following_id(items, message_id)
+        if message_id and message_id not in [item.answer.id for item in items]:
+            items.insert(0, queue.find_item(self._store, message_id))
         item = next((i for i in items if i.answer.id == message_id), items[0] if items else None)
         changes: Changes = {
             self.workspace: gr.update(visible=item is not None),
             self.empty_state: gr.update(visible=item is None, value=view.EMPTY_QUEUE),
-            self.count: view.queue_count(queue.count_pending(self._store), len(items)),
+            self.count: view.queue_count(queue.count_pending(self._store), listed),
             self.items: gr.update(
                 choices=[(view.item_label(i), i.answer.id) for i in items],
                 value=item.answer.id if item else None,
@@ -182,10 +197,22 @@ class ReviewPage:
 
     def _paint_item(self, item: queue.QueueItem) -> Changes:
         original, proposed = view.side_by_side(item)
+        has_edit = item.proposed is not None
         return {
             self.context: view.item_context(item),
             self.original: original,
             self.proposed: proposed,
+            self.proposals: gr.update(
+                choices=view.proposal_choices(item),
+                value=item.proposed,
+                visible=len(item.proposals) > 1,
+            ),
             self.answer: item.proposed or item.answer.content,
-            self.approve: view.APPROVE_LABELS[item.proposed is not None],
+            self.seen: item.version,
+            self.approve: gr.update(
+                value=view.APPROVE_LABELS[has_edit],
+                variant="primary" if has_edit else "secondary",
+                interactive=has_edit or item.exchange.is_complete,
+            ),
+            self.correct: gr.update(variant="secondary" if has_edit else "primary"),
         }
