@@ -26,6 +26,8 @@ QUESTION_WEIGHT = 3
 """Weight in BM25 of the question's column; the answer's has 1."""
 
 _MAX_CANDIDATES = 50
+_MAX_QUERY_WORDS = 64
+"""A question of a megabyte would take SQLite many seconds; the longest words say most."""
 # Words that point back, and words that continue: a question with one depends on its context.
 _ANAPHORA_TEXT = "it its that this these those they them he him she her there then one ones"
 _ANAPHORA = frozenset(_ANAPHORA_TEXT.split())
@@ -151,7 +153,8 @@ def _depends_on_context(question: str, earlier: Sequence[str]) -> bool:
 def _search(store: Store, question: str, adapter: str | None) -> list[ApprovedAnswer]:
     """Return what full-text search finds for any of the question's words, best match first."""
     words = content_words(question) or set(normalise_text(question).split())
-    query = " OR ".join('"' + word.replace('"', "") + '"' for word in sorted(words))
+    longest = sorted(words, key=lambda word: (-len(word), word))[:_MAX_QUERY_WORDS]
+    query = " OR ".join('"' + word.replace('"', "") + '"' for word in longest)
     if not query:
         return []
     return _select_active(

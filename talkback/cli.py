@@ -10,6 +10,7 @@ import getpass
 import io
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -20,6 +21,7 @@ from rich.table import Table
 from chatbot.auth import api_keys
 from chatbot.registry import Registry
 from feedback.cycle_lock import read_running_cycle
+from feedback.db.well_formed import to_well_formed
 from feedback.errors import TalkbackError, describe_os_error
 from feedback.review.decisions import decide
 from feedback.review.queue import count_pending, list_pending
@@ -38,6 +40,11 @@ from talkback.output import (
     stderr,
     styled,
 )
+
+
+class ArgumentError(TalkbackError):
+    """Reports an argument that is no text."""
+
 
 app = typer.Typer(
     help="A chatbot that learns from the people who talk to it.",
@@ -284,12 +291,20 @@ def decider(who: str | None) -> str:
     return who or getpass.getuser()
 
 
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise ArgumentError for bytes that are no text, which Python reads as lone surrogates."""
+    for argument in arguments:
+        if to_well_formed(argument) != argument:
+            raise ArgumentError(f"the argument {argument!r} is not UTF-8; write it in UTF-8")
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line with its remedy, never a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what an encoding lacks is written out
             stream.reconfigure(errors="backslashreplace")
     try:
+        check_arguments(sys.argv[1:])
         app()
     except TalkbackError as error:
         end_with_line(str(error))

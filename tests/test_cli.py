@@ -163,3 +163,12 @@ def test_a_terminal_that_lacks_letters_shows_them_written_out(
     store.add_feedback(message, "ann", "thumb", {"up": False})
     done = run_talkback(home, "review", COLUMNS="400", **locale)
     assert done.returncode == 0 and "caf" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("args", [("keys", "add", "ann\udcff"), ("review", "\udcff", "--approve")])
+def test_arguments_that_are_no_text_are_refused_in_one_line(
+    home: Home, args: tuple[str, ...]
+) -> None:
+    refused = run_talkback(home, *args)
+    assert refused.returncode == 2 and "is not UTF-8" in refused.stderr
+    assert refused.stderr.count("\n") == 1

@@ -33,6 +33,10 @@ from feedback.review.conflicts import DecisionConflictError
 log = logging.getLogger("talkback")
 
 
+MAX_MESSAGE_LENGTH = 2000
+"""Messages name what was sent, which may be long."""
+
+
 @dataclass
 class ApiError(Exception):
     """Signals a request that cannot be served, with its HTTP status and OpenAI's error fields."""
@@ -46,12 +50,14 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         """Return OpenAI's error object."""
-        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        message = self.message[:MAX_MESSAGE_LENGTH]
+        error = {"message": message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": error}
 
     def response(self) -> JSONResponse:
-        """Return the HTTP response."""
-        return JSONResponse(self.body(), self.status, self.headers)
+        """Return the HTTP response; one that says "unavailable" says when to try again too."""
+        retry = {"Retry-After": "1"} if self.status == 503 else {}
+        return JSONResponse(self.body(), self.status, retry | self.headers)
 
 
 def to_api_error(error: Exception) -> ApiError:

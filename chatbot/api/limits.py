@@ -1,4 +1,4 @@
-"""Limits how many requests a caller may send, and how large their bodies may be.
+"""Limits how many requests a caller may send, how large and how deep their bodies may be.
 
 Callers with a key are counted by key, all others by address: behind a proxy, by the proxy's, unless
 ``[server] trusted_proxies`` names it. A wrong key, token or cookie counts ten times, and while an
@@ -16,7 +16,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
 from chatbot.api.errors import ApiError
+from chatbot.api.json_body import clean_json
 from chatbot.auth.access import Access, bearer_token
+from feedback.db.well_formed import to_well_formed
 
 Scope = dict[str, Any]
 MAX_TRACKED_CALLERS = 10_000
@@ -65,7 +67,8 @@ class TokenBuckets:
 
 
 class RequestLimitMiddleware:
-    """Refuses too many requests (429) and too large ones (413) before the app sees them.
+    """Refuses too many requests (429) and too large ones (413) before the app sees them; the texts
+    that it sees are well-formed.
 
     ``rate_per_minute`` 0 lets any number pass. None is the default: ``DEFAULT_RATE_PER_MINUTE``,
     and any number for callers at home, whose guesses at the review token count nevertheless.
@@ -99,7 +102,7 @@ class RequestLimitMiddleware:
         except ApiError as error:
             await error.response()(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        await self._app({**scope, "path": to_well_formed(scope["path"])}, receive, send)
 
     async def _check_rate(self, request: HTTPConnection) -> None:
         if self._rate_limit is None:
@@ -140,7 +143,7 @@ class RequestLimitMiddleware:
         return _replay(await self._read_body(receive), receive)
 
     async def _read_body(self, receive: Any) -> bytes | None:
-        """Return the whole body, None when the client is gone before its end."""
+        """Return the whole body, its JSON cleaned; None when the client is gone before its end."""
         body = bytearray()
         while True:
             message = await receive()
@@ -150,7 +153,7 @@ class RequestLimitMiddleware:
             if len(body) > self._max_body_bytes:
                 raise self._too_large()
             if not message.get("more_body", False):
-                return bytes(body)
+                return clean_json(bytes(body))
 
     def _too_large(self) -> ApiError:
         return ApiError(

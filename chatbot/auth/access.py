@@ -175,7 +175,9 @@ class Access:
 
     def _authenticate(self, secret: str) -> Caller | None:
         """Return whose key, or the review token, this is; None for any other secret."""
-        if self._token and hmac.compare_digest(secret.encode(), self._token.encode()):
+        if self._token and hmac.compare_digest(
+            secret.encode("utf-8", "surrogatepass"), self._token.encode()
+        ):
             return self._token_caller()
         return self._find_key(secret)
 

@@ -35,7 +35,7 @@ class Signer:
 
     def signature(self, text: str) -> str:
         """Return the 64 hexadecimal digits that sign ``text``."""
-        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._key, _encode(text), hashlib.sha256).hexdigest()
 
     def sign(self, text: str) -> str:
         """Return ``text`` with its signature after a dot."""
@@ -45,8 +45,13 @@ class Signer:
         """Return the text of a signed value, None when the signature is not ours."""
         text, dot, signature = value.rpartition(".")
         # Compared in constant time: how long it takes tells nothing of the right signature.
-        good = hmac.compare_digest(signature.encode(), self.signature(text).encode())
+        good = hmac.compare_digest(_encode(signature), self.signature(text).encode())
         return text if dot and good else None
+
+
+def _encode(text: str) -> bytes:
+    """Encode any text, no two alike: what a browser sends may hold half of a character."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def load_signing_key(root: Path) -> bytes:

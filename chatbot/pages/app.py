@@ -14,6 +14,7 @@ from chatbot.pages import theme
 from chatbot.pages.adapters.page import AdaptersPage
 from chatbot.pages.browser_identity import BrowserIdentities
 from chatbot.pages.chat.page import ChatPage
+from chatbot.pages.checked_blocks import CheckedBlocks
 from chatbot.pages.gradio_routes import remove_unused_routes
 from chatbot.pages.review.page import ReviewPage
 
@@ -30,7 +31,7 @@ def build_pages(service: "Service") -> gr.Blocks:
     # Gradio's dashboard, which is off, would still cost a pandas table of all events at each event.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**12))
     identities = BrowserIdentities(service.home.root)
-    with gr.Blocks(
+    with CheckedBlocks(
         title=service.chat_settings.title, analytics_enabled=False, fill_height=True
     ) as blocks:
         ChatPage(service, identities).build(blocks)

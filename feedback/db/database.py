@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from feedback.db.migrations import SCHEMA_VERSION, migrate
+from feedback.db.well_formed import all_well_formed, to_well_formed
 from feedback.errors import TalkbackError
 from feedback.publish import make_file
 
@@ -83,14 +84,20 @@ class Connection(sqlite3.Connection):
         while len(self._rollback_callbacks) > first:
             self._rollback_callbacks.pop()()
 
+    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+        """Execute a statement; dicts and lists become JSON, and all text is well-formed."""
+        if isinstance(parameters, Mapping):
+            bound: Any = {name: _to_sqlite(value) for name, value in parameters.items()}
+        else:
+            bound = [_to_sqlite(value) for value in parameters]
+        return super().execute(sql, bound)
+
     def insert(self, table: str, row: Mapping[str, object]) -> None:
-        """Insert one row; dicts and lists become JSON."""
+        """Insert one row."""
         columns = ", ".join(f'"{name}"' for name in row)
         marks = ", ".join("?" * len(row))
-        self.execute(
-            f"insert into {table} ({columns}) values ({marks})",
-            [_to_sqlite(value) for value in row.values()],
-        )
+        values = list(row.values())
+        self.execute(f"insert into {table} ({columns}) values ({marks})", values)
 
 
 class _ThreadConnection:
@@ -105,11 +112,10 @@ class _ThreadConnection:
 
 
 def _to_sqlite(value: object) -> object:
-    """Return dicts and lists as JSON, and text without lone surrogates, which UTF-8 cannot hold."""
-    if isinstance(value, dict | list | tuple):
-        value = json.dumps(value, ensure_ascii=False)
     if isinstance(value, str):
-        value = value.encode("utf-8", "replace").decode("utf-8")
+        return to_well_formed(value)
+    if isinstance(value, dict | list | tuple):
+        return json.dumps(all_well_formed(value), ensure_ascii=False)
     return value
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from chatbot.api import schemas
 from chatbot.api.feedback.tensorzero import TensorZeroFeedback
+from chatbot.api.fields import Identifier
 from chatbot.auth.access import Caller
 from chatbot.conversation import ForbiddenError
 from feedback.ids import new_id
@@ -36,11 +37,11 @@ class FeedbackRequest(BaseModel):
     """
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": FEEDBACK_EXAMPLES})
-    message_id: str
+    message_id: Identifier
     kind: FeedbackKind
     value: dict[str, Any] | None = None
-    user: str | None = None
-    idempotency_key: str | None = None
+    user: Identifier | None = None
+    idempotency_key: Identifier | None = None
 
 
 def router(service: "Service") -> APIRouter:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 
 from chatbot.api.errors import ApiError
+from chatbot.api.fields import Identifier, Label
 from feedback.messages import Message, NotFoundError
 from feedback.store import Store
 
@@ -28,12 +29,12 @@ class TensorZeroFeedback(BaseModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [TENSORZERO_EXAMPLE]})
 
-    metric_name: str
+    metric_name: Identifier
     """``thumb`` or ``thumbs_up`` (true or false), ``comment`` or ``demonstration`` (a text)."""
     value: bool | float | str
-    inference_id: str | None = None
-    episode_id: str | None = None
-    tags: dict[str, str] | None = None
+    inference_id: Identifier | None = None
+    episode_id: Identifier | None = None
+    tags: dict[Label, Label] | None = None
     dryrun: bool | None = False
     """Check it and store nothing; the id in the response names nothing."""
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from chatbot.api.errors import ApiError
+from chatbot.api.fields import Identifier, Label
 from chatbot.api.openai.models import SERVED_MODEL_NAME, pinned_adapter
 from chatbot.chat_settings import ChatSettings
 from chatbot.engine.protocol import Sampling
@@ -82,7 +83,7 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [CHAT_REQUEST_EXAMPLE]})
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    model: str = SERVED_MODEL_NAME
+    model: Identifier = SERVED_MODEL_NAME
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None
@@ -100,8 +101,8 @@ class ChatRequest(BaseModel):
     logit_bias: dict[TokenId, Bias] | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
-    user: str | None = None
-    metadata: dict[str, str] | None = None
+    user: Identifier | None = None
+    metadata: dict[Label, Label] | None = None
     """``conversation_id`` continues a stored conversation after its newest message, or after
     ``parent_message_id``; ``unaided`` = "true" leaves approved answers out."""
 

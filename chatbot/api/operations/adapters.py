@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
+from chatbot.api.fields import Identifier, LimitedText
 from chatbot.api.schemas import ERROR_RESPONSES
 from chatbot.auth.access import Caller
 from chatbot.registry import AdapterRow, Promotion
@@ -44,8 +45,8 @@ class Adapters(BaseModel):
 class PromotionRequest(BaseModel):
     """Holds the body of a promotion or rollback."""
 
-    reason: Annotated[str, Field(min_length=1, pattern=r"\S")]
-    who: str = ""
+    reason: Annotated[LimitedText, Field(min_length=1, pattern=r"\S")]
+    who: Identifier = ""
     """Who decides, where the key has no name."""
 
 

@@ -54,7 +54,7 @@ def readiness_router(service: "Service") -> APIRouter:
         reason = service.engine.unavailable_reason or database.error()
         ready = {"ready": not reason, "adapter": service.speaking, "warning": service.warning}
         if reason:
-            return JSONResponse({**ready, "reason": reason}, 503)
+            return JSONResponse({**ready, "reason": reason}, 503, {"Retry-After": "1"})
         return JSONResponse(ready)
 
     return routes

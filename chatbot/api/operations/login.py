@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
+from chatbot.api.fields import Identifier
 from chatbot.auth.sessions import COOKIE_NAME, LIFETIME_SECONDS
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 class LoginRequest(BaseModel):
     """Holds the body of POST /session."""
 
-    key: str
+    key: Identifier
 
 
 class LoginResponse(BaseModel):

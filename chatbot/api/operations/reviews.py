@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
+from chatbot.api.fields import Identifier, LimitedText
 from chatbot.api.schemas import ERROR_RESPONSES
 from chatbot.auth.access import Caller
 from feedback.messages import Role
@@ -74,10 +75,10 @@ class ReviewRequest(BaseModel):
     is answered with 409. Without it a decision that would overrule another reviewer's is."""
 
     action: Action
-    answer: str | None = None
-    note: str = ""
-    seen: str | None = None
-    reviewer: str = ""
+    answer: LimitedText | None = None
+    note: LimitedText = ""
+    seen: Identifier | None = None
+    reviewer: Identifier = ""
     """Who decides, where the key has no name."""
 
 

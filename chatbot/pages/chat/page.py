@@ -148,7 +148,7 @@ class ChatPage:
         """Send an edited question anew; an edited answer is a correction, for a reviewer."""
         identity = self._identify(token, request)
         message_id = transcript.message_id_at(history, edited.index) or ""
-        if history[edited.index]["role"] == "assistant":
+        if message_id and history[edited.index]["role"] == "assistant":
             yield self._paint(self._rating.correct(identity, position, message_id, edited.value))
             return
         session = str(request.session_hash)
