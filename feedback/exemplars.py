@@ -4,17 +4,16 @@ The same question gets the approved answer itself; a similar one gets it as an e
 An answer that an adapter gives unaided has graduated, and leaves the prompts of that adapter.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from feedback.ids import now
-from feedback.similarity import (
-    content_words,
-    count_shared_words,
-    normalise_text,
-    same_but_for_typo,
-    word_overlap,
-)
+from feedback.matching.follow_ups import TURN_SEPARATOR, depends_on_context
+from feedback.matching.follow_ups import is_self_contained as is_self_contained
+from feedback.matching.follow_ups import question_key as question_key
+from feedback.matching.text_search import MAX_RANKED, keys_without_typo, search_queries
+from feedback.similarity import content_words, count_shared_words, word_overlap
 from feedback.store import Store
 
 MIN_OVERLAP = 0.5
@@ -26,12 +25,6 @@ QUESTION_WEIGHT = 3
 """Weight in BM25 of the question's column; the answer's has 1."""
 
 _MAX_CANDIDATES = 50
-_MAX_QUERY_WORDS = 64
-"""A question of a megabyte would take SQLite many seconds; the longest words say most."""
-# Words that point back, and words that continue: a question with one depends on its context.
-_ANAPHORA_TEXT = "it its that this these those they them he him she her there then one ones"
-_ANAPHORA = frozenset(_ANAPHORA_TEXT.split())
-_CONJUNCTIONS = ("and", "or", "but", "so", "also", "else")
 
 
 @dataclass(frozen=True)
@@ -61,8 +54,11 @@ def find_approved(
     exact = _select_active(store, adapter, "a.question_key = ?", (key,))
     if exact:
         return exact[0]
-    near = _search(store, question, adapter)
-    return next((one for one in near if same_but_for_typo(one.question_key, key)), None)
+    meant = json.dumps(keys_without_typo(store, key))
+    near = _select_active(
+        store, adapter, "a.question_key in (select value from json_each(?))", (meant,)
+    )
+    return near[0] if near else None
 
 
 def find_exemplars(
@@ -79,11 +75,11 @@ def find_exemplars(
     conversation its words do not say what it is about, and an exemplar that misleads is worse than
     none.
     """
-    if _depends_on_context(question, earlier):
+    if depends_on_context(question, earlier):
         return []
     words = content_words(question)
     found = (
-        one for one in _search(store, question, adapter) if _TURN_SEPARATOR not in one.question_key
+        one for one in _search(store, question, adapter) if TURN_SEPARATOR not in one.question_key
     )
     return [one for one in found if _is_similar(words, one)][:limit]
 
@@ -116,55 +112,23 @@ def graduate(store: Store, approved_id: str, adapter: str) -> None:
         )
 
 
-_TURN_SEPARATOR = " / "
-"""Between the turns of a key; no normalised question on its own contains it."""
-
-
-def question_key(question: str, earlier: Sequence[str] = ()) -> str:
-    """Return the key that all ways to put the same question have in common.
-
-    That of a self-contained question is its normalised text. One that depends on the conversation
-    brings along the turns it depends on: those back to the last self-contained one.
-    """
-    turns = [question]
-    for turn in reversed(earlier):
-        if is_self_contained(turns[0]):
-            break
-        turns.insert(0, turn)
-    return _TURN_SEPARATOR.join(normalise_text(turn) for turn in turns)
-
-
-def is_self_contained(question: str) -> bool:
-    """Tell whether a question can be understood without the turn before it.
-
-    Short ones ("how much?"), ones that continue ("and ...", "what about ...") and ones that point
-    back ("how long does it take") may not: better to take too many for follow-ups than too few.
-    """
-    words = normalise_text(question).split()
-    if len(words) < 4 or words[0] in _CONJUNCTIONS or words[1] == "about":
-        return False
-    return _ANAPHORA.isdisjoint(words)
-
-
-def _depends_on_context(question: str, earlier: Sequence[str]) -> bool:
-    return bool(earlier) and not is_self_contained(question)
-
-
 def _search(store: Store, question: str, adapter: str | None) -> list[ApprovedAnswer]:
     """Return what full-text search finds for any of the question's words, best match first."""
-    words = content_words(question) or set(normalise_text(question).split())
-    longest = sorted(words, key=lambda word: (-len(word), word))[:_MAX_QUERY_WORDS]
-    query = " OR ".join('"' + word.replace('"', "") + '"' for word in longest)
-    if not query:
-        return []
-    return _select_active(
-        store,
-        adapter,
-        "f.approved_fts match ?",
-        (query,),
-        join="join approved_fts f on f.approved_id = a.id",
-        order=f"bm25(approved_fts, 0, {QUESTION_WEIGHT}, 1), a.rowid desc",
-    )
+    found = [
+        one
+        for index, query in search_queries(store, question)
+        for one in _select_active(
+            store,
+            adapter,
+            "true",
+            (query,),
+            join=f"""join (select approved_id, bm25({index}, 0, {QUESTION_WEIGHT}, 1) as score
+                from {index} where {index} match ? order by rowid desc limit {MAX_RANKED}) f
+                on f.approved_id = a.id""",
+            order="f.score, a.rowid desc",
+        )
+    ]
+    return list({one.id: one for one in found}.values())
 
 
 def _select_active(

@@ -1,6 +1,7 @@
 """Measures how similar texts are: by words, by trigrams, and all near-duplicates at once."""
 
 import math
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -16,58 +17,61 @@ _STOP_WORDS = """
     which who why will with would you your yours about much many long"""
 _STOP = frozenset(_STOP_WORDS.split())
 
+_POWER_OR_FRACTION = re.compile(r"(?<=\d)(?=[\xb2\xb3\xb9\xbc-\xbe\u2070-\u2089\u2150-\u2189])")
+_MINUS = re.compile(r"(?<![^\s(\[])[-\N{EN DASH}](?=\d)")
+_POINT = re.compile(r"(?<![^\s(\[])[.,](?=\d)")
+
+_UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"
+)
+"""A run of a script that sets no spaces between its words: Thai, Lao, Tibetan, Burmese, Khmer,
+Japanese, Chinese."""
+
 
 def normalise_text(question: str) -> str:
-    """Return a text without case, most punctuation and extra spacing, to compare it by."""
-    text = unicodedata.normalize("NFKC", question).casefold()
+    """Return a text without case, most punctuation and extra spacing, to compare it by.
+
+    What makes another number stays: 10² is not 102, 5½ not 51/2, -5 not 5, and .5 not 5.
+    """
+    text = unicodedata.normalize("NFKC", _POWER_OR_FRACTION.sub("^", question)).casefold()
+    text = _POINT.sub("0.", _MINUS.sub("\N{MINUS SIGN}", text)).replace("!=", "\N{NOT EQUAL TO}")
+    text = text.replace("i\N{COMBINING DOT ABOVE}", "i")  # what casefold makes of the Turkish İ
     for apostrophe in "'`\N{RIGHT SINGLE QUOTATION MARK}\N{ACUTE ACCENT}":
         text = text.replace(apostrophe, "")
-    kept = "".join(
-        " " if unicodedata.category(mark)[0] == "P" and mark not in _MEANINGFUL else mark
-        for mark in text
-    )
-    return " ".join(kept.split()) or question.strip()
+    return " ".join("".join(map(_normalise_mark, text)).split()) or question.strip()
+
+
+def _normalise_mark(mark: str) -> str:
+    category = unicodedata.category(mark)
+    if category == "Cf" or mark == "\N{ARABIC TATWEEL}":
+        return ""  # invisible, or only stretches a word
+    return " " if category[0] == "P" and mark not in _MEANINGFUL else mark
+
+
+def split_scripts(text: str) -> tuple[str, list[str]]:
+    """Return a text without its runs of scripts that set no spaces between words, and these."""
+    return _UNSPACED.sub(" ", text), _UNSPACED.findall(text)
 
 
 def content_words(question: str) -> set[str]:
-    """Return the words that say what a question is about: all but stop words."""
-    return set(normalise_text(question).split()) - _STOP
+    """Return the words that say what a question is about: all but stop words.
 
-
-def same_but_for_typo(first: str, second: str) -> bool:
-    """Tell whether two questions are the same word for word, but for one typing error.
-
-    That is one edit inside a longer word whose first letter is right, in a word without digits;
-    Monday is none for Sunday, nor order 1234 for order 1235.
+    Of a script without spaces these are the pairs of neighbouring characters.
     """
-    pairs = list(zip(first.split(), second.split(), strict=False))
-    if len(first.split()) != len(second.split()):
-        return False
-    odd = [pair for pair in pairs if pair[0] != pair[1]]
-    return len(odd) <= 1 and all(_is_typo(*pair) for pair in odd)
-
-
-def _is_typo(first: str, second: str) -> bool:
-    long_enough = min(len(first), len(second)) >= 5
-    letters = first.isalpha() and second.isalpha() and first[0] == second[0]
-    return long_enough and letters and _is_one_edit(first, second)
-
-
-def _is_one_edit(first: str, second: str) -> bool:
-    """Tell whether the Damerau-Levenshtein distance of two unequal words is 1: one letter added,
-    left out or replaced, or two neighbours swapped."""
-    short, long = sorted((first, second), key=len)
-    start = next((i for i, mark in enumerate(short) if mark != long[i]), len(short))
-    if len(short) == len(long):
-        swapped = short[start : start + 2][::-1] == long[start : start + 2]
-        rest = start + 2 if swapped else start + 1
-        return short[rest:] == long[rest:]
-    return short[start:] == long[start + 1 :]
+    spaced, runs = split_scripts(normalise_text(question))
+    pairs = {run[i : i + 2] for run in runs for i in range(max(1, len(run) - 1))}
+    return (set(spaced.split()) | pairs) - _STOP
 
 
 def count_shared_words(words: set[str], others: set[str]) -> int:
     """Count those of some content words that are among others, inflections aside."""
-    return sum(any(_same_stem(word, other) for other in others) for word in words)
+    by_stem = defaultdict(list)
+    for other in others:
+        by_stem[other[:_SHORTEST_STEM]].append(other)
+    return sum(
+        any(_same_stem(word, other) for other in by_stem[word[:_SHORTEST_STEM]]) for word in words
+    )
 
 
 def word_overlap(first: set[str], second: set[str]) -> float:
@@ -79,10 +83,13 @@ def word_overlap(first: set[str], second: set[str]) -> float:
     )
 
 
+_SHORTEST_STEM = 4
+
+
 def _same_stem(first: str, second: str) -> bool:
     """Tell whether these may be forms of one word: open and opening, delivery and deliveries."""
     shorter = min(len(first), len(second))
-    stem = max(4, shorter - 1)
+    stem = max(_SHORTEST_STEM, shorter - 1)
     return first == second or (shorter >= stem and first[:stem] == second[:stem])
 
 

@@ -1,7 +1,9 @@
 """Approved answers at work: when two questions are the same, when similar, when neither."""
 
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,16 +14,23 @@ from feedback.exemplars import (
     format_exemplars,
     graduate,
     is_self_contained,
-    normalise_text,
     question_key,
 )
 from feedback.ids import now
 from feedback.review.decisions import decide
+from feedback.similarity import normalise_text
 from feedback.store import Store
 from tests.fixtures import public_data
 from tests.fixtures.conversations import add_answer
 
 HOURS = "On Sundays we open at 11."
+
+
+def likeness(table: str) -> list[Any]:
+    """Return a table of tests/fixtures/likeness.toml."""
+    file = Path(__file__).parent / "fixtures" / "likeness.toml"
+    rows: list[Any] = tomllib.loads(file.read_text(encoding="utf-8"))[table]
+    return rows
 
 
 @pytest.fixture
@@ -108,6 +117,59 @@ def test_a_question_that_only_looks_the_same_does_not(
     assert find_approved(store, asked) is None
 
 
+def answers(path: Path, approved: Iterable[str], asked: Iterable[str]) -> list[str | None]:
+    """What each question is answered with, where others are approved: each by itself as answer."""
+    store = Store(path)
+    for question in approved:
+        correct(store, question, question)
+    found = [find_approved(store, question) for question in asked]
+    return [one and one.answer for one in found]
+
+
+@pytest.mark.parametrize("way", [1, -1])
+def test_an_opposite_question_never_gets_the_answer(tmp_path: Path, way: int) -> None:
+    """Of each pair only one is approved: nothing but the words tells that they are two."""
+    approved, asked = zip(*(pair[::way] for pair in likeness("opposites")), strict=True)
+    assert len(asked) >= 40
+    assert set(answers(tmp_path / "one.db", approved, asked)) == {None}
+    for number in range(4):  # and alone, where a smaller vocabulary knows fewer words
+        one, other = approved[number], asked[number]
+        assert answers(tmp_path / f"{number}.db", [one], [other]) == [None], (one, other)
+
+
+def test_typing_errors_get_the_answer_of_what_was_meant(tmp_path: Path) -> None:
+    asked, meant = zip(*likeness("typing_errors"), strict=True)
+    found = answers(tmp_path / "talkback.db", dict.fromkeys(meant), asked)
+    right = [one == other for one, other in zip(found, meant, strict=True)]
+    assert len(right) >= 40 and sum(right) >= 36
+    assert set(found) <= {None, *meant}
+    crossed = [pair for pair, one in zip(asked, found, strict=True) if one not in (None, *meant)]
+    assert crossed == []
+
+
+def test_a_word_of_an_approved_answer_is_no_typing_error(store: Store) -> None:
+    correct(store, "Are you open on Sundays?", "No, only on the Sunday before Christmas.")
+    assert find_approved(store, "Are you open on Sunday?") is None
+
+
+@pytest.mark.parametrize(("one", "other"), likeness("same"))
+def test_the_same_in_other_characters_gets_the_answer(tmp_path: Path, one: str, other: str) -> None:
+    for asked, approved in ((one, other), (other, one)):
+        path = tmp_path / f"{asked == one}.db"
+        assert answers(path, [approved], [asked]) == [approved]
+
+
+@pytest.mark.parametrize(("asked", "approved", "unlike"), likeness("unspaced"))
+def test_whole_sentences_without_spaces_find_similar_ones_and_stand_alone(
+    store: Store, asked: str, approved: str, unlike: str
+) -> None:
+    correct(store, unlike, "?")
+    id = correct(store, approved, "10")
+    before = ["What do you sell?"]
+    assert [one.id for one in find_exemplars(store, asked, earlier=before)] == [id]
+    assert find_approved(store, approved, earlier=before)
+
+
 def test_no_question_of_real_talk_is_taken_for_another(store: Store) -> None:
     questions = {normalise_text(turns[0]): turns[0] for turns in public_data.load_dialogues(400)}
     for key, question in list(questions.items())[:150]:
@@ -129,6 +191,8 @@ def test_no_question_of_real_talk_is_taken_for_another(store: Store) -> None:
         ("And are you open on Sundays?", False),
         ("What about returns by post?", False),
         ("How long does it take?", False),
+        *((question, True) for question in likeness("stand_alone")),
+        *((question, False) for question in likeness("follow_ups")),
     ],
 )
 def test_some_questions_stand_alone(question: str, alone: bool) -> None:

@@ -374,5 +374,30 @@ def m010_cut_answers(db: "Database") -> None:
         where s.finish <> 'stop' and trim(a.answer) = trim(m.content)""")
 
 
+@_migration
+def m011_unspaced_scripts(db: "Database") -> None:
+    """Find approved answers in scripts that set no spaces between words: by any three characters.
+
+    Thai to Khmer, kana, and Chinese characters; texts in other scripts are not indexed again.
+    """
+    unspaced = "*[\u0e00-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]*"
+    db.execute("""
+        create virtual table approved_trigrams
+        using fts5 (approved_id unindexed, question, answer, tokenize = 'trigram')""")
+    db.execute(f"""
+        create trigger approved_unspaced_found after insert on approved
+        when new.question || new.answer glob '{unspaced}' begin
+            insert into approved_trigrams (approved_id, question, answer)
+            values (new.id, new.question, new.answer);
+        end""")
+    db.execute("""
+        create trigger approved_unspaced_forgotten after delete on approved begin
+            delete from approved_trigrams where approved_id = old.id;
+        end""")
+    db.execute(f"""
+        insert into approved_trigrams (approved_id, question, answer)
+        select id, question, answer from approved where question || answer glob '{unspaced}'""")
+
+
 SCHEMA_VERSION = len(MIGRATIONS)
 """What ``pragma user_version`` says of a database that is up to date."""

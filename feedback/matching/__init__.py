@@ -1,0 +1,1 @@
+"""Matches questions to each other: typing errors, follow-ups, and search by words."""
