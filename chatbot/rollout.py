@@ -207,8 +207,12 @@ class Rollout:
         self.warning = warning
 
     def _watch(self, seconds: float) -> None:
+        failure = ""
         while not self._closing.wait(seconds):
             try:
                 self.follow()
-            except Exception:
-                log.exception("following promotions failed; trying again")
+                failure = ""
+            except Exception as error:
+                if failure != str(error):  # or it fills the log, twice a second
+                    log.exception("following promotions failed; trying again")
+                failure = str(error)

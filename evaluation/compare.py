@@ -11,23 +11,26 @@ import json
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, ClassVar
 
 import torch
 import typer
 from pydantic import Field
 
-from chatbot.model.adapter import verify_adapter
+from chatbot.model.adapter import AdapterError, verify_adapter
 from chatbot.model.base import STARTER, Base, load_base
+from chatbot.model.untrained import write_untrained
 from evaluation import metrics, suites
 from evaluation.gate import GateSettings, judge
 from evaluation.report import Comparison, PreferenceMargin, Report, ScoredAnswer
 from evaluation.suites import AnswerScorer, Case, PreferencePair
 from feedback.curation.row_files import read_dialogues
-from feedback.errors import TalkbackError
+from feedback.errors import TalkbackError, describe_os_error
 from feedback.settings import Home, Settings
 from feedback.snapshot import Record, Snapshot
 
@@ -63,11 +66,30 @@ def compare_adapters(
     settings = settings or EvaluationSettings()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    base = load_base(base_name, revision)
-    report = measure(base, candidate, current, Snapshot.read(snapshot), retention, settings)
-    report = replace(report, verdict=judge(report, gate))
+    base, rows = load_base(base_name, revision), Snapshot.read(snapshot)
+    with readable_adapter(current, base) as (opponent, notes):
+        report = measure(base, candidate, opponent, rows, retention, settings)
+    verdict = judge(report, gate)
+    report = replace(report, verdict=replace(verdict, reasons=[*verdict.reasons, *notes]))
     report.write(out)
     return report
+
+
+@contextmanager
+def readable_adapter(folder: Path, base: Base) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the adapter's folder, or the untrained adapter's, which is the base itself, and why.
+
+    The adapter in service may be unreadable; then the base speaks, and the next adapter heals it.
+    """
+    try:
+        verify_adapter(folder, base)
+    except AdapterError as error:
+        with TemporaryDirectory() as scratch:
+            note = f"It was compared with the base itself: {error}"
+            print(note, flush=True)
+            yield write_untrained(base, Path(scratch)), [note]
+    else:
+        yield folder, []
 
 
 def measure(
@@ -182,6 +204,8 @@ def main(
         )
     except TalkbackError as error:
         sys.exit(f"evaluation: {error}")
+    except OSError as error:
+        sys.exit(f"evaluation: {describe_os_error(error)}")
     assert report.verdict
     last = {"report": str(out), "verdict": report.verdict.kind, "reasons": report.verdict.reasons}
     print(json.dumps(last))

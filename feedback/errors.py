@@ -1,6 +1,7 @@
 """Defines the base class of errors that a user can mend; the CLI shows them as one line."""
 
 import errno
+from pathlib import Path
 
 REMEDIES = {
     errno.ENOENT: "put it there, or name another",
@@ -29,3 +30,8 @@ def describe_os_error(error: OSError) -> str:
     file = f"{error.filename}: " if error.filename else ""
     remedy = REMEDIES.get(error.errno or 0)
     return f"{file}{error.strerror or error}{f'; {remedy}' if remedy else ''}"
+
+
+def name_file(error: OSError, file: Path) -> OSError:
+    """Return the error with the file that it is about: writing and flushing do not name it."""
+    return OSError(error.errno, error.strerror, str(error.filename or file))

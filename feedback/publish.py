@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from feedback.errors import TalkbackError, describe_os_error
+from feedback.errors import TalkbackError, describe_os_error, name_file
 
 
 class LockError(TalkbackError):
@@ -103,10 +103,14 @@ def replace_file(file: Path, text: str) -> None:
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=file.parent, prefix=f".{file.name}-", delete=False
     ) as draft:
-        draft.write(text)
-        draft.flush()
-        os.fsync(draft.fileno())
-    Path(draft.name).chmod(published_mode(file.parent) & 0o666)
+        try:
+            draft.write(text)
+            draft.flush()
+            os.fsync(draft.fileno())
+            os.fchmod(draft.fileno(), published_mode(file.parent) & 0o666)
+        except OSError as error:
+            os.unlink(draft.name)
+            raise name_file(error, file) from error
     Path(draft.name).replace(file)
     sync(file.parent)
 

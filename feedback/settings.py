@@ -25,7 +25,7 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as PydanticSettingsError
 
-from feedback.errors import TalkbackError
+from feedback.errors import TalkbackError, describe_os_error
 from feedback.publish import make_folder, private_mode
 
 
@@ -168,9 +168,11 @@ def check_tables(home: Home, known: Iterable[str]) -> None:
 
 def _read_tables(home: Home) -> dict[str, Any]:
     try:
-        return tomllib.loads(home.toml.read_text(encoding="utf-8"))
+        return tomllib.loads(home.toml.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise SettingsError(f"cannot read the settings: {describe_os_error(error)}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{home.toml} is not TOML: {error}") from error
 

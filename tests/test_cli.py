@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from feedback.settings import Home
 from feedback.store import Store
 from talkback.cli import TABLES
 from tests.fixtures.command_line import ROOT, run_talkback
+from tests.fixtures.disks import small_disk
 
 
 def answered(store: Store, question: str, answer: str) -> str:
@@ -172,3 +175,46 @@ def test_arguments_that_are_no_text_are_refused_in_one_line(
     refused = run_talkback(home, *args)
     assert refused.returncode == 2 and "is not UTF-8" in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+def folder_instead(home: Home, name: str) -> None:
+    (home.root / name).mkdir()
+
+
+def file_instead(home: Home, name: str) -> None:
+    (home.root / name).rmdir()
+    (home.root / name).touch()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "name", "commands"),
+    [
+        (folder_instead, "talkback.toml", ("status", "cycle", "serve")),
+        (folder_instead, "talkback.db", ("status", "cycle")),
+        (folder_instead, "cycle.lock", ("cycle",)),
+        (file_instead, "snapshots", ("status",)),
+        (file_instead, "adapters", ("cycle",)),
+    ],
+)
+def test_what_cannot_be_read_or_written_is_one_line_with_its_name(
+    home: Home, spoil: Callable[[Home, str], None], name: str, commands: tuple[str, ...]
+) -> None:
+    spoil(home, name)
+    for command in commands:
+        done = run_talkback(home, command)
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("talkback: ")]
+        assert done.returncode == 2 and str(home.root) in line, line
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["cycle", "status", pytest.param("serve", marks=pytest.mark.slow)]
+)
+def test_a_home_that_cannot_be_written_is_one_line(tmp_path: Path, command: str) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        home = Home.find(disk / "home")
+        assert run_talkback(home, "status").returncode == 0
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        done = run_talkback(home, command)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        assert str(home.root) in done.stderr.splitlines()[-1]

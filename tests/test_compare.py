@@ -1,6 +1,7 @@
 """Compares tiny adapters, really trained, through the real engine."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from chatbot.model.adapter import verify_adapter
 from chatbot.model.base import Base, load_base
 from chatbot.model.untrained import write_untrained
 from evaluation import compare, suites
@@ -197,6 +199,24 @@ def test_a_prompt_that_leaves_no_room_is_answered_with_nothing(
 def test_a_row_that_is_no_dialogue_is_an_error_that_shows_it() -> None:
     with pytest.raises(suites.SuiteError, match="'text': 'hello'"):
         suites.parse_cases([{"text": "hello"}])
+
+
+@pytest.mark.parametrize("loss", ["folder", "unreadable manifest", "content"])
+def test_without_the_adapter_in_service_the_base_is_compared_with(
+    adapters: TrainedAdapters, base: Base, tmp_path: Path, loss: str
+) -> None:
+    lost = tmp_path / "a-000000000000"
+    if loss != "folder":
+        shutil.copytree(adapters.current, lost)
+    if loss == "unreadable manifest":  # root may read any file, but nobody a folder as one
+        (lost / "manifest.json").unlink()
+        (lost / "manifest.json").mkdir()
+    with compare.readable_adapter(lost, base) as (opponent, notes):
+        untrained = verify_adapter(opponent, base)
+        assert all(not b.any() for _, b, _ in untrained.matrices.values())
+        assert "compared with the base itself" in notes[0] and str(lost) in notes[0]
+    with compare.readable_adapter(adapters.current, base) as found:
+        assert found == (adapters.current, [])
 
 
 # -- The job as a process

@@ -247,3 +247,12 @@ def test_rows_that_cannot_be_read_end_the_cycle_before_it_trains(
     with pytest.raises(RowFileError, match=r"rows.jsonl, line 3: a dialogue is"):
         run_cycle(home)
     assert not begun(home)
+
+
+@pytest.mark.slow
+def test_an_adapter_that_cannot_be_read_is_healed_by_the_next(taught: Service, home: Home) -> None:
+    shutil.rmtree(home.adapters / taught.speaking)
+    outcome = run_cycle(home)
+    assert outcome.kind == "promoted", outcome
+    assert any("compared with the base itself" in reason for reason in outcome.reasons)
+    wait_until(lambda: taught.speaking == outcome.adapter, seconds=60)

@@ -16,6 +16,7 @@ from feedback.errors import TalkbackError
 from feedback.publish import make_folder, publish_folder, replace_file, try_lock
 from feedback.settings import Home
 from feedback.store import Store
+from tests.fixtures.disks import small_disk
 
 
 @pytest.fixture
@@ -276,3 +277,29 @@ def test_two_users_of_one_group_serve_and_learn_in_one_home(shared_folder: Path)
     assert run_as(4002, 4002, [4000], learn) == 0
     assert run_as(4001, 4001, [4000], read_adapter) == 0
     assert run_as(4003, 4003, [4003], read_adapter) == 1  # of no group of ours
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "16k") as disk:
+        replace_file(disk / "report.json", "old")
+        with pytest.raises(OSError, match=r"No space left.*report.json"):
+            replace_file(disk / "report.json", "x" * 100_000)
+        assert [(file.name, file.read_text()) for file in disk.iterdir()] == [
+            ("report.json", "old")
+        ]
+
+
+def test_a_damaged_folder_is_moved_aside_by_who_publishes_its_content(
+    draft: Path, tmp_path: Path
+) -> None:
+    def check(folder: Path) -> None:
+        if not (folder / "weights").exists():
+            raise TalkbackError("no weights")
+
+    final = tmp_path / "final"
+    final.mkdir()
+    (final / "mine.txt").touch()
+    publish_folder(draft, final, check)
+    assert (final / "weights").read_bytes() == b"1"
+    (aside,) = tmp_path.glob(".damaged-*/final")
+    assert [file.name for file in aside.iterdir()] == ["mine.txt"]

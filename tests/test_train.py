@@ -22,6 +22,7 @@ from chatbot.model.untrained import write_untrained
 from feedback.errors import TalkbackError
 from feedback.snapshot import Snapshot
 from tests.fixtures import tiny_models
+from tests.fixtures.disks import small_disk
 from tests.fixtures.snapshots import CORRECTIONS, REPLAY, curated_row, write_corrections
 from training import dpo, sft
 from training.callbacks import TrainingError, min_token_probabilities
@@ -340,6 +341,20 @@ def test_a_job_that_fails_says_so_in_one_line(
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("training: unknown key 'learning_rat'")
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_leaves_no_half_adapter(
+    home: Path, base_folder: str, snapshot: Snapshot
+) -> None:
+    (home / "talkback.toml").write_text("[training]\n[training.sft]\nnum_train_epochs = 1\n")
+    with small_disk(home / "adapters", "12k") as disk:
+        command = job(snapshot, base_folder, disk, home)
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 1
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("training: ") and str(disk) in last and "space" in last, done.stderr
+        assert not list(disk.iterdir())
 
 
 def test_a_job_killed_in_the_middle_leaves_no_half_adapter(

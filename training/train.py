@@ -17,11 +17,12 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from safetensors import SafetensorError
 
 from chatbot.model import lora
 from chatbot.model.adapter import MANIFEST_FILE, verify_adapter, write_manifest
 from chatbot.model.base import STARTER, Base, load_base
-from feedback.errors import TalkbackError
+from feedback.errors import TalkbackError, describe_os_error, first_line
 from feedback.publish import publish_folder
 from feedback.settings import Home
 from feedback.snapshot import Record, Snapshot
@@ -119,7 +120,10 @@ def train_lora(
         metrics["dpo"] = _run_dpo(
             model, base, data, recipe, draft, TrainingMonitor("dpo", budget, report_progress)
         )
-    model.save_pretrained(draft, selected_adapters=["default"], save_embedding_layers=False)
+    try:
+        model.save_pretrained(draft, selected_adapters=["default"], save_embedding_layers=False)
+    except SafetensorError as error:
+        raise TrainingError(f"cannot write {draft}: {first_line(error)}; free space") from error
     model.unload()
     return metrics | {"seconds": round(budget.elapsed, 1)}
 
@@ -220,6 +224,8 @@ def main(
         )
     except TalkbackError as error:
         sys.exit(f"training: {error}")
+    except OSError as error:
+        sys.exit(f"training: {describe_os_error(error)}")
     manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     last = {"id": manifest["id"], "adapter": str(folder), "metrics": manifest["metrics"]}
     print(json.dumps(last))

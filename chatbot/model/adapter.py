@@ -10,6 +10,7 @@ hashed and checked are the bytes that are used, whatever happens to the file aft
 import hashlib
 import json
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ def verify_adapter(folder: Path, base: Base, expected_id: str | None = None) -> 
 
     With `expected_id` the folder has to hold that adapter. Raises AdapterError.
     """
-    if not folder.is_dir():
+    if not os.path.lexists(folder):
         raise AdapterError(f"There is no adapter folder {folder}.")
     manifest, config = _read_json(folder, MANIFEST_FILE), _read_json(folder, CONFIG_FILE)
     weights = _read_weights(folder)

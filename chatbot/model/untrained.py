@@ -6,11 +6,13 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from chatbot.model.adapter import WEIGHTS_FILE, verify_adapter, write_manifest
+from chatbot.model.adapter import WEIGHTS_FILE, AdapterError, verify_adapter, write_manifest
 from chatbot.model.base import Base
 from chatbot.model.lora import PEFT_PREFIX, RANK, lora_config, target_modules
+from feedback.errors import first_line
 from feedback.publish import publish_folder
 
 
@@ -30,7 +32,12 @@ def write_untrained(base: Base, out: Path) -> Path:
         weights[f"{PEFT_PREFIX}{name}.lora_B.weight"] = torch.zeros(outputs, RANK)
     out.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=out))
-    save_file(weights, draft / WEIGHTS_FILE, metadata={"format": "pt"})
+    try:
+        save_file(weights, draft / WEIGHTS_FILE, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise AdapterError(
+            f"Cannot write {draft}: {first_line(error)}. Free some space."
+        ) from error
     config = lora_config(base)
     config.inference_mode = True
     config.save_pretrained(draft)
