@@ -8,6 +8,7 @@ and a key or table that nobody knows is an error.
 
 import json
 import os
+import re
 import shlex
 import stat
 import tomllib
@@ -28,6 +29,12 @@ from pydantic_settings import SettingsError as PydanticSettingsError
 from feedback.errors import TalkbackError, describe_os_error
 from feedback.publish import make_folder, private_mode
 
+_SERVICE_VARIABLE = re.compile(
+    r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)=.*|PORT=\w+://.*"
+)
+"""What Kubernetes puts into each container for a service: SERVER_PORT=tcp://10.0.0.7:8000 of one
+that is called talkback-server."""
+
 
 class SettingsError(TalkbackError):
     """Reports a setting that cannot be read; names key, table, file and what is known."""
@@ -42,8 +49,11 @@ class Home:
     @classmethod
     def find(cls, path: Path | None = None) -> Self:
         """Return the home at ``path``, ``TALKBACK_HOME`` or ``~/.talkback``, with its folders."""
-        root = path or Path(os.environ.get("TALKBACK_HOME") or "~/.talkback")
-        home = cls(root.expanduser().resolve())
+        name = str(path or os.environ.get("TALKBACK_HOME", "")).strip() or "~/.talkback"
+        try:
+            home = cls(Path(name).expanduser().resolve())
+        except RuntimeError as error:  # a user without HOME and without an entry in passwd
+            raise SettingsError(f"{name}: {error} Name a folder in TALKBACK_HOME.") from error
         try:
             make_folder(home.root, stat.S_IRWXU)
             for folder in (home.snapshots, home.adapters, home.reports):
@@ -109,7 +119,11 @@ class Settings(BaseSettings):
     """Reads a table of ``talkback.toml``; a subclass names its ``table`` and declares its keys."""
 
     model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_nested_delimiter="__", use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        env_nested_delimiter="__",
+        use_attribute_docstrings=True,
+        str_strip_whitespace=True,
     )
     table: ClassVar[str]
 
@@ -129,10 +143,12 @@ class Settings(BaseSettings):
     @classmethod
     def _environment(cls) -> dict[str, Any]:
         prefix = f"TALKBACK_{cls.table.upper()}_"
-        keys = (name.removeprefix(prefix) for name in os.environ if name.startswith(prefix))
+        keys = _read_variables(prefix)
         cls._refuse_unknown([key.split("__")[0].lower() for key in keys], f"environment {prefix}*")
+        source = EnvSettingsSource(cls, env_prefix=prefix)
+        source.env_vars = {f"{prefix}{key}".lower(): value for key, value in keys.items()}
         try:
-            return _parse_nested(EnvSettingsSource(cls, env_prefix=prefix)())
+            return _parse_nested(source())
         except PydanticSettingsError as error:
             raise SettingsError(f"{prefix}*: {error}; lists and tables are JSON") from error
 
@@ -164,6 +180,23 @@ def check_tables(home: Home, known: Iterable[str]) -> None:
             raise SettingsError(
                 f"unknown table [{table}] in {home.toml}; known: {', '.join(names)}"
             )
+
+
+def _read_variables(prefix: str) -> dict[str, str]:
+    """Return the variables of a prefix that are set, without it and without outer white space.
+
+    An empty one is not set. Those that Kubernetes makes for a service of such a name are not ours.
+    """
+    found = {
+        name.removeprefix(prefix): value.strip()
+        for name, value in os.environ.items()
+        if name.startswith(prefix)
+    }
+    return {
+        key: value
+        for key, value in found.items()
+        if value and not _SERVICE_VARIABLE.fullmatch(f"{key}={value}")
+    }
 
 
 def _read_tables(home: Home) -> dict[str, Any]:

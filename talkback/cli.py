@@ -9,6 +9,7 @@ talkback keys add | list | revoke     # who may come in
 import getpass
 import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -288,7 +289,12 @@ def open_home(home: Path | None) -> tuple[Store, Registry]:
 
 def decider(who: str | None) -> str:
     """Return the name that a decision is kept under: the one given, else the login."""
-    return who or getpass.getuser()
+    if who:
+        return who
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # containers run as users that have no name
+        return f"uid {os.getuid()}"
 
 
 def check_arguments(arguments: Sequence[str]) -> None:

@@ -65,6 +65,7 @@ def turns(**roles: str) -> list[dict[str, str]]:
             {"prompt": turns(system="s", user="a"), "completion": turns(assistant="b")},
             turns(system="s", user="a", assistant="b"),
         ),
+        ({"question": "a\ud83d", "answer": "b\0"}, turns(user="a\ufffd", assistant="b\ufffd")),
         ({"question": "a", "answer": "b"}, turns(user="a", assistant="b")),
         ({"instruction": "a", "input": "", "output": "b"}, turns(user="a", assistant="b")),
         ({"instruction": "a", "input": "i", "output": "b"}, turns(user="a\n\ni", assistant="b")),
@@ -106,8 +107,6 @@ REFUSED: list[tuple[bytes, str]] = [
     (b'{"messages": [{"role": ["user"], "content": "a"}]}', "line 2: a dialogue is messages"),
     (b'{"messages": [{"role": "user", "content": null}]}', "is None, not a text"),
     (b'{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "a dialogue is messages"),
-    (b'{"question": "half an emoji \\ud83d", "answer": "b"}', "a lone surrogate"),
-    (b'{"question": "a\\u0000", "answer": "b"}', "NUL"),
 ]
 
 

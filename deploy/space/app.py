@@ -36,7 +36,7 @@ def main() -> None:
     os.environ["TALKBACK_HOME"] = str(state_folder())
     # Only the platform's proxy reaches a Space; unless it is believed, all visitors count as one.
     os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")
-    minutes = float(os.environ.get("SPACE_CYCLE_MINUTES", "30"))
+    minutes = float(os.environ.get("SPACE_CYCLE_MINUTES", "").strip() or "30")
     if minutes > 0:
         threading.Thread(target=run_cycles, args=(minutes,), daemon=True).start()
     base = os.environ.get("TALKBACK_BASE_MODEL")

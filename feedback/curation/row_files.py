@@ -6,12 +6,12 @@ A file that cannot be read is an error in one line, with the file, the line and 
 """
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from feedback.curation.rows import MessageDict
+from feedback.db.well_formed import to_well_formed
 from feedback.errors import TalkbackError, describe_os_error
 
 Record = dict[str, Any]
@@ -27,8 +27,6 @@ SHAPES = (
     "a dialogue is messages (role, content), conversations (from, value), prompt and completion, "
     "question and answer, or instruction and output"
 )
-
-_UNFIT = re.compile("[\0\ud800-\udfff]")
 
 
 class RowFileError(TalkbackError):
@@ -93,9 +91,7 @@ def _parse_message(turn: Any) -> MessageDict:
         raise ValueError(f"{speaker!r} is nobody that Talkback knows; use {', '.join(ROLES)}")
     if not isinstance(content, str):
         raise ValueError(f"the content of {speaker!r} is {content!r}, not a text")
-    if _UNFIT.search(content):
-        raise ValueError("a text holds NUL or half a character (a lone surrogate); take it out")
-    return {"role": ROLES[speaker], "content": content}
+    return {"role": ROLES[speaker], "content": to_well_formed(content)}
 
 
 def _numbered_rows(file: Path) -> Iterator[tuple[str, Record]]:
