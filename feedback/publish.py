@@ -56,13 +56,10 @@ def make_folder(folder: Path, mode: int | None = None) -> None:
 def make_file(file: Path) -> None:
     """Make an empty file unless it is there, which others may not read or write."""
     try:
-        handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        file.touch(mode=0o600, exist_ok=False)
     except FileExistsError:
         return
-    try:
-        os.fchmod(handle, private_mode(file.parent) & 0o660)
-    finally:
-        os.close(handle)
+    file.chmod(private_mode(file.parent) & 0o660)
 
 
 def publish_folder(

@@ -1,17 +1,19 @@
 """Tries who is taken for this machine's own: a table of proxies and names, and a real nginx."""
 
+import asyncio
 import logging
 import re
 from collections.abc import Iterator
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from starlette.requests import HTTPConnection
 
 from chatbot.auth import api_keys
 from chatbot.auth.access import Access
 from chatbot.auth.local_requests import is_loopback_host, remote_trait
-from chatbot.server import OPEN_HOUSE, ServerSettings, access_for_host, create_api
+from chatbot.server import OPEN_HOUSE, ServerSettings, access_for_host, create_api, create_app
 from chatbot.service import Service
 from feedback.settings import Home, SettingsError
 from feedback.store import Store
@@ -211,8 +213,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def url(service: Service) -> Iterator[str]:
     """Serve a home without a key and without limits: all is open to this machine."""
-    with serve_app(create_api(service, ServerSettings(rate_per_minute=0))) as url:
+    with serve_app(asyncio.run(assembled(service))) as url:
         yield url
+
+
+async def assembled(service: Service) -> FastAPI:
+    """Make the app in a running loop: outside one, Gradio makes loops and closes none."""
+    return create_app(service, ServerSettings(rate_per_minute=0))
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +251,20 @@ def test_an_open_home_is_closed_to_names_proxies_and_other_sites(
         assert statuses(http, url, **{name: value}) == CLOSED, name
     for headers in OTHER_SITES:
         assert statuses(http, url, **headers) == CLOSED, headers
+
+
+def test_the_pages_handlers_are_closed_with_the_api(http: httpx.Client, url: str) -> None:
+    """Call the adapters page's rollback past the page, queued, with the answer as a stream."""
+    config = http.get(f"{url}/config").json()["dependencies"]
+    roll_back = next(one for one in config if "roll_back" in str(one["api_name"]))
+    body = {"fn_index": roll_back["id"], "data": [None] * len(roll_back["inputs"])}
+    remote: tuple[dict[str, str], ...] = ({"Host": "evil.example"}, {"Via": "x"}, *OTHER_SITES)
+    for number, headers in enumerate(({}, *remote)):
+        session = {"session_hash": f"s{number}"}
+        joined = http.post(f"{url}/gradio_api/queue/join", json=body | session, headers=headers)
+        assert joined.is_success, (headers, joined.text)
+        output = http.get(f"{url}/gradio_api/queue/data", params=session, headers=headers).text
+        assert ("This needs a key of role operator" in output) is (number > 0), output
 
 
 def test_a_page_of_another_site_says_nothing_without_a_key(

@@ -62,9 +62,10 @@ def _mount(app: FastAPI, service: "Service", path: str) -> FastAPI:
     with warnings.catch_warnings():
         # Gradio says of every app with several pages that it turns SSR off, also where it is off.
         warnings.filterwarnings("ignore", message="SSR mode is not supported")
+        blocks = build_pages(service)
         mounted: FastAPI = gr.mount_gradio_app(
             app,
-            build_pages(service),
+            blocks,
             path,
             theme=theme.build_theme(),
             css_paths=theme.CSS,
@@ -78,6 +79,7 @@ def _mount(app: FastAPI, service: "Service", path: str) -> FastAPI:
             app_kwargs={"exception_handlers": hub_login.exception_handlers()},
         )
     for route in mounted.routes:
-        if isinstance(route, Mount) and isinstance(route.app, gr.routes.App):
-            remove_unused_routes(route.app)
+        pages = route.app if isinstance(route, Mount) else None
+        if isinstance(pages, gr.routes.App) and pages.blocks is blocks:
+            remove_unused_routes(pages)
     return mounted
