@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -237,14 +238,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AccessServer]:
     service.registry.promote(new_adapter(service), "person", "otto", "so that one can go back")
     adapter = service.registry.adapters()[0].id
     names = {"ANSWER": message, "ADAPTER": adapter, "OPERATOR": made["operator"].secret}
-    app = asyncio.run(assembled(service))
+    app = create_app(service)
     with serve_app(app) as url, httpx.Client(base_url=url, timeout=60) as http:
         yield AccessServer(service, app, http, made, names)
-
-
-async def assembled(service: Service) -> FastAPI:
-    """Make the app in a running loop: outside one, Gradio makes loops and closes none."""
-    return create_app(service)
 
 
 def answered(service: Service, person: str) -> str:
@@ -297,7 +293,9 @@ def test_what_else_gradio_brings_is_not_there(server: AccessServer) -> None:
     async def gradio() -> FastAPI:
         return mount_gradio_app(FastAPI(), Blocks(), "/")
 
-    unused = routes(asyncio.run(gradio())) - routes(server.app) - {("GET", "/openapi.json")}
+    with ThreadPoolExecutor() as thread:  # whose loop Gradio finds, and makes none
+        brought = routes(thread.submit(asyncio.run, gradio()).result())
+    unused = brought - routes(server.app) - {("GET", "/openapi.json")}
     assert {path for _, path in unused} >= {
         "/gradio_api/upload",
         "/gradio_api/dev/reload",

@@ -1,6 +1,5 @@
 """Tests rate limits, body limits and CORS over real HTTP."""
 
-import asyncio
 import ipaddress
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -168,13 +167,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def url(service: Service) -> Iterator[str]:
-    with serve_app(asyncio.run(assembled(service))) as url:
+    with serve_app(create_app(service)) as url:
         yield url
-
-
-async def assembled(service: Service) -> FastAPI:
-    """Make the app in a running loop: outside one, Gradio makes loops and closes none."""
-    return create_app(service)
 
 
 @contextmanager

@@ -1,13 +1,11 @@
 """Tries who is taken for this machine's own: a table of proxies and names, and a real nginx."""
 
-import asyncio
 import logging
 import re
 from collections.abc import Iterator
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from starlette.requests import HTTPConnection
 
 from chatbot.auth import api_keys
@@ -213,13 +211,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def url(service: Service) -> Iterator[str]:
     """Serve a home without a key and without limits: all is open to this machine."""
-    with serve_app(asyncio.run(assembled(service))) as url:
+    with serve_app(create_app(service, ServerSettings(rate_per_minute=0))) as url:
         yield url
-
-
-async def assembled(service: Service) -> FastAPI:
-    """Make the app in a running loop: outside one, Gradio makes loops and closes none."""
-    return create_app(service, ServerSettings(rate_per_minute=0))
 
 
 @pytest.fixture(scope="module")
