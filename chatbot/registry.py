@@ -27,6 +27,14 @@ class RegistryError(TalkbackError):
     """Says why an adapter is not known, or cannot be registered, promoted or rolled back."""
 
 
+class PromotionConflictError(RegistryError):
+    """Reports that another promotion was made since the one that an operator saw."""
+
+
+class UnconfirmedPromotionError(RegistryError):
+    """Reports that the gate did not find an adapter better, and nobody has confirmed it."""
+
+
 @dataclass(frozen=True)
 class AdapterRow:
     """Holds a registered adapter: its base, and the snapshot, recipe and lineage it comes from."""
@@ -140,22 +148,63 @@ class Registry:
         return [Promotion(**row) for row in rows]
 
     def promote(
-        self, id: str, by: PromotedBy, who: str, reason: str, report: str | None = None
+        self,
+        id: str,
+        by: PromotedBy,
+        who: str,
+        reason: str,
+        report: str | None = None,
+        *,
+        seen: str | None = None,
+        confirmed: bool = False,
     ) -> Promotion:
-        """Put an adapter in service; a running server follows within a second."""
+        """Put an adapter in service; a running server follows within a second.
+
+        ``seen`` is the newest promotion's id as the operator saw it; another one since raises
+        PromotionConflictError. An adapter that the gate did not find better takes a person who has
+        ``confirmed`` it; else UnconfirmedPromotionError.
+        """
         self.adapter(id)
         made = Promotion(new_id("pro"), id, by, who, reason, report, now())
         with self._store.write() as db:
+            self._check_seen(seen)
+            objection = self.objection(id)
+            if by == "person" and objection and not confirmed:
+                raise UnconfirmedPromotionError(
+                    f"{objection}; confirm that it shall speak all the same, with your name and "
+                    "a reason"
+                )
             db.insert("promotion", vars(made))
         return made
 
-    def rollback(self, who: str, reason: str = "rollback") -> Promotion:
-        """Promote the adapter that was in service before; again: the one before that."""
+    def rollback(self, who: str, reason: str = "rollback", *, seen: str | None = None) -> Promotion:
+        """Promote the adapter that was in service before; again: the one before that.
+
+        With ``seen``, as for `promote`, two who roll back at once go one step back.
+        """
         with self._store.write():
+            self._check_seen(seen)
             served = self.serving_order()
             if len(served) < 2:
                 raise RegistryError("there is no earlier adapter to roll back to")
-            return self.promote(served[-2], "person", who, reason)
+            return self.promote(served[-2], "person", who, reason, confirmed=True)
+
+    def objection(self, id: str) -> str:
+        """Return what the newest report has against an adapter, "" for none."""
+        report = next(iter(self.reports(id)), None)
+        if report is None or report.verdict == "promote":
+            return ""
+        verdict = report.verdict.replace("_", " ")
+        return f"the gate's verdict on {id} is {verdict}: {' '.join(report.reasons)}".strip()
+
+    def _check_seen(self, seen: str | None) -> None:
+        newest = self.promotion()
+        if seen is not None and newest and newest.id != seen:
+            day, time = newest.created_at[:10], newest.created_at[11:16]
+            raise PromotionConflictError(
+                f"nothing was changed, because {newest.who} promoted {newest.adapter} on {day} "
+                f"at {time} UTC ({newest.reason}); look at it as it is now, then decide again"
+            )
 
     def serving_order(self) -> list[str]:
         """Return the ids of the current base's adapters in the order in which they served.

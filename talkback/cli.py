@@ -25,7 +25,7 @@ from feedback.cycle_lock import read_running_cycle
 from feedback.db.well_formed import to_well_formed
 from feedback.errors import TalkbackError, describe_os_error
 from feedback.review.decisions import decide
-from feedback.review.queue import count_pending, list_pending
+from feedback.review.queue import count_pending, find_item, list_pending
 from feedback.settings import Home, check_tables
 from feedback.store import Store
 from talkback.cycle import preview_rows, run_cycle
@@ -192,12 +192,21 @@ def adapters(home: HomeOption = None, as_json: JsonOption = False) -> None:
 def promote(
     adapter: Annotated[str, typer.Argument(help="An id that `talkback adapters` lists.")],
     reason: Annotated[str, typer.Option(help="Why; it is kept with your name.")] = "",
+    confirm: Annotated[
+        bool, typer.Option("--confirm", help="Also what the gate refused; needs a reason.")
+    ] = False,
     who: WhoOption = None,
     home: HomeOption = None,
 ) -> None:
     """Put an adapter in service by your decision; a running server follows within a second."""
     _, registry = open_home(home)
-    promotion = registry.promote(adapter, "person", decider(who), reason or "by hand")
+    promotion = registry.promote(
+        adapter,
+        "person",
+        decider(who),
+        reason or "by hand",
+        confirmed=confirm and bool(reason.strip()),
+    )
     console.print(f"{promotion.adapter} is in service, promoted by {promotion.who}.")
 
 
@@ -220,6 +229,9 @@ def review(
     correct: Annotated[str | None, typer.Option(help="This text is right.")] = None,
     reject: Annotated[bool, typer.Option("--reject", help="Nothing of it trains.")] = False,
     note: Annotated[str, typer.Option(help="For the record.")] = "",
+    overrule: Annotated[
+        bool, typer.Option("--overrule", help="Also where another reviewer has decided.")
+    ] = False,
     who: WhoOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -233,7 +245,8 @@ def review(
     actions = [action for action, given in chosen.items() if given]
     if len(actions) != 1:
         raise typer.BadParameter("decide with one of --approve, --correct TEXT, --reject")
-    decision = decide(store, message, decider(who), actions[0], correct, note)
+    seen = find_item(store, message).version if overrule else None
+    decision = decide(store, message, decider(who), actions[0], correct, note, seen=seen)
     print(json.dumps(asdict(decision)) if as_json else f"Saved: {decision.action} {message}.")
 
 

@@ -417,6 +417,29 @@ def test_a_decision_over_http_overrules_nobody_unknowingly(server: AccessServer)
     assert server.http.post(path, json=body, headers=operator).json()["reviewer"] == "the operator"
 
 
+def test_a_promotion_over_http_overrules_neither_the_gate_nor_another_unknowingly(
+    server: AccessServer,
+) -> None:
+    service, bearer = server.service, server.bearer("operator")
+    adapter, before = new_adapter(service, seed=8), service.registry.promotion()
+    service.registry.add_report(
+        "rep-8", adapter=adapter, against="a-0", verdict="refuse", reasons=["It forgets."]
+    )
+    seen = server.http.get("/v1/adapters", headers=bearer).json()["promotion"]
+    body, path = {"reason": "for a look", "seen": seen}, f"/v1/adapters/{adapter}/promote"
+    status, error = read_error(server.http.post(path, json=body, headers=bearer))
+    assert (status, error["code"]) == (409, "confirmation_required")
+    assert "It forgets." in error["message"]
+    assert service.registry.promotion() == before
+    made = server.http.post(path, json={**body, "confirm": True}, headers=bearer).json()
+    assert (made["who"], made["reason"]) == ("the operator", "for a look")
+    for again in (path, "/v1/adapters/rollback"):
+        answer = server.http.post(again, json={**body, "confirm": True}, headers=bearer)
+        status, error = read_error(answer)
+        assert (status, error["code"]) == (409, "changed_since_seen")
+        assert f"the operator promoted {adapter} on 20" in error["message"]
+
+
 def test_promotions_over_http_are_followed_and_mistakes_told(server: AccessServer) -> None:
     bearer, registry = server.bearer("operator"), server.service.registry
     adapter = new_adapter(server.service, seed=7)

@@ -53,6 +53,10 @@ def test_the_queue_is_listed_and_decided_on(home: Home, edited: str, store: Stor
     done = run_talkback(home, "review", edited, "--approve", "--who", "rita")
     assert done.returncode == 0
     assert json.loads(run_talkback(home, "review", "--json").stdout) == []
+    other = run_talkback(home, "review", edited, "--reject", "--who", "bob")
+    assert other.returncode == 2 and "rita approved" in other.stderr
+    other = run_talkback(home, "review", edited, "--reject", "--overrule", "--who", "bob")
+    assert other.returncode == 0
     assert dict(store.rows("select reviewer, answer from review")[0]) == {
         "reviewer": "rita",
         "answer": "At ten.",
@@ -73,6 +77,11 @@ def test_promote_and_rollback_are_kept_with_a_name(home: Home, store: Store) -> 
     assert (newest.adapter, newest.who, newest.reason) == ("a-000000000001", "otto", "terse")
     listed = json.loads(run_talkback(home, "adapters", "--json").stdout)
     assert [one["id"] for one in listed if one["speaking"]] == ["a-000000000001"]
+    second = "a-000000000002"
+    registry.add_report("r-1", adapter=second, against="a-0", verdict="refuse", reasons=["Worse."])
+    refused = run_talkback(home, "promote", second, "--confirm")
+    assert refused.returncode == 2 and "Worse.; confirm" in refused.stderr
+    assert run_talkback(home, "promote", second, "--confirm", "--reason", "a look").returncode == 0
 
 
 @pytest.mark.parametrize(

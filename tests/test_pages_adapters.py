@@ -87,6 +87,48 @@ def test_an_operator_promotes_and_rolls_back_by_name(page: Page, service: "Servi
     assert service.registry.history()[0].adapter == before
 
 
+def test_what_the_gate_refused_is_promoted_only_when_confirmed_with_name_and_reason(
+    page: Page, service: "Service"
+) -> None:
+    before, adapter = service.registry.promotion(), new_adapter(service, seed=5)
+    against = service.speaking
+    service.registry.add_report(
+        "rep-5", adapter=adapter, against=against, verdict="refuse", reasons=["It forgets."]
+    )
+    select_adapter(page, adapter)
+    box = page.get_by_role("checkbox", name="The gate did not find it better")
+    reason, name = page.get_by_placeholder("Why?"), page.get_by_placeholder("Your name")
+    for ticked, why, who in (
+        (False, "for a look", "otto"),
+        (True, "", "otto"),
+        (True, "for a look", " "),
+    ):
+        box.set_checked(ticked)
+        reason.fill(why)
+        name.fill(who)
+        page.click("#tb-promote")
+        expect(page.get_by_role("alert")).to_contain_text("It forgets.; confirm")
+        assert service.registry.promotion() == before
+        select_adapter(page, adapter)
+    box.check()
+    reason.fill("for a look")
+    name.fill("otto")
+    page.click("#tb-promote")
+    expect(page.locator("#tb-now")).to_contain_text(f"{adapter} is speaking")
+    newest = service.registry.history()[0]
+    assert (newest.by, newest.who, newest.reason) == ("person", "otto", "for a look")
+
+
+def test_who_rolls_back_second_learns_who_did_it_first(page: Page, service: "Service") -> None:
+    page.reload()
+    expect(page.locator("#tb-rollback")).to_be_enabled()
+    made = service.registry.rollback("rita", "too terse")
+    service.rollout.follow()
+    page.click("#tb-rollback")
+    expect(page.get_by_role("alert")).to_contain_text(f"rita promoted {made.adapter} on 20")
+    assert service.registry.promotion() == made
+
+
 def test_a_refused_adapter_leaves_the_old_one_speaking_and_says_why(
     page: Page, service: "Service"
 ) -> None:

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from chatbot.registry import Registry, RegistryError
+from chatbot.registry import (
+    PromotionConflictError,
+    Registry,
+    RegistryError,
+    UnconfirmedPromotionError,
+)
 from feedback.settings import Home
 from feedback.store import Store
 
@@ -144,3 +149,33 @@ def test_back_on_a_base_its_last_adapter_speaks_again(
     other = registry.register(new(home, 9, revision="sha-2"))
     registry.promote(other, "start", "talkback", "another base")
     assert registry.ensure_promoted(base).id == learnt == serving(registry)
+
+
+@pytest.mark.parametrize("verdict", ["refuse", "not_enough_evidence"])
+def test_what_the_gate_did_not_find_better_takes_a_confirmed_decision(
+    registry: Registry, home: Home, verdict: str
+) -> None:
+    first, second = promoted(registry, home, 2)
+    registry.rollback("ann")
+    registry.add_report("r-1", adapter=second, against=first, verdict=verdict, reasons=["Worse."])
+    with pytest.raises(UnconfirmedPromotionError, match=r"verdict on a-.*Worse\.; confirm"):
+        registry.promote(second, "person", "otto", "I like it")
+    assert serving(registry) == first
+    made = registry.promote(second, "person", "otto", "I like it", confirmed=True)
+    assert (serving(registry), made.who, made.reason) == (second, "otto", "I like it")
+
+
+def test_two_operators_do_not_overrule_each_other_unknowingly(
+    registry: Registry, home: Home
+) -> None:
+    first, second, third = promoted(registry, home, 3)
+    seen = registry.history()[0].id
+    registry.rollback("otto", "too terse", seen=seen)
+    for overrule in (
+        lambda: registry.rollback("eve", seen=seen),
+        lambda: registry.promote(third, "person", "eve", "why not", seen=seen),
+    ):
+        with pytest.raises(PromotionConflictError, match=r"otto promoted .* on 20.*too terse"):
+            overrule()
+    assert serving(registry) == second
+    assert registry.rollback("eve", seen=registry.history()[0].id).adapter == first

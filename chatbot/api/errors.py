@@ -23,7 +23,11 @@ from chatbot.engine.protocol import (
     UnreachableError,
 )
 from chatbot.model.adapter import AdapterError
-from chatbot.registry import RegistryError
+from chatbot.registry import (
+    PromotionConflictError,
+    RegistryError,
+    UnconfirmedPromotionError,
+)
 from feedback.db.database import StoreError
 from feedback.errors import TalkbackError
 from feedback.kinds import IdempotencyKeyTakenError
@@ -86,6 +90,10 @@ def to_api_error(error: Exception) -> ApiError:
             return _unauthorized(str(error), "missing_api_key")
         case PermissionDeniedError():
             return ApiError(403, str(error), "permission_error", code="forbidden")
+        case PromotionConflictError():
+            return ApiError(409, str(error), param="seen", code="changed_since_seen")
+        case UnconfirmedPromotionError():
+            return ApiError(409, str(error), param="confirm", code="confirmation_required")
         case RegistryError():
             return ApiError(404, str(error), code="not_found")
         case EngineClosedError() | UnreachableError() | AdapterError() | StoreError():

@@ -7,7 +7,7 @@ from typing import Any
 from feedback.curation.rows import Dropped, Row, prompt_messages
 from feedback.exchange import Exchange
 from feedback.kinds import Feedback
-from feedback.review.decisions import Decision
+from feedback.review.decision_row import Decision
 from feedback.store import Store
 
 

@@ -5,13 +5,10 @@ feedback. What came since is reported instead of overruled.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from feedback.errors import TalkbackError
 from feedback.kinds import Feedback
-
-if TYPE_CHECKING:
-    from feedback.review.decisions import Decision
+from feedback.review.decision_row import Decision
 
 _NONE = "none"
 _VERBS = {
@@ -28,14 +25,14 @@ class DecisionConflictError(TalkbackError):
     """Reports what was decided or said about an answer since the reviewer saw it."""
 
 
-def review_version(given: Sequence[Feedback], in_force: "Decision | None") -> str:
+def review_version(given: Sequence[Feedback], in_force: Decision | None) -> str:
     """Return what names the state of an answer that a reviewer sees."""
     newest = next((one.id for one in reversed(given) if _is_seen(one)), _NONE)
     return f"{in_force.id if in_force else _NONE}.{newest}"
 
 
 def check_seen(
-    message_id: str, seen: str, given: Sequence[Feedback], in_force: "Decision | None"
+    message_id: str, seen: str, given: Sequence[Feedback], in_force: Decision | None
 ) -> None:
     """Raise DecisionConflictError unless the version that was seen is the one there is now."""
     if seen == review_version(given, in_force):
@@ -50,7 +47,7 @@ def check_seen(
     raise _conflict(message_id, news or ["feedback on it was deleted"])
 
 
-def check_own(in_force: "Decision", reviewer: str) -> None:
+def check_own(in_force: Decision, reviewer: str) -> None:
     """Raise DecisionConflictError if the decision in force is another reviewer's."""
     if in_force.reviewer != reviewer:
         raise _conflict(in_force.message_id, [_describe_decision(in_force)])
@@ -69,7 +66,7 @@ def _is_seen(feedback: Feedback) -> bool:
     return disliked or feedback.kind in ("edit", "comment")
 
 
-def _describe_decision(decision: "Decision") -> str:
+def _describe_decision(decision: Decision) -> str:
     return _describe(decision.reviewer, decision.action, decision.answer, decision.created_at)
 
 

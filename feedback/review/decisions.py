@@ -5,8 +5,7 @@ An approved or corrected answer is given from the next question on, and trains i
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from feedback.db.database import Connection
 from feedback.errors import TalkbackError
@@ -14,27 +13,12 @@ from feedback.exchange import Exchange
 from feedback.exemplars import question_key
 from feedback.ids import new_id, now
 from feedback.review.conflicts import check_own, check_seen
+from feedback.review.decision_row import Action, Decision
 from feedback.store import Store
-
-Action = Literal["approve", "correct", "reject"]
 
 
 class BadDecisionError(TalkbackError):
     """Reports a decision that cannot be taken, with the reason and what to do."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Holds a decision on an answer; ``feedback_id`` is the last feedback that it knew of."""
-
-    id: str
-    message_id: str
-    reviewer: str
-    action: Action
-    answer: str | None
-    note: str
-    feedback_id: str | None
-    created_at: str
 
 
 def decide(

@@ -10,7 +10,8 @@ from feedback.exchange import Exchange
 from feedback.kinds import Feedback
 from feedback.messages import Message
 from feedback.review.conflicts import review_version
-from feedback.review.decisions import Decision, decisions_in_force
+from feedback.review.decision_row import Decision
+from feedback.review.decisions import decisions_in_force
 from feedback.store import Store
 
 _EDIT = 1000

@@ -37,17 +37,23 @@ class Adapters(BaseModel):
     ``running_cycle`` since when a cycle runs and in which stage it is; None when none runs."""
 
     speaking: str
+    promotion: str | None
+    """The id of the newest promotion: send it back as ``seen`` with the next."""
     warning: str
     running_cycle: RunningCycle | None
     adapters: list[AdapterEntry]
 
 
 class PromotionRequest(BaseModel):
-    """Holds the body of a promotion or rollback."""
+    """Holds the body of a promotion or rollback. With ``seen`` it is answered with 409 when there
+    was another promotion since. ``confirm`` promotes, under a name, what the gate did not find
+    better."""
 
     reason: Annotated[LimitedText, Field(min_length=1, pattern=r"\S")]
     who: Identifier = ""
     """Who decides, where the key has no name."""
+    seen: Identifier | None = None
+    confirm: bool = False
 
 
 def router(service: "Service") -> APIRouter:
@@ -60,8 +66,10 @@ def router(service: "Service") -> APIRouter:
     def adapters() -> Adapters:
         """List all adapters, and which one answers."""
         rows = [adapter_entry(service, row) for row in service.registry.adapters()]
+        newest = service.registry.promotion()
         return Adapters(
             speaking=service.speaking,
+            promotion=newest.id if newest else None,
             warning=service.warning,
             running_cycle=read_running_cycle(service.home),
             adapters=rows,
@@ -70,13 +78,17 @@ def router(service: "Service") -> APIRouter:
     @routes.post("/adapters/rollback")
     def rollback(body: PromotionRequest, caller: Annotated[Caller, operator]) -> Promotion:
         """Put the adapter that was in service before back; it answers within a second."""
-        return service.registry.rollback(caller.decider(body.who, "operator"), body.reason)
+        who = caller.decider(body.who, "operator")
+        return service.registry.rollback(who, body.reason, seen=body.seen)
 
     @routes.post("/adapters/{id}/promote")
     def promote(id: str, body: PromotionRequest, caller: Annotated[Caller, operator]) -> Promotion:
         """Put an adapter in service; it answers within a second."""
         who = caller.decider(body.who, "operator")
-        return service.registry.promote(id, "person", who, body.reason)
+        confirmed = body.confirm and bool(caller.name or body.who.strip())
+        return service.registry.promote(
+            id, "person", who, body.reason, seen=body.seen, confirmed=confirmed
+        )
 
     return routes
 

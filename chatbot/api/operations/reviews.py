@@ -15,7 +15,7 @@ from chatbot.api.schemas import ERROR_RESPONSES
 from chatbot.auth.access import Caller
 from feedback.messages import Role
 from feedback.review import decisions, queue
-from feedback.review.decisions import Action, Decision
+from feedback.review.decision_row import Action, Decision
 from feedback.review.queue import QueueItem
 
 if TYPE_CHECKING:

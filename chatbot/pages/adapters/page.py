@@ -12,6 +12,7 @@ from chatbot.pages.adapters import view
 from chatbot.pages.listeners import LISTENER, Changes
 from chatbot.pages.login_form import LoginForm
 from chatbot.pages.signature import add_signature
+from chatbot.registry import PromotionConflictError
 from feedback.errors import TalkbackError
 
 if TYPE_CHECKING:
@@ -52,7 +53,14 @@ class AdaptersPage:
     def _add_controls(self) -> None:
         """Add what promotes and rolls back; operators alone see it."""
         self.signature, self.reason, self.name = add_signature("tb-levers", "Reason", "Why?")
+        self.seen = gr.State("")
         with gr.Row(elem_classes="tb-actions") as self.buttons:
+            self.confirm = gr.Checkbox(
+                label="The gate did not find it better. It shall speak all the same",
+                container=False,
+                visible=False,
+                elem_id="tb-confirm",
+            )
             self.promote = gr.Button(
                 "Promote this adapter", variant="primary", elem_id="tb-promote"
             )
@@ -75,8 +83,10 @@ class AdaptersPage:
             self.card,
             self.report_section,
             self.report,
+            self.confirm,
             self.promote,
             self.rollback,
+            self.seen,
             self.error,
             self.reason,
             self.name,
@@ -85,8 +95,8 @@ class AdaptersPage:
         ]
         blocks.load(self._load, None, outputs, **LISTENER)
         self.list.input(self._open_adapter, [self.list], outputs, **LISTENER)
-        given = [self.list, self.reason, self.name]
-        self.promote.click(self._promote, given, outputs, **LISTENER)
+        given = [self.list, self.reason, self.name, self.seen]
+        self.promote.click(self._promote, [*given, self.confirm], outputs, **LISTENER)
         self.rollback.click(self._roll_back, given, outputs, **LISTENER)
         timer = gr.Timer(REFRESH_SECONDS)
         timer.tick(self._refresh, None, [self.in_service, self.history], **LISTENER, queue=False)
@@ -110,25 +120,37 @@ class AdaptersPage:
             return gr.skip(), gr.skip()
         return self._in_service(), self._history()
 
-    def _promote(self, adapter: str | None, reason: str, name: str, request: gr.Request) -> Changes:
+    def _promote(
+        self,
+        adapter: str | None,
+        reason: str,
+        name: str,
+        seen: str,
+        confirm: bool,
+        request: gr.Request,
+    ) -> Changes:
         caller = self.login_form.require(request, "operator")
         who = caller.decider(name.strip(), "operator")
+        signed = bool((caller.name or name.strip()) and reason.strip())
 
         def promote() -> str:
             why = reason.strip() or "promoted by hand"
-            made = self._service.registry.promote(adapter or "", "person", who, why)
+            made = self._service.registry.promote(
+                adapter or "", "person", who, why, seen=seen, confirmed=confirm and signed
+            )
             return f"{made.adapter} is promoted."
 
         return self._apply(promote, adapter)
 
     def _roll_back(
-        self, adapter: str | None, reason: str, name: str, request: gr.Request
+        self, adapter: str | None, reason: str, name: str, seen: str, request: gr.Request
     ) -> Changes:
         caller = self.login_form.require(request, "operator")
         who = caller.decider(name.strip(), "operator")
 
         def roll_back() -> str:
-            made = self._service.registry.rollback(who, reason.strip() or "rolled back by hand")
+            why = reason.strip() or "rolled back by hand"
+            made = self._service.registry.rollback(who, why, seen=seen)
             return f"Rolled back: {made.adapter} is promoted."
 
         return self._apply(roll_back, adapter)
@@ -138,6 +160,8 @@ class AdaptersPage:
         try:
             confirmation = change()
             self._service.rollout.follow()
+        except PromotionConflictError as error:
+            return self._paint(adapter) | {self.error: fragments.banner(str(error), "error")}
         except TalkbackError as error:
             return {self.error: fragments.banner(str(error), "error")}
         gr.Info(confirmation, duration=4)
@@ -149,6 +173,8 @@ class AdaptersPage:
         choices = view.adapter_choices(registry, speaking)
         known = [adapter_id for _, adapter_id in choices]
         chosen = adapter if adapter in known else speaking if speaking in known else None
+        newest = registry.promotion()
+        objection = registry.objection(chosen) if chosen and chosen != speaking else ""
         report = view.full_report(self._service.home, registry, chosen) if chosen else ""
         return {
             self.workspace: gr.update(visible=True),
@@ -158,8 +184,10 @@ class AdaptersPage:
             self.card: view.adapter_card(registry, chosen) if chosen else "",
             self.report_section: gr.update(visible=bool(report)),
             self.report: report,
+            self.confirm: gr.update(visible=bool(objection), value=False),
             self.promote: gr.update(interactive=chosen is not None and chosen != speaking),
             self.rollback: gr.update(interactive=len(registry.serving_order()) > 1),
+            self.seen: newest.id if newest else "",
             self.error: "",
         }
 
