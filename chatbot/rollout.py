@@ -20,6 +20,7 @@ from chatbot.engine.protocol import (
     UnknownAdapterError,
     UnreachableError,
 )
+from chatbot.engine.readiness import Readiness
 from chatbot.engine.stream import Stream
 from chatbot.metrics import Metrics
 from chatbot.model.adapter import AdapterError, verify_adapter
@@ -69,8 +70,11 @@ class Rollout:
         self._follow_lock = threading.Lock()
         """Lets one thread at a time follow promotions: the watcher, or who has just promoted."""
         self._closing = threading.Event()
+        self.readiness = Readiness(engine, lambda: self._ask_briefly(self.speaking))
+        """Whether the adapter in service answers."""
         registry.ensure_promoted(base)
         self._start_speaking()
+        self.readiness.start()
         self._watcher = threading.Thread(
             target=self._watch, args=(poll_seconds,), name="promotions", daemon=True
         )
@@ -99,12 +103,19 @@ class Rollout:
             if adapter is not None:
                 self._pin(adapter)
             try:
-                return chosen, self.engine.submit(Request(prompt_ids, chosen, sampling))
+                stream = self.engine.submit(Request(prompt_ids, chosen, sampling))
             except EngineBusyError:
                 self._metrics.refused.inc()
                 raise
+            except UnreachableError as error:
+                if chosen == self.speaking:
+                    self.readiness.record_failure(str(error))
+                raise
             except UnknownAdapterError:
                 continue  # it was unloaded between the choice and the question: choose again
+            if chosen == self.speaking:  # what is wrong with another one concerns who asked for it
+                self.readiness.follow_stream(stream)
+            return chosen, stream
         raise UnknownAdapterError(chosen, self.engine.adapters())
 
     def follow(self) -> bool:
@@ -120,6 +131,7 @@ class Rollout:
 
     def close(self) -> None:
         """Stop following promotions."""
+        self.readiness.close()
         self._closing.set()
         self._watcher.join()
 
@@ -177,12 +189,16 @@ class Rollout:
 
     def _warm_up(self, adapter: str) -> None:
         """Have the adapter give one short answer; AdapterError, and unload it, if it cannot."""
-        ids = encode(self._base.tokenizer, [{"role": "user", "content": "Hello"}])
-        stream = self.engine.submit(Request(ids, adapter, Sampling(max_tokens=2)))
+        stream = self._ask_briefly(adapter)
         if not stream.wait(WARM_UP_SECONDS) or stream.finish == "error":
             stream.cancel()
             self.engine.unload(adapter)
             raise AdapterError(f"{adapter} does not answer: {stream.error or 'no end'}")
+        self.readiness.record_token()
+
+    def _ask_briefly(self, adapter: str) -> Stream:
+        ids = encode(self._base.tokenizer, [{"role": "user", "content": "Hello"}])
+        return self.engine.submit(Request(ids, adapter, Sampling(max_tokens=2)))
 
     def _pin(self, adapter: str) -> None:
         """Load an adapter that was asked for by name, and unload the one not used for longest."""

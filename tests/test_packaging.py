@@ -1,14 +1,19 @@
 """Tests what the package says of itself: its dependencies, and that it begins anywhere."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("talkback", "chatbot", "feedback", "training", "evaluation")
@@ -66,3 +71,51 @@ def test_the_command_line_begins_where_unix_modules_are_missing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """Copy what makes a wheel with kernels and nothing else."""
+    kernels = Path("chatbot/engine/local/kernels")
+    (tmp_path / kernels).mkdir(parents=True)
+    for file in (ROOT / kernels).iterdir():
+        if file.suffix in (".c", ".h", ".py"):
+            shutil.copy(file, tmp_path / kernels)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "chatbot/__init__.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for package in ("chatbot/engine", "chatbot/engine/local"):
+        shutil.copy(ROOT / package / "__init__.py", tmp_path / package)
+    return tmp_path
+
+
+def build_wheel(sources: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    code = "from setuptools import build_meta; build_meta.build_wheel('dist')"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=sources,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_wheel_without_kernels_says_so_by_its_name(sources: Path) -> None:
+    done = build_wheel(sources, CC="false")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (sources / "dist").glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert "NO KERNELS" in done.stdout + done.stderr
+
+
+def test_a_wheel_that_must_have_kernels_is_not_built_without(sources: Path) -> None:
+    done = build_wheel(sources, CC="false", TALKBACK_REQUIRE_KERNELS="1")
+    assert done.returncode != 0 and not [*(sources / "dist").glob("*.whl")]
+
+
+def test_a_wheel_with_kernels_is_for_its_platform(sources: Path) -> None:
+    (sources / "chatbot/engine/local/kernels/forward.c").write_text("int kernel;\n")
+    done = build_wheel(sources, TALKBACK_REQUIRE_KERNELS="1")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (sources / "dist").glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "none-any" not in wheel.name and sum(".so" in name for name in names) == 2

@@ -36,7 +36,6 @@ from feedback.review.conflicts import DecisionConflictError
 
 log = logging.getLogger("talkback")
 
-
 MAX_MESSAGE_LENGTH = 2000
 """Messages name what was sent, which may be long."""
 

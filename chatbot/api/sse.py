@@ -1,12 +1,14 @@
 """Sends answers as server-sent events, in as few pieces as people would notice.
 
 Each piece costs a wake-up and a write, here and at the client, and all other streams wait for it:
-the head of the response goes out with the first text, and its end with the last.
+the head of the response goes out with the first text, and its end with the last. An answer that
+breaks off before its first text is an error response with a status, like an answer in one piece.
 Format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import json
 from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fastapi.responses import Response
@@ -30,6 +32,13 @@ class StreamChunks(Protocol):
         """Return what is sent after the last text."""
 
 
+@dataclass
+class UnansweredError(Exception):
+    """Signals an error before the first text: the response can be an error with its status."""
+
+    error: Exception
+
+
 class EventStreamResponse(Response):
     """Streams the answers of some turns. A client that disconnects cancels them."""
 
@@ -45,11 +54,15 @@ class EventStreamResponse(Response):
         send its head and its end as messages of their own."""
         head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         with self._answers.cancel_on_disconnect(receive):
-            async for text, more in self._pieces():
-                if head:
-                    await send(head)
-                    head = {}
-                await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
+            try:
+                async for text, more in self._pieces():
+                    if head:
+                        await send(head)
+                        head = {}
+                    body = {"body": text.encode(), "more_body": more}
+                    await send({"type": "http.response.body", **body})
+            except UnansweredError as unanswered:
+                await to_api_error(unanswered.error).response()(scope, receive, send)
 
     async def _pieces(self) -> AsyncIterator[tuple[str, bool]]:
         """Yield text, and whether more will come. The end comes once the answers are stored."""
@@ -61,6 +74,8 @@ class EventStreamResponse(Response):
             raise_if_interrupted(self._turns)
             end = _encode_events(self._chunks.closing())
         except Exception as error:
+            if opening:
+                raise UnansweredError(error) from error
             end = _encode_events([to_api_error(error).body()])
         yield opening + end + "data: [DONE]\n\n", False
 

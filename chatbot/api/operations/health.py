@@ -3,7 +3,8 @@
     curl localhost:8000/healthz         # 200 while the process lives, also while it loads
     curl localhost:8000/readyz          # 200, or 503 with the reason: send no traffic
 
-A supervisor that restarts servers asks ``/healthz``, a load balancer ``/readyz``.
+A supervisor that restarts servers asks ``/healthz``, a load balancer ``/readyz``. An engine that
+fails or stands still is the server's to restart: ``/healthz`` stays 200 meanwhile.
 """
 
 import threading
@@ -50,8 +51,9 @@ def readiness_router(service: "Service") -> APIRouter:
 
     @routes.get("/readyz", response_model=ReadinessResponse)
     def readyz() -> JSONResponse:
-        """Tell whether to send traffic here: the engine can answer and the database be written."""
-        reason = service.engine.unavailable_reason or database.error()
+        """Tell whether to send traffic here: the engine has made a token since it last failed, and
+        the database can be written."""
+        reason = service.rollout.readiness.unavailable_reason or database.error()
         ready = {"ready": not reason, "adapter": service.speaking, "warning": service.warning}
         if reason:
             return JSONResponse({**ready, "reason": reason}, 503, {"Retry-After": "1"})

@@ -23,12 +23,17 @@ log = logging.getLogger(__name__)
 @cache
 def kernel_library() -> CDLL | None:
     """Return the kernels for this CPU; None where it has no AVX-512 with VNNI, where none were
-    compiled, or where those compiled lay their structs out otherwise (which is logged)."""
-    if not (torch.cpu._is_avx512_supported() and torch.cpu._is_vnni_supported()):
+    compiled, or where those compiled lay their structs out otherwise (both are logged)."""
+    if not cpu_has_instructions():
         return None
     name = "_avx512bf16" if torch.cpu._is_avx512_bf16_supported() else "_avx512"
     spec = find_spec(f"{__package__}.{name}")
     if spec is None or spec.origin is None:
+        log.warning(
+            "This CPU could run the kernels, but they were not compiled at the installation: torch "
+            "computes, more slowly. Install a C compiler, then Talkback again by "
+            "TALKBACK_REQUIRE_KERNELS=1 pip install --force-reinstall --no-deps."
+        )
         return None
     library = CDLL(spec.origin)
     try:
@@ -42,6 +47,11 @@ def kernel_library() -> CDLL | None:
         )
         return None
     return _declare_functions(library)
+
+
+def cpu_has_instructions() -> bool:
+    """Tell whether this CPU has the instructions of the kernels: AVX-512 with VNNI."""
+    return torch.cpu._is_avx512_supported() and torch.cpu._is_vnni_supported()
 
 
 def compiled_layout(library: CDLL) -> Layout:
