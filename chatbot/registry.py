@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from chatbot.model.base_name import canonical_name, find_folder
 from feedback.errors import TalkbackError
 from feedback.ids import new_id, now
 from feedback.settings import Home
@@ -250,6 +251,7 @@ class Registry:
         After a start on another base it is the last one of this base that served; else adapter
         0, an untrained LoRA equal to the base.
         """
+        self._record_base(base)
         current = self.current()
         if current is not None and current.base_revision == base.revision:
             return current
@@ -258,6 +260,38 @@ class Registry:
         chosen = ours[0] if ours else self._register_untrained(base)
         self.promote(chosen, "start", "talkback", f"first start on {base.name}")
         return self.adapter(chosen)
+
+    def base_name(self, adapter: AdapterRow) -> str:
+        """Return where the adapter's base is now: a folder, the starter's name or a Hub id.
+
+        Raises RegistryError for a folder that is nowhere to be found.
+        """
+        row = self._store.row(
+            "select name from base_location where revision = ?", (adapter.base_revision,)
+        )
+        names = [*([str(row["name"])] if row else []), adapter.base]
+        for name in names:
+            if find_folder(name) is not None:
+                return canonical_name(name)
+        # The hash of a folder's files, and not a commit of the Hub, which is not to be asked.
+        if str(adapter.base_revision).startswith("sha-"):
+            raise RegistryError(
+                f"there is no folder {names[0]}, the base of {adapter.id}; start `talkback serve "
+                "--base-model FOLDER` once with the folder that it is in now"
+            )
+        return names[0]
+
+    def _record_base(self, base: "Base") -> None:
+        known = self._store.row(
+            "select 1 from base_location where revision = ? and name = ?",
+            (base.revision, base.name),
+        )
+        if known is None:
+            with self._store.write() as db:
+                db.execute(
+                    "insert or replace into base_location values (?, ?, ?)",
+                    (base.revision, base.name, now()),
+                )
 
     def _register_untrained(self, base: "Base") -> str:
         from chatbot.model.untrained import write_untrained

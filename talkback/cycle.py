@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
+from chatbot.model.base_name import find_folder
 from chatbot.registry import AdapterRow, Registry
 from evaluation.report import Report
 from feedback import exemplars
@@ -22,7 +23,7 @@ from feedback.curation.curate import CurateSettings, Curation, curate
 from feedback.curation.row_files import Record, read_dialogues
 from feedback.cycle_lock import CycleLock, cycle_lock
 from feedback.ids import new_id
-from feedback.settings import Home, Settings, SettingsError
+from feedback.settings import Home, Settings
 from feedback.snapshot import Snapshot, SnapshotError, partition_outdated, write_snapshot
 from feedback.store import Store
 from talkback.cycle_history import VERDICT_OUTCOMES, CycleHistory, Outcome
@@ -229,16 +230,18 @@ class Cycle:
     def read_base_rows(self, name: str, current: AdapterRow) -> list[Record]:
         """Read replay or retention rows: of the file that the settings name, else the base's."""
         configured: Path | None = getattr(self.settings, name)
-        file = configured.expanduser() if configured else Path(current.base) / f"{name}.jsonl"
-        if configured and not file.is_file():
-            raise SettingsError(f"{name} = {str(file)!r} in [cycle]: there is no such file")
-        return read_dialogues(file) if file.is_file() else []
+        if configured:
+            return read_dialogues(configured.expanduser())
+        folder = find_folder(self.registry.base_name(current))
+        file = folder and folder / f"{name}.jsonl"
+        return read_dialogues(file) if file and file.is_file() else []
 
     def run_on_base(self, name: str, module: str, current: AdapterRow, *arguments: object) -> Any:
         """Run a stage's process on the base of the adapter in service; return its JSON result."""
-        base: list[object] = ["--home", self.home.root, "--base-model", current.base]
+        base_name = self.registry.base_name(current)
+        base: list[object] = ["--home", self.home.root, "--base-model", base_name]
         # A base that is a folder has no revisions: the Hub's commit only pins a Hub id.
-        if current.base_revision and not Path(current.base).is_dir():
+        if current.base_revision and find_folder(base_name) is None:
             base += ["--revision", current.base_revision]
         return run_stage(
             module,

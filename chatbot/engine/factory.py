@@ -1,7 +1,5 @@
 """Starts the engine that the settings choose; nothing else chooses one."""
 
-from pathlib import Path
-
 from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.protocol import Engine
 from chatbot.engine.remote.remote_engine import RemoteEngine
@@ -10,6 +8,7 @@ from chatbot.engine.workers.messages import WorkerConfig
 from chatbot.engine.workers.worker_handle import WorkerHandle
 from chatbot.engine.workers.workers_engine import WorkersEngine
 from chatbot.model.base import STARTER, Base, load_base
+from chatbot.model.base_name import find_folder
 
 
 def start_engine(
@@ -33,9 +32,7 @@ def start_engine(
     first_worker = first_worker or WorkerHandle()
     try:
         base = load_base(name, revision, weights=False)
-        return base, WorkersEngine(
-            base, settings, _worker_config(base, name, settings), first_worker
-        )
+        return base, WorkersEngine(base, settings, _worker_config(base, settings), first_worker)
     except BaseException:
         first_worker.kill()
         raise
@@ -49,7 +46,7 @@ def start_local_engine(base: Base, settings: EngineSettings) -> Engine:
     return LocalEngine(base, settings)
 
 
-def _worker_config(base: Base, name: str, settings: EngineSettings) -> WorkerConfig:
+def _worker_config(base: Base, settings: EngineSettings) -> WorkerConfig:
     # A folder has no revisions to choose from.
-    revision = None if Path(name).expanduser().is_dir() else base.revision
-    return WorkerConfig(name, revision, base.fingerprint, settings)
+    revision = None if find_folder(base.name) else base.revision
+    return WorkerConfig(base.name, revision, base.fingerprint, settings)

@@ -22,13 +22,14 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from chatbot.model.base_name import STARTER_FOLDER, canonical_name, find_folder
 from chatbot.model.chat_template import FALLBACK_TEMPLATE, render
 from chatbot.model.escape import control_tokens
 from chatbot.model.fingerprint import fingerprint_tensors, hash_folder, weights_fingerprint
 from chatbot.model.meta import load_meta_model, stored_parameters
 from feedback.errors import TalkbackError, first_line
 
-STARTER = str(Path(__file__).parents[1] / "starter")
+STARTER = str(STARTER_FOLDER)
 """The default base: the small model that comes with the package."""
 
 DType = Literal["auto", "float32", "bfloat16"]
@@ -86,7 +87,7 @@ def load_base(
         mark = weights_fingerprint(model)
     else:
         model, mark = _load_without_weights(folder, name)
-    return Base(model, tokenizer, name, commit or hash_folder(folder), mark)
+    return Base(model, tokenizer, canonical_name(name), commit or hash_folder(folder), mark)
 
 
 def load_tokenizer(name: str = STARTER, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -99,14 +100,14 @@ def load_tokenizer(name: str = STARTER, revision: str | None = None) -> PreTrain
 
 def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
     """Return the folder with the files, and the commit when it came from the Hub."""
-    local = Path(name).expanduser()
-    if local.is_dir():
+    local = find_folder(name)
+    if local is not None:
         if revision is not None:
             raise BaseError(
                 f"{name} is a folder and has no revision {revision!r}. Leave --revision out."
             )
         return local, None
-    if local.is_absolute() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name[0] == ".":
+    if Path(name).is_absolute() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name[0] == ".":
         raise BaseError(f"There is no folder {name}. Give a folder or a Hub id such as org/model.")
     return _download(name, revision)
 

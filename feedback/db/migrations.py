@@ -399,5 +399,16 @@ def m011_unspaced_scripts(db: "Database") -> None:
         select id, question, answer from approved where question || answer glob '{unspaced}'""")
 
 
+@_migration
+def m012_base_locations(db: "Database") -> None:
+    """Keep where the base of each revision was served from last: folders move."""
+    db.execute("""
+        create table base_location (
+            revision text primary key,
+            name text not null,
+            recorded_at text not null
+        ) strict""")
+
+
 SCHEMA_VERSION = len(MIGRATIONS)
 """What ``pragma user_version`` says of a database that is up to date."""

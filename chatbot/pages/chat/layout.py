@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from chatbot.model.base import STARTER
+from chatbot.model.base_name import STARTER_NAME
 from chatbot.pages import fragments
 from chatbot.pages.chat.status_line import read_status, render_status
 from chatbot.pages.html import render
@@ -128,5 +128,5 @@ class ChatLayout:
 
 def _example_questions(service: "Service") -> list[str]:
     """Return the operator's example questions, else the starter model's where that one speaks."""
-    starter = service.base.name == STARTER
+    starter = service.base.name == STARTER_NAME
     return service.chat_settings.examples or (list(STARTER_QUESTIONS) if starter else [])
