@@ -95,9 +95,11 @@ def find_leaks(snapshot: Snapshot) -> list[str]:
         for number, row in enumerate(snapshot.rows(name))
     }
     near = near_duplicates(
-        {key: _comparable_dialogue(prompt) for key, prompt in prompts.items()}, LEAK_SIMILARITY
+        {key: _comparable_dialogue(prompt) for key, prompt in prompts.items()},
+        LEAK_SIMILARITY,
+        known={key for key in prompts if key[0] == "h"},
     )
-    leaked = {key for pair in near if pair[0][0] != pair[1][0] for key in pair if key[0] == "h"}
+    leaked = {held for held, _ in near}
     return sorted(prompts[key][-1]["content"] for key in leaked)
 
 

@@ -4,7 +4,7 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 _MEANINGFUL = frozenset("#%&@*/\\")
 """Marks that tell things apart (C#, 5%, R&D); all other punctuation only ends or groups words."""
@@ -108,21 +108,27 @@ def _jaccard(first: frozenset[str], second: frozenset[str]) -> float:
     return len(first & second) / len(first | second) if first or second else 1.0
 
 
-def near_duplicates(texts: Mapping[str, str], threshold: float) -> Iterator[tuple[str, str]]:
+def near_duplicates(
+    texts: Mapping[str, str], threshold: float, *, known: Collection[str] | None = None
+) -> Iterator[tuple[str, str]]:
     """Yield every pair of keys whose texts are at least this similar, without comparing all.
 
-    Two sets that similar share one of their rarest members, so only those are indexed
-    (prefix filtering: Chaudhuri et al. 2006, Bayardo et al. 2007).
+    With ``known`` keys only the pairs of one of these and another. Two sets that similar share one
+    of their rarest members, so only those are indexed (prefix filtering: Chaudhuri et al. 2006,
+    Bayardo et al. 2007).
     """
     sets = {key: trigrams(text) for key, text in texts.items()}
     common = Counter(gram for grams in sets.values() for gram in grams)
     index: dict[str, list[str]] = defaultdict(list)
-    for key, grams in sets.items():
+    for key in sorted(sets, key=lambda key: key not in (known or ())):
+        grams = sets[key]
         rarest = sorted(grams, key=lambda gram: (common[gram], gram))
         prefix = rarest[: len(grams) - math.ceil(threshold * len(grams)) + 1]
-        seen = {other for gram in prefix for other in index[gram]}
-        for other in sorted(seen):
-            if _jaccard(grams, sets[other]) >= threshold:
-                yield other, key
-        for gram in prefix:
-            index[gram].append(key)
+        if known is None or key not in known:
+            seen = {other for gram in prefix for other in index[gram]}
+            for other in sorted(seen):
+                if _jaccard(grams, sets[other]) >= threshold:
+                    yield other, key
+        if known is None or key in known:
+            for gram in prefix:
+                index[gram].append(key)

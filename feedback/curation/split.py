@@ -5,18 +5,23 @@ joins the cluster it touches; one that touches clusters of both sides goes to ne
 """
 
 import hashlib
-from collections import defaultdict
+from collections import ChainMap, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from feedback.curation.rows import Side
 from feedback.ids import now
+from feedback.matching.near_groups import near_duplicate_groups
 from feedback.similarity import near_duplicates, normalise_text
 from feedback.store import Store
 
 NEAR_DUPLICATE = 0.6
 """Trigram similarity from which two questions count as one. Low on purpose: a cluster too large
 costs a lumpier split, one too small leaks the answer to a held-out question into training."""
+
+
+Links = Mapping[str, set[str]]
+"""The ids that each id is linked to."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,10 @@ def assign(
     assignments = _load_assignments(store)
     everyone = {item.id: item for item in [*split_items(store, assignments), *items]}
     new = [item for item in everyone.values() if item.id not in assignments]
-    links = _links(everyone.values())
+    links = _links(everyone.values(), assignments)
     assigned: dict[str, Assignment] = {}
-    for group in _groups([item.id for item in new], links):
-        assigned |= _assign_group(
-            [everyone[id] for id in group], links, {**assignments, **assigned}, held_out
-        )
+    for group in _groups(new, links):
+        assigned |= _assign_group(group, links, assignments, held_out)
     if persist:
         _save(store, assigned)
     assignments |= assigned
@@ -61,21 +64,25 @@ def assign(
 
 def _assign_group(
     group: Sequence[SplitItem],
-    links: Mapping[str, set[str]],
+    links: Links,
     assignments: Mapping[str, Assignment],
     held_out: float,
 ) -> dict[str, Assignment]:
     """Assign new items that are linked to each other: all to one cluster if that is possible."""
     touched = [
-        assignments[id] for item in group for id in sorted(links[item.id]) if id in assignments
+        assignments[id]
+        for item in group
+        for id in sorted(links.get(item.id, ()))
+        if id in assignments
     ]
     if len({assignment.side for assignment in touched}) < 2:
         assignment = touched[0] if touched else _new_cluster(group[0], held_out)
         return {item.id: assignment for item in group}
+    links = _with_pairs(links, near_duplicates(_questions(group), NEAR_DUPLICATE))
     assigned: dict[str, Assignment] = {}
+    so_far = ChainMap(assigned, dict(assignments))
     for item in group:
-        so_far = {**assignments, **assigned}
-        sides = [so_far[id] for id in sorted(links[item.id]) if id in so_far]
+        sides = [so_far[id] for id in sorted(links.get(item.id, ())) if id in so_far]
         if len({assignment.side for assignment in sides}) < 2:
             assigned[item.id] = sides[0] if sides else _new_cluster(item, held_out)
     return assigned
@@ -89,41 +96,62 @@ def _new_cluster(first: SplitItem, held_out: float) -> Assignment:
     return Assignment(cluster, "held_out" if share < held_out else "train")
 
 
-def _links(items: Iterable[SplitItem]) -> dict[str, set[str]]:
-    """Return each item's links: the next of its conversation, and near-duplicate questions."""
+def _links(items: Iterable[SplitItem], assignments: Mapping[str, Assignment]) -> Links:
+    """Return each item's links: the next of its conversation, and near-duplicate questions.
+
+    Of near-duplicates only those of a new item and an assigned one are here: new ones among each
+    other are grouped without naming every pair (`_groups`), and what is assigned stays.
+    """
     items = list(items)
-    links: dict[str, set[str]] = defaultdict(set)
     last: dict[str, str] = {}
-    pairs = list(near_duplicates({item.id: item.question for item in items}, NEAR_DUPLICATE))
+    pairs: list[tuple[str, str]] = []
     for item in items:
         if item.conversation_id in last:
             pairs.append((last[item.conversation_id], item.id))
         last[item.conversation_id] = item.id
+    near = near_duplicates(_questions(items), NEAR_DUPLICATE, known=assignments.keys())
+    return _with_pairs({}, [*pairs, *near])
+
+
+def _with_pairs(links: Links, pairs: Iterable[tuple[str, str]]) -> Links:
+    """Return these links and those of the pairs, both ways."""
+    linked = defaultdict(set, {id: set(others) for id, others in links.items()})
     for first, second in pairs:
-        links[first].add(second)
-        links[second].add(first)
-    return links
+        linked[first].add(second)
+        linked[second].add(first)
+    return linked
 
 
-def _groups(ids: Sequence[str], links: Mapping[str, set[str]]) -> list[list[str]]:
-    """Return the connected components of the new items (union-find), oldest first."""
-    order = {id: n for n, id in enumerate(ids)}
-    parent = {id: id for id in ids}
+def _questions(items: Iterable[SplitItem]) -> dict[str, str]:
+    return {item.id: item.question for item in items}
 
-    def root(id: str) -> str:
-        while parent[id] != id:
-            parent[id] = parent[parent[id]]
-            id = parent[id]
-        return id
 
-    for id in ids:
+def _groups(items: Sequence[SplitItem], links: Links) -> list[list[SplitItem]]:
+    """Return the new items in groups of those that are linked to each other (union-find), oldest
+    first."""
+    order = {item.id: n for n, item in enumerate(items)}
+    parent = list(range(len(items)))
+
+    def root(n: int) -> int:
+        while parent[n] != n:
+            parent[n] = parent[parent[n]]
+            n = parent[n]
+        return n
+
+    def join(one: int, other: int) -> None:
+        first, second = sorted((root(one), root(other)))
+        parent[second] = first
+
+    for near in near_duplicate_groups(_questions(items), NEAR_DUPLICATE):
+        for id in near[1:]:
+            join(order[near[0]], order[id])
+    for id, n in order.items():
         for other in links.get(id, ()):
             if other in order:
-                first, second = sorted((root(id), root(other)), key=order.__getitem__)
-                parent[second] = first
-    groups: dict[str, list[str]] = defaultdict(list)
-    for id in ids:
-        groups[root(id)].append(id)
+                join(n, order[other])
+    groups: dict[int, list[SplitItem]] = defaultdict(list)
+    for n, item in enumerate(items):
+        groups[root(n)].append(item)
     return list(groups.values())
 
 
