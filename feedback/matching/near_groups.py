@@ -10,8 +10,10 @@ import numpy as np
 from feedback.similarity import trigrams
 
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
+Signatures = np.ndarray[tuple[int, int], np.dtype[np.uint64]]
 
-_SIGNATURE_WORDS = 8
+_SIGNATURE_WORDS, _FIRST_WORDS = 8, 2
+"""Of 64 bits; the first ones are enough for most pairs."""
 _MAX_PAIRS = 1_000_000
 """So many pairs are compared in one step: some 50 MB."""
 _MANY_GROUPS = 50
@@ -81,8 +83,10 @@ class _Groups:
         """Join the groups of those pairs (first[i], second[i]) that are near."""
         apart = self.group[first] != self.group[second]
         first, second = first[apart], second[apart]
-        possible = self._may_be_near(first, second)
-        for one, other in zip(first[possible].tolist(), second[possible].tolist(), strict=True):
+        for words in (self.signatures[:_FIRST_WORDS], self.signatures):
+            possible = self._may_be_near(first, second, words)
+            first, second = first[possible], second[possible]
+        for one, other in zip(first.tolist(), second.tolist(), strict=True):
             if self.group[one] != self.group[other] and self._is_near(one, other):
                 self._join(int(self.group[one]), int(self.group[other]))
 
@@ -108,13 +112,15 @@ class _Groups:
             one, other = np.nonzero(self.group[first][:, None] != self.group[second][None, :])
             yield first[one], second[other]
 
-    def _may_be_near(self, first: Ints, second: Ints) -> np.ndarray[tuple[int], np.dtype[np.bool]]:
+    def _may_be_near(
+        self, first: Ints, second: Ints, signatures: Signatures
+    ) -> np.ndarray[tuple[int], np.dtype[np.bool]]:
         """Tell which pairs are near as far as signatures tell: a bit of one set that the other
         lacks is at least one trigram that is not shared."""
         total = self.sizes[first] + self.sizes[second]
         only_first = np.zeros(len(first), np.int64)
         only_second = np.zeros(len(first), np.int64)
-        for word in self.signatures:
+        for word in signatures:
             one, other = word[first], word[second]
             only_first += np.bitwise_count(one & ~other)
             only_second += np.bitwise_count(other & ~one)
@@ -134,7 +140,7 @@ class _Groups:
 
 def _signatures(
     sets: Sequence[frozenset[str]],
-) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
+) -> Signatures:
     """Return a bit for each trigram of each set, shape (words, sets); some trigrams share one."""
     signatures = np.zeros((_SIGNATURE_WORDS, len(sets)), np.uint64)
     for number, grams in enumerate(sets):
