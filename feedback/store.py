@@ -122,7 +122,8 @@ class Store(Database):
 
         Takes two queries, however many ids there are.
         """
-        ids = json.dumps(list(message_ids))
+        message_ids = list(message_ids)
+        ids = json.dumps(message_ids)
         threads: dict[str, list[Message]] = {}
         people: dict[str, str] = {}
         for row in self.rows(_THREADS, (ids,)):
@@ -130,14 +131,16 @@ class Store(Database):
             answer_id = fields.pop("answer_id")
             people[answer_id] = fields.pop("person")
             threads.setdefault(answer_id, []).append(Message(**fields))
-        speakers = self._speakers(ids)
+        speakers = self.speakers(message_ids)
         return Exchanges(
             (id, Exchange(thread, speakers.get(id), people[id])) for id, thread in threads.items()
         )
 
-    def _speakers(self, ids: str) -> dict[str, Speaker]:
+    def speakers(self, message_ids: Iterable[str]) -> dict[str, Speaker]:
+        """Return who gave each of these answers, in one query; messages without are left out."""
         sql = "select * from speaker where message_id in (select value from json_each(?))"
-        return {row["message_id"]: Speaker.from_row(row) for row in self.rows(sql, (ids,))}
+        rows = self.rows(sql, (json.dumps(list(message_ids)),))
+        return {row["message_id"]: Speaker.from_row(row) for row in rows}
 
     def children(self, id: str) -> list[Message]:
         """Return the direct answers to a message (or turns after it), oldest first."""

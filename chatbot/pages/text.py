@@ -15,7 +15,6 @@ from markupsafe import Markup
 from chatbot.pages.html import render
 
 _WORD_JOINER = "\u2060"  # invisible, without width: a tag with it after its "<" is no tag
-_CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 _TAG_OR_IMAGE_START = re.compile(r"<(?=[A-Za-z/!?])|!(?=\[)")
 _MIN_SIMILARITY = 0.4  # below it the texts share only small words, and marks would be noise
 _DIFF_TOKEN = re.compile(r"\s+|\w+(?:[.,:]\d+)*|[^\w\s]")  # a price or a time is one word
@@ -24,13 +23,10 @@ _DIFF_TOKEN = re.compile(r"\s+|\w+(?:[.,:]\d+)*|[^\w\s]")  # a price or a time i
 def escape_markdown(text: str) -> str:
     """Return Markdown that shows `text` with its tags and pictures as plain characters.
 
-    Code keeps its exact characters: Markdown escapes it, and people copy it.
+    In code too: what is code is for the browser's Markdown to say, and what is not may look like
+    it. `chat.js` takes the joiners out of what people copy.
     """
-    parts = _CODE.split(text)
-    return "".join(
-        part if index % 2 else _TAG_OR_IMAGE_START.sub(lambda m: m[0] + _WORD_JOINER, part)
-        for index, part in enumerate(parts)
-    )
+    return _TAG_OR_IMAGE_START.sub(lambda match: match[0] + _WORD_JOINER, text)
 
 
 def unescape_markdown(text: str) -> str:

@@ -6,17 +6,16 @@ into changes of them.
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from chatbot.engine.protocol import EngineBusyError, PromptTooLongError
 from chatbot.pages.browser_identity import BrowserIdentities
-from chatbot.pages.chat import transcript
-from chatbot.pages.chat.ownership import owned_message, owned_position, read_position
-from chatbot.pages.chat.transcript import Bubble
-from chatbot.pages.chat.update_rate import throttled_text
-from chatbot.pages.chat.view import BrowserPosition, ChatView, view_at
+from chatbot.pages.chat.ownership import owned_message
+from chatbot.pages.chat.running import RunningAnswer, RunningAnswers
+from chatbot.pages.chat.view import BrowserPosition, ChatView, ChatViews, OpenPages
 from chatbot.pages.fragments import banner
 from chatbot.pages.text import unescape_markdown
 from chatbot.question import Question, ask
@@ -32,46 +31,49 @@ class ChatActions:
     """Carries out the chat actions of all visitors of the page.
 
     Every action takes the browser's token, stored position and ids unchecked: a person reaches
-    their own conversations alone, and anything else leads to an empty page.
+    their own conversations alone, and anything else leads to an empty page. What was done on a
+    page that has moved on since is not done (see `OpenPages`); an empty view changes nothing.
     """
 
-    def __init__(self, service: "Service", identities: BrowserIdentities) -> None:
+    def __init__(
+        self, service: "Service", identities: BrowserIdentities, running: RunningAnswers
+    ) -> None:
         self._service = service
         self._store = service.store
         self._identities = identities
-        self._running: dict[str, Turn] = {}
-        """The turn that streams to each browser tab, by its Gradio session."""
+        self._running = running
+        self._views = ChatViews(service.store, running)
+        self.pages = OpenPages()
         self._answer_count = itertools.count(1)
 
-    def load(self, token: object, stored_position: object) -> ChatView:
+    def load(self, token: object, stored_position: object, session: str) -> Iterator[ChatView]:
         """Open the page for a browser: who uses it, and the conversation it had open."""
         valid_token, person = self._identities.identify(token)
-        position = read_position(self._store, person, stored_position)
-        return {"token": valid_token, **self._view_at(person, position)}
+        position = self._views.position(person, stored_position)
+        yield from self._open(valid_token, person, position, session)
 
-    def open_conversation(self, token: object, conversation_id: str) -> ChatView:
+    def open_conversation(
+        self, token: object, conversation_id: str, session: str
+    ) -> Iterator[ChatView]:
         """Open another conversation from the list."""
-        valid_token, person = self._identities.identify(token)
         newest = self._store.latest_message(conversation_id)
         position = BrowserPosition(conversation_id, newest.id if newest else None)
-        position = owned_position(self._store, person, position)
-        return {"token": valid_token, **self._view_at(person, position)}
+        yield from self.load(token, position.to_storage(), session)
 
-    def start_conversation(self, token: object) -> ChatView:
+    def start_conversation(self, token: object, session: str) -> Iterator[ChatView]:
         """Open an empty conversation; it is stored with its first message."""
-        valid_token, person = self._identities.identify(token)
-        return {"token": valid_token, **self._view_at(person, BrowserPosition())}
+        yield from self.load(token, None, session)
 
     def send(
         self, token: object, stored_position: object, text: str, session: str
     ) -> Iterator[ChatView]:
         """Send a message at the end of the thread and stream the answer."""
         valid_token, person = self._identities.identify(token)
-        position = read_position(self._store, person, stored_position)
-        if not text.strip():
-            yield {"token": valid_token}
+        position = self._views.position(person, stored_position)
+        if not text.strip() or self._running.find(position.leaf):
+            yield {}
             return
-        views = self._stream_answer(person, position, text.strip(), session)
+        views = self._answer(person, position, position, text.strip(), session, from_composer=True)
         yield {"token": valid_token, **next(views)}
         yield from views
 
@@ -79,107 +81,130 @@ class ChatActions:
         self, token: object, stored_position: object, message_id: str, text: str, session: str
     ) -> Iterator[ChatView]:
         """Send the person's message with another text: a new branch from the turn before it."""
-        _, person = self._identities.identify(token)
+        valid_token, person = self._identities.identify(token)
         edited = owned_message(self._store, person, message_id)
-        current = read_position(self._store, person, stored_position)
+        current = self._views.position(person, stored_position)
         text = unescape_markdown(text).strip()
         if edited is None or not text or text == edited.content:
-            yield self._view_at(person, current)
+            yield from self._open(valid_token, person, current, session)
             return
         position = BrowserPosition(edited.conversation_id, edited.parent_id)
-        yield from self._stream_answer(person, position, text, session, fallback=current)
+        yield from self._answer(person, current, position, text, session)
 
     def retry(self, token: object, stored_position: object, session: str) -> Iterator[ChatView]:
         """Stream another answer to the last question, then ask which of the two is better."""
-        _, person = self._identities.identify(token)
-        current = read_position(self._store, person, stored_position)
+        valid_token, person = self._identities.identify(token)
+        current = self._views.position(person, stored_position)
         answer = owned_message(self._store, person, current.leaf)
         question = owned_message(self._store, person, answer.parent_id) if answer else None
         if answer is None or question is None or answer.role != "assistant":
-            yield self._view_at(person, current)
+            yield from self._open(valid_token, person, current, session)
             return
         position = BrowserPosition(question.conversation_id, question.parent_id)
-        yield from self._stream_answer(
-            person, position, question.content, session, fallback=current, retry_of=answer
-        )
+        yield from self._answer(person, current, position, "", session, retry_of=answer)
 
-    def undo(self, token: object, stored_position: object) -> ChatView:
+    def undo(self, token: object, stored_position: object, session: str) -> Iterator[ChatView]:
         """Step back before the last exchange, its question in the composer; both stay stored."""
-        _, person = self._identities.identify(token)
-        current = read_position(self._store, person, stored_position)
-        leaf = owned_message(self._store, person, current.leaf)
-        question = owned_message(self._store, person, leaf.parent_id) if leaf else None
+        valid_token, person = self._identities.identify(token)
+        current = self._views.position(person, stored_position)
+        question = owned_message(self._store, person, current.leaf)
+        if question is not None and question.role == "assistant":
+            question = owned_message(self._store, person, question.parent_id)
         if question is None:
-            return self._view_at(person, current)
+            yield from self._open(valid_token, person, current, session)
+            return
+        self._stop_at(current)
         position = BrowserPosition(question.conversation_id, question.parent_id)
-        return {**self._view_at(person, position), "draft": question.content}
+        for view in self._open(valid_token, person, position, session):
+            yield {**view, "draft": question.content}
 
-    def stop_generation(self, session: str) -> None:
-        """Cancel the answer that streams to this browser tab; the text so far is stored."""
-        turn = self._running.get(session)
-        if turn is not None:
-            turn.cancel()
+    def stop_generation(self, token: object, stored_position: object) -> None:
+        """Cancel the answer that is under way on the page; the text so far is stored."""
+        _, person = self._identities.identify(token)
+        self._stop_at(self._views.position(person, stored_position))
 
-    def _view_at(self, person: str, position: BrowserPosition) -> ChatView:
-        return view_at(self._store, person, position)
+    def _stop_at(self, position: BrowserPosition) -> None:
+        """Cancel the answer to the last question, be it a second one to compare."""
+        leaf = self._store.message(position.leaf) if position.leaf else None
+        for question_id in (position.leaf, leaf.parent_id if leaf else None):
+            running = self._running.find(question_id)
+            if running is not None:
+                running.turn.cancel()
 
-    def _stream_answer(
+    def _open(
+        self, token: str, person: str, position: BrowserPosition, session: str
+    ) -> Iterator[ChatView]:
+        """Show a conversation, and follow its answer if one is under way."""
+        running = self._running.find(position.leaf)
+        if running is None:  # its end may have come since the position was read
+            position = self._views.answered(position)
+        position = self.pages.move(session, position)
+        yield {"token": token, **self._views.whole(person, position)}
+        if running is not None:
+            yield from self._follow(person, running, position, session, None)
+
+    def _answer(
         self,
         person: str,
+        current: BrowserPosition,
         position: BrowserPosition,
         text: str,
         session: str,
         *,
-        fallback: BrowserPosition | None = None,
         retry_of: Message | None = None,
+        from_composer: bool = False,
     ) -> Iterator[ChatView]:
-        """Stream one answer to `text` sent at `position`; on failure the page shows `fallback`.
-
-        Until the answer has ended only the first view sets thumbs: those of the answers that stay.
-        """
-        self.stop_generation(session)
-        bubbles = transcript.thread_bubbles(self._store, position.leaf, person)
-        thumbs = transcript.thumb_values(self._store, bubbles, person)
-        bubbles.append(transcript.message_bubble("user", text))
-        yield {
-            "bubbles": [*bubbles, transcript.TYPING],
-            "thumbs": thumbs,
-            "draft": "",
-            "busy": True,
-            "banner": "",
-            "pair": None,
-            "rated": None,
-        }
-        try:
-            turn = self._begin_turn(person, position, text, retry_of)
-        except TalkbackError as error:
-            draft = "" if retry_of else text
-            yield self._failure_view(person, fallback or position, draft, error)
+        """Answer `text`, asked at `position` by a page that shows `current`."""
+        moved = self.pages.move_from(session, current)
+        if moved is None:  # it has not heard of it yet, or a connection was lost: show it again
+            shown = self._views.position(person, self.pages.shown(session).to_storage())
+            yield self._views.whole(person, shown)
             return
-        yield from self._stream_text(turn, session, bubbles)
-        yield from self._show_stored_answer(person, turn, retry_of, session)
-
-    def _stream_text(self, turn: Turn, session: str, bubbles: list[Bubble]) -> Iterator[ChatView]:
-        """Yield `bubbles` with the growing answer below them, until its stream ends."""
-        self._running[session] = turn
+        self._stop_at(current)
         try:
-            for text in throttled_text(turn):
-                yield {"bubbles": [*bubbles, transcript.message_bubble("assistant", text)]}
-        finally:
-            turn.close()
-            if self._running.get(session) is turn:  # not when a newer turn has taken its slot
-                del self._running[session]
-
-    def _show_stored_answer(
-        self, person: str, turn: Turn, retry_of: Message | None, session: str
-    ) -> Iterator[ChatView]:
-        """Show the thread as it is stored now, and offer a comparison where one is due."""
-        view = self._view_at(person, BrowserPosition(turn.conversation_id, turn.message_id))
-        if retry_of is not None:
-            view["pair"] = self._distinct_pair(retry_of.id, turn.message_id)
+            running = self._ask(person, position, text, retry_of)
+        except TalkbackError as error:
+            draft: ChatView = {"draft": text} if text else {}
+            yield {**self._views.whole(person, moved), **draft, "banner": _error_banner(error)}
+            return
+        turn = running.turn
+        asked = BrowserPosition(turn.conversation_id, turn.user_message_id, moved.number)
+        self.pages.advance(session, asked)
+        view = self._views.tail(person, asked, position.leaf)
+        if position.conversation is None:
+            view["titles"] = self._views.titles(person)
+        if from_composer:
+            view["draft"] = ""
         yield view
-        if retry_of is None and self._is_choice_due(turn):
-            yield from self._offer_second_answer(person, turn, session)
+        yield from self._follow(person, running, asked, session, position.leaf)
+        current_still = self.pages.is_current(session, moved.number)
+        if current_still and retry_of is None and self._is_choice_due(turn):
+            yield from self._offer_second_answer(person, turn, moved.number)
+
+    def _follow(
+        self,
+        person: str,
+        running: RunningAnswer,
+        position: BrowserPosition,
+        session: str,
+        after: str | None,
+    ) -> Iterator[ChatView]:
+        """Show the growing answer, then the thread as it is stored, below message `after`; until
+        the tab shows another page. The answer goes on all the same."""
+        number = position.number
+        shown = ""
+        for text in running.texts():
+            if not self.pages.is_current(session, number):
+                return
+            yield {"number": number, "text": text} if text != shown else {"number": number}
+            shown = text
+        running.stored.result()
+        answered = replace(position, leaf=running.turn.message_id)
+        self.pages.advance(session, answered)
+        view = self._views.tail(person, answered, after)
+        if running.retry_of is not None:
+            view["pair"] = self._distinct_pair(running.retry_of, running.turn.message_id)
+        yield view
 
     def _is_choice_due(self, turn: Turn) -> bool:
         """Tell whether this is every n-th complete answer of the model (`choice_every`)."""
@@ -187,30 +212,33 @@ class ChatActions:
         complete = turn.speaker.source == "model" and turn.speaker.finish == "stop"
         return bool(every) and complete and next(self._answer_count) % every == 0
 
-    def _offer_second_answer(self, person: str, turn: Turn, session: str) -> Iterator[ChatView]:
+    def _offer_second_answer(self, person: str, turn: Turn, number: int) -> Iterator[ChatView]:
         """Generate another answer to the same question out of sight, then offer both."""
         question = self._store.message(turn.user_message_id)
         first = self._store.message(turn.message_id)
-        yield {"busy": True, "banner": banner("A second answer is on its way, to compare.")}
+        waiting = banner("A second answer is on its way, to compare.")
+        yield {"number": number, "busy": True, "banner": waiting}
         try:
             position = BrowserPosition(question.conversation_id, question.parent_id)
-            second = self._begin_turn(person, position, question.content, first)
-            for _ in self._stream_text(second, session, []):
-                pass
+            second = self._ask(person, position, question.content, first)
         except TalkbackError:
-            yield {"busy": False, "banner": ""}  # the first answer stands, so nothing is amiss
+            # The first answer stands, so nothing is amiss.
+            yield {"number": number, "busy": False, "banner": ""}
             return
-        pair = self._distinct_pair(first.id, second.message_id)
-        yield {"busy": False, "banner": "", "pair": pair}
+        for _ in second.texts():
+            yield {"number": number}
+        second.stored.result()
+        pair = self._distinct_pair(first.id, second.turn.message_id)
+        yield {"number": number, "busy": False, "banner": "", "pair": pair}
 
     def _distinct_pair(self, first: str, second: str) -> tuple[str, str] | None:
         """Return the two answers' ids, None when one is empty or they are the same."""
         texts = {self._store.message(answer).content.strip() for answer in (first, second)}
         return (first, second) if len(texts - {""}) == 2 else None
 
-    def _begin_turn(
+    def _ask(
         self, person: str, position: BrowserPosition, text: str, retry_of: Message | None
-    ) -> Turn:
+    ) -> RunningAnswer:
         question = Question(
             text,
             person=person,
@@ -218,15 +246,8 @@ class ChatActions:
             parent_id=position.leaf,
             retry_of=retry_of.id if retry_of else None,
         )
-        return ask(self._service, question).begin()
-
-    def _failure_view(
-        self, person: str, position: BrowserPosition, draft: str, error: TalkbackError
-    ) -> ChatView:
-        """Return the page with the reason why nothing was sent, and the text in the composer."""
-        view = self._view_at(person, position)
-        view["banner"] = _error_banner(error)
-        return {**view, "draft": draft} if draft else view
+        turn = ask(self._service, question).begin()
+        return self._running.start(turn, question.retry_of)
 
 
 def _error_banner(error: TalkbackError) -> Markup:

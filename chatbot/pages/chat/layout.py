@@ -7,6 +7,7 @@ import gradio as gr
 from chatbot.model.base_name import STARTER_NAME
 from chatbot.pages import fragments
 from chatbot.pages.chat.status_line import read_status, render_status
+from chatbot.pages.chat.view import REASONS_DOWN, REASONS_UP
 from chatbot.pages.html import render
 from chatbot.pages.login_form import LoginForm
 
@@ -40,11 +41,16 @@ class ChatLayout:
             self._add_composer()
 
     def _add_state(self, storage_secret: str) -> None:
-        """Add what the browser stores, and the two states that only this tab holds."""
+        """Add what the browser stores, what only this tab holds, and what views arrive in.
+
+        All are the browser's: a server that starts anew finds the pages as they are.
+        """
         self.token = gr.BrowserState(None, storage_key="talkback_person", secret=storage_secret)
         self.position = gr.BrowserState(None, storage_key="talkback_place", secret=storage_secret)
-        self.pair = gr.State(None)
-        self.rated = gr.State(None)
+        self.view, self.text, self.shown, self.pair, self.rated = (
+            gr.Textbox(visible="hidden", label=label)
+            for label in ("View", "Text", "Shown messages", "Pair", "Rated answer")
+        )
 
     def _add_sidebar(self) -> None:
         with gr.Sidebar(open=False, width=280, elem_id="tb-sidebar") as self.sidebar:
@@ -64,6 +70,7 @@ class ChatLayout:
             group_consecutive_messages=False,
             allow_tags=False,
             latex_delimiters=[],
+            autoscroll=False,  # Gradio's pulls down whoever scrolls up; `chat.js` follows instead
             height="auto",
             scale=1,
             placeholder=fragments.welcome(title),
@@ -93,7 +100,11 @@ class ChatLayout:
         ) as self.rated_card:
             self.rated_title = gr.HTML("", padding=False)
             self.reasons = gr.CheckboxGroup(
-                [], show_label=False, label="Reasons", container=False, elem_classes="tb-chips"
+                [*REASONS_UP, *REASONS_DOWN],  # of which the page offers some
+                show_label=False,
+                label="Reasons",
+                container=False,
+                elem_classes="tb-chips",
             )
             self.comment = gr.Textbox(
                 show_label=False,

@@ -1,7 +1,6 @@
 """Checks whose a message or a conversation is: the browser only names ids, and a person sees and
 changes their own conversations alone."""
 
-from chatbot.pages.chat.view import BrowserPosition
 from feedback.messages import Message, NotFoundError
 from feedback.store import Store
 
@@ -18,21 +17,23 @@ def owned_message(store: Store, person: str, message_id: str | None) -> Message 
     return message if owner == person else None
 
 
-def owned_position(store: Store, person: str, position: BrowserPosition) -> BrowserPosition:
-    """Return the position if it is in a conversation of this person, else that of an empty page."""
-    leaf = owned_message(store, person, position.leaf)
-    if leaf is not None and leaf.conversation_id == position.conversation:
-        return position
-    if position.leaf or not _owns_conversation(store, person, position.conversation):
-        return BrowserPosition()
-    return position
-
-
-def read_position(store: Store, person: str, stored: object) -> BrowserPosition:
-    """Return the position in a browser's storage, which may hold anything, if it is this
-    person's, else that of an empty page."""
-    return owned_position(store, person, BrowserPosition.from_storage(stored))
+def owned_leaf(
+    store: Store, person: str, conversation_id: str | None, leaf_id: str | None
+) -> tuple[str | None, Message | None]:
+    """Return the conversation's id and the message in it if both are this person's; (None, None)
+    if not. A conversation may be named alone: nothing of it is shown then."""
+    leaf = owned_message(store, person, leaf_id)
+    if leaf is not None and leaf.conversation_id == conversation_id:
+        return conversation_id, leaf
+    if leaf_id or not _owns_conversation(store, person, conversation_id):
+        return None, None
+    return conversation_id, None
 
 
 def _owns_conversation(store: Store, person: str, conversation_id: str | None) -> bool:
-    return any(known.id == conversation_id for known in store.conversations(person))
+    if not conversation_id:
+        return False
+    try:
+        return store.conversation(conversation_id).person == person
+    except NotFoundError:
+        return False

@@ -1,6 +1,15 @@
-"""Turns a `ChatView` into changes of the chat page's components."""
+"""Turns a `ChatView` into changes of the chat page's components.
 
+A view travels as one text into one hidden component, and `paint.js` paints it in the browser. Only
+there is it known what the page shows by then, so only there can a late view be dropped; and what
+the page has need not be sent again.
+"""
+
+import itertools
+import json
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -8,90 +17,122 @@ import gradio as gr
 from chatbot.pages import fragments
 from chatbot.pages.browser_identity import LoginName
 from chatbot.pages.chat.layout import ChatLayout
-from chatbot.pages.chat.rating import REASONS_DOWN, REASONS_UP
-from chatbot.pages.chat.view import BrowserPosition, ChatView, RatedAnswer
+from chatbot.pages.chat.view import REASONS_DOWN, REASONS_UP, ChatView, RatedAnswer
 from chatbot.pages.listeners import Changes
 from chatbot.pages.text import escape_markdown
+from feedback.store import Store
+
+PAINT_JS = Path(__file__).with_name("paint.js").read_text()
 
 
 class ChatPainter:
     """Paints views on one layout."""
 
-    def __init__(self, layout: ChatLayout) -> None:
-        self._layout = layout
+    def __init__(self, layout: ChatLayout, store: Store) -> None:
+        self._layout, self._store = layout, store
+        self._serial = itertools.count(time.time_ns() // 1_000_000)
+        self._painted: list[Any] = [
+            layout.chat,
+            layout.shown,
+            layout.composer,
+            layout.token,
+            layout.position,
+            layout.banner,
+            layout.titles,
+            *(layout.pair, layout.pair_card, layout.first, layout.second),
+            *(layout.rated, layout.rated_card, layout.rated_title),
+            *(layout.reasons, layout.comment),
+        ]
+        """What `paint.js` paints. It knows the first three by their places."""
 
     @property
     def outputs(self) -> list[Any]:
-        """List all components that a view may change.
+        """List the components that a handler changes to have a view painted.
 
-        It is short, and the cards follow their states by events of their own, because at each step
-        of a stream Gradio makes anew what could change and does not.
+        The titles are among them because a server takes only choices that it knows.
         """
+        return [self._layout.view, self._layout.text, self._layout.titles]
+
+    def connect(self) -> None:
+        """Have each view painted when it arrives."""
         layout = self._layout
-        return [
-            layout.token,
-            layout.position,
-            layout.chat,
-            layout.composer,
-            layout.banner,
-            layout.titles,
-            layout.pair,
-            layout.rated,
-        ]
+        arrivals = [layout.view.change, layout.text.change]
+        gr.on(
+            arrivals,
+            None,
+            [layout.view, layout.text],
+            self._painted,
+            js=PAINT_JS,
+            show_progress="hidden",
+        )
 
     def paint(self, view: ChatView) -> Changes:
-        """Return the view as changes, and show its toast."""
+        """Return the changes that have the view painted, and show its toast; none for an empty
+        one."""
         if "toast" in view:
             gr.Info(view["toast"], duration=3)
+        if "text" in view:
+            return {self._layout.text: f"{view['number']} {escape_markdown(view['text'])}"}
+        if not view:
+            return {self._layout.view: gr.skip()}
+        changes: Changes = {self._layout.view: json.dumps(self._envelope(view))}
+        if "titles" in view:
+            changes[self._layout.titles] = gr.update(choices=view["titles"])
+        return changes
+
+    def _envelope(self, view: ChatView) -> dict[str, Any]:
+        """Return what `paint.js` reads; an index counts in `_painted`."""
         changes: Changes = {}
         for key, value in view.items():
             changes |= self._changes(key, value, view)
-        return changes
+        indexed = {self._painted.index(part): change for part, change in changes.items()}
+        envelope: dict[str, Any] = {"serial": next(self._serial), "changes": indexed, **view}
+        read = ("serial", "changes", "number", "after", "bubbles", "thumb", "draft")
+        return {key: envelope[key] for key in read if key in envelope}
 
     def _changes(self, key: str, value: Any, view: ChatView) -> Changes:
         layout = self._layout
         match key:
-            case "token":
-                # Not {}: Gradio takes no changes at all for a value too few.
-                return {layout.token: gr.skip() if isinstance(value, LoginName) else value}
+            case "token" if not isinstance(value, LoginName):
+                return {layout.token: value}
             case "position":
-                return {layout.position: value.to_storage()}
-            case "bubbles" if "thumbs" in view:
-                return {layout.chat: gr.update(value=value, feedback_value=view["thumbs"])}
-            case "bubbles":
-                # The value alone: of an update Gradio makes the chat and its schema anew.
-                return {layout.chat: value}
+                return {layout.position: value.to_storage(), layout.titles: value.conversation}
             case "draft":
                 return {layout.composer: gr.update(value=value, **_composer_buttons(view))}
             case "busy" if "draft" not in view:
                 return {layout.composer: gr.update(**_composer_buttons(view))}
             case "banner":
                 return {layout.banner: gr.update(value=value, visible=bool(value))}
-            case "titles":
-                selected = view.get("position", BrowserPosition()).conversation
-                return {layout.titles: gr.update(choices=value, value=selected)}
             case "pair":
-                return {layout.pair: value}
+                return self._pair_card(value)
             case "rated":
-                return {layout.rated: value}
+                return self._rated_card(value)
         return {}
 
+    def _pair_card(self, pair: Sequence[str] | None) -> Changes:
+        """Return the changes of the card with two answers to compare; hidden for None."""
+        layout = self._layout
+        texts = [escape_markdown(self._store.message(answer).content) for answer in pair or ()]
+        first, second = texts or ("", "")
+        return {
+            layout.pair: " ".join(pair or ()),
+            layout.pair_card: gr.update(visible=bool(pair)),
+            layout.first: first,
+            layout.second: second,
+        }
 
-def paint_pair_card(answers: Sequence[str] | None) -> list[Any]:
-    """Return the updates of the card, first and second answer: two texts to compare, or None."""
-    if answers is None:
-        return [gr.update(visible=False), "", ""]
-    first, second = (escape_markdown(answer) for answer in answers)
-    return [gr.update(visible=True), first, second]
-
-
-def paint_rated_card(rated: RatedAnswer | None) -> list[Any]:
-    """Return the updates of the card, its title, reasons and comment; hidden for None."""
-    if rated is None:
-        return [gr.update(visible=False), "", gr.update(value=[]), ""]
-    title = "What was good about it?" if rated.up else "What was wrong with it?"
-    reasons = gr.update(choices=list(REASONS_UP if rated.up else REASONS_DOWN), value=[])
-    return [gr.update(visible=True), fragments.heading(title, 4), reasons, ""]
+    def _rated_card(self, rated: RatedAnswer | None) -> Changes:
+        """Return the changes of the card that asks for reasons; hidden for None."""
+        layout = self._layout
+        title = "What was good about it?" if rated and rated.up else "What was wrong with it?"
+        offered = REASONS_UP if rated and rated.up else REASONS_DOWN
+        return {
+            layout.rated: rated.to_page() if rated else "",
+            layout.rated_card: gr.update(visible=rated is not None),
+            layout.rated_title: fragments.heading(title, 4),
+            layout.reasons: gr.update(choices=[(one, one) for one in offered], value=[]),
+            layout.comment: "",
+        }
 
 
 def _composer_buttons(view: ChatView) -> dict[str, bool]:

@@ -1,23 +1,26 @@
 """Turns a stored thread into Gradio's chat messages: bubbles that carry message ids, and notes.
 
 A note stands above the answer it belongs to: which adapter speaks from here on, that the answer is
-an approved one, what became of a correction. Answers and questions carry their message id in
-`metadata`, notes carry none.
+an approved one, what became of a correction. Answers and questions carry their message's id,
+notes carry none.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from chatbot.pages.html import render
-from chatbot.pages.text import escape_markdown
+from chatbot.pages.text import escape_markdown, unescape_markdown
+from feedback.kinds import Feedback
 from feedback.messages import Message, Speaker
-from feedback.review.decisions import decision_on
+from feedback.review.decisions import Decision, decisions_in_force
 from feedback.store import Store
 
 Bubble = dict[str, Any]
-"""A message as `gr.Chatbot` takes it: role, content, perhaps metadata."""
+"""A role and its text, as Markdown; where it is a stored message's, its id and the thumb on it.
+`paint.js` makes the messages of `gr.Chatbot` of them."""
 
-TYPING: Bubble = {"role": "assistant", "content": render("typing.html")}
+TYPING: Bubble = {"role": "assistant", "text": render("typing.html"), "typing": True}
 
 _DECISION_NOTES = {
     "approve": ("learned", "✓ A reviewer approved your correction"),
@@ -28,67 +31,92 @@ _DECISION_NOTES = {
 
 
 def thread_bubbles(store: Store, leaf: str | None, person: str) -> list[Bubble]:
-    """Return the thread that ends at message `leaf`, with the notes that `person` sees."""
+    """Return the thread that ends at message `leaf`, with the notes and thumbs of `person`.
+
+    Takes four queries, however long the thread is.
+    """
+    thread = store.thread(leaf) if leaf else []
+    ids = [message.id for message in thread if message.role == "assistant"]
+    speakers = store.speakers(ids)
+    given = store.feedback_by_message(ids)
+    decisions = decisions_in_force(store, ids)
     bubbles: list[Bubble] = []
     previous_adapter: str | None = None
-    for message in store.thread(leaf) if leaf else []:
-        speaker = store.speaker(message.id) if message.role == "assistant" else None
-        notes = _notes(store, message, speaker, previous_adapter, person)
-        bubbles += [*notes, stored_bubble(message)]
+    for message in thread:
+        speaker = speakers.get(message.id)
+        mine = [one for one in given.get(message.id, ()) if one.person == person]
+        correction = _correction(message, mine, decisions.get(message.id))
+        bubbles += _speaker_notes(speaker, previous_adapter)
+        bubbles += [correction.note] if correction else []
+        text = correction.text if correction else message.content
+        bubbles.append(message_bubble(message.role, text, message.id, _thumb(mine)))
         if speaker and speaker.source == "model":
             previous_adapter = speaker.adapter
     return bubbles
 
 
-def stored_bubble(message: Message) -> Bubble:
-    """Return the bubble of a stored message, with its id."""
-    return message_bubble(message.role, message.content, message.id)
+def bubbles_after(bubbles: list[Bubble], message_id: str | None) -> list[Bubble]:
+    """Return the bubbles that follow the message's; all for None."""
+    ids = [bubble.get("id") for bubble in bubbles]
+    return bubbles[ids.index(message_id) + 1 :] if message_id else bubbles
 
 
-def message_bubble(role: str, text: str, message_id: str | None = None) -> Bubble:
-    """Return a bubble; it has no id while its message is still being sent or generated."""
-    bubble: Bubble = {"role": role, "content": escape_markdown(text) or "(no words)"}
-    return bubble | {"metadata": {"id": message_id}} if message_id else bubble
+def message_bubble(
+    role: str, text: str, message_id: str | None = None, thumb: str | None = None
+) -> Bubble:
+    """Return a bubble; it has no id while its message is still being generated."""
+    bubble: Bubble = {"role": role, "text": escape_markdown(text) or "(no words)"}
+    return bubble | ({"id": message_id} if message_id else {}) | ({"thumb": thumb} if thumb else {})
 
 
-def thumb_values(store: Store, bubbles: Iterable[Bubble], person: str) -> list[str | None]:
-    """Return `person`'s thumb for each assistant bubble (notes too), as `gr.Chatbot` counts them
-    in its `feedback_value`: "Like", "Dislike" or None."""
-    return [_thumb(store, bubble, person) for bubble in bubbles if bubble["role"] == "assistant"]
+def shown_text(store: Store, answer_id: str, person: str) -> str:
+    """Return the text that `person` reads of an answer: their correction where there is one."""
+    return unescape_markdown(thread_bubbles(store, answer_id, person)[-1]["text"])
 
 
-def message_id_at(history: list[Bubble], index: object) -> str | None:
-    """Return the id of the stored message behind the bubble at `index`, None when there is none;
-    the browser sends the index, so it may be anything."""
-    if not isinstance(index, int) or not 0 <= index < len(history):
-        return None
-    found = (history[index].get("metadata") or {}).get("id")
-    return str(found) if found else None
-
-
-def find_answer_id(history: list[Bubble], text: object) -> str | None:
-    """Return the id of the newest answer whose text is exactly `text`, which somebody copied."""
-    for index in reversed(range(len(history))):
-        content = "".join(part.get("text", "") for part in history[index]["content"])
-        if history[index]["role"] == "assistant" and content == text:
-            return message_id_at(history, index)
-    return None
-
-
-def _thumb(store: Store, bubble: Bubble, person: str) -> str | None:
-    message_id = message_id_at([bubble], 0)
-    up = store.thumb_of(message_id, person) if message_id else None
+def thumb_value(up: bool | None) -> str | None:
+    """Return a thumb in Gradio's words."""
     return {True: "Like", False: "Dislike", None: None}[up]
 
 
-def _notes(
-    store: Store,
-    message: Message,
-    speaker: Speaker | None,
-    previous_adapter: str | None,
-    person: str,
-) -> list[Bubble]:
-    """Return the notes above a message; only answers, which have a speaker, get any."""
+def find_answer_id(bubbles: list[Bubble], text: object) -> str | None:
+    """Return the id of the newest answer whose text is exactly `text`, which somebody copied."""
+    for bubble in reversed(bubbles):
+        if bubble["role"] == "assistant" and bubble["text"] == text:
+            return bubble.get("id")
+    return None
+
+
+@dataclass(frozen=True)
+class _Correction:
+    """Holds what stands in the place of an answer that was corrected, and the note above it."""
+
+    text: str
+    note: Bubble
+
+
+def _correction(
+    answer: Message, given: Sequence[Feedback], decision: Decision | None
+) -> _Correction | None:
+    """Return what became of a person's correction; None for an answer that they did not edit."""
+    edits = [one for one in given if one.kind == "edit"]
+    if not edits:
+        return None
+    if decision is None or edits[-1].created_at > decision.created_at:
+        note = _note("plain", "✎ Your version is with a reviewer")
+        return _Correction(edits[-1].value["text"], note)
+    text = decision.answer or answer.content
+    return _Correction(text, _note(*_DECISION_NOTES[decision.action]))
+
+
+def _thumb(given: Sequence[Feedback]) -> str | None:
+    """Return the newest thumb in Gradio's words; None for one never given or taken back."""
+    thumbs = [one.value["up"] for one in given if one.kind == "thumb"]
+    return thumb_value(thumbs[-1]) if thumbs else None
+
+
+def _speaker_notes(speaker: Speaker | None, previous_adapter: str | None) -> list[Bubble]:
+    """Return the notes above a message on who gave it; only answers have a speaker."""
     if speaker is None:
         return []
     notes = []
@@ -100,18 +128,7 @@ def _notes(
         notes.append(_note("stopped", "Stopped before the end"))
     elif speaker.finish == "error":
         notes.append(_note("stopped", "This answer broke off; try again"))
-    return notes + _correction_notes(store, message, person)
-
-
-def _correction_notes(store: Store, message: Message, person: str) -> list[Bubble]:
-    """Return the note that tells `person` what became of their correction of an answer."""
-    feedback = store.feedback_on(message.id)
-    if not any(given.kind == "edit" and given.person == person for given in feedback):
-        return []
-    decision = decision_on(store, message.id)
-    if decision is None:
-        return [_note("plain", "✎ Your correction is with a reviewer")]
-    return [_note(*_DECISION_NOTES[decision.action])]
+    return notes
 
 
 def _note(kind: str, text: str) -> Bubble:
@@ -119,4 +136,4 @@ def _note(kind: str, text: str) -> Bubble:
 
 
 def _note_bubble(html: str) -> Bubble:
-    return {"role": "assistant", "content": html}
+    return {"role": "assistant", "text": html}

@@ -1,20 +1,34 @@
-"""Describes what the chat page shows, without its components: only the keys present change."""
+"""Describes what the chat page shows, without its components: only the keys present change.
 
-from dataclasses import asdict, dataclass
+A view belongs to where its page was when it was asked for, by the page's number (`OpenPages`): a
+page that is elsewhere by now drops it.
+"""
+
+import itertools
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self, TypedDict
 
 from chatbot.pages.chat import transcript
+from chatbot.pages.chat.ownership import owned_leaf
+from chatbot.pages.chat.running import RunningAnswers
 from chatbot.pages.chat.transcript import Bubble
 from chatbot.pages.text import truncate
 from feedback.store import Store
 
+REASONS_DOWN = ("Wrong fact", "Not what I asked", "Unclear", "Too long", "Unkind or unsafe")
+REASONS_UP = ("Right", "Clear", "Complete", "Friendly")
+
 
 @dataclass(frozen=True)
 class BrowserPosition:
-    """Names what a browser has open: a conversation, and the message that its thread ends at."""
+    """Names what a browser has open: a conversation, the message that its thread ends at (a
+    question while its answer is under way), and the number of the page that shows it."""
 
     conversation: str | None = None
     leaf: str | None = None
+    number: int = 0
 
     @classmethod
     def from_storage(cls, stored: object) -> Self:
@@ -23,11 +37,26 @@ class BrowserPosition:
             return cls()
         ids = (stored.get("conversation"), stored.get("leaf"))
         conversation, leaf = (found if isinstance(found, str) else None for found in ids)
-        return cls(conversation, leaf)
+        number = stored.get("number")
+        return cls(conversation, leaf, number if isinstance(number, int) else 0)
 
     def to_storage(self) -> dict[str, Any]:
         """Return what the browser stores."""
         return asdict(self)
+
+
+def page_number(stored_position: object) -> int:
+    """Return the number of the page that sends what its browser has stored."""
+    return BrowserPosition.from_storage(stored_position).number
+
+
+def message_id_at(shown: str, index: object) -> str:
+    """Return the id of the message behind the bubble at `index` of the ids that the page sends
+    ("-" for none), "" when there is none; it may send anything."""
+    ids = shown.split()
+    if not isinstance(index, int) or not 0 <= index < len(ids):
+        return ""
+    return ids[index].strip("-")
 
 
 @dataclass(frozen=True)
@@ -37,15 +66,31 @@ class RatedAnswer:
     message_id: str
     up: bool
 
+    @classmethod
+    def from_page(cls, text: str) -> Self | None:
+        """Read what `to_page` wrote; the page may send anything."""
+        thumb, _, message_id = text.partition(" ")
+        return cls(message_id, thumb == "up") if message_id else None
+
+    def to_page(self) -> str:
+        """Return what the page keeps: "up msg_..." or "down msg_..."."""
+        return f"{'up' if self.up else 'down'} {self.message_id}"
+
 
 class ChatView(TypedDict, total=False):
     """Holds the changing parts of the chat page; an absent key leaves its part as it is."""
 
+    number: int
+    """The page that the view belongs to."""
     token: str
     position: BrowserPosition
+    after: str | None
+    """The id of the message that `bubbles` follow; None: they are the whole thread."""
     bubbles: list[Bubble]
-    thumbs: list[str | None]
-    """The person's thumb on each answer in `bubbles`; without it those on the page stay."""
+    thumb: tuple[str, str | None]
+    """An answer's id, and the thumb that was just given or taken back there."""
+    text: str
+    """The answer so far, in place of the last bubble; comes alone."""
     draft: str
     """The text in the composer."""
     busy: bool
@@ -62,16 +107,98 @@ class ChatView(TypedDict, total=False):
     """None puts the card away."""
 
 
-def view_at(store: Store, person: str, position: BrowserPosition) -> ChatView:
-    """Return the whole page as it is stored at `position`, with no answer under way."""
-    bubbles = transcript.thread_bubbles(store, position.leaf, person)
-    return {
-        "position": position,
-        "bubbles": bubbles,
-        "thumbs": transcript.thumb_values(store, bubbles, person),
-        "titles": [(truncate(c.title, 48), c.id) for c in store.conversations(person)],
-        "busy": False,
-        "banner": "",
-        "pair": None,
-        "rated": None,
-    }
+class OpenPages:
+    """Holds what each browser tab (a Gradio session) shows, with a number that grows at each move.
+
+    A number tells late from current: a view of an earlier number is dropped by the page, and what
+    somebody did on an earlier number is not done at what the tab shows now.
+    """
+
+    def __init__(self) -> None:
+        # Upwards also over a restart of the server, which open pages survive.
+        self._next = itertools.count(time.time_ns() // 1_000_000)
+        self._shown: dict[str, BrowserPosition] = {}
+        self._lock = threading.Lock()
+
+    def move(self, session: str, position: BrowserPosition) -> BrowserPosition:
+        """Have the tab show `position`; return it with its new number."""
+        with self._lock:
+            self._shown[session] = moved = replace(position, number=next(self._next))
+            return moved
+
+    def move_from(self, session: str, position: BrowserPosition) -> BrowserPosition | None:
+        """Return `position` with a new number; None when the tab shows another page by now."""
+        with self._lock:
+            if not self.is_current(session, position.number):
+                return None
+            self._shown[session] = moved = replace(position, number=next(self._next))
+            return moved
+
+    def advance(self, session: str, position: BrowserPosition) -> None:
+        """Note that the thread on the page of this number has grown to `position`."""
+        with self._lock:
+            if self.is_current(session, position.number):
+                self._shown[session] = position
+
+    def is_current(self, session: str, number: int) -> bool:
+        """Tell whether the tab shows the page of this number still."""
+        shown = self._shown.get(session)
+        return shown is None or shown.number == number
+
+    def shown(self, session: str) -> BrowserPosition:
+        """Return what the tab shows."""
+        return self._shown.get(session, BrowserPosition())
+
+    def forget(self, session: str) -> None:
+        """Forget a tab that was closed."""
+        self._shown.pop(session, None)
+
+
+class ChatViews:
+    """Makes views of what is stored and of what is under way."""
+
+    def __init__(self, store: Store, running: RunningAnswers) -> None:
+        self._store, self._running = store, running
+
+    def position(self, person: str, stored: object) -> BrowserPosition:
+        """Return the position in a browser's storage, which may hold anything, if it is this
+        person's, else that of an empty page. A question that has been answered meanwhile gives
+        way to its answer."""
+        position = BrowserPosition.from_storage(stored)
+        conversation, leaf = owned_leaf(self._store, person, position.conversation, position.leaf)
+        owned = replace(position, conversation=conversation, leaf=leaf.id if leaf else None)
+        return self.answered(owned)
+
+    def answered(self, position: BrowserPosition) -> BrowserPosition:
+        """Return the position at the newest answer, if it is at a question that has one and none
+        is under way."""
+        if position.leaf is None or self._running.find(position.leaf):
+            return position
+        leaf = self._store.message(position.leaf)
+        answers = self._store.children(leaf.id) if leaf.role == "user" else []
+        return replace(position, leaf=answers[-1].id) if answers else position
+
+    def whole(self, person: str, position: BrowserPosition) -> ChatView:
+        """Return the whole page at `position`."""
+        return {**self.tail(person, position, None), "titles": self.titles(person)}
+
+    def titles(self, person: str) -> list[tuple[str, str]]:
+        """Return (title, id) of the person's conversations, newest first."""
+        return [(truncate(c.title, 48), c.id) for c in self._store.conversations(person)]
+
+    def tail(self, person: str, position: BrowserPosition, after: str | None) -> ChatView:
+        """Return the page at `position` as a change of one that ends at message `after`."""
+        bubbles = transcript.thread_bubbles(self._store, position.leaf, person)
+        busy = self._running.find(position.leaf) is not None
+        if busy:
+            bubbles.append(transcript.TYPING)
+        return {
+            "number": position.number,
+            "position": position,
+            "after": after,
+            "bubbles": transcript.bubbles_after(bubbles, after),
+            "busy": busy,
+            "banner": "",
+            "pair": None,
+            "rated": None,
+        }
