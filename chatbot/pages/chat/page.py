@@ -204,7 +204,7 @@ class ChatPage:
         """Return the handler of a button that prefers answer 0 or 1, or neither (None)."""
 
         def prefer(token: object, position: object, pair: str, request: gr.Request) -> Changes:
-            identity, answers = self._identify(token, request), tuple(pair.split())
+            identity, answers = self._identify(token, request), tuple(pair.split(maxsplit=2))
             return self._paint(self._rating.choose(identity, position, answers, preferred))
 
         return prefer
