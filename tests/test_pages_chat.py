@@ -143,6 +143,7 @@ def test_an_answer_whose_conversation_is_left_goes_on_and_paints_no_other(
 ) -> None:
     send_and_wait(page, "About ponds")
     page.click("#tb-new")
+    expect(page.locator("#tb-chat .user-row")).to_have_count(0)
     engine.answers, engine.pause = [SLOW, SLOW], 0.05
     send_message(page, "About gardens")
     expect(page.locator(ANSWER)).to_contain_text("word3")
