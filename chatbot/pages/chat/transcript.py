@@ -13,7 +13,8 @@ from chatbot.pages.html import render
 from chatbot.pages.text import escape_markdown, unescape_markdown
 from feedback.kinds import Feedback
 from feedback.messages import Message, Speaker
-from feedback.review.decisions import Decision, decisions_in_force
+from feedback.review.decision_row import Decision
+from feedback.review.decisions import decisions_in_force
 from feedback.store import Store
 
 Bubble = dict[str, Any]
