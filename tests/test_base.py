@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from chatbot.model.base import BaseError, end_token_ids, load_base
 from chatbot.model.untrained import write_untrained
 from tests.fakes.hub_server import COMMIT, serve_hub
 from tests.fixtures import tiny_models
+from tests.fixtures.disks import small_disk
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
@@ -118,6 +120,40 @@ def test_a_hub_model_is_fetched_pinned_and_missed_in_one_line(tmp_path: Path) ->
     assert "no revision 'nowhere'" in no_revision
     assert "no public Hub model 'org/none'" in no_repo
     assert "gated" in gated and "HF_TOKEN" in gated
+
+
+REFUSED_BY_THE_HUB = {
+    "org/status-401": "answered 401. Set HF_TOKEN",
+    "org/status-403": "answered 403. Set HF_TOKEN",
+    "org/status-404": "answered 404. Check the name",
+    "org/status-429": "answered 429. Wait a few minutes",
+    "org/status-500": "answered 500. Try again later",
+    "org/status-503": "answered 503. Try again later",
+}
+
+
+@pytest.mark.slow
+def test_what_the_hub_answers_is_not_called_no_network(tmp_path: Path) -> None:
+    folder = tiny_models.write_model(tmp_path / "model")
+    with serve_hub(folder) as address:
+        answers = fetch_from(address, tmp_path / "cache", *REFUSED_BY_THE_HUB)
+        for answer, expected in zip(answers, REFUSED_BY_THE_HUB.values(), strict=True):
+            assert expected in answer and "no network" not in answer
+        with small_disk(tmp_path / "full", "4k") as disk:
+            (answer,) = fetch_from(address, disk / "cache", "org/tiny")
+            assert "space" in answer and "HF_HOME" in answer and str(disk) in answer
+    (answer,) = fetch_from("http://127.0.0.1:9", tmp_path / "cache", "org/tiny")
+    assert "no network" in answer
+
+
+def fetch_from(hub: str, cache: Path, *names: str) -> list[str]:
+    """Return in one line each what becomes of loading bases from a Hub."""
+    names_and_revisions = tuple((name, None) for name in names)
+    script = re.sub(r"in \(\(.*?\)\):", f"in {names_and_revisions!r}:", FROM_THE_HUB, flags=re.S)
+    environment = os.environ | {"HF_ENDPOINT": hub, "HF_HOME": str(cache)}
+    return subprocess.check_output(
+        [sys.executable, "-c", script], env=environment, text=True
+    ).splitlines()
 
 
 def test_a_folder_has_no_revision(tmp_path: Path) -> None:

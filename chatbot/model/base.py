@@ -5,6 +5,7 @@
 Training imports this very module, so what is trained is what is served.
 """
 
+import errno
 import math
 import re
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from chatbot.model.chat_template import FALLBACK_TEMPLATE, render
 from chatbot.model.escape import control_tokens
 from chatbot.model.fingerprint import fingerprint_tensors, hash_folder, weights_fingerprint
 from chatbot.model.meta import load_meta_model, stored_parameters
-from feedback.errors import TalkbackError, first_line
+from feedback.errors import TalkbackError, describe_os_error, first_line, name_file
 
 STARTER = str(STARTER_FOLDER)
 """The default base: the small model that comes with the package."""
@@ -46,6 +47,14 @@ TOKENIZER_FILES = (
     "spiece.model",
     "tekken.json",
 )
+
+HUB_REMEDIES = {
+    401: "Set HF_TOKEN to a token that may read it.",
+    403: "Set HF_TOKEN to a token that may read it.",
+    404: "Check the name and --revision.",
+    429: "Wait a few minutes, or set HF_TOKEN: who is known may ask more often.",
+}
+DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
 
 
 class BaseError(TalkbackError):
@@ -133,12 +142,26 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
         ) from e
     except errors.RevisionNotFoundError as e:
         raise BaseError(f"{name} has no revision {revision!r}. Check --revision.") from e
-    except (errors.LocalEntryNotFoundError, OSError) as e:
-        raise BaseError(
-            f"Cannot fetch {name}{at}: no network, and it is not in the local cache. Go online "
-            "once, or give a local folder."
-        ) from e
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as e:
+        raise BaseError(f"Cannot fetch {name}{at}: {_explain_download_error(e)}") from e
     return folder, folder.name
+
+
+def _explain_download_error(error: BaseException | None) -> str:
+    """Return why a download failed, and the remedy; the Hub's client hides it in the causes."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import HfHubHTTPError
+
+    while error is not None:
+        if isinstance(error, HfHubHTTPError) and error.response is not None:
+            status = error.response.status_code
+            remedy = HUB_REMEDIES.get(status, "Try again later, or give a local folder.")
+            return f"the Hub answered {status}. {remedy}"
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            named = name_file(error, Path(HF_HUB_CACHE))
+            return f"{describe_os_error(named)}. HF_HOME names the folder of the cache."
+        error = error.__cause__ or error.__context__
+    return "no network, and it is not in the local cache. Go online once, or give a local folder."
 
 
 def _check_files(folder: Path, name: str) -> None:

@@ -51,7 +51,9 @@ class FakeHub(BaseHTTPRequestHandler):
 
     def known(self, repo: str, revision: str) -> bool:
         """Tell whether there is such a commit; answer with an error where there is none."""
-        if repo == "org/gated":
+        if found := re.fullmatch(r"org/status-(\d+)", repo):
+            self.refuse(int(found[1]), "")
+        elif repo == "org/gated":
             self.refuse(401, "GatedRepo")
         elif repo != "org/tiny":
             self.refuse(404, "RepoNotFound")
