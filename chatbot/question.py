@@ -81,7 +81,7 @@ class PendingTurn:
             Turn(service.store, service.metrics, position, stream, speaker)
             for stream, speaker in self.streams
         ]
-        service.open_turns.update(turns)
+        service.open_turns.update((turn.message_id, turn) for turn in turns)
         turns[0].alternatives = turns[1:]
         return turns[0]
 
@@ -106,6 +106,7 @@ def ask(service: Service, question: Question) -> PendingTurn:
         service.base.name,
         service.base.revision,
         chat.system_prompt if question.system_prompt is None else question.system_prompt,
+        house=_has_house_settings(service, question),
     )
     sampling = question.sampling or _default_sampling(chat, retry=question.retry_of is not None)
     samplings = _with_distinct_seeds(sampling, question.num_answers)
@@ -227,6 +228,19 @@ def _default_sampling(chat: ChatSettings, retry: bool) -> Sampling:
         return Sampling(max_tokens=chat.max_tokens, temperature=chat.temperature)
     temperature = max(chat.temperature, RETRY_TEMPERATURE)
     return Sampling(max_tokens=chat.max_tokens, temperature=temperature, top_p=0.95)
+
+
+def _has_house_settings(service: Service, question: Question) -> bool:
+    """Tell whether an answer will be what the bot says by itself: neither its settings nor the
+    answers before it are of the client's making."""
+    chat = service.chat_settings
+    sampling = question.sampling and replace(question.sampling, logprobs=None)
+    return (
+        question.system_prompt in (None, chat.system_prompt)
+        and question.adapter in (None, service.speaking)
+        and sampling in (None, *(_default_sampling(chat, retry) for retry in (False, True)))
+        and all(role == "user" for role, _ in question.unstored_history)
+    )
 
 
 def _with_distinct_seeds(sampling: Sampling, num_answers: int) -> list[Sampling]:

@@ -63,7 +63,8 @@ class Service:
         self.access = Access(store, home.root)
         self.metrics = Metrics()
         self.group_commit = GroupCommit(store)
-        self.open_turns: weakref.WeakSet[Turn] = weakref.WeakSet()
+        self.open_turns: weakref.WeakValueDictionary[str, Turn] = weakref.WeakValueDictionary()
+        """By message id."""
         self.rollout = Rollout(self.registry, base, engine, self.metrics, poll_seconds)
 
     @classmethod
@@ -103,11 +104,16 @@ class Service:
         """Return why a promoted adapter does not speak, in one line for people; "" if it does."""
         return self.rollout.warning
 
+    def list_open_turns(self) -> list[Turn]:
+        """Return the turns whose answers may not be stored yet; safe while others are added."""
+        turns = [reference() for reference in self.open_turns.valuerefs()]
+        return [turn for turn in turns if turn is not None]
+
     def close(self) -> None:
         """Stop following promotions, end every stream and store its answer, free the model."""
         self.rollout.close()
         self.engine.close()
         self.group_commit.shutdown()
-        for turn in list(self.open_turns):
+        for turn in self.list_open_turns():
             turn.close()
         self.store.close()

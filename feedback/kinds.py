@@ -34,11 +34,14 @@ class Feedback:
     value: dict[str, Any]
     idempotency_key: str | None
     created_at: str
+    known: bool | None = None
+    """Whether a key or a login names the person; None where that was not recorded."""
 
     @classmethod
     def from_row(cls, row: sqlite3.Row) -> Self:
         """Return a row of the table ``feedback`` with its JSON parsed."""
-        return cls(**{**dict(row), "value": json.loads(row["value"])})
+        known = None if row["known"] is None else bool(row["known"])
+        return cls(**{**dict(row), "value": json.loads(row["value"]), "known": known})
 
 
 def validate(kind: str, value: Mapping[str, Any]) -> None:

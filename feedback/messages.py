@@ -62,9 +62,12 @@ class Speaker:
     finish: Literal["stop", "length", "cancelled", "error"] = "stop"
     message_id: str = ""
     """Filled in by the store."""
+    house: bool | None = None
+    """Whether it was made with the settings of the house alone; None where that is not known."""
 
     @classmethod
     def from_row(cls, row: sqlite3.Row) -> Self:
         """Return a row of the table ``speaker`` with its JSON parsed."""
         parsed = {key: json.loads(row[key]) for key in ("exemplars", "sampling")}
-        return cls(**{**dict(row), **parsed})
+        house = None if row["house"] is None else bool(row["house"])
+        return cls(**{**dict(row), **parsed, "house": house})

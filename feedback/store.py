@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from feedback import kinds
-from feedback.db.database import Connection, Database
+from feedback.db.database import Database
 from feedback.exchange import Exchange, Exchanges
 from feedback.ids import new_id, now
 from feedback.kinds import BadFeedbackError, Feedback
@@ -99,6 +99,10 @@ class Store(Database):
             raise NotFoundError(f"no message {id!r}")
         return Message(**row)
 
+    def has_message(self, id: str) -> bool:
+        """Tell whether there is such a message."""
+        return self.row("select 1 from message where id = ?", (id,)) is not None
+
     def thread(self, id: str) -> list[Message]:
         """Return the messages from the opening one down to this one; raise NotFoundError."""
         rows = self.rows(
@@ -170,8 +174,12 @@ class Store(Database):
         kind: str,
         value: Mapping[str, Any],
         idempotency_key: str | None = None,
+        *,
+        known: bool = False,
     ) -> str:
         """Keep feedback of ``person`` on an answer; return its id once it is on the disk.
+
+        ``known`` says that a key or a login names the person.
 
         The same key and content again gives the same id and keeps nothing twice. Raises
         NotFoundError, BadFeedbackError for a wrong kind or value, and IdempotencyKeyTakenError for
@@ -180,8 +188,21 @@ class Store(Database):
         kinds.validate(kind, value)
         with self.write() as db:
             self._check_target(message_id, kind, value)
-            known = self._find_duplicate(message_id, person, kind, value, idempotency_key)
-            return known or _insert_feedback(db, message_id, person, kind, value, idempotency_key)
+            kept = self._find_duplicate(message_id, person, kind, value, idempotency_key)
+            if kept is not None:
+                return kept
+            row = {
+                "id": new_id("fb"),
+                "message_id": message_id,
+                "person": person,
+                "kind": kind,
+                "value": dict(value),
+                "idempotency_key": idempotency_key,
+                "created_at": now(),
+                "known": known,
+            }
+            db.insert("feedback", row)
+        return str(row["id"])
 
     def check_feedback(self, message_id: str, kind: str, value: Mapping[str, Any]) -> None:
         """Raise NotFoundError or BadFeedbackError where `add_feedback` would; nothing is kept."""
@@ -269,28 +290,6 @@ _COUNTS = """select
     (select count(*) from adapter) as adapters,
     (select count(*) from promotion) as promotions,
     (select count(*) from cycle) as cycles"""
-
-
-def _insert_feedback(
-    db: Connection,
-    message_id: str,
-    person: str,
-    kind: str,
-    value: Mapping[str, Any],
-    idempotency_key: str | None,
-) -> str:
-    id = new_id("fb")
-    row = {
-        "id": id,
-        "message_id": message_id,
-        "person": person,
-        "kind": kind,
-        "value": dict(value),
-        "idempotency_key": idempotency_key,
-        "created_at": now(),
-    }
-    db.insert("feedback", row)
-    return id
 
 
 def _title(first_message: str) -> str:

@@ -1,12 +1,15 @@
 """Tests POST /v1/feedback over real HTTP."""
 
+import json
 from typing import Any
 
 import httpx
 import pytest
 
+from chatbot.model.base import end_token_ids
 from chatbot.service import Service
-from tests.fixtures.api_client import post_completion, read_error
+from tests.fixtures.api_client import MESSAGES, post_completion, read_error
+from tests.fixtures.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +88,28 @@ class TestFeedback:
         id = post_completion(http).json()["id"]
         assert read_error(http.post("/v1/feedback", json={"message_id": id, **fields}))[0] == status
         assert service.store.feedback_on(id) == []
+
+
+@pytest.mark.parametrize("route", ["ours", "a choice", "TensorZero's", "an episode's"])
+def test_feedback_on_an_answer_that_streams_is_taken_as_soon_as_it_has_ended(
+    http: httpx.Client, service: Service, route: str
+) -> None:
+    bias = {str(token): -100 for token in end_token_ids(service.base)}  # so that it goes on
+    body = {"messages": MESSAGES, "max_tokens": 3000, "stream": True, "n": 2, "logit_bias": bias}
+    with http.stream("POST", "/v1/chat/completions", json=body) as stream:
+        lines = stream.iter_lines()  # kept, because to drop it closes the stream
+        first = json.loads(next(lines).removeprefix("data: "))["id"]
+        turn = service.open_turns[first]
+        (other,) = turn.alternatives
+        choice = {"message_id": other.message_id, "kind": "choice", "over": first}
+        metric = {"metric_name": "thumb", "value": True}
+        path, sent = {
+            "ours": ("/v1/feedback", {"message_id": first, "kind": "thumb", "up": True}),
+            "a choice": ("/v1/feedback", choice),
+            "TensorZero's": ("/feedback", {"inference_id": first, **metric}),
+            "an episode's": ("/feedback", {"episode_id": turn.conversation_id, **metric}),
+        }[route]
+        early = http.post(path, json=sent)
+        assert read_error(early)[0] == 425 and early.headers["retry-after"] == "1"
+    wait_until(lambda: service.store.has_message(first))
+    wait_until(lambda: http.post(path, json=sent).status_code == 200)

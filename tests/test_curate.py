@@ -23,11 +23,11 @@ def store(tmp_path: Path) -> Store:
 
 
 def up(store: Store, id: str, person: str = "ann", up: bool | None = True) -> str:
-    return store.add_feedback(id, person, "thumb", {"up": up})
+    return store.add_feedback(id, person, "thumb", {"up": up}, known=True)
 
 
 def choose(store: Store, better: str, worse: str, person: str = "ann", **more: Any) -> str:
-    return store.add_feedback(better, person, "choice", {"over": worse, **more})
+    return store.add_feedback(better, person, "choice", {"over": worse, **more}, known=True)
 
 
 def two(store: Store, question: str, one: str = "From 9.", other: str = "No idea.") -> list[str]:
@@ -298,7 +298,7 @@ def test_every_kind_of_feedback_is_accounted_for(store: Store) -> None:
 
 
 def test_words_of_people_never_train_without_a_reviewer(store: Store) -> None:
-    speaker = Speaker("a-1", "tiny")
+    speaker = Speaker("a-1", "tiny", house=True)
     for n, (source, texts) in enumerate(public_data.load_edits(30)):
         id = add_answer(store, f"Number {n}?", source, speaker=speaker)
         store.add_feedback(id, "ann", "edit", {"text": texts[0]})

@@ -171,16 +171,15 @@ def test_cut_answers_that_an_older_talkback_approved_are_withdrawn(tmp_path: Pat
     with old.conn:
         for table in ("conversation", "message", "review", "approved"):
             old.conn.execute(f"insert into {table} select * from made.{table} order by rowid")
-        old.conn.execute(
-            "insert into speaker select * from made.speaker where message_id = ?", (whole,)
-        )
-        columns = ", ".join(
-            "'length'" if row[1] == "finish" else row[1]
-            for row in old.conn.execute("pragma table_info(speaker)")
-        )
-        old.conn.execute(
-            f"insert into speaker select {columns} from made.speaker where message_id = ?", (cut,)
-        )
+        for id, finish in ((whole, "finish"), (cut, "'length'")):
+            columns = ", ".join(
+                finish if row[1] == "finish" else row[1]
+                for row in old.conn.execute("pragma table_info(speaker)")
+            )
+            old.conn.execute(
+                f"insert into speaker select {columns} from made.speaker where message_id = ?",
+                (id,),
+            )
     old.close()
     store = Store(path)
     assert [one.message_id for one in active_answers(store)] == [whole]

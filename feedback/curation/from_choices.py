@@ -1,8 +1,9 @@
 """Turns people's preferences into pairs: choices between two answers, and a retry liked better.
 
-The texts of both answers are the model's; a person only says which is better. So these train
-without a reviewer, but no person weighs more than ``pairs_per_person`` pairs, and a reviewer's
-decision goes first.
+A person only says which of two answers is better. Where both were made with the settings of the
+house, and the person is known by a key or a login, or two people agree, these train without a
+reviewer; else a reviewer has to approve the better one. No person weighs more than
+``pairs_per_person`` pairs, and a reviewer's decision goes first.
 """
 
 import json
@@ -26,6 +27,8 @@ class Vote:
     worse: str
     sources: list[str]
     tie: bool = False
+    known: bool = False
+    """Whether a key or a login names the person."""
 
 
 @dataclass
@@ -48,6 +51,15 @@ class VotedPair:
     def answer_ids(self) -> set[str]:
         """Return the message ids of the two answers."""
         return {id for vote in self.votes for id in (vote.better, vote.worse)}
+
+    def has_trusted_people(self, winner: tuple[str, str]) -> bool:
+        """Tell whether somebody known prefers the winner, or two different people do. Those whom
+        one key names ("key/ann") are not different."""
+        votes = [
+            vote for vote in self.votes if not vote.tie and (vote.better, vote.worse) == winner
+        ]
+        voices = {vote.person.partition("/")[0] for vote in votes}
+        return len(voices) > 1 or any(vote.known for vote in votes)
 
     def winner(self) -> tuple[str, str] | None:
         """Return (better, worse) by majority; None when there is none."""
@@ -102,6 +114,11 @@ def _pair_from_votes(voted: VotedPair, standards: _Standards) -> Row | Dropped:
     better, worse = (standards.exchanges[id] for id in winner)
     chosen = better.answer.content
     reason = _reason_to_drop(better, worse, standards)
+    if reason is None and not (
+        (_is_house(better) and _is_house(worse) and voted.has_trusted_people(winner))
+        or _is_approved(better, standards)
+    ):
+        reason = "waits for a reviewer"
     if reason:
         return Dropped(better.answer.id, reason, voted.sources, voted.people, chosen)
     return Row(
@@ -113,6 +130,16 @@ def _pair_from_votes(voted: VotedPair, standards: _Standards) -> Row | Dropped:
         sources=voted.sources,
         people=sorted({better.person, *voted.people}),
     )
+
+
+def _is_house(exchange: Exchange) -> bool:
+    return exchange.speaker is not None and exchange.speaker.house is True
+
+
+def _is_approved(better: Exchange, standards: _Standards) -> bool:
+    """Tell whether a reviewer stands behind the preferred answer, or behind its text."""
+    approved = standards.approved.get(question_key(better.question, better.earlier))
+    return better.answer.id in standards.decisions or approved is not None
 
 
 def _reason_to_drop(better: Exchange, worse: Exchange, standards: _Standards) -> str | None:
@@ -159,7 +186,8 @@ def _choice_votes(store: Store) -> list[Vote]:
     for row in store.rows("select * from feedback where kind = 'choice' order by rowid desc"):
         value = json.loads(row["value"])
         tie = value.get("tie", False)
-        votes.append(Vote(row["person"], row["message_id"], value["over"], [row["id"]], tie))
+        known = bool(row["known"])
+        votes.append(Vote(row["person"], row["message_id"], value["over"], [row["id"]], tie, known))
     return votes
 
 
@@ -167,16 +195,23 @@ def _retry_votes(store: Store) -> list[Vote]:
     """Return the votes of people who disliked an answer and liked a later one to the message."""
     rows = store.rows(
         """with thumbs as (
-            select f.id, f.person, f.message_id, json_extract(f.value, '$.up') as up, m.parent_id,
-                m.rowid as place, max(f.rowid) as given
+            select f.id, f.person, f.known, f.message_id, json_extract(f.value, '$.up') as up,
+                m.parent_id, m.rowid as place, max(f.rowid) as given
             from feedback f join message m on m.id = f.message_id
             where f.kind = 'thumb' group by f.message_id, f.person)
         select liked.person, liked.message_id as better, disliked.message_id as worse,
-            liked.id as up, disliked.id as down
+            liked.id as up, disliked.id as down, liked.known and disliked.known as known
         from thumbs liked join thumbs disliked using (person, parent_id)
         where liked.up = 1 and disliked.up = 0 and disliked.place < liked.place
         order by liked.given desc"""
     )
     return [
-        Vote(row["person"], row["better"], row["worse"], [row["down"], row["up"]]) for row in rows
+        Vote(
+            row["person"],
+            row["better"],
+            row["worse"],
+            [row["down"], row["up"]],
+            known=bool(row["known"]),
+        )
+        for row in rows
     ]

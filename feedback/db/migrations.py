@@ -410,5 +410,78 @@ def m012_base_locations(db: "Database") -> None:
         ) strict""")
 
 
+@_migration
+def m013_trusted_choices(db: "Database") -> None:
+    """Record how answers were made and who is known; let choices wait for a reviewer.
+
+    Of an old answer only that it was bent can be known, by what its sampling records; whether
+    anybody was known, of none. A choice waits unless both answers were made with the settings of
+    the house, and its person is known or another person agrees. Who is before a "/" vouches for
+    the names behind it, so these are one person here.
+    """
+    db.execute("alter table speaker add column house integer check (house in (0, 1))")
+    db.execute("alter table feedback add column known integer check (known in (0, 1))")
+    db.execute("drop trigger speaker_for_ever")
+    db.execute("""
+        update speaker set house = 0
+        where json_array_length(coalesce(json_extract(sampling, '$.logit_bias'), '[]')) > 0
+            or json_array_length(coalesce(json_extract(sampling, '$.stop'), '[]')) > 0
+            or coalesce(json_extract(sampling, '$.top_k'), 0) <> 0
+            or coalesce(json_extract(sampling, '$.min_p'), 0) <> 0
+            or coalesce(json_extract(sampling, '$.repetition_penalty'), 1) <> 1
+            or coalesce(json_extract(sampling, '$.frequency_penalty'), 0) <> 0
+            or coalesce(json_extract(sampling, '$.presence_penalty'), 0) <> 0""")
+    _forbid_updates(db, "speaker")
+    db.execute("""
+        create view choice as
+        select f.id, f.rowid as number, f.person, f.known, f.message_id as better,
+            json_extract(f.value, '$.over') as worse,
+            coalesce(json_extract(f.value, '$.tie'), 0) as tie,
+            substr(f.person || '/', 1, instr(f.person || '/', '/') - 1) as voice
+        from feedback f where f.kind = 'choice'""")
+    db.execute("drop view waiting_feedback")
+    db.execute("""
+        create view waiting_feedback as
+        select f.id, f.message_id, f.kind, case f.kind
+            when 'edit' then 1000 when 'thumb' then 10 when 'choice' then 5 else 1 end as points
+        from feedback f left join review r
+            on r.rowid = (select max(rowid) from review where message_id = f.message_id)
+        where case f.kind
+            when 'edit' then r.id is null or (
+                f.rowid > coalesce((select rowid from feedback where id = r.feedback_id), 0)
+                and json_extract(f.value, '$.text') is not r.answer)
+            when 'thumb' then r.id is null and json_extract(f.value, '$.up') = 0
+                and f.rowid = (select max(rowid) from feedback
+                    where message_id = f.message_id and person = f.person and kind = 'thumb')
+            when 'comment' then r.id is null
+            when 'choice' then r.id is null and exists (
+                select 1 from choice c where c.id = f.id and not c.tie
+                and not exists (select 1 from speaker
+                    where message_id in (c.better, c.worse) and finish <> 'stop')
+                and not exists (select 1 from choice later
+                    where later.number > c.number and later.person = c.person
+                    and ((later.better = c.better and later.worse = c.worse)
+                        or (later.better = c.worse and later.worse = c.better)))
+                and not (
+                    (select count(*) from speaker
+                        where message_id in (c.better, c.worse) and house = 1) = 2
+                    and (coalesce(c.known, 0) = 1 or exists (select 1 from choice other
+                        where other.better = c.better and other.worse = c.worse
+                        and not other.tie and (other.known = 1 or other.voice <> c.voice)))))
+        end""")
+    db.execute("""
+        create trigger feedback_choice_queued after insert on feedback when new.kind = 'choice'
+        begin
+            delete from pending where message_id = json_extract(new.value, '$.over');
+            insert into pending select message_id, sum(points) from waiting_feedback
+            where message_id = json_extract(new.value, '$.over') group by message_id;
+        end""")
+    chosen = "select message_id from feedback where kind = 'choice'"
+    db.execute(f"delete from pending where message_id in ({chosen})")
+    db.execute(f"""
+        insert into pending select message_id, sum(points) from waiting_feedback
+        where message_id in ({chosen}) group by message_id""")
+
+
 SCHEMA_VERSION = len(MIGRATIONS)
 """What ``pragma user_version`` says of a database that is up to date."""

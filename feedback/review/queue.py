@@ -3,7 +3,7 @@
 for item in list_pending(store): ...   ->   feedback.review.decisions.decide(...)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from feedback.exchange import Exchange
@@ -42,6 +42,8 @@ class QueueItem:
     """Whether different people propose different texts."""
     reasons: list[str]
     comments: list[str]
+    preferred_to: list[str]
+    """The texts of the answers that people prefer this one to."""
     priority: int
     decision: Decision | None
     """The decision in force; None when nobody has decided yet."""
@@ -93,25 +95,32 @@ def _queue_items(store: Store, priorities: dict[str, int]) -> list[QueueItem]:
     exchanges = store.exchanges(priorities)
     feedback = store.feedback_by_message(priorities)
     decisions = decisions_in_force(store, priorities)
+    worse = store.exchanges({id for one in feedback.values() for id in _worse_ids(one)})
+    texts = {id: exchange.answer.content for id, exchange in worse.items()}
     return [
-        _queue_item(exchanges[id], feedback[id], decisions.get(id), priority)
+        _queue_item(exchanges[id], feedback[id], decisions.get(id), priority, texts)
         for id, priority in priorities.items()
     ]
 
 
 def _queue_item(
-    exchange: Exchange, given: Sequence[Feedback], decision: Decision | None, priority: int
+    exchange: Exchange,
+    given: Sequence[Feedback],
+    decision: Decision | None,
+    priority: int,
+    worse: Mapping[str, str],
 ) -> QueueItem:
     down = _thumbs_down(given)
     edits = [one for one in given if one.kind == "edit"]
     comments = [one.value["text"] for one in given if one.kind == "comment"]
     return QueueItem(
         exchange=exchange,
-        why=_describe_signals(priority, down, comments),
+        why=_describe_signals(priority, down, comments, _worse_ids(given)),
         proposals=_proposals(edits),
         disagree=len(set(_newest_texts(edits).values())) > 1,
         reasons=sorted({reason for thumb in down for reason in thumb.value.get("reasons", [])}),
         comments=comments,
+        preferred_to=[worse[id] for id in _worse_ids(given)],
         priority=priority,
         decision=decision,
         version=review_version(given, decision),
@@ -136,13 +145,23 @@ def _newest_texts(edits: Sequence[Feedback]) -> dict[str, str]:
     return {edit.person: edit.value["text"] for edit in edits}
 
 
-def _describe_signals(priority: int, down: Sequence[Feedback], comments: Sequence[str]) -> str:
+def _worse_ids(given: Sequence[Feedback]) -> list[str]:
+    """Return the ids of the answers that people prefer this one to, each once."""
+    chosen = [one.value for one in given if one.kind == "choice" and not one.value.get("tie")]
+    return list(dict.fromkeys(value["over"] for value in chosen))
+
+
+def _describe_signals(
+    priority: int, down: Sequence[Feedback], comments: Sequence[str], worse: Sequence[str]
+) -> str:
     """Return why an answer waits, in words: "edited, thumb down by 2"."""
     words = ["edited"] if priority >= _EDIT else []
     if down:
         words.append("thumb down" if len(down) == 1 else f"thumb down by {len(down)}")
     if comments:
         words.append("commented")
+    if worse:
+        words.append("preferred to another answer")
     return ", ".join(words)
 
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from chatbot.api import schemas
+from chatbot.api.errors import ApiError
 from chatbot.api.feedback.tensorzero import TensorZeroFeedback
 from chatbot.api.fields import Identifier
 from chatbot.auth.access import Caller
@@ -68,20 +69,37 @@ def store_feedback(service: "Service", body: FeedbackRequest, caller: Caller) ->
     """Store one piece of feedback and return its id; without ``user`` it is from the person who
     got the answer."""
     value = body.value if body.value is not None else dict(body.model_extra or {})
+    _check_complete(service, {body.message_id, str(value.get("over"))})
     answer = service.store.message(body.message_id)
     person = _rating_person(service, answer, caller, body.user)
-    return service.store.add_feedback(answer.id, person, body.kind, value, body.idempotency_key)
+    key, known = body.idempotency_key, bool(caller.id)
+    return service.store.add_feedback(answer.id, person, body.kind, value, key, known=known)
 
 
 def store_metric(service: "Service", body: TensorZeroFeedback, caller: Caller) -> str:
     """Store TensorZero's feedback as ours, or only check it, and return its id."""
+    _check_complete(service, {str(body.inference_id), str(body.episode_id)})
     answer, (kind, value) = body.find_answer(service.store), body.kind_and_value()
     person = _rating_person(service, answer, caller, body.tag("user"))
     if body.dryrun:
         service.store.check_feedback(answer.id, kind, value)
         return new_id("fb")
     key = body.tag("idempotency_key")
-    return service.store.add_feedback(answer.id, person, kind, value, key)
+    return service.store.add_feedback(answer.id, person, kind, value, key, known=bool(caller.id))
+
+
+def _check_complete(service: "Service", ids: set[str]) -> None:
+    """Raise ApiError (425) for an answer, or a conversation's last one, that is still streaming:
+    its first chunk has named it, and feedback on it can be stored in a moment."""
+    for turn in service.list_open_turns():
+        named = turn.message_id in ids or turn.conversation_id in ids
+        if named and not service.store.has_message(turn.message_id):
+            raise ApiError(
+                425,
+                f"the answer {turn.message_id} is still being given; send this again in a second",
+                code="too_early",
+                headers={"Retry-After": "1"},
+            )
 
 
 def _rating_person(service: "Service", answer: Message, caller: Caller, user: str | None) -> str:

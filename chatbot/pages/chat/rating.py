@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from chatbot.pages.browser_identity import BrowserIdentities
+from chatbot.pages.browser_identity import BrowserIdentities, LoginName
 from chatbot.pages.chat import transcript
 from chatbot.pages.chat.ownership import owned_message
 from chatbot.pages.chat.view import (
@@ -43,7 +43,8 @@ class RatingActions:
         if answer is None:  # one that is still being generated
             return {"number": number, "rated": None}
         up = liked if isinstance(liked, bool) else None
-        self._store.add_feedback(answer.id, person, "thumb", {"up": up})
+        known = isinstance(token, LoginName)
+        self._store.add_feedback(answer.id, person, "thumb", {"up": up}, known=known)
         view: ChatView = {"number": number, "thumb": (answer.id, transcript.thumb_value(up))}
         if up is None:
             return {**view, "rated": None, "toast": "Your thumb is taken back."}
@@ -72,7 +73,8 @@ class RatingActions:
         with self._store.write():
             if chosen:
                 thumb = {"up": rated.up, "reasons": chosen}
-                self._store.add_feedback(answer.id, person, "thumb", thumb)
+                known = isinstance(token, LoginName)
+                self._store.add_feedback(answer.id, person, "thumb", thumb, known=known)
             if comment:
                 self._store.add_feedback(answer.id, person, "comment", {"text": comment})
         return {**view, "toast": "Saved. Thank you."} if chosen or comment else view
@@ -115,7 +117,8 @@ class RatingActions:
         chosen, rejected = answers if not preferred else reversed(answers)
         assert chosen is not None and rejected is not None
         value = {"over": rejected.id} | ({"tie": True} if preferred is None else {})
-        self._store.add_feedback(chosen.id, person, "choice", value)
+        known = isinstance(token, LoginName)
+        self._store.add_feedback(chosen.id, person, "choice", value, known=known)
         if preferred is not None:
             position = replace(position, conversation=chosen.conversation_id, leaf=chosen.id)
         return {**self._views.whole(person, position), "toast": "Saved. Thank you."}

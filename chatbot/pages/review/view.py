@@ -83,7 +83,7 @@ def item_context(item: QueueItem) -> Markup:
     return render(
         "review_context.html",
         tags=(*signals, *item.reasons, *decided),
-        comments=item.comments,
+        comments=[*item.comments, *(f"Preferred to: {text}" for text in item.preferred_to)],
         messages=item.exchange.thread[:-1],
     )
 
