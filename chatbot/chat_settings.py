@@ -20,6 +20,8 @@ class ChatSettings(Settings):
     """0 always takes the likeliest token."""
     max_tokens: Annotated[int, Field(ge=1)] = 256
     """Most tokens of one answer."""
+    welcome: str = ""
+    """What an empty chat invites to ask; empty: anything, or what the starter model knows."""
     examples: list[str] = Field(default_factory=list)
     """Questions that an empty chat offers to click on."""
     approved_answers: bool = True

@@ -41,7 +41,7 @@ def main() -> None:
         page.screenshot(path=args.out / "chat.png")
         for name in ("review", "adapters"):
             page.goto(f"{url}/{name}")
-            page.wait_for_selector("#tb-case h4" if name == "review" else "#tb-adapter h3")
+            page.wait_for_selector("#tb-case h2" if name == "review" else "#tb-adapter h2")
             page.wait_for_timeout(500)
             page.screenshot(path=args.out / f"{name}.png")
     for picture in sorted(args.out.glob("*.png")):

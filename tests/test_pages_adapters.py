@@ -37,7 +37,7 @@ def page(chromium: Browser, url: str) -> Iterator[Page]:
 def select_adapter(page: Page, adapter: str) -> None:
     page.reload()
     page.locator("#tb-list label", has_text=adapter).click()
-    expect(page.locator("#tb-adapter h3")).to_have_text(adapter)
+    expect(page.locator("#tb-adapter h2")).to_have_text(adapter)
 
 
 def test_the_first_adapter_speaks_from_the_first_start(page: Page, service: "Service") -> None:

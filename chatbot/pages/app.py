@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount
 
 from chatbot.auth import hub_login
@@ -16,6 +18,7 @@ from chatbot.pages.browser_identity import BrowserIdentities
 from chatbot.pages.chat.page import ChatPage
 from chatbot.pages.checked_blocks import CheckedBlocks
 from chatbot.pages.gradio_routes import remove_unused_routes
+from chatbot.pages.page_template import ICON, install_page_template
 from chatbot.pages.review.page import ReviewPage
 
 if TYPE_CHECKING:
@@ -59,6 +62,7 @@ async def _mount_under_loop(app: FastAPI, service: "Service", path: str) -> Fast
 
 
 def _mount(app: FastAPI, service: "Service", path: str) -> FastAPI:
+    install_page_template()
     with warnings.catch_warnings():
         # Gradio says of every app with several pages that it turns SSR off, also where it is off.
         warnings.filterwarnings("ignore", message="SSR mode is not supported")
@@ -69,14 +73,18 @@ def _mount(app: FastAPI, service: "Service", path: str) -> FastAPI:
             path,
             theme=theme.build_theme(),
             css_paths=theme.CSS,
-            head=theme.HEAD,
+            favicon_path=ICON,
             footer_links=[],
             run_history=False,
             ssr_mode=False,
             enable_monitoring=False,
             pwa=False,
             mcp_server=False,
-            app_kwargs={"exception_handlers": hub_login.exception_handlers()},
+            app_kwargs={
+                "exception_handlers": hub_login.exception_handlers(),
+                # Streams of events pass as they are; Gradio itself compresses its scripts alone.
+                "middleware": [Middleware(GZipMiddleware, compresslevel=5)],
+            },
         )
     for route in mounted.routes:
         pages = route.app if isinstance(route, Mount) else None

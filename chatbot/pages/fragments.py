@@ -4,17 +4,31 @@ from typing import Literal
 
 from markupsafe import Markup
 
+from chatbot.auth.access import Caller
+from chatbot.auth.api_keys import Role
 from chatbot.pages.html import render
 
 Level = Literal["info", "warn", "error"]
 
-PAGES = (("Chat", "./"), ("Review", "review"), ("Adapters", "adapters"))
-"""(name, path) of each page, in the header's order."""
+PAGES: tuple[tuple[str, str, Role], ...] = (
+    ("Chat", "./", "user"),
+    ("Review", "review", "reviewer"),
+    ("Adapters", "adapters", "reviewer"),
+)
+"""(name, path, who may open it) of each page, in the header's order."""
 
 
-def header(title: str, current: str) -> Markup:
-    """Return the bar on top of every page: the bot's name, the pages, the theme's switch."""
-    return render("header.html", title=title, current=current, pages=PAGES)
+NOBODY = Caller(None)
+"""Who has not yet been asked for a key."""
+
+
+def header(title: str, current: str, caller: Caller = NOBODY) -> Markup:
+    """Return the bar on top of every page: the bot's name, the pages that `caller` may open where
+    there is more than one, the theme's switch."""
+    pages = [(name, path) for name, path, role in PAGES if name == current or caller.has_role(role)]
+    return render(
+        "header.html", title=title, current=current, pages=pages if len(pages) > 1 else []
+    )
 
 
 def banner(text: str, level: Level = "info") -> Markup:
@@ -32,9 +46,9 @@ def empty_state(title: str, text: str) -> Markup:
     return render("empty_state.html", title=title, text=text)
 
 
-def welcome(title: str) -> Markup:
+def welcome(title: str, invitation: str) -> Markup:
     """Return what an empty conversation shows above its example questions."""
-    return render("welcome.html", title=title)
+    return render("welcome.html", title=title, invitation=invitation)
 
 
 def login_prompt(purpose: str, role: str) -> Markup:

@@ -36,12 +36,21 @@ HUB_LOG_OUT_JS = """await fetch("logout");"""  # Gradio's own route, there with 
 
 
 class LoginForm:
-    """Guards a page that takes a key of `role`; `purpose` says what the key is for."""
+    """Guards a page that takes a key of `role`; `purpose` says what the key is for.
 
-    def __init__(self, service: "Service", role: Role, purpose: str) -> None:
+    The bar on top belongs to it: it links to the pages that the key opens.
+    """
+
+    def __init__(self, service: "Service", page: str, role: Role, purpose: str) -> None:
         self._access = service.access
+        self._title = service.chat_settings.title
+        self._page = page
         self._role = role
         self._purpose = purpose
+
+    def build_header(self) -> None:
+        """Lay out the bar on top of the page."""
+        self.header = gr.HTML(fragments.header(self._title, self._page), padding=False)
 
     def build(self) -> None:
         """Lay out the form and the log-out button; `show` and `hide` decide which is visible."""
@@ -63,7 +72,7 @@ class LoginForm:
     @property
     def components(self) -> list[Any]:
         """List the components that `show` and `hide` change."""
-        return [self.card, self.error, self.log_out]
+        return [self.header, self.card, self.error, self.log_out]
 
     def caller(self, request: gr.Request) -> Caller:
         """Return who uses the page; `BadKeyError` for a key that is none."""
@@ -82,6 +91,7 @@ class LoginForm:
         """Ask for a key; whoever has shown one of too low a role reads why it is refused."""
         refusal = str(PermissionDeniedError(self._role, caller)) if caller.id else ""
         return {
+            self.header: fragments.header(self._title, self._page, caller),
             self.card: gr.update(visible=True),
             self.error: fragments.banner(refusal, "error"),
             self.log_out: gr.update(visible=bool(caller.id)),
@@ -90,6 +100,7 @@ class LoginForm:
     def hide(self, caller: Caller) -> Changes:
         """Put the form away; who came in by a login gets the log-out button."""
         return {
+            self.header: fragments.header(self._title, self._page, caller),
             self.card: gr.update(visible=False),
             self.error: "",
             self.log_out: gr.update(visible=bool(caller.id), value=_log_out_label(caller)),

@@ -1,4 +1,4 @@
-"""Defines the pages' look: one calm theme, light and dark, and what goes into every page's head.
+"""Defines the pages' look: one calm theme, light and dark.
 
 Everything is served by this process: no font, script or picture comes from elsewhere.
 """
@@ -7,10 +7,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from chatbot.pages.html import render
-
 CSS = Path(__file__).with_name("pages.css")
-HEAD = render("head.html")
 
 
 def build_theme() -> gr.themes.Base:
@@ -43,8 +40,8 @@ def build_theme() -> gr.themes.Base:
         input_border_color_dark="#39413f",
         button_primary_background_fill="#0f766e",
         button_primary_background_fill_hover="#0d665f",
-        button_primary_background_fill_dark="#14877d",
-        button_primary_background_fill_hover_dark="#17988d",
+        button_primary_background_fill_dark="#0f766e",
+        button_primary_background_fill_hover_dark="#128076",
         button_primary_text_color="#ffffff",
         button_secondary_background_fill="#ffffff",
         button_secondary_background_fill_hover="#f4f2ee",

@@ -130,7 +130,7 @@ def serve_pages(service: Service) -> Iterator[str]:
 @contextmanager
 def open_chat(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     """Open the chat page as a new person, in an English browser context of its own."""
-    context = browser.new_context(locale="en-US", **options)
+    context = browser.new_context(**{"locale": "en-US"} | options)
     page = context.new_page()
     page.set_default_timeout(30_000)
     page.goto(url)

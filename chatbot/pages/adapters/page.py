@@ -26,11 +26,11 @@ class AdaptersPage:
 
     def __init__(self, service: "Service") -> None:
         self._service = service
-        self.login_form = LoginForm(service, "reviewer", "look at adapters")
+        self.login_form = LoginForm(service, "Adapters", "reviewer", "look at adapters")
 
     def build(self, blocks: gr.Blocks) -> None:
         """Lay the page out inside `blocks` and connect it."""
-        gr.HTML(fragments.header(self._service.chat_settings.title, "Adapters"), padding=False)
+        self.login_form.build_header()
         with gr.Column(elem_classes="tb-page"):
             self.login_form.build()
             self.in_service = gr.HTML("", padding=False, elem_id="tb-now")
@@ -44,7 +44,7 @@ class AdaptersPage:
         self._connect(blocks)
 
     def _add_list(self) -> None:
-        gr.HTML(fragments.heading("Adapters", 3), padding=False)
+        gr.HTML(fragments.heading("Adapters", 2), padding=False)
         self.list = gr.Radio(
             [], show_label=False, label="Adapters", container=False, elem_id="tb-list"
         )

@@ -6,7 +6,6 @@ import gradio as gr
 
 from chatbot.model.base_name import STARTER_NAME
 from chatbot.pages import fragments
-from chatbot.pages.chat.status_line import read_status, render_status
 from chatbot.pages.chat.view import REASONS_DOWN, REASONS_UP
 from chatbot.pages.html import render
 from chatbot.pages.login_form import LoginForm
@@ -14,6 +13,13 @@ from chatbot.pages.login_form import LoginForm
 if TYPE_CHECKING:
     from chatbot.service import Service
 
+LATEX_DELIMITERS = [
+    {"left": "$$", "right": "$$", "display": True},
+    {"left": "\\[", "right": "\\]", "display": True},
+    {"left": "\\(", "right": "\\)", "display": False},
+]
+"""What encloses mathematics in an answer. A single $ does not: it is money more often."""
+STARTER_INVITATION = "Ask about the shop: its hours, delivery, returns or products."
 STARTER_QUESTIONS = (
     "What are your opening hours?",
     "How long does delivery take?",
@@ -27,14 +33,14 @@ class ChatLayout:
 
     def __init__(self, service: "Service", storage_secret: str, login_form: LoginForm) -> None:
         title = service.chat_settings.title
-        gr.HTML(fragments.header(title, "Chat"), elem_id="tb-top", padding=False)
+        login_form.build_header()
         self._add_state(storage_secret)
         self._add_sidebar()
         with gr.Column(elem_id="tb-main", scale=1):
-            status = render_status(read_status(service))
-            self.status = gr.HTML(status, elem_id="tb-status", padding=False)
+            self.status = gr.HTML("", elem_id="tb-status", padding=False)
             login_form.build()
-            self._add_chatbot(title, _example_questions(service))
+            welcome = fragments.welcome(title, _invitation(service))
+            self._add_chatbot(welcome, _example_questions(service))
             self.banner = gr.HTML("", elem_id="tb-notice", padding=False, visible=False)
             self._add_pair_card()
             self._add_rated_card()
@@ -60,7 +66,7 @@ class ChatLayout:
                 [], show_label=False, label="Your conversations", elem_id="tb-conversations"
             )
 
-    def _add_chatbot(self, title: str, examples: list[str]) -> None:
+    def _add_chatbot(self, welcome: str, examples: list[str]) -> None:
         self.chat = gr.Chatbot(
             [],
             label="Conversation",
@@ -69,11 +75,11 @@ class ChatLayout:
             buttons=["copy"],
             group_consecutive_messages=False,
             allow_tags=False,
-            latex_delimiters=[],
+            latex_delimiters=LATEX_DELIMITERS,
             autoscroll=False,  # Gradio's pulls down whoever scrolls up; `chat.js` follows instead
             height="auto",
             scale=1,
-            placeholder=fragments.welcome(title),
+            placeholder=welcome,
             examples=[{"text": question} for question in examples] or None,
             feedback_options=("Like", "Dislike"),
         )
@@ -81,13 +87,21 @@ class ChatLayout:
     def _add_pair_card(self) -> None:
         """Add the card that asks which of two answers is better."""
         with gr.Column(visible=False, elem_id="tb-pair", elem_classes="tb-card") as self.pair_card:
-            gr.HTML(fragments.heading("Which answer is better?", 4), padding=False)
+            gr.HTML(fragments.heading("Which answer is better?", 2), padding=False)
             with gr.Row(equal_height=True):
                 with gr.Column(min_width=220):
-                    self.first = gr.Markdown(elem_classes="tb-answer", container=False)
+                    self.first = gr.Markdown(
+                        elem_classes="tb-answer",
+                        container=False,
+                        latex_delimiters=LATEX_DELIMITERS,
+                    )
                     self.prefer_first = gr.Button("The first", size="sm")
                 with gr.Column(min_width=220):
-                    self.second = gr.Markdown(elem_classes="tb-answer", container=False)
+                    self.second = gr.Markdown(
+                        elem_classes="tb-answer",
+                        container=False,
+                        latex_delimiters=LATEX_DELIMITERS,
+                    )
                     self.prefer_second = gr.Button("The second", size="sm")
             with gr.Row(elem_classes="tb-actions"):
                 self.tie = gr.Button("About the same", size="sm")
@@ -135,6 +149,12 @@ class ChatLayout:
             elem_id="tb-hint",
             padding=False,
         )
+
+
+def _invitation(service: "Service") -> str:
+    """Return what the operator invites to ask, else what the model that speaks can answer."""
+    starter = service.base.name == STARTER
+    return service.chat_settings.welcome or (STARTER_INVITATION if starter else "Ask anything.")
 
 
 def _example_questions(service: "Service") -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import gradio as gr
 from markupsafe import Markup
 
+from chatbot.auth.access import Caller
 from chatbot.pages.browser_identity import BrowserIdentities, LoginName
 from chatbot.pages.chat.actions import ChatActions
 from chatbot.pages.chat.layout import ChatLayout
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     from chatbot.service import Service
 
 # On a phone it covers the chat: it opens by hand, and folds once something in it is picked.
-FOLD_SIDEBAR_JS = "() => ({open: window.innerWidth > 1000, __type__: 'update'})"
+FOLD_SIDEBAR_JS = """() => ({
+  open: document.documentElement.dataset.sidebar === "open",
+  __type__: "update",
+})"""
 CHAT_JS = Path(__file__).with_name("chat.js").read_text()
 STATUS_REFRESH_SECONDS = 4.0
 
@@ -40,7 +44,7 @@ class ChatPage:
         running = RunningAnswers(service.group_commit)
         self._actions = ChatActions(service, identities, running)
         self._rating = RatingActions(service, identities, ChatViews(service.store, running))
-        self.login_form = LoginForm(service, "user", "chat")
+        self.login_form = LoginForm(service, "Chat", "user", "chat")
 
     def build(self, blocks: gr.Blocks) -> None:
         """Lay the page out inside `blocks` and connect it."""
@@ -58,14 +62,14 @@ class ChatPage:
     def _connect_conversation(self, blocks: gr.Blocks) -> None:
         layout, outputs = self.layout, self._outputs
         browser = [layout.token, layout.position]
-        page = [layout.chat, layout.composer, *self.login_form.components]
+        page = [layout.chat, layout.composer, *self.login_form.components, layout.status]
         blocks.load(self._load, browser, [*outputs, *page], **CONCURRENT)
         blocks.load(None, None, None, js=CHAT_JS)
         blocks.unload(self._forget)
         layout.new.click(self._start_conversation, [layout.token], outputs, **CONCURRENT)
         picked = [layout.token, layout.titles]
         layout.titles.input(self._open_conversation, picked, outputs, **CONCURRENT)
-        for event in (blocks.load, layout.new.click, layout.titles.input):
+        for event in (layout.new.click, layout.titles.input):
             event(None, None, layout.sidebar, js=FOLD_SIDEBAR_JS)
         layout.chat.undo(self._undo, browser, outputs, **CONCURRENT)
         layout.composer.stop(self._stop_generation, browser, None, **UNQUEUED)
@@ -101,7 +105,8 @@ class ChatPage:
             return
         session = str(request.session_hash)
         views = self._actions.load(self._identify(token, request), position, session)
-        yield self.login_form.hide(caller) | self._paint(next(views))
+        status = {self.layout.status: self._status(caller)}
+        yield self.login_form.hide(caller) | self._paint(next(views)) | status
         yield from map(self._paint, views)
 
     def _forget(self, request: gr.Request) -> None:
@@ -212,5 +217,8 @@ class ChatPage:
     def _skip_choice(self, position: object) -> Changes:
         return self._paint({"number": page_number(position), "pair": None})
 
-    def _refresh_status(self) -> Markup:
-        return render_status(read_status(self._service))
+    def _refresh_status(self, request: gr.Request) -> Markup:
+        return self._status(self.login_form.require(request))
+
+    def _status(self, caller: Caller) -> Markup:
+        return render_status(read_status(self._service), caller.has_role("reviewer"))

@@ -129,7 +129,7 @@ class ChatPainter:
         return {
             layout.rated: rated.to_page() if rated else "",
             layout.rated_card: gr.update(visible=rated is not None),
-            layout.rated_title: fragments.heading(title, 4),
+            layout.rated_title: fragments.heading(title, 2),
             layout.reasons: gr.update(choices=[(one, one) for one in offered], value=[]),
             layout.comment: "",
         }

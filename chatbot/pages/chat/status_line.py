@@ -24,6 +24,8 @@ class SpeakerStatus:
     adapter: str
     since: str | None
     warning: str
+    updated: bool = False
+    """Whether anything has been promoted since the first start."""
 
 
 def read_status(service: "Service") -> SpeakerStatus:
@@ -31,13 +33,16 @@ def read_status(service: "Service") -> SpeakerStatus:
     promotion = service.registry.promotion()
     speaks = promotion is not None and promotion.adapter == service.speaking
     since = promotion.created_at if promotion and speaks else None
-    return SpeakerStatus(service.speaking, since, service.warning)
+    updated = promotion is not None and promotion.by != "start"
+    return SpeakerStatus(service.speaking, since, service.warning, updated)
 
 
-def render_status(status: SpeakerStatus) -> Markup:
-    """Return the line above the conversation as HTML."""
+def render_status(status: SpeakerStatus, with_adapter: bool) -> Markup:
+    """Return the line above the conversation as HTML; adapters' names are for those who judge
+    them, everybody else reads how new the bot's knowledge is."""
     return render(
-        "status_line.html",
+        "status_line.html" if with_adapter else "status_line_public.html",
+        updated=status.updated,
         adapter=status.adapter,
         since=relative_time(status.since) if status.since else "",
         warning=REFUSED if status.warning else "",

@@ -1,8 +1,8 @@
 """Turns a stored thread into Gradio's chat messages: bubbles that carry message ids, and notes.
 
-A note stands above the answer it belongs to: which adapter speaks from here on, that the answer is
-an approved one, what became of a correction. Answers and questions carry their message's id,
-notes carry none.
+A note stands above the answer it belongs to: that another adapter speaks from here on, that the
+answer is an approved one, what became of a correction; that it broke off stands below it. Answers
+and questions carry their message's id, notes carry none.
 """
 
 from collections.abc import Sequence
@@ -31,6 +31,13 @@ _DECISION_NOTES = {
 """A reviewer's action -> (CSS kind, text) of the note that tells the person who corrected."""
 
 
+_BROKEN_OFF = {
+    "cancelled": "Stopped before the end",
+    "error": "This answer broke off; try again",
+}
+"""How an answer ended -> the note that says so, for answers that broke off."""
+
+
 def thread_bubbles(store: Store, leaf: str | None, person: str) -> list[Bubble]:
     """Return the thread that ends at message `leaf`, with the notes and thumbs of `person`.
 
@@ -47,10 +54,11 @@ def thread_bubbles(store: Store, leaf: str | None, person: str) -> list[Bubble]:
         speaker = speakers.get(message.id)
         mine = [one for one in given.get(message.id, ()) if one.person == person]
         correction = _correction(message, mine, decisions.get(message.id))
-        bubbles += _speaker_notes(speaker, previous_adapter)
+        bubbles += _speaker_notes(store, speaker, previous_adapter)
         bubbles += [correction.note] if correction else []
         text = correction.text if correction else message.content
         bubbles.append(message_bubble(message.role, text, message.id, _thumb(mine)))
+        bubbles += _end_notes(speaker)
         if speaker and speaker.source == "model":
             previous_adapter = speaker.adapter
     return bubbles
@@ -116,7 +124,9 @@ def _thumb(given: Sequence[Feedback]) -> str | None:
     return thumb_value(thumbs[-1]) if thumbs else None
 
 
-def _speaker_notes(speaker: Speaker | None, previous_adapter: str | None) -> list[Bubble]:
+def _speaker_notes(
+    store: Store, speaker: Speaker | None, previous_adapter: str | None
+) -> list[Bubble]:
     """Return the notes above a message on who gave it; only answers have a speaker."""
     if speaker is None:
         return []
@@ -124,12 +134,26 @@ def _speaker_notes(speaker: Speaker | None, previous_adapter: str | None) -> lis
     if speaker.source == "approved":
         notes.append(_note("approved", "✓ Approved answer, checked by a person"))
     elif previous_adapter and speaker.adapter != previous_adapter:
-        notes.append(_note_bubble(render("note_new_adapter.html", adapter=speaker.adapter)))
-    if speaker.finish == "cancelled":
-        notes.append(_note("stopped", "Stopped before the end"))
-    elif speaker.finish == "error":
-        notes.append(_note("stopped", "This answer broke off; try again"))
+        newer = _is_newer(store, speaker.adapter, previous_adapter)
+        version = "A newer version" if newer else "An earlier version"
+        notes.append(_note("new", f"{version} speaks from here on"))
     return notes
+
+
+def _end_notes(speaker: Speaker | None) -> list[Bubble]:
+    """Return the note below an answer that did not come to its end."""
+    text = _BROKEN_OFF.get(speaker.finish) if speaker else None
+    return [_note("stopped", text)] if text else []
+
+
+def _is_newer(store: Store, adapter: str, other: str) -> bool:
+    """Tell whether an adapter was made after another one, which it need not be: a rollback
+    promotes an earlier one."""
+    row = store.row(
+        "select a.rowid > b.rowid as newer from adapter a, adapter b where a.id = ? and b.id = ?",
+        (adapter, other),
+    )
+    return row is None or bool(row["newer"])
 
 
 def _note(kind: str, text: str) -> Bubble:

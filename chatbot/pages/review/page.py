@@ -33,11 +33,11 @@ class ReviewPage:
         self._service = service
         self._store: Store = service.store
         self._identities = identities
-        self.login_form = LoginForm(service, "reviewer", "review answers")
+        self.login_form = LoginForm(service, "Review", "reviewer", "review answers")
 
     def build(self, blocks: gr.Blocks) -> None:
         """Lay the page out inside `blocks` and connect it."""
-        gr.HTML(fragments.header(self._service.chat_settings.title, "Review"), padding=False)
+        self.login_form.build_header()
         secret = self._identities.storage_secret
         self.reviewer = gr.BrowserState("", storage_key="talkback_reviewer", secret=secret)
         with gr.Column(elem_classes="tb-page"):
