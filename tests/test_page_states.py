@@ -76,7 +76,7 @@ def test_axe_finds_nothing(chromium: Browser, world: World, state: PageState, sc
 
 
 def test_send_and_stop_have_names(chat: Page, world: World) -> None:
-    expect(chat.locator("#tb-composer .submit-button")).to_have_accessible_name("Send")
+    expect(chat.locator("#tb-composer .submit-button")).to_have_accessible_name("Send message")
     see_a_stream(chat, world)
     expect(chat.locator("#tb-composer .stop-button")).to_have_accessible_name("Stop")
 

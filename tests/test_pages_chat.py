@@ -715,7 +715,7 @@ def test_a_new_adapter_takes_over_in_sight(page: Page, service: "Service") -> No
     service.registry.promote(adapter, "person", "otto", "reads better")
     expect(page.locator("#tb-status")).to_contain_text(adapter)
     send_and_wait(page, "Hello new one")
-    expect(page.locator(".tb-new")).to_contain_text(adapter)
+    expect(page.locator(".tb-new")).to_have_text("A newer version speaks from here on")
 
 
 def test_a_refused_adapter_is_said_to_be_refused(page: Page, service: "Service") -> None:

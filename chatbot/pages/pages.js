@@ -57,7 +57,7 @@
     "#tb-chat [data-testid=user]": (message) => nameMessage(message, "Your message"),
     "#tb-chat [data-testid=bot]": (message) => nameMessage(message, "The bot's message"),
     ".message textarea": (textarea) => setOnce(textarea, "aria-label", "The text to edit"),
-    ".submit-button": (button) => setOnce(button, "aria-label", "Send"),
+    ".submit-button": (button) => setOnce(button, "aria-label", "Send message"),
     ".stop-button": (button) => setOnce(button, "aria-label", "Stop"),
     ".prose input[type=checkbox]": (box) =>
       setOnce(box, "aria-label", box.parentElement.textContent.trim() || "Item"),
