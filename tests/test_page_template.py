@@ -170,7 +170,7 @@ def test_an_empty_chat_invites_to_ask_what_the_bot_knows(
     service: "Service", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert layout._invitation(service) == "Ask anything."
-    monkeypatch.setattr(layout, "STARTER", service.base.name)
+    monkeypatch.setattr(layout, "STARTER_NAME", service.base.name)
     assert "shop" in layout._invitation(service)
     own = service.chat_settings.model_copy(update={"welcome": "Ask about tea."})
     monkeypatch.setattr(service, "chat_settings", own)

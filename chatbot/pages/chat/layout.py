@@ -153,7 +153,7 @@ class ChatLayout:
 
 def _invitation(service: "Service") -> str:
     """Return what the operator invites to ask, else what the model that speaks can answer."""
-    starter = service.base.name == STARTER
+    starter = service.base.name == STARTER_NAME
     return service.chat_settings.welcome or (STARTER_INVITATION if starter else "Ask anything.")
 
 
