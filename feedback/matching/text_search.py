@@ -13,6 +13,8 @@ _MAX_EXAMINED = 500
 _MAX_TERMS = 64
 """So many words of a question are searched for at the most, the longest: those say most, and a
 question of a megabyte would take SQLite many seconds."""
+_MAX_WORD_LENGTH = 64
+"""Longer ones are no words, and the originals of one of a megabyte would fill any memory."""
 _MAX_UNKNOWN = 3
 """So many words of a question may be a typing error's: names and short forms are unknown too."""
 
@@ -69,7 +71,11 @@ def keys_without_typo(store: Store, key: str) -> list[str]:
     words = key.split(" ")
     if len(words) > _MAX_TERMS:
         return []
-    unknown = [n for n, word in enumerate(words) if not _is_in_use(store, word)]
+    unknown = [
+        n
+        for n, word in enumerate(words)
+        if len(word) <= _MAX_WORD_LENGTH and not _is_in_use(store, word)
+    ]
     originals = {
         " ".join([*words[:n], original, *words[n + 1 :]]): (words[n], original)
         for n in unknown[:_MAX_UNKNOWN]
