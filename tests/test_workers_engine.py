@@ -1,10 +1,12 @@
 """Workers: the answers, how requests are spread, and what is left when a process dies."""
 
 import os
+import queue
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,6 +49,7 @@ from tests.fixtures.server_process import ServerProcess
 from tests.fixtures.waiting import wait_until
 
 SLOTS, QUEUE, LONG = 2, 3, 3000
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 PROMPTS = [[10 + n, *range(20, 26)] for n in range(4)]
 
 
@@ -270,9 +273,43 @@ def test_a_server_outlives_its_worker_and_the_worker_not_its_server(
     wait_until(lambda: not Path(f"/proc/{worker}").exists(), 20)
 
 
+@pytest.mark.slow
+def test_a_server_whose_worker_is_stopped_answers_everybody_and_recovers_by_itself(
+    start_server: Callable[..., ServerProcess], home: Home
+) -> None:
+    home.toml.write_text("[engine]\nworkers = 1\nthreads = 1\nslots = 8\nstall_seconds = 2\n")
+    server, body = start_server().ready(), {**CHAT, "stream": True, "max_tokens": LONG}
+    body["logit_bias"] = {str(token): -100 for token in range(5)}
+    begun, endings = threading.Semaphore(0), queue.SimpleQueue[tuple[int, str | None, str]]()
+
+    def chat() -> None:
+        with httpx.stream(
+            "POST", f"{server.url}/v1/chat/completions", json=body, timeout=60
+        ) as sent:
+            text = ""
+            for piece in sent.iter_text():
+                text += piece
+                begun.release()
+            endings.put((sent.status_code, sent.headers.get("retry-after"), text))
+
+    threads = [threading.Thread(target=chat) for _ in range(16)]  # the other half of them waits
+    for thread in threads:
+        thread.start()
+    assert all(begun.acquire(timeout=30) for _ in range(8))
+    with stopped(worker_of(server)):
+        wait_until(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
+        assert httpx.get(f"{server.url}/healthz").status_code == 200
+        ended = [endings.get(timeout=30) for _ in threads]
+    assert all("stood still" in text for _, _, text in ended)
+    assert {status for status, _, _ in ended} == {200, 503}
+    assert all(retry_after for status, retry_after, _ in ended if status == 503)
+    wait_until(lambda: httpx.get(f"{server.url}/readyz").status_code == 200, 60)
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        assert say(http) == 200
+
+
 def say(http: httpx.Client) -> int:
-    body: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
-    return http.post("/v1/chat/completions", json=body).status_code
+    return http.post("/v1/chat/completions", json=CHAT).status_code
 
 
 def worker_of(server: ServerProcess) -> int:
