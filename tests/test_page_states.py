@@ -201,6 +201,20 @@ def test_what_broke_off_says_so_below_the_answer_and_can_be_retried(
     expect(rows.first).to_have_text("We sell boats.")
 
 
+def test_a_review_opens_at_the_question_and_shows_all_decisions(
+    chromium: Browser, world: World
+) -> None:
+    """What came before the question is a long conversation; it is there to be scrolled to."""
+    with reach_state(chromium, world, STATES_BY_NAME["review-correction"], "desktop") as page:
+        expect(page.locator(".tb-turn").last).to_be_in_viewport(ratio=1)
+        for decision in ("Approve the correction", "Save my correction", "Reject"):
+            expect(page.get_by_role("button", name=decision)).to_be_in_viewport(ratio=1)
+        talk = page.get_by_role("log", name="The conversation")
+        talk.focus()
+        page.keyboard.press("Home")
+        expect(talk.get_by_text("Hello, what can I do for you?")).to_be_in_viewport(ratio=1)
+
+
 @pytest.mark.parametrize("size", [(844, 390), (667, 375), (640, 400)])
 def test_a_key_can_be_typed_on_a_landscape_phone_and_when_zoomed(
     chromium: Browser, world: World, size: tuple[int, int]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from feedback.cycle_lock import cycle_lock
 from tests.fakes.scripted_engine import ScriptedEngine, new_adapter, open_service, serve_pages
 
 if TYPE_CHECKING:
@@ -46,6 +47,20 @@ def test_the_first_adapter_speaks_from_the_first_start(page: Page, service: "Ser
     expect(page.locator(".tb-facts")).to_contain_text("Base")
     expect(page.locator(".tb-facts")).not_to_contain_text(service.base.name)  # a path on the server
     expect(page.locator("#tb-promote")).to_be_disabled()
+
+
+def test_a_running_cycle_is_shown_with_its_stage_until_it_ends(
+    page: Page, service: "Service"
+) -> None:
+    card = page.locator("#tb-cycle")
+    expect(card).to_have_count(0)
+    with cycle_lock(service.home) as lock:
+        assert lock is not None
+        for stage in ("curate", "train"):
+            lock.enter_stage(stage)
+            expect(card).to_contain_text(f"A cycle is running: {stage}")
+        expect(card).to_contain_text("The stage began just now, the cycle just now.")
+    expect(card).to_have_count(0)
 
 
 def test_a_report_is_shown_with_its_verdict_and_reasons_and_in_full(

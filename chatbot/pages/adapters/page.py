@@ -13,6 +13,7 @@ from chatbot.pages.listeners import LISTENER, Changes
 from chatbot.pages.login_form import LoginForm
 from chatbot.pages.signature import add_signature
 from chatbot.registry import PromotionConflictError
+from feedback.cycle_lock import read_running_cycle
 from feedback.errors import TalkbackError
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ class AdaptersPage:
         return self._paint(adapter)
 
     def _refresh(self, request: gr.Request) -> Any:
-        """Show a promotion that was made elsewhere, by the gate or on another page."""
+        """Show a promotion that was made elsewhere, by the gate or on another page, and how the
+        running cycle goes."""
         if not self.login_form.admits(self.login_form.caller(request)):
             return gr.skip(), gr.skip()
         return self._in_service(), self._history()
@@ -193,7 +195,9 @@ class AdaptersPage:
 
     def _in_service(self) -> Markup:
         service = self._service
-        return view.adapter_in_service(service.registry, service.speaking, service.warning)
+        card = view.adapter_in_service(service.registry, service.speaking, service.warning)
+        cycle = read_running_cycle(service.home)
+        return card + view.running_cycle(cycle) if cycle else card
 
     def _history(self) -> Markup:
         return view.promotion_history(self._service.registry, self._service.speaking)

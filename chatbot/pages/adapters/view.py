@@ -6,6 +6,7 @@ from markupsafe import Markup
 from chatbot.pages.html import render
 from chatbot.pages.text import base_name, escape_markdown, relative_time
 from chatbot.registry import AdapterRow, Promotion, Registry, ReportRow
+from feedback.cycle_lock import RunningCycle
 from feedback.settings import Home
 
 _PROMOTED_BY = {"gate": "by the gate", "person": "by a person", "start": "at the first start"}
@@ -25,6 +26,13 @@ def adapter_in_service(registry: Registry, adapter: str, warning: str) -> Markup
         since = relative_time(newest.created_at)
         reason = f"Took over {since}. {_promotion_reason(newest)}"
     return render("adapter_in_service.html", adapter=adapter, reason=reason, warning=warning)
+
+
+def running_cycle(cycle: RunningCycle) -> Markup:
+    """Return the card of the cycle that runs: its stage, and since when."""
+    stage_began = relative_time(cycle.stage_started_at)
+    began = relative_time(cycle.started_at)
+    return render("running_cycle.html", stage=cycle.stage, stage_began=stage_began, began=began)
 
 
 def promotion_history(registry: Registry, speaking: str) -> Markup:
