@@ -24,7 +24,7 @@ lint: $(SETUP)
 bench: $(SETUP)
 	for bench in tests/bench/bench_*.py; do PYTHONPATH=. $(BIN)/python $$bench || exit 1; done
 
-$(SETUP): pyproject.toml constraints.txt $(wildcard chatbot/engine/local/kernels/*.[ch])
+$(SETUP): pyproject.toml setup.py constraints.txt $(wildcard chatbot/engine/local/kernels/*.[ch])
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $@

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import httpx
@@ -27,6 +28,7 @@ from chatbot.auth.api_keys import NewApiKey, Role
 from chatbot.auth.hub_login import hub_username
 from chatbot.auth.sessions import COOKIE_NAME, SessionCookies
 from chatbot.pages.browser_identity import BrowserIdentities, LoginName
+from chatbot.pages.chat.actions import ChatActions
 from chatbot.server import create_app
 from chatbot.service import Service
 from feedback.messages import Speaker
@@ -113,11 +115,10 @@ NOWHERE = "nothing"
 
 HANDLERS: dict[str, Role | None] = {
     "ChatPage._load": OPEN,
+    "ChatPage._forget": OPEN,
     "ChatPage._refresh_status": OPEN,
     "ChatPage._skip_reasons": OPEN,
     "ChatPage._skip_choice": OPEN,
-    "ChatPage._show_rated_card": "user",
-    "ChatPage._show_pair_card": "user",
     "ChatPage._start_conversation": "user",
     "ChatPage._open_conversation": "user",
     "ChatPage._undo": "user",
@@ -148,6 +149,9 @@ SHOWS = {
     "AdaptersPage._refresh": "is speaking",
 }
 """Handlers that refuse nobody, and what they show to those alone who may see it."""
+
+SILENT = {"ChatPage._stop_generation": "stop_generation"}
+"""Handlers past the queue whose refusals nobody reads, and the action that they lead to."""
 
 CALLERS = ("no key", "revoked", "user", "reviewer", "operator")
 MAY: dict[str, set[Role | None]] = {
@@ -208,7 +212,7 @@ class AccessServer:
             "data": self.values(number),
             "fn_index": number,
             "session_hash": session,
-            "event_data": {"index": 0, "value": {"text": "x"}, "liked": True, "previous_value": ""},
+            "event_data": self.event(number),
         }
         if not queued:
             return self.http.post("/gradio_api/run/predict", json=body).text
@@ -218,11 +222,24 @@ class AccessServer:
 
     def values(self, number: int) -> list[object]:
         """Return inputs that Gradio accepts for a handler, so that the handler itself runs."""
-        config = self.http.get("/config").json()
-        kinds = {one["id"]: one["type"] for one in config["components"]}
-        inputs = next(one["inputs"] for one in config["dependencies"] if one["id"] == number)
+        kinds = {one["id"]: one["type"] for one in self.config["components"]}
+        inputs = self.dependency(number)["inputs"]
         nothing: dict[str, object] = {"chatbot": [], "checkboxgroup": [], "textbox": "x"}
         return [nothing.get(kinds[name]) for name in inputs]
+
+    def event(self, number: int) -> dict[str, object]:
+        """Return what the browser sends of the event that a handler listens to."""
+        example = self.dependency(number)["targets"][0][1] == "example_select"
+        value = {"text": "x"} if example else "x"
+        return {"index": 0, "value": value, "previous_value": "", "liked": True}
+
+    def dependency(self, number: int) -> dict[str, Any]:
+        return next(one for one in self.config["dependencies"] if one["id"] == number)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        config: dict[str, Any] = self.http.get("/config").json()
+        return config
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +361,7 @@ def test_what_is_nowhere_is_nowhere_for_all(server: AccessServer, caller: str) -
 
 
 @pytest.mark.parametrize("caller", CALLERS)
-@pytest.mark.parametrize("name", HANDLERS)
+@pytest.mark.parametrize("name", [name for name in HANDLERS if name not in SILENT])
 def test_a_handler_is_for_its_role(server: AccessServer, name: str, caller: str) -> None:
     """Call the handler past the page: hiding a handler from the page would not be enough."""
     allowed = HANDLERS[name] in MAY[caller]
@@ -354,6 +371,18 @@ def test_a_handler_is_for_its_role(server: AccessServer, name: str, caller: str)
             assert (SHOWS[name] in output) is allowed, output
         else:
             assert ("This needs a key of role" in output) is not allowed, output
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize("name", SILENT)
+def test_a_handler_past_the_queue_does_nothing_for_others(
+    server: AccessServer, name: str, caller: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[object] = []
+    monkeypatch.setattr(ChatActions, SILENT[name], lambda *given: done.append(given))
+    for number, _, queued in [one for one in handlers(server.app) if one[1] == name]:
+        server.run(caller, number, queued)
+    assert bool(done) is (HANDLERS[name] in MAY[caller])
 
 
 @pytest.mark.parametrize("caller", CALLERS)

@@ -24,10 +24,11 @@ class EventFields(BaseModel):
 
 
 class EditFields(EventFields):
-    """Holds which message was edited, and its new text."""
+    """Holds which message was edited, and its new text; Gradio wants the old one too."""
 
     index: StrictInt
     value: StrictStr
+    previous_value: Any
 
 
 class LikeFields(EventFields):
