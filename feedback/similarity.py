@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 
 _MEANINGFUL = frozenset("#%&@*/\\")
 """Marks that tell things apart (C#, 5%, R&D); all other punctuation only ends or groups words."""
@@ -42,6 +43,7 @@ def normalise_text(question: str) -> str:
     return " ".join("".join(map(_normalise_mark, text)).split()) or question.strip()
 
 
+@lru_cache(10_000)
 def _normalise_mark(mark: str) -> str:
     category = unicodedata.category(mark)
     if category == "Cf" or mark == "\N{ARABIC TATWEEL}":
