@@ -156,6 +156,12 @@ class Store(Database):
         sql = "select * from message where conversation_id = ? order by rowid"
         return [Message(**row) for row in self.rows(sql, (conversation_id,))]
 
+    def leaves(self, conversation_id: str) -> list[str]:
+        """Return the ids of the messages that end a conversation's branches, oldest first."""
+        sql = """select id from message as leaf where conversation_id = ? and not exists
+            (select 1 from message where parent_id = leaf.id) order by rowid"""
+        return [row["id"] for row in self.rows(sql, (conversation_id,))]
+
     def latest_message(self, conversation_id: str) -> Message | None:
         """Return the newest message, which ends the branch that was written to last."""
         sql = "select * from message where conversation_id = ? order by rowid desc limit 1"

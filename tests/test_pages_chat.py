@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from chatbot.auth import api_keys
 from chatbot.auth.access import Access
@@ -233,6 +233,26 @@ def test_a_draft_outlives_a_reload_and_enter_while_an_answer_streams(
     page.reload()
     expect(page.locator("#tb-chat .user-row")).to_have_count(2)
     expect(composer).to_have_value("")
+
+
+def test_what_is_sent_before_the_page_has_loaded_stays(chromium: Browser, url: str) -> None:
+    page = chromium.new_page(locale="en-US")
+    held: list[Route] = []
+
+    def hold_first(route: Route) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.route("**/queue/join*", hold_first)
+    page.goto(url)
+    send_and_wait(page, "Quick")
+    held[0].continue_()
+    stays(page, "#tb-chat .user-row", 1)
+    page.reload()
+    expect(page.locator("#tb-chat .user-row")).to_contain_text("Quick")
+    page.close()
 
 
 def test_two_enters_at_once_ask_once(page: Page, service: "Service") -> None:
@@ -486,6 +506,47 @@ def test_undo_takes_the_last_exchange_back_to_be_written_anew(page: Page) -> Non
     expect(page.locator("#tb-chat .user-row")).to_have_count(1)
 
 
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("way", ["retried", "edited", "undone"])
+def test_what_was_replaced_or_undone_can_be_reached_again(
+    page: Page, engine: ScriptedEngine, way: str, before: int
+) -> None:
+    engine.answers = ["Hello."] * before + ["They may.", "They may not."]
+    for _ in range(before):
+        send_and_wait(page, "Hello?")
+    expect(page.locator("#tb-versions")).to_be_hidden()
+    send_and_wait(page, "May dogs come in?")
+    composer = page.locator("#tb-composer textarea")
+    if way == "undone":
+        click_button(page, "Undo")
+        expect(composer).to_have_value("May dogs come in?")
+    elif way == "retried":
+        click_button(page, "Retry")
+    else:
+        edit_last_question(page, "May cats come in?")
+    expect(page.locator("#tb-versions")).to_contain_text("Version 2 of 2")
+    expect(page.get_by_role("button", name="Later")).to_be_disabled()
+    page.reload()
+    page.get_by_role("button", name="Earlier").click()
+    expect(page.locator(ANSWER).last).to_have_text("They may.")
+    expect(page.locator("#tb-chat .user-row").last).to_contain_text("May dogs come in?")
+    expect(composer).to_have_value("")
+    if way == "undone":
+        expect(page.locator("#tb-versions")).to_be_hidden()
+    else:
+        page.get_by_role("button", name="Later").click()
+        expect(page.locator(ANSWER).last).to_have_text("They may not.")
+    expect(page.locator("#tb-chat .user-row")).to_have_count(before + 1)
+
+
+def edit_last_question(page: Page, text: str) -> None:
+    """Send the last question with another text."""
+    page.locator("#tb-chat .user-row").last.hover()
+    page.locator("#tb-chat button[title=Edit]").nth(-2).click()
+    page.locator("#tb-chat textarea").fill(text)
+    page.click("#tb-chat button[title=Submit]")
+
+
 def test_editing_ones_own_message_makes_a_branch(
     page: Page, service: "Service", engine: ScriptedEngine
 ) -> None:
@@ -591,10 +652,7 @@ def ask_again(page: Page, way: str) -> None:
     if way == "retried":
         click_button(page, "Retry")
     elif way == "edited":
-        page.locator("#tb-chat .user-row").last.hover()
-        page.locator("#tb-chat button[title=Edit]").nth(2).click()
-        page.locator("#tb-chat textarea").fill("May cats come in?")
-        page.click("#tb-chat button[title=Submit]")
+        edit_last_question(page, "May cats come in?")
     else:
         click_button(page, "Undo")
         expect(page.locator("#tb-composer textarea")).to_have_value("May dogs come in?")

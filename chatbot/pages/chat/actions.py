@@ -118,6 +118,19 @@ class ChatActions:
         for view in self._open(valid_token, person, position, session):
             yield {**view, "draft": question.content}
 
+    def show_version(
+        self, token: object, stored_position: object, step: int, draft: str, session: str
+    ) -> Iterator[ChatView]:
+        """Show the version before (-1) or after (1) the one on the page; a question that it holds
+        leaves the composer, where an undo has put it."""
+        valid_token, person = self._identities.identify(token)
+        current = self._views.position(person, stored_position)
+        position = replace(current, leaf=self._views.versions(current).at(step))
+        thread = self._store.thread(position.leaf) if position.leaf else []
+        emptied: ChatView = {"draft": ""} if draft in [one.content for one in thread] else {}
+        for view in self._open(valid_token, person, position, session):
+            yield {**view, **emptied}
+
     def stop_generation(self, token: object, stored_position: object) -> None:
         """Cancel the answer that is under way on the page; the text so far is stored."""
         _, person = self._identities.identify(token)

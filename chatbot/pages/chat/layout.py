@@ -41,6 +41,7 @@ class ChatLayout:
             login_form.build()
             welcome = fragments.welcome(title, _invitation(service))
             self._add_chatbot(welcome, _example_questions(service))
+            self._add_versions()
             self.banner = gr.HTML("", elem_id="tb-notice", padding=False, visible=False)
             self._add_pair_card()
             self._add_rated_card()
@@ -83,6 +84,13 @@ class ChatLayout:
             examples=[{"text": question} for question in examples] or None,
             feedback_options=("Like", "Dislike"),
         )
+
+    def _add_versions(self) -> None:
+        """Add what steps through a conversation's versions: other answers, edits, undone turns."""
+        with gr.Row(visible=False, elem_id="tb-versions") as self.versions:
+            self.earlier = gr.Button("← Earlier", size="sm")
+            self.version = gr.HTML("", padding=False)
+            self.later = gr.Button("Later →", size="sm")
 
     def _add_pair_card(self) -> None:
         """Add the card that asks which of two answers is better."""

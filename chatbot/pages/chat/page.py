@@ -72,6 +72,9 @@ class ChatPage:
         for event in (layout.new.click, layout.titles.input):
             event(None, None, layout.sidebar, js=FOLD_SIDEBAR_JS)
         layout.chat.undo(self._undo, browser, outputs, **CONCURRENT)
+        for button, step in ((layout.earlier, -1), (layout.later, 1)):
+            given = [*browser, layout.composer]
+            button.click(self._show_version(step), given, outputs, **CONCURRENT)
         layout.composer.stop(self._stop_generation, browser, None, **UNQUEUED)
         layout.composer.submit(self._send, [*browser, layout.composer], outputs, **CONCURRENT)
         layout.chat.example_select(self._send_example, browser, outputs, **CONCURRENT)
@@ -104,9 +107,12 @@ class ChatPage:
             yield self.login_form.show(caller) | {layout.chat: hidden, layout.composer: hidden}
             return
         session = str(request.session_hash)
+        admitted = self.login_form.hide(caller) | {self.layout.status: self._status(caller)}
+        if self._actions.pages.is_open(session):  # somebody was quick: what was sent is shown
+            yield admitted
+            return
         views = self._actions.load(self._identify(token, request), position, session)
-        status = {self.layout.status: self._status(caller)}
-        yield self.login_form.hide(caller) | self._paint(next(views)) | status
+        yield admitted | self._paint(next(views))
         yield from map(self._paint, views)
 
     def _forget(self, request: gr.Request) -> None:
@@ -134,6 +140,18 @@ class ChatPage:
         identity = self._identify(token, request)
         views = self._actions.undo(identity, position, str(request.session_hash))
         yield from map(self._paint, views)
+
+    def _show_version(self, step: int) -> Callable[..., Iterator[Changes]]:
+        """Return the handler of a button that leads to the version before (-1) or after (1)."""
+
+        def show(
+            token: object, position: object, draft: str, request: gr.Request
+        ) -> Iterator[Changes]:
+            identity, session = self._identify(token, request), str(request.session_hash)
+            views = self._actions.show_version(identity, position, step, draft, session)
+            yield from map(self._paint, views)
+
+        return show
 
     def _stop_generation(self, token: object, position: object, request: gr.Request) -> None:
         self._actions.stop_generation(self._identify(token, request), position)

@@ -17,7 +17,7 @@ import gradio as gr
 from chatbot.pages import fragments
 from chatbot.pages.browser_identity import LoginName
 from chatbot.pages.chat.layout import ChatLayout
-from chatbot.pages.chat.view import REASONS_DOWN, REASONS_UP, ChatView, RatedAnswer
+from chatbot.pages.chat.view import REASONS_DOWN, REASONS_UP, ChatView, RatedAnswer, Versions
 from chatbot.pages.listeners import Changes
 from chatbot.pages.text import escape_markdown
 from feedback.store import Store
@@ -39,6 +39,7 @@ class ChatPainter:
             layout.position,
             layout.banner,
             layout.titles,
+            *(layout.versions, layout.earlier, layout.version, layout.later),
             *(layout.pair, layout.pair_card, layout.first, layout.second),
             *(layout.rated, layout.rated_card, layout.rated_title),
             *(layout.reasons, layout.comment),
@@ -103,11 +104,24 @@ class ChatPainter:
                 return {layout.composer: gr.update(**_composer_buttons(view))}
             case "banner":
                 return {layout.banner: gr.update(value=value, visible=bool(value))}
+            case "versions":
+                return self._versions(value, view)
             case "pair":
                 return self._pair_card(value)
             case "rated":
                 return self._rated_card(value)
         return {}
+
+    def _versions(self, versions: Versions, view: ChatView) -> Changes:
+        """Return the changes of what steps through versions; hidden while an answer is under way,
+        and where there is but one."""
+        layout, count = self._layout, len(versions.leaves)
+        return {
+            layout.versions: gr.update(visible=count > 1 and not view.get("busy")),
+            layout.earlier: gr.update(interactive=versions.shown > 0),
+            layout.version: f"Version {versions.shown + 1} of {count}",
+            layout.later: gr.update(interactive=versions.shown < count - 1),
+        }
 
     def _pair_card(self, pair: Sequence[str] | None) -> Changes:
         """Return the changes of the card with two answers to compare; hidden for None."""

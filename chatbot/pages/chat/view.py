@@ -77,6 +77,19 @@ class RatedAnswer:
         return f"{'up' if self.up else 'down'} {self.message_id}"
 
 
+@dataclass(frozen=True)
+class Versions:
+    """Holds the messages that a conversation's versions end at, oldest first, None for an empty
+    thread, and which of them the page shows."""
+
+    leaves: list[str | None]
+    shown: int
+
+    def at(self, step: int) -> str | None:
+        """Return the leaf so many steps on from the one shown, at most to the first or last."""
+        return self.leaves[min(max(self.shown + step, 0), len(self.leaves) - 1)]
+
+
 class ChatView(TypedDict, total=False):
     """Holds the changing parts of the chat page; an absent key leaves its part as it is."""
 
@@ -99,6 +112,7 @@ class ChatView(TypedDict, total=False):
     """HTML, empty for none."""
     toast: str
     """Shown once, for a few seconds."""
+    versions: Versions
     titles: list[tuple[str, str]]
     """(title, id) of the person's conversations."""
     pair: tuple[str, str] | None
@@ -145,6 +159,10 @@ class OpenPages:
         shown = self._shown.get(session)
         return shown is None or shown.number == number
 
+    def is_open(self, session: str) -> bool:
+        """Tell whether the tab shows anything yet."""
+        return session in self._shown
+
     def shown(self, session: str) -> BrowserPosition:
         """Return what the tab shows."""
         return self._shown.get(session, BrowserPosition())
@@ -178,6 +196,15 @@ class ChatViews:
         answers = self._store.children(leaf.id) if leaf.role == "user" else []
         return replace(position, leaf=answers[-1].id) if answers else position
 
+    def versions(self, position: BrowserPosition) -> Versions:
+        """Return the versions of the conversation: one a branch, and the newest one is where the
+        page stands if that is before a branch's end, which is what an undo leads to."""
+        conversation, leaf = position.conversation, position.leaf
+        leaves: list[str | None] = [*self._store.leaves(conversation)] if conversation else []
+        if leaf not in leaves:
+            leaves.append(leaf)
+        return Versions(leaves, leaves.index(leaf))
+
     def whole(self, person: str, position: BrowserPosition) -> ChatView:
         """Return the whole page at `position`."""
         return {**self.tail(person, position, None), "titles": self.titles(person)}
@@ -198,6 +225,7 @@ class ChatViews:
             "after": after,
             "bubbles": transcript.bubbles_after(bubbles, after),
             "busy": busy,
+            "versions": self.versions(position),
             "banner": "",
             "pair": None,
             "rated": None,
