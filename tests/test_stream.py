@@ -34,3 +34,10 @@ def test_what_comes_with_the_end_between_two_reads_is_not_lost(reads: int) -> No
         deltas, ended = cursor.take()
         taken += deltas
     assert taken == ["Ten."]
+
+
+def test_a_model_that_generates_nul_sends_what_can_be_stored() -> None:
+    stream = Stream(prompt_tokens=1)
+    stream.append_token(0, "a\0b")
+    stream.append_text("\ud83d")
+    assert stream.text == "a\ufffdb\ufffd"

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from feedback.db.well_formed import to_well_formed
+
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
@@ -115,8 +117,12 @@ class Stream:
             self.first_token_ms = self._elapsed_ms()
 
     def append_text(self, delta: str) -> None:
-        """Append text that was held back (half a character, a possible stop string)."""
+        """Append text that was held back (half a character, a possible stop string).
+
+        What no store can hold is replaced here, so that what is stored is what was sent.
+        """
         if delta:
+            delta = to_well_formed(delta)
             self.token_counts.append(len(self.ids))
             self.deltas.append(delta)
             self._queue.put(delta)
