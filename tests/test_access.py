@@ -122,6 +122,7 @@ HANDLERS: dict[str, Role | None] = {
     "ChatPage._start_conversation": "user",
     "ChatPage._open_conversation": "user",
     "ChatPage._undo": "user",
+    "ChatPage._show_version.<locals>.show": "user",
     "ChatPage._stop_generation": "user",
     "ChatPage._send": "user",
     "ChatPage._send_example": "user",

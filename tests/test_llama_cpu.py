@@ -240,7 +240,7 @@ def test_without_kernels_torch_serves_and_the_log_says_why(
     with caplog.at_level("INFO"):
         engine = start_int8(oracle)
     assert "int8 is off: its kernels are not there" in caplog.text
-    assert "compiled by pip where there is a C compiler" in caplog.text
+    assert "pip compiles them where there is a C compiler" in caplog.text
     assert "computed by torch" in caplog.text
     assert engine.scheduler.runner.name == "llama_torch" and not engine.stats()["int8"]
     same_as_oracle(engine, oracle)
