@@ -229,6 +229,7 @@ def test_without_the_judged_snapshot_all_is_new(service: Service, home: Home, lo
     assert again.id == judged.id, "a damaged snapshot ends every later cycle"
 
 
+@pytest.mark.slow
 def test_no_line_of_a_stage_ends_a_cycle(taught: Service, home: Home) -> None:
     home.toml.write_text('[training.sft]\n"[/lerning] \\u001b[2J" = 1\n')
     done = run_talkback(home, "cycle")
