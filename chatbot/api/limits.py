@@ -102,7 +102,8 @@ class RequestLimitMiddleware:
         except ApiError as error:
             await error.response()(scope, receive, send)
             return
-        await self._app({**scope, "path": to_well_formed(scope["path"])}, receive, send)
+        scope["path"] = to_well_formed(scope["path"])  # no copy: who counts reads the route from it
+        await self._app(scope, receive, send)
 
     async def _check_rate(self, request: HTTPConnection) -> None:
         if self._rate_limit is None:
