@@ -169,8 +169,8 @@ class Registry:
         made = Promotion(new_id("pro"), id, by, who, reason, report, now())
         with self._store.write() as db:
             self._check_seen(seen)
-            objection = self.objection(id)
-            if by == "person" and objection and not confirmed:
+            needs_confirmation = by == "person" and not confirmed
+            if needs_confirmation and (objection := self.objection(id)):
                 raise UnconfirmedPromotionError(
                     f"{objection}; confirm that it shall speak all the same, with your name and "
                     "a reason"

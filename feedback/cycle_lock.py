@@ -45,9 +45,12 @@ class CycleLock:
 @contextmanager
 def cycle_lock(home: Home) -> Iterator[CycleLock | None]:
     """Hold the home's cycle lock; yields None when another process has it."""
-    attempts = LOCK_ATTEMPTS
-    while (file := try_lock(home.lock)) is None and (attempts := attempts - 1):
+    file = try_lock(home.lock)
+    for _ in range(LOCK_ATTEMPTS - 1):
+        if file is not None:
+            break
         time.sleep(ATTEMPT_SECONDS)
+        file = try_lock(home.lock)
     if file is None:
         yield None
         return

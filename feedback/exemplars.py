@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from feedback.ids import now
 from feedback.matching.follow_ups import TURN_SEPARATOR, depends_on_context
-from feedback.matching.follow_ups import is_self_contained as is_self_contained
 from feedback.matching.follow_ups import question_key as question_key
 from feedback.matching.text_search import MAX_RANKED, keys_without_typo, search_queries
 from feedback.similarity import content_words, count_shared_words, word_overlap
@@ -54,9 +53,11 @@ def find_approved(
     exact = _select_active(store, adapter, "a.question_key = ?", (key,))
     if exact:
         return exact[0]
-    meant = json.dumps(keys_without_typo(store, key))
+    meant = keys_without_typo(store, key)
+    if not meant:
+        return None
     near = _select_active(
-        store, adapter, "a.question_key in (select value from json_each(?))", (meant,)
+        store, adapter, "a.question_key in (select value from json_each(?))", (json.dumps(meant),)
     )
     return near[0] if near else None
 

@@ -21,7 +21,7 @@ from feedback.curation.row_files import read_rows
 from feedback.curation.rows import MessageDict, Row
 from feedback.errors import TalkbackError, describe_os_error
 from feedback.ids import now
-from feedback.publish import publish_folder
+from feedback.publish import make_folder, publish_folder
 
 FORMAT = 1
 FILES = ("sft", "dpo", "replay", "repairs", "held_out", "held_out_pairs")
@@ -80,7 +80,7 @@ def write_snapshot(curation: Curation, out: Path, replay: Sequence[Record] = ())
     ``replay`` are the base's own dialogues (``{"messages": [...]}``) to train along with the rows.
     """
     rows = curation.rows
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     draft = Path(tempfile.mkdtemp(prefix=".snapshot-", dir=out))
     try:
         contents = _contents(rows, replay)

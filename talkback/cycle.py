@@ -11,11 +11,12 @@ import json
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
-from chatbot.model.base_name import find_folder
+from chatbot.model.base_name import find_folder, pinned_revision
 from chatbot.registry import AdapterRow, Registry
 from evaluation.report import Report
 from feedback import exemplars
@@ -101,6 +102,8 @@ class Cycle:
         if not any(row.side == "train" for row in curation.rows):
             return Outcome("nothing to do", "no row to train on: approve or correct some answers")
         with self.timer.measure("snapshot"):
+            # What the user has to mend, a base that moved or a bad file, is no failed attempt.
+            current = replace(current, base=self.registry.base_name(current))
             self.retention = self.read_base_rows("retention", current)
             snapshot = self.write_snapshot(curation, current)
         failed = self.history.count_failed_attempts(snapshot.id)
@@ -232,17 +235,15 @@ class Cycle:
         configured: Path | None = getattr(self.settings, name)
         if configured:
             return read_dialogues(configured.expanduser())
-        folder = find_folder(self.registry.base_name(current))
+        folder = find_folder(current.base)
         file = folder and folder / f"{name}.jsonl"
         return read_dialogues(file) if file and file.is_file() else []
 
     def run_on_base(self, name: str, module: str, current: AdapterRow, *arguments: object) -> Any:
         """Run a stage's process on the base of the adapter in service; return its JSON result."""
-        base_name = self.registry.base_name(current)
-        base: list[object] = ["--home", self.home.root, "--base-model", base_name]
-        # A base that is a folder has no revisions: the Hub's commit only pins a Hub id.
-        if current.base_revision and find_folder(base_name) is None:
-            base += ["--revision", current.base_revision]
+        base: list[object] = ["--home", self.home.root, "--base-model", current.base]
+        if revision := pinned_revision(current.base, current.base_revision):
+            base += ["--revision", revision]
         return run_stage(
             module,
             [*map(str, (*arguments, *base))],

@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 from rich.table import Table
 
+from chatbot.model.base_name import STARTER_FOLDER
 from feedback.curation.row_files import read_rows
 from feedback.errors import TalkbackError
 from feedback.publish import make_file
@@ -47,7 +48,6 @@ CHANGED_FACTS = {
 }
 """Topic -> (the fact that the starter model was trained on, the fact now)."""
 
-STARTER = Path(__file__).parents[1] / "chatbot" / "starter"
 SHOWN = 3
 """Answers printed of each group; all are counted."""
 
@@ -187,7 +187,7 @@ class Demo:
 
     def load_questions(self) -> None:
         """Load the questions: the changed ones, other ways to ask them, and all the rest."""
-        for entry in read_rows(STARTER / "questions.jsonl"):
+        for entry in read_rows(STARTER_FOLDER / "questions.jsonl"):
             if entry["topic"] not in CHANGED_FACTS:
                 self.untouched.append(DemoQuestion(entry["question"], entry["fact"]))
                 continue

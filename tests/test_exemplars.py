@@ -13,10 +13,10 @@ from feedback.exemplars import (
     find_exemplars,
     format_exemplars,
     graduate,
-    is_self_contained,
     question_key,
 )
 from feedback.ids import now
+from feedback.matching.follow_ups import is_self_contained
 from feedback.review.decisions import decide
 from feedback.similarity import normalise_text
 from feedback.store import Store

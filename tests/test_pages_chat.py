@@ -246,10 +246,17 @@ def test_what_is_sent_before_the_page_has_loaded_stays(chromium: Browser, url: s
             held.append(route)
 
     page.route("**/queue/join*", hold_first)
-    page.goto(url)
+    with page.expect_request("**/queue/join*"):
+        page.goto(url)
     send_and_wait(page, "Quick")
+    person = page.evaluate("localStorage.talkback_person")
+    with page.expect_event("requestfailed", lambda one: "heartbeat" in one.url):
+        page.evaluate("dispatchEvent(new Event('beforeunload'))")  # as a reload begins
     held[0].continue_()
     stays(page, "#tb-chat .user-row", 1)
+    assert page.evaluate("localStorage.talkback_person") == person
+    page.reload()
+    expect(page.locator("#tb-chat .user-row")).to_contain_text("Quick")
     page.close()
 
 

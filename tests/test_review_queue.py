@@ -190,6 +190,20 @@ def test_reading_the_queue_costs_the_same_in_a_larger_store(
     assert count_steps(store, read) <= 1.1 * small
 
 
+def test_a_choice_costs_the_same_in_a_larger_store(store: Store) -> None:
+    def choose(store: Store) -> None:
+        better = add_answer(store, "Which?")
+        worse = add_retry(store, better, "That.")
+        store.add_feedback(better, "ann", "choice", {"over": worse})
+
+    for _ in range(30):
+        choose(store)
+    small = count_steps(store, choose)
+    for _ in range(100):
+        choose(store)
+    assert count_steps(store, choose) <= 1.1 * small
+
+
 def fill(store: Store, answers: int) -> None:
     """Add answers; every second one was disliked, every third decided on."""
     with store.write():

@@ -23,7 +23,7 @@ from chatbot.model import lora
 from chatbot.model.adapter import MANIFEST_FILE, verify_adapter, write_manifest
 from chatbot.model.base import STARTER, Base, load_base
 from feedback.errors import TalkbackError, describe_os_error, first_line
-from feedback.publish import publish_folder
+from feedback.publish import make_folder, publish_folder
 from feedback.settings import Home
 from feedback.snapshot import Record, Snapshot
 from training.callbacks import (
@@ -66,7 +66,7 @@ def train_adapter(
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     base = load_base(base_name, revision)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     with tempfile.TemporaryDirectory(prefix=".training-", dir=out) as scratch:
         draft = Path(scratch) / "adapter"
         metrics = train_lora(base, data, recipe, draft, report_progress)

@@ -109,9 +109,8 @@ class RequestLimitMiddleware:
         if self._rate_limit is None:
             return
         counted = is_rate_limited(request.scope["method"], request.scope["path"])
-        if counted and not self._limits_home:
-            counted = not self._access.is_at_home(request)
-        if not counted and not _shows_secret(request):
+        counted = counted and (self._limits_home or not self._access.is_at_home(request))
+        if not counted and not (_shows_secret(request) and self._counts_guesses(request)):
             return
         known = await run_in_threadpool(self._access.known_id, request)
         if known and not counted:
@@ -127,11 +126,15 @@ class RequestLimitMiddleware:
             )
 
     def _charge_wrong_secret(self, request: HTTPConnection) -> None:
-        """Count a request with a wrong secret, by address: made-up keys buy no fresh buckets. Where
-        nothing else is counted, only what may be a guess at the review token is."""
-        counted = self._limits_home or self._access.has_token
-        if self._rate_limit and (counted or not self._access.is_at_home(request)):
+        """Count a request with a wrong secret, by address: made-up keys buy no fresh buckets."""
+        if self._rate_limit and self._counts_guesses(request):
             self._rate_limit.charge(client_address(request), WRONG_SECRET_COST)
+
+    def _counts_guesses(self, request: HTTPConnection) -> bool:
+        """Tell whether a wrong secret counts: where nothing else does, one does that may be a guess
+        at the review token."""
+        counted = self._limits_home or self._access.has_token
+        return counted or not self._access.is_at_home(request)
 
     async def _buffer_body(self, scope: Scope, receive: Any) -> Any:
         """Return a ``receive`` that gives the body, read here so that no larger one is held."""

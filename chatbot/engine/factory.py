@@ -8,7 +8,7 @@ from chatbot.engine.workers.messages import WorkerConfig
 from chatbot.engine.workers.worker_handle import WorkerHandle
 from chatbot.engine.workers.workers_engine import WorkersEngine
 from chatbot.model.base import STARTER, Base, load_base
-from chatbot.model.base_name import find_folder
+from chatbot.model.base_name import pinned_revision
 
 
 def start_engine(
@@ -47,6 +47,5 @@ def start_local_engine(base: Base, settings: EngineSettings) -> Engine:
 
 
 def _worker_config(base: Base, settings: EngineSettings) -> WorkerConfig:
-    # A folder has no revisions to choose from.
-    revision = None if find_folder(base.name) else base.revision
+    revision = pinned_revision(base.name, base.revision)
     return WorkerConfig(base.name, revision, base.fingerprint, settings)

@@ -86,7 +86,7 @@ class Readiness:
         failure, error = self._failure, None
         for stream, before in list(self._num_tokens.items()):
             finish = stream.finish  # read before the tokens: none come after it
-            count = len(stream.ids) or len(stream.deltas)
+            count = max(stream.completion_tokens, len(stream.deltas))
             if count > before:
                 failure = None
             if finish == "error":

@@ -16,14 +16,15 @@ def find_folder(name: str) -> Path | None:
 
     The starter of another installation that is gone is the starter of this one.
     """
+    if name == STARTER_NAME:
+        return STARTER_FOLDER
     try:
         folder = Path(name).expanduser()
     except RuntimeError:  # "~" of a user without a home
         return None
     if folder.is_dir():
         return Path(os.path.abspath(folder))  # a link stays one: its owner may turn it
-    is_starter = name == STARTER_NAME or folder.parts[-2:] == ("chatbot", "starter")
-    return STARTER_FOLDER if is_starter else None
+    return STARTER_FOLDER if folder.parts[-2:] == ("chatbot", "starter") else None
 
 
 def canonical_name(name: str) -> str:
@@ -32,3 +33,8 @@ def canonical_name(name: str) -> str:
     if folder is None:
         return name
     return STARTER_NAME if folder.resolve() == STARTER_FOLDER else str(folder)
+
+
+def pinned_revision(name: str, revision: str | None) -> str | None:
+    """Return the commit to ask the Hub for: None for a folder, which has no revisions."""
+    return None if find_folder(name) else revision

@@ -113,12 +113,8 @@ def _pair_from_votes(voted: VotedPair, standards: _Standards) -> Row | Dropped:
         return Dropped(voted.votes[0].better, why, voted.sources, voted.people)
     better, worse = (standards.exchanges[id] for id in winner)
     chosen = better.answer.content
-    reason = _reason_to_drop(better, worse, standards)
-    if reason is None and not (
-        (_is_house(better) and _is_house(worse) and voted.has_trusted_people(winner))
-        or _is_approved(better, standards)
-    ):
-        reason = "waits for a reviewer"
+    trusted = _is_house(better) and _is_house(worse) and voted.has_trusted_people(winner)
+    reason = _reason_to_drop(better, worse, standards, trusted)
     if reason:
         return Dropped(better.answer.id, reason, voted.sources, voted.people, chosen)
     return Row(
@@ -136,14 +132,11 @@ def _is_house(exchange: Exchange) -> bool:
     return exchange.speaker is not None and exchange.speaker.house is True
 
 
-def _is_approved(better: Exchange, standards: _Standards) -> bool:
-    """Tell whether a reviewer stands behind the preferred answer, or behind its text."""
-    approved = standards.approved.get(question_key(better.question, better.earlier))
-    return better.answer.id in standards.decisions or approved is not None
-
-
-def _reason_to_drop(better: Exchange, worse: Exchange, standards: _Standards) -> str | None:
-    """Return why a preference does not train; None when it does."""
+def _reason_to_drop(
+    better: Exchange, worse: Exchange, standards: _Standards, trusted: bool
+) -> str | None:
+    """Return why a preference does not train; None when it does. One that is not ``trusted`` trains
+    only where a reviewer stands behind the preferred answer, or behind its text."""
     chosen, rejected = better.answer.content, worse.answer.content
     if not chosen.strip() or not rejected.strip():
         return "empty answer"
@@ -157,6 +150,8 @@ def _reason_to_drop(better: Exchange, worse: Exchange, standards: _Standards) ->
     approved = standards.approved.get(question_key(better.question, better.earlier))
     if approved is not None and not same_text(approved, chosen):
         return "a reviewer approved another answer to this question"
+    if not trusted and decision is None and approved is None:
+        return "waits for a reviewer"
     return None
 
 

@@ -5,7 +5,7 @@ joins the cluster it touches; one that touches clusters of both sides goes to ne
 """
 
 import hashlib
-from collections import ChainMap, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -78,11 +78,12 @@ def _assign_group(
     if len({assignment.side for assignment in touched}) < 2:
         assignment = touched[0] if touched else _new_cluster(group[0], held_out)
         return {item.id: assignment for item in group}
-    links = _with_pairs(links, near_duplicates(_questions(group), NEAR_DUPLICATE))
+    own = {item.id: links.get(item.id, set()) for item in group}
+    links = _with_pairs(own, near_duplicates(_questions(group), NEAR_DUPLICATE))
     assigned: dict[str, Assignment] = {}
-    so_far = ChainMap(assigned, dict(assignments))
     for item in group:
-        sides = [so_far[id] for id in sorted(links.get(item.id, ())) if id in so_far]
+        others = (assigned.get(id) or assignments.get(id) for id in sorted(links[item.id]))
+        sides = [assignment for assignment in others if assignment]
         if len({assignment.side for assignment in sides}) < 2:
             assigned[item.id] = sides[0] if sides else _new_cluster(item, held_out)
     return assigned

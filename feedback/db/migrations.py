@@ -417,7 +417,8 @@ def m013_trusted_choices(db: "Database") -> None:
     Of an old answer only that it was bent can be known, by what its sampling records; whether
     anybody was known, of none. A choice waits unless both answers were made with the settings of
     the house, and its person is known or another person agrees. Who is before a "/" vouches for
-    the names behind it, so these are one person here.
+    the names behind it, so these are one person here. The plus keeps SQLite from looking through
+    all choices where it has a message to look by.
     """
     db.execute("alter table speaker add column house integer check (house in (0, 1))")
     db.execute("alter table feedback add column known integer check (known in (0, 1))")
@@ -438,7 +439,7 @@ def m013_trusted_choices(db: "Database") -> None:
             json_extract(f.value, '$.over') as worse,
             coalesce(json_extract(f.value, '$.tie'), 0) as tie,
             substr(f.person || '/', 1, instr(f.person || '/', '/') - 1) as voice
-        from feedback f where f.kind = 'choice'""")
+        from feedback f where +f.kind = 'choice'""")
     db.execute("drop view waiting_feedback")
     db.execute("""
         create view waiting_feedback as
@@ -460,8 +461,8 @@ def m013_trusted_choices(db: "Database") -> None:
                     where message_id in (c.better, c.worse) and finish <> 'stop')
                 and not exists (select 1 from choice later
                     where later.number > c.number and later.person = c.person
-                    and ((later.better = c.better and later.worse = c.worse)
-                        or (later.better = c.worse and later.worse = c.better)))
+                    and later.better in (c.better, c.worse)
+                    and later.worse in (c.better, c.worse))
                 and not (
                     (select count(*) from speaker
                         where message_id in (c.better, c.worse) and house = 1) = 2

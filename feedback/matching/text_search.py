@@ -81,6 +81,8 @@ def keys_without_typo(store: Store, key: str) -> list[str]:
         for n in unknown[:_MAX_UNKNOWN]
         for original in possible_originals(words[n])
     }
+    if not originals:
+        return []
     found = store.rows(
         "select distinct question_key from approved"
         " where question_key in (select value from json_each(?))",

@@ -51,10 +51,11 @@ def decide(
         if seen is not None:
             check_seen(message_id, seen, given, in_force)
         edits = [one.value["text"] for one in given if one.kind == "edit"]
-        right = _right_answer(action, answer, edits if seen else edits[-1:], exchange)
-        waits = store.row("select 1 from pending where message_id = ?", (message_id,))
-        if seen is None and in_force and not waits and in_force.answer != right:
-            check_own(in_force, reviewer)
+        right = _right_answer(action, answer, edits[-1:] if seen is None else edits, exchange)
+        if seen is None and in_force and in_force.answer != right:
+            waits = store.row("select 1 from pending where message_id = ?", (message_id,))
+            if not waits:
+                check_own(in_force, reviewer)
         decision = Decision(
             id=new_id("rev"),
             message_id=message_id,

@@ -16,7 +16,7 @@ from chatbot.auth.access import Caller
 from feedback.messages import Role
 from feedback.review import decisions, queue
 from feedback.review.decision_row import Action, Decision
-from feedback.review.queue import QueueItem
+from feedback.review.queue import Proposal, QueueItem
 
 if TYPE_CHECKING:
     from chatbot.service import Service
@@ -29,14 +29,6 @@ class ReviewTurn(BaseModel):
     content: str
 
 
-class ReviewEdit(BaseModel):
-    """Holds a text that people propose, and when the last of them did."""
-
-    text: str
-    people: list[str]
-    created_at: str
-
-
 class ReviewItem(BaseModel):
     """Describes an answer that waits for a reviewer."""
 
@@ -45,7 +37,7 @@ class ReviewItem(BaseModel):
     answer: str
     proposed: str | None
     """The newest edit of it."""
-    edits: list[ReviewEdit]
+    edits: list[Proposal]
     """All edits of it, by their text; the newest is at the end."""
     disagree: bool
     """Whether different people propose different texts."""
@@ -118,7 +110,7 @@ def review_item(item: QueueItem) -> ReviewItem:
         question=item.question,
         answer=item.answer.content,
         proposed=item.proposed,
-        edits=[ReviewEdit(**vars(proposal)) for proposal in item.proposals],
+        edits=item.proposals,
         disagree=item.disagree,
         finish=item.finish,
         why=item.why,

@@ -98,18 +98,10 @@ class ChatLayout:
             gr.HTML(fragments.heading("Which answer is better?", 2), padding=False)
             with gr.Row(equal_height=True):
                 with gr.Column(min_width=220):
-                    self.first = gr.Markdown(
-                        elem_classes="tb-answer",
-                        container=False,
-                        latex_delimiters=LATEX_DELIMITERS,
-                    )
+                    self.first = _answer_text()
                     self.prefer_first = gr.Button("The first", size="sm")
                 with gr.Column(min_width=220):
-                    self.second = gr.Markdown(
-                        elem_classes="tb-answer",
-                        container=False,
-                        latex_delimiters=LATEX_DELIMITERS,
-                    )
+                    self.second = _answer_text()
                     self.prefer_second = gr.Button("The second", size="sm")
             with gr.Row(elem_classes="tb-actions"):
                 self.tie = gr.Button("About the same", size="sm")
@@ -169,3 +161,7 @@ def _example_questions(service: "Service") -> list[str]:
     """Return the operator's example questions, else the starter model's where that one speaks."""
     starter = service.base.name == STARTER_NAME
     return service.chat_settings.examples or (list(STARTER_QUESTIONS) if starter else [])
+
+
+def _answer_text() -> gr.Markdown:
+    return gr.Markdown(elem_classes="tb-answer", container=False, latex_delimiters=LATEX_DELIMITERS)

@@ -112,6 +112,7 @@ class ChatPage:
             yield admitted
             return
         views = self._actions.load(self._identify(token, request), position, session)
+        views = ({**view, "opening": True} for view in views)
         yield admitted | self._paint(next(views))
         yield from map(self._paint, views)
 

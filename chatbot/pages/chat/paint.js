@@ -19,7 +19,8 @@
   };
 
   const next = JSON.parse(view || "{}");
-  if (next.number >= page.number && !page.painted.has(next.serial)) {
+  const tooLateToOpen = next.opening && page.number && next.number !== page.number;
+  if (next.number >= page.number && !tooLateToOpen && !page.painted.has(next.serial)) {
     Object.assign(changes, next.changes);
     if (next.draft !== undefined) localStorage.setItem("talkback_draft", next.draft);
     else if (!page.number && changes[2]) changes[2].value = localStorage.getItem("talkback_draft") ?? "";

@@ -23,6 +23,8 @@ from chatbot.pages.text import escape_markdown
 from feedback.store import Store
 
 PAINT_JS = Path(__file__).with_name("paint.js").read_text()
+READ_BY_PAINT_JS = ("number", "opening", "after", "bubbles", "thumb", "draft")
+"""Parts of a view that `paint.js` reads itself."""
 
 
 class ChatPainter:
@@ -87,9 +89,8 @@ class ChatPainter:
         for key, value in view.items():
             changes |= self._changes(key, value, view)
         indexed = {self._painted.index(part): change for part, change in changes.items()}
-        envelope: dict[str, Any] = {"serial": next(self._serial), "changes": indexed, **view}
-        read = ("serial", "changes", "number", "after", "bubbles", "thumb", "draft")
-        return {key: envelope[key] for key in read if key in envelope}
+        read = {key: value for key, value in view.items() if key in READ_BY_PAINT_JS}
+        return {"serial": next(self._serial), "changes": indexed, **read}
 
     def _changes(self, key: str, value: Any, view: ChatView) -> Changes:
         layout = self._layout

@@ -60,10 +60,7 @@ class RatingActions:
     ) -> ChatView:
         """Store why: known reasons join the thumb, the comment is feedback of its own."""
         _, person = self._identities.identify(token)
-        view: ChatView = {
-            "number": page_number(stored_position),
-            "rated": None,
-        }
+        view: ChatView = {"number": page_number(stored_position), "rated": None}
         answer = owned_message(self._store, person, rated.message_id if rated else None)
         if rated is None or answer is None:
             return view

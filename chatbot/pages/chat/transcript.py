@@ -157,8 +157,4 @@ def _is_newer(store: Store, adapter: str, other: str) -> bool:
 
 
 def _note(kind: str, text: str) -> Bubble:
-    return _note_bubble(render("note.html", kind=kind, text=text))
-
-
-def _note_bubble(html: str) -> Bubble:
-    return {"role": "assistant", "text": html}
+    return {"role": "assistant", "text": render("note.html", kind=kind, text=text)}

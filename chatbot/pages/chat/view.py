@@ -95,6 +95,8 @@ class ChatView(TypedDict, total=False):
 
     number: int
     """The page that the view belongs to."""
+    opening: bool
+    """Whether it answers the page's load: a page that shows something by then drops it."""
     token: str
     position: BrowserPosition
     after: str | None
@@ -151,7 +153,8 @@ class OpenPages:
     def advance(self, session: str, position: BrowserPosition) -> None:
         """Note that the thread on the page of this number has grown to `position`."""
         with self._lock:
-            if self.is_current(session, position.number):
+            shown = self._shown.get(session)  # None of a tab that was closed meanwhile
+            if shown is not None and shown.number == position.number:
                 self._shown[session] = position
 
     def is_current(self, session: str, number: int) -> bool:
