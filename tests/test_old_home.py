@@ -73,6 +73,7 @@ def test_the_person_is_known_and_the_promoted_adapter_speaks(
         assert questions == known["questions"]
 
 
+@pytest.mark.slow
 def test_a_cycle_learns_on_top_of_what_the_home_knows(old: Path, known: dict[str, Any]) -> None:
     with closing(open_service(old)) as service:
         teach(service, NEW_LESSONS)

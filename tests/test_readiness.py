@@ -92,6 +92,7 @@ def test_a_stream_that_breaks_off_before_its_first_text_is_an_error_with_a_statu
     assert "cut short" in answer.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_server_whose_base_makes_no_token_starts_unready(
     home: Home, tiny_base: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,7 @@ def test_a_users_working_folder_does_not_hide_the_command_line(
     assert process.returncode == 0 and "waiting for review" in process.stdout, process.stderr
 
 
+@pytest.mark.slow
 def test_a_users_working_folder_does_not_hide_a_servers_workers(
     folder: Path, home: Home, tiny_base: Path
 ) -> None:

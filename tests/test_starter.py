@@ -99,6 +99,7 @@ def test_batches_keep_to_their_size_and_learn_only_answers(
         assert (ids[learnt] == labels[learnt]).all()
 
 
+@pytest.mark.slow
 def test_training_moves_every_weight_and_lowers_the_loss(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
