@@ -4,7 +4,7 @@
 what the handlers do in `actions.py` and `rating.py`, and how a view is shown in `paint.py`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from chatbot.pages.chat.paint import ChatPainter
 from chatbot.pages.chat.rating import RatingActions
 from chatbot.pages.chat.running import RunningAnswers
 from chatbot.pages.chat.status_line import read_status, render_status
-from chatbot.pages.chat.view import ChatViews, RatedAnswer, message_id_at, page_number
+from chatbot.pages.chat.view import ChatView, ChatViews, RatedAnswer, message_id_at, page_number
 from chatbot.pages.listeners import CONCURRENT, UNQUEUED, Changes
 from chatbot.pages.login_form import LoginForm
 
@@ -114,7 +114,13 @@ class ChatPage:
         views = self._actions.load(self._identify(token, request), position, session)
         views = ({**view, "opening": True} for view in views)
         yield admitted | self._paint(next(views))
+        yield from self._paint_all(views)
+
+    def _paint_all(self, views: Iterable[ChatView]) -> Iterator[Changes]:
+        """Paint views as they come, and nothing at the end: Gradio sends a handler's last value
+        again, which must not arrive in place of another handler's view."""
         yield from map(self._paint, views)
+        yield self._paint({})
 
     def _forget(self, request: gr.Request) -> None:
         self._actions.pages.forget(str(request.session_hash))
@@ -128,19 +134,19 @@ class ChatPage:
     def _start_conversation(self, token: object, request: gr.Request) -> Iterator[Changes]:
         identity = self._identify(token, request)
         views = self._actions.start_conversation(identity, str(request.session_hash))
-        yield from map(self._paint, views)
+        yield from self._paint_all(views)
 
     def _open_conversation(
         self, token: object, conversation_id: str, request: gr.Request
     ) -> Iterator[Changes]:
         identity, session = self._identify(token, request), str(request.session_hash)
         views = self._actions.open_conversation(identity, conversation_id, session)
-        yield from map(self._paint, views)
+        yield from self._paint_all(views)
 
     def _undo(self, token: object, position: object, request: gr.Request) -> Iterator[Changes]:
         identity = self._identify(token, request)
         views = self._actions.undo(identity, position, str(request.session_hash))
-        yield from map(self._paint, views)
+        yield from self._paint_all(views)
 
     def _show_version(self, step: int) -> Callable[..., Iterator[Changes]]:
         """Return the handler of a button that leads to the version before (-1) or after (1)."""
@@ -150,7 +156,7 @@ class ChatPage:
         ) -> Iterator[Changes]:
             identity, session = self._identify(token, request), str(request.session_hash)
             views = self._actions.show_version(identity, position, step, draft, session)
-            yield from map(self._paint, views)
+            yield from self._paint_all(views)
 
         return show
 
@@ -162,7 +168,7 @@ class ChatPage:
     ) -> Iterator[Changes]:
         identity = self._identify(token, request)
         views = self._actions.send(identity, position, text, str(request.session_hash))
-        yield from map(self._paint, views)
+        yield from self._paint_all(views)
 
     def _send_example(
         self, token: object, position: object, selected: gr.SelectData, request: gr.Request
@@ -172,7 +178,7 @@ class ChatPage:
     def _retry(self, token: object, position: object, request: gr.Request) -> Iterator[Changes]:
         identity = self._identify(token, request)
         views = self._actions.retry(identity, position, str(request.session_hash))
-        yield from map(self._paint, views)
+        yield from self._paint_all(views)
 
     def _edit(
         self,
@@ -190,7 +196,7 @@ class ChatPage:
             return
         session = str(request.session_hash)
         views = self._actions.edit(identity, position, message_id, edited.value, session)
-        yield from map(self._paint, views)
+        yield from self._paint_all(views)
 
     def _rate(
         self,
