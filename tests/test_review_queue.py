@@ -190,11 +190,13 @@ def test_reading_the_queue_costs_the_same_in_a_larger_store(
     assert count_steps(store, read) <= 1.1 * small
 
 
-def test_a_choice_costs_the_same_in_a_larger_store(store: Store) -> None:
+def test_a_preference_costs_the_same_in_a_larger_store(store: Store) -> None:
     def choose(store: Store) -> None:
         better = add_answer(store, "Which?")
         worse = add_retry(store, better, "That.")
         store.add_feedback(better, "ann", "choice", {"over": worse})
+        for answer, up in ((better, False), (worse, True)):
+            store.add_feedback(answer, "bob", "thumb", {"up": up})
 
     for _ in range(30):
         choose(store)

@@ -1,5 +1,6 @@
 """Tests which choices train by themselves, and that the others wait for a reviewer, over HTTP."""
 
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from chatbot.question import Question
 from chatbot.server import ServerSettings, create_api
 from chatbot.service import Service
 from feedback.curation.curate import CurateSettings, curate
+from feedback.curation.from_choices import pairs_from_choices
 from feedback.messages import Speaker
 from feedback.review.decisions import decide
 from feedback.review.queue import count_pending, list_pending
@@ -44,8 +46,10 @@ BENT = [
 """Requests for answers that the house would not give by itself."""
 
 
-def choose(store: Store, better: str, worse: str, person: str = "ann", **more: Any) -> str:
-    return store.add_feedback(better, person, "choice", {"over": worse}, **more)
+def choose(
+    store: Store, better: str, worse: str, person: str = "ann", *, tie: bool = False, **more: Any
+) -> str:
+    return store.add_feedback(better, person, "choice", {"over": worse, "tie": tie}, **more)
 
 
 def two(store: Store, speaker: Speaker | None = SPEAKER, n: int = 0) -> list[str]:
@@ -176,3 +180,133 @@ def test_a_pair_trains_once_a_reviewer_approves_the_better_answer(store: Store) 
     pairs = [row for row in curate(store, ALL_TRAIN).rows if row.kind == "pair"]
     assert [row.message_id for row in pairs] == [approved[0]]
     assert count_pending(store) == 0
+
+
+def test_who_agreed_but_changed_their_mind_vouches_for_nobody(store: Store) -> None:
+    better, worse = two(store)
+    choose(store, better, worse, "person-1")
+    choose(store, better, worse, "person-2")
+    assert trained(store) == 1
+    choose(store, worse, better, "person-2", tie=True)
+    assert trained(store) == 0
+    assert [item.answer.id for item in list_pending(store)] == [better]
+
+
+def test_a_retry_liked_better_waits_as_a_pair_of_its_own(store: Store) -> None:
+    worse, better = two(store)
+    for answer, up in ((worse, False), (better, True)):
+        store.add_feedback(answer, "person-1", "thumb", {"up": up})
+    assert [(item.answer.id, item.why) for item in list_pending(store)] == [
+        (worse, "thumb down"),
+        (better, "preferred to another answer"),
+    ]
+    decide(store, worse, "rita", "reject")
+    (item,) = list_pending(store)
+    assert (item.answer.id, item.preferred_to) == (better, ["From nine."])
+    assert [row for row in curate(store, ALL_TRAIN).rows if row.kind == "pair"] == []
+    decide(store, better, "rita", "approve")
+    pairs = [row for row in curate(store, ALL_TRAIN).rows if row.kind == "pair"]
+    assert [row.message_id for row in pairs] == [better] and list_pending(store) == []
+
+
+def test_what_a_choice_and_a_retry_agree_on_does_not_wait_either(store: Store) -> None:
+    worse, better = two(store)
+    choose(store, better, worse, "person-1")
+    for answer, up in ((better, True), (worse, False)):
+        store.add_feedback(answer, "person-2", "thumb", {"up": up})
+    assert [row.message_id for row in pairs_from_choices(store, 9)[0]] == [better]
+    assert [item.answer.id for item in list_pending(store)] == [worse]
+
+
+def test_in_any_store_what_trains_is_trusted_and_all_else_that_people_prefer_waits(
+    store: Store,
+) -> None:
+    """Compare the queue and the curation with the rule written down once more, without SQL."""
+    rng = random.Random(49)
+    with store.write():
+        questions = [RandomQuestion(store, rng, number) for number in range(120)]
+        for question in rng.choices(questions, k=1200):
+            question.give_or_erase()
+    rows, dropped = pairs_from_choices(store, 1000)
+    waiting = {one.message_id for one in dropped if one.reason == "waits for a reviewer"}
+    queued = {item.answer.id for item in list_pending(store, limit=1000)}
+    assert {(row.message_id, row.rejected) for row in rows} == {
+        pair for question in questions for pair in question.trained()
+    }
+    assert queued == {id for question in questions for id in question.waiting()} >= waiting
+    assert len(rows) > 20 and len(waiting) > 20
+
+
+class RandomQuestion:
+    """Asks for three answers and keeps what people say of them."""
+
+    def __init__(self, store: Store, rng: random.Random, number: int) -> None:
+        self._store, self._rng = store, rng
+        speaker = replace(SPEAKER, house=rng.choice([True, True, False]))
+        first = add_answer(store, f"Question {number}?", "Text 0.", speaker=speaker)
+        retries = [add_retry(store, first, f"Text {n}.", SPEAKER) for n in (1, 2)]
+        self._answers = [first, *retries]
+        self._house = {first: speaker.house, **dict.fromkeys(retries, True)}
+        self._given: list[tuple[str, str, bool, str, dict[str, Any]]] = []
+
+    def give_or_erase(self) -> None:
+        person = self._rng.choice(["ann", "key/bob", "key/cat", "dan"])
+        known = person == "dan" and self._rng.random() < 0.3
+        answer, other = self._rng.sample(self._answers, 2)
+        if self._given and self._rng.random() < 0.1:
+            id = self._given.pop(self._rng.randrange(len(self._given)))[0]
+            with self._store.write() as db:
+                db.execute("delete from feedback where id = ?", (id,))
+            return
+        if self._rng.random() < 0.5:
+            value = {"over": other, "tie": self._rng.random() < 0.1}
+        else:
+            value = {"up": self._rng.choice([True, False, False, None])}
+        kind = "choice" if "over" in value else "thumb"
+        id = self._store.add_feedback(answer, person, kind, value, known=known)
+        self._given.append((id, person, known, answer, value))
+
+    def trained(self) -> set[tuple[str, str]]:
+        """Return the better answer and the text of the worse one of all pairs that train."""
+        votes = self._votes()
+        pairs = {vote[0] for vote in votes}
+        return {
+            (better, f"Text {self._answers.index(worse)}.")
+            for better, worse in pairs
+            if self._is_trusted((better, worse))
+            and sum(vote[0] == (better, worse) for vote in votes)
+            > sum(vote[0] == (worse, better) for vote in votes)
+        }
+
+    def waiting(self) -> set[str]:
+        """Return the answers that somebody dislikes, or prefers without being trusted."""
+        thumbs = {(answer, who): value for _, who, _, answer, value in self._given if "up" in value}
+        disliked = {answer for (answer, _), value in thumbs.items() if value["up"] is False}
+        pairs = {vote[0] for vote in self._votes()}
+        return disliked | {pair[0] for pair in pairs if not self._is_trusted(pair)}
+
+    def _is_trusted(self, pair: tuple[str, str]) -> bool:
+        alike = [(person, known) for vote, person, known in self._votes() if vote == pair]
+        voices = {person.split("/")[0] for person, _ in alike}
+        agreed = len(voices) > 1 or any(known for _, known in alike)
+        return agreed and all(self._house[id] for id in pair)
+
+    def _votes(self) -> list[tuple[tuple[str, str], str, bool]]:
+        """Return (better, worse), person and known of each person's last word on two answers."""
+        last: dict[tuple[str, frozenset[str]], tuple[tuple[str, str], bool] | None] = {}
+        thumbs: dict[tuple[str, str], tuple[int, bool, bool | None]] = {}
+        given: list[tuple[int, str, bool, tuple[str, str], bool]] = []
+        for number, (_, person, known, answer, value) in enumerate(self._given):
+            if "up" in value:
+                thumbs[person, answer] = (number, known, value["up"])
+            else:
+                given.append((number, person, known, (answer, value["over"]), value["tie"]))
+        for (person, up), (number, known, liked) in thumbs.items():
+            for worse in self._answers[: self._answers.index(up)]:
+                other, also_known, also_liked = thumbs.get((person, worse), (0, False, None))
+                if liked is True and also_liked is False:
+                    both = known and also_known
+                    given.append((max(number, other), person, both, (up, worse), False))
+        for _, person, known, pair, tie in sorted(given):
+            last[person, frozenset(pair)] = None if tie else (pair, known)
+        return [(vote[0], person, vote[1]) for (person, _), vote in last.items() if vote]

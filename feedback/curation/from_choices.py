@@ -1,12 +1,11 @@
 """Turns people's preferences into pairs: choices between two answers, and a retry liked better.
 
-A person only says which of two answers is better. Where both were made with the settings of the
-house, and the person is known by a key or a login, or two people agree, these train without a
-reviewer; else a reviewer has to approve the better one. No person weighs more than
-``pairs_per_person`` pairs, and a reviewer's decision goes first.
+A person only says which of two answers is better. Where that is trusted, as the view ``vote``
+defines it (feedback/db/migrations.py:m014_votes), it trains without a reviewer; else a reviewer
+has to approve the better one. No person weighs more than ``pairs_per_person`` pairs, and a
+reviewer's decision goes first.
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,15 +19,15 @@ from feedback.store import Store
 
 @dataclass(frozen=True)
 class Vote:
-    """Records that a person prefers one answer (a message id) to another."""
+    """Records the last word of a person on two answers (message ids): which one is better."""
 
     person: str
     better: str
     worse: str
     sources: list[str]
-    tie: bool = False
-    known: bool = False
-    """Whether a key or a login names the person."""
+    tie: bool
+    trusted: bool
+    """Whether it trains without a reviewer, by who prefers the same and how both were made."""
 
 
 @dataclass
@@ -52,22 +51,14 @@ class VotedPair:
         """Return the message ids of the two answers."""
         return {id for vote in self.votes for id in (vote.better, vote.worse)}
 
-    def has_trusted_people(self, winner: tuple[str, str]) -> bool:
-        """Tell whether somebody known prefers the winner, or two different people do. Those whom
-        one key names ("key/ann") are not different."""
-        votes = [
-            vote for vote in self.votes if not vote.tie and (vote.better, vote.worse) == winner
-        ]
-        voices = {vote.person.partition("/")[0] for vote in votes}
-        return len(voices) > 1 or any(vote.known for vote in votes)
-
-    def winner(self) -> tuple[str, str] | None:
-        """Return (better, worse) by majority; None when there is none."""
-        tally = Counter((vote.better, vote.worse) for vote in self.votes if not vote.tie)
+    def winner(self) -> Vote | None:
+        """Return a vote of the majority; None when there is none."""
+        preferring = {vote.better: vote for vote in self.votes if not vote.tie}
+        tally = Counter(vote.better for vote in self.votes if not vote.tie)
         ranked = tally.most_common(2)
         if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
             return None
-        return ranked[0][0]
+        return preferring[ranked[0][0]]
 
 
 def pairs_from_choices(store: Store, pairs_per_person: int) -> tuple[list[Row], list[Dropped]]:
@@ -78,7 +69,7 @@ def pairs_from_choices(store: Store, pairs_per_person: int) -> tuple[list[Row], 
     rows: list[Row] = []
     dropped: list[Dropped] = []
     pairs_of: Counter[str] = Counter()
-    voted_pairs = _group_votes([*_choice_votes(store), *_retry_votes(store)])
+    voted_pairs = _voted_pairs(store)
     standards = _Standards(store, voted_pairs)
     for voted in voted_pairs:
         made = _pair_from_votes(voted, standards)
@@ -111,10 +102,9 @@ def _pair_from_votes(voted: VotedPair, standards: _Standards) -> Row | Dropped:
         tie = all(vote.tie for vote in voted.votes)
         why = "a tie prefers neither" if tie else "people disagree"
         return Dropped(voted.votes[0].better, why, voted.sources, voted.people)
-    better, worse = (standards.exchanges[id] for id in winner)
+    better, worse = standards.exchanges[winner.better], standards.exchanges[winner.worse]
     chosen = better.answer.content
-    trusted = _is_house(better) and _is_house(worse) and voted.has_trusted_people(winner)
-    reason = _reason_to_drop(better, worse, standards, trusted)
+    reason = _reason_to_drop(better, worse, standards, winner.trusted)
     if reason:
         return Dropped(better.answer.id, reason, voted.sources, voted.people, chosen)
     return Row(
@@ -126,10 +116,6 @@ def _pair_from_votes(voted: VotedPair, standards: _Standards) -> Row | Dropped:
         sources=voted.sources,
         people=sorted({better.person, *voted.people}),
     )
-
-
-def _is_house(exchange: Exchange) -> bool:
-    return exchange.speaker is not None and exchange.speaker.house is True
 
 
 def _reason_to_drop(
@@ -164,49 +150,18 @@ def _approved_by_question(store: Store) -> dict[str, str]:
     return {row["question_key"]: row["answer"] for row in rows}
 
 
-def _group_votes(votes: Iterable[Vote]) -> list[VotedPair]:
-    """Group votes by the two answers they are about; only a person's last vote on them counts."""
-    latest: dict[tuple[frozenset[str], str], Vote] = {}
-    for vote in votes:
-        latest.setdefault((frozenset((vote.better, vote.worse)), vote.person), vote)
+def _voted_pairs(store: Store) -> list[VotedPair]:
+    """Return the votes grouped by the two answers they are about, those of the newest first."""
     contests: dict[frozenset[str], VotedPair] = defaultdict(VotedPair)
-    for (pair, _), vote in latest.items():
-        contests[pair].votes.append(vote)
-    return list(contests.values())
-
-
-def _choice_votes(store: Store) -> list[Vote]:
-    """Return the votes of people who were asked to choose, newest first."""
-    votes = []
-    for row in store.rows("select * from feedback where kind = 'choice' order by rowid desc"):
-        value = json.loads(row["value"])
-        tie = value.get("tie", False)
-        known = bool(row["known"])
-        votes.append(Vote(row["person"], row["message_id"], value["over"], [row["id"]], tie, known))
-    return votes
-
-
-def _retry_votes(store: Store) -> list[Vote]:
-    """Return the votes of people who disliked an answer and liked a later one to the message."""
-    rows = store.rows(
-        """with thumbs as (
-            select f.id, f.person, f.known, f.message_id, json_extract(f.value, '$.up') as up,
-                m.parent_id, m.rowid as place, max(f.rowid) as given
-            from feedback f join message m on m.id = f.message_id
-            where f.kind = 'thumb' group by f.message_id, f.person)
-        select liked.person, liked.message_id as better, disliked.message_id as worse,
-            liked.id as up, disliked.id as down, liked.known and disliked.known as known
-        from thumbs liked join thumbs disliked using (person, parent_id)
-        where liked.up = 1 and disliked.up = 0 and disliked.place < liked.place
-        order by liked.given desc"""
-    )
-    return [
-        Vote(
+    for row in store.rows("select * from vote order by number desc"):
+        sources = [id for id in (row["disliked_id"], row["id"]) if id]
+        vote = Vote(
             row["person"],
             row["better"],
             row["worse"],
-            [row["down"], row["up"]],
-            known=bool(row["known"]),
+            sources,
+            tie=bool(row["tie"]),
+            trusted=bool(row["trusted"]),
         )
-        for row in rows
-    ]
+        contests[frozenset((vote.better, vote.worse))].votes.append(vote)
+    return list(contests.values())

@@ -1,9 +1,10 @@
-"""Lists what waits for a reviewer: answers that people edited, disliked or commented on.
+"""Lists what waits for a reviewer: answers that people edited, disliked, preferred or commented on.
 
 for item in list_pending(store): ...   ->   feedback.review.decisions.decide(...)
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from feedback.exchange import Exchange
@@ -95,10 +96,9 @@ def _queue_items(store: Store, priorities: dict[str, int]) -> list[QueueItem]:
     exchanges = store.exchanges(priorities)
     feedback = store.feedback_by_message(priorities)
     decisions = decisions_in_force(store, priorities)
-    worse = store.exchanges({id for one in feedback.values() for id in _worse_ids(one)})
-    texts = {id: exchange.answer.content for id, exchange in worse.items()}
+    worse = _texts_of_worse(store, priorities)
     return [
-        _queue_item(exchanges[id], feedback[id], decisions.get(id), priority, texts)
+        _queue_item(exchanges[id], feedback[id], decisions.get(id), priority, worse.get(id, []))
         for id, priority in priorities.items()
     ]
 
@@ -108,19 +108,19 @@ def _queue_item(
     given: Sequence[Feedback],
     decision: Decision | None,
     priority: int,
-    worse: Mapping[str, str],
+    worse: Sequence[str],
 ) -> QueueItem:
     down = _thumbs_down(given)
     edits = [one for one in given if one.kind == "edit"]
     comments = [one.value["text"] for one in given if one.kind == "comment"]
     return QueueItem(
         exchange=exchange,
-        why=_describe_signals(priority, down, comments, _worse_ids(given)),
+        why=_describe_signals(priority, down, comments, worse),
         proposals=_proposals(edits),
         disagree=len(set(_newest_texts(edits).values())) > 1,
         reasons=sorted({reason for thumb in down for reason in thumb.value.get("reasons", [])}),
         comments=comments,
-        preferred_to=[worse[id] for id in _worse_ids(given)],
+        preferred_to=list(worse),
         priority=priority,
         decision=decision,
         version=review_version(given, decision),
@@ -145,10 +145,15 @@ def _newest_texts(edits: Sequence[Feedback]) -> dict[str, str]:
     return {edit.person: edit.value["text"] for edit in edits}
 
 
-def _worse_ids(given: Sequence[Feedback]) -> list[str]:
-    """Return the ids of the answers that people prefer this one to, each once."""
-    chosen = [one.value for one in given if one.kind == "choice" and not one.value.get("tie")]
-    return list(dict.fromkeys(value["over"] for value in chosen))
+def _texts_of_worse(store: Store, message_ids: Iterable[str]) -> dict[str, list[str]]:
+    """Return the texts of the answers that people prefer each of these to, by its message id."""
+    found: dict[str, list[str]] = {}
+    sql = """select better, m.content from vote join message m on m.id = worse
+        where not tie and better in (select value from json_each(?))
+        group by better, worse order by min(number)"""
+    for row in store.rows(sql, (json.dumps(list(message_ids)),)):
+        found.setdefault(row["better"], []).append(row["content"])
+    return found
 
 
 def _describe_signals(
