@@ -62,6 +62,11 @@ class Promotion:
     report: str | None
     created_at: str
 
+    def describe(self) -> str:
+        """Return who promoted what, when and why, as a clause."""
+        day, time = self.created_at[:10], self.created_at[11:16]
+        return f"{self.who} promoted {self.adapter} on {day} at {time} UTC ({self.reason})"
+
 
 @dataclass(frozen=True)
 class ReportRow:
@@ -161,7 +166,7 @@ class Registry:
     ) -> Promotion:
         """Put an adapter in service; a running server follows within a second.
 
-        ``seen`` is the newest promotion's id as the operator saw it; another one since raises
+        ``seen`` is the newest promotion's id as whoever decides saw it; another one since raises
         PromotionConflictError. An adapter that the gate did not find better takes a person who has
         ``confirmed`` it; else UnconfirmedPromotionError.
         """
@@ -178,13 +183,23 @@ class Registry:
             db.insert("promotion", vars(made))
         return made
 
-    def rollback(self, who: str, reason: str = "rollback", *, seen: str | None = None) -> Promotion:
+    def rollback(
+        self, who: str, reason: str = "rollback", *, seen: str | None = None, once: bool = False
+    ) -> Promotion:
         """Promote the adapter that was in service before; again: the one before that.
 
-        With ``seen``, as for `promote`, two who roll back at once go one step back.
+        With ``seen``, as for `promote`, two who roll back at once go one step back. Without it
+        ``once`` raises PromotionConflictError where the newest promotion is a rollback already.
         """
         with self._store.write():
             self._check_seen(seen)
+            history = self.history()
+            if once and seen is None and self._is_rollback(history):
+                newest = history[0]
+                raise PromotionConflictError(
+                    f"nothing was changed, because that was a rollback already: "
+                    f"{newest.describe()}; to go one step further, send {newest.id} as seen"
+                )
             served = self.serving_order()
             if len(served) < 2:
                 raise RegistryError("there is no earlier adapter to roll back to")
@@ -201,10 +216,9 @@ class Registry:
     def _check_seen(self, seen: str | None) -> None:
         newest = self.promotion()
         if seen is not None and newest and newest.id != seen:
-            day, time = newest.created_at[:10], newest.created_at[11:16]
             raise PromotionConflictError(
-                f"nothing was changed, because {newest.who} promoted {newest.adapter} on {day} "
-                f"at {time} UTC ({newest.reason}); look at it as it is now, then decide again"
+                f"nothing was changed, because {newest.describe()}; "
+                "look at it as it is now, then decide again"
             )
 
     def serving_order(self) -> list[str]:
@@ -213,10 +227,17 @@ class Registry:
         A return to an earlier adapter drops the later ones, so that two rollbacks go two steps
         back. The last one is in service.
         """
-        current = self.current()
+        return self._served(self.history())
+
+    def _is_rollback(self, history: Sequence[Promotion]) -> bool:
+        """Tell whether the newest of these promotions went back to an earlier adapter."""
+        return bool(history) and history[0].adapter in self._served(history[1:])[:-1]
+
+    def _served(self, history: Sequence[Promotion]) -> list[str]:
+        """Return the serving order after these promotions, of which the newest is the first."""
         served: list[str] = []
-        for id in reversed([p.adapter for p in self.history()]):
-            if current and self.adapter(id).base_revision == current.base_revision:
+        for id in reversed([promotion.adapter for promotion in history]):
+            if self.adapter(id).base_revision == self.adapter(history[0].adapter).base_revision:
                 served = served[: served.index(id)] if id in served else served
                 served.append(id)
         return served

@@ -17,8 +17,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from chatbot.model.base_name import find_folder, pinned_revision
-from chatbot.registry import AdapterRow, Registry
-from evaluation.report import Report
+from chatbot.registry import AdapterRow, PromotionConflictError, Registry
+from evaluation.report import Report, Verdict
 from feedback import exemplars
 from feedback.curation.curate import CurateSettings, Curation, curate
 from feedback.curation.row_files import Record, read_dialogues
@@ -87,6 +87,9 @@ class Cycle:
         self.history = CycleHistory(self.store)
         self.timer = StageTimer(on_progress, lock.enter_stage)
         self.retention: list[Record] = []
+        newest = self.registry.promotion()
+        self.seen = newest.id if newest else None
+        """The promotion that the verdict is about: another one since is not overruled."""
 
     def run(self, force: bool) -> Outcome:
         """Curate, snapshot, train, compare, judge, promote; each stage's folder feeds the next."""
@@ -184,10 +187,16 @@ class Cycle:
         verdict = report.verdict
         if verdict is None:
             raise StageError(f"{report_folder} holds a report without a verdict; compare again")
+        kind = VERDICT_OUTCOMES[verdict.kind]
         with self.store.write():
             self.registry.register(
                 candidate, parent=current.id, snapshot=snapshot.id, lineage=snapshot.sources
             )
+            conflict = self.promote(candidate.name, verdict, report_folder.name)
+            if conflict:
+                kind = "overtaken"
+                verdict = replace(verdict, reasons=[conflict, *verdict.reasons])
+                replace(report, verdict=verdict).write(report_folder)
             self.registry.add_report(
                 report_folder.name,
                 adapter=candidate.name,
@@ -195,12 +204,9 @@ class Cycle:
                 verdict=verdict.kind,
                 reasons=verdict.reasons,
             )
-            if verdict.kind == "promote":
-                reason = " ".join(verdict.reasons)
-                self.registry.promote(candidate.name, "gate", "gate", reason, report_folder.name)
             self.graduate(candidate.name, report)
         return Outcome(
-            VERDICT_OUTCOMES[verdict.kind],
+            kind,
             f"{candidate.name} against {current.id}",
             snapshot.id,
             candidate.name,
@@ -208,6 +214,22 @@ class Cycle:
             verdict.reasons,
             self.timer.seconds,
         )
+
+    def promote(self, adapter: str, verdict: Verdict, report: str) -> str:
+        """Put the adapter in service if the verdict says so; return what stands against it, or "":
+        the gate does not overrule a promotion that it has not seen."""
+        if verdict.kind != "promote":
+            return ""
+        try:
+            reason = " ".join(verdict.reasons)
+            self.registry.promote(adapter, "gate", "gate", reason, report, seen=self.seen)
+        except PromotionConflictError:
+            newest = self.registry.history()[0]
+            return (
+                f"Not promoted: while this cycle ran, {newest.describe()}. Promote {adapter} by "
+                "hand, or let the next cycle compare with what is in service now."
+            )
+        return ""
 
     def graduate(self, adapter: str, report: Report) -> None:
         """Take approved answers that the adapter gave unaided out of its prompts."""

@@ -7,8 +7,10 @@ from feedback.ids import new_id, now
 from feedback.store import Store
 
 OutcomeKind = Literal[
-    "busy", "nothing to do", "promoted", "refused", "not enough evidence", "failed"
+    "busy", "nothing to do", "promoted", "refused", "not enough evidence", "overtaken", "failed"
 ]
+"""Overtaken: the gate would have promoted, but another promotion was made since the comparison
+began."""
 VERDICT_OUTCOMES: dict[str, OutcomeKind] = {
     "promote": "promoted",
     "refuse": "refused",
@@ -67,10 +69,11 @@ class CycleHistory:
         return str(row["snapshot"]) if row else None
 
     def count_failed_attempts(self, snapshot_id: str) -> int:
-        """Count the cycles that trained on this snapshot and never came to a verdict."""
+        """Count the cycles that trained on this snapshot and never came to a verdict; one that was
+        overtaken did, although the next may judge the snapshot again."""
         row = self.store.row(
             f"""select count(*) as n from cycle left join cycle_end on cycle_id = id
-            where snapshot = ? and coalesce(outcome, '') not in ({_MARKS})""",
+            where snapshot = ? and coalesce(outcome, '') not in ({_MARKS}, 'overtaken')""",
             (snapshot_id, *_JUDGED),
         )
         return int(row["n"]) if row else 0

@@ -470,6 +470,32 @@ def test_a_promotion_over_http_overrules_neither_the_gate_nor_another_unknowingl
         assert f"the operator promoted {adapter} on 20" in error["message"]
 
 
+def test_a_rollback_that_is_sent_twice_goes_one_step_back(server: AccessServer) -> None:
+    bearer, registry = server.bearer("operator"), server.service.registry
+    first, second, third = (new_adapter(server.service, seed=seed) for seed in (20, 21, 22))
+    for adapter in (first, second, third):
+        registry.promote(adapter, "gate", "gate", "better")
+
+    def roll_back(**seen: str) -> httpx.Response:
+        body = {"reason": "too terse", **seen}
+        url = f"{server.http.base_url}/v1/adapters/rollback"
+        return httpx.post(url, json=body, headers=bearer, timeout=60)
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: roll_back(), range(4)))
+    assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409]
+    assert registry.history()[0].adapter == second
+    status, error = read_error(roll_back())
+    assert (status, error["code"], error["param"]) == (409, "changed_since_seen", "seen")
+    newest = registry.history()[0].id
+    assert (
+        f"the operator promoted {second} on 20" in error["message"] and newest in error["message"]
+    )
+    assert roll_back(seen=newest).json()["adapter"] == first
+    registry.promote(third, "person", "otto", "after all")
+    assert roll_back().json()["adapter"] == first, "what was promoted by hand is left as before"
+
+
 def test_promotions_over_http_are_followed_and_mistakes_told(server: AccessServer) -> None:
     bearer, registry = server.bearer("operator"), server.service.registry
     adapter = new_adapter(server.service, seed=7)

@@ -84,6 +84,29 @@ def test_what_was_corrected_is_learnt_promoted_and_spoken(taught: Service, home:
 
 
 @pytest.mark.slow
+def test_the_gate_does_not_overrule_what_was_promoted_while_the_cycle_ran(
+    taught: Service, home: Home
+) -> None:
+    before = taught.speaking
+
+    def promote_by_hand(stage: str, line: str) -> None:
+        if stage == "compare" and len(taught.registry.history()) == 1:
+            command = ("promote", before, "--reason", "it stays until Monday", "--who", "otto")
+            assert run_talkback(home, *command).returncode == 0
+
+    outcome = run_cycle(home, on_progress=promote_by_hand)
+    assert (outcome.kind, outcome.exit_code) == ("overtaken", 0), outcome
+    assert f"otto promoted {before} on 20" in outcome.reasons[0]
+    assert "it stays until Monday" in Path(str(outcome.report)).read_text()
+    assert [one.who for one in taught.registry.history()] == ["otto", "talkback"]
+    (report,) = taught.registry.reports(outcome.adapter)
+    assert (report.verdict, report.reasons) == ("promote", outcome.reasons)
+    assert taught.registry.objection(str(outcome.adapter)) == ""
+    again = run_cycle(home)
+    assert (again.kind, again.snapshot) == ("promoted", outcome.snapshot), again
+
+
+@pytest.mark.slow
 def test_a_failing_stage_is_told_and_not_tried_for_ever(taught: Service, home: Home) -> None:
     home.toml.write_text("[training.sft]\nlerning_rate = 1\n")
     before = taught.registry.promotion()

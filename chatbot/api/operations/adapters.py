@@ -77,9 +77,10 @@ def router(service: "Service") -> APIRouter:
 
     @routes.post("/adapters/rollback")
     def rollback(body: PromotionRequest, caller: Annotated[Caller, operator]) -> Promotion:
-        """Put the adapter that was in service before back; it answers within a second."""
+        """Put the adapter that was in service before back; it answers within a second. Sent twice
+        it goes one step back: from a rollback only ``seen`` goes a step further."""
         who = caller.decider(body.who, "operator")
-        return service.registry.rollback(who, body.reason, seen=body.seen)
+        return service.registry.rollback(who, body.reason, seen=body.seen, once=True)
 
     @routes.post("/adapters/{id}/promote")
     def promote(id: str, body: PromotionRequest, caller: Annotated[Caller, operator]) -> Promotion:
