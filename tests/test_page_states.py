@@ -3,6 +3,7 @@
 What is within Gradio's own DOM and cannot be mended is in `GRADIO_OWN`, one by one.
 """
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -122,6 +123,14 @@ def test_the_thumb_up_comes_first_also_for_the_keyboard(chat: Page, world: World
     assert names[0][1] < names[1][1]
     press(chat, 'svg[viewBox="0 0 12 12"]')  # the last: a dislike
     expect(chat.locator("#tb-rated h2")).to_have_text("What was wrong with it?")
+
+
+def test_retry_and_undo_have_pictures_of_their_own(chat: Page, world: World) -> None:
+    ask(chat, world, "We open at nine.")
+    retry, undo = (chat.get_by_role("button", name=name).last for name in ("Retry", "Undo"))
+    expect(retry.locator("svg")).to_be_visible()
+    expect(undo.locator("svg")).to_be_hidden()  # an arrow in a circle too
+    expect(undo.locator("div")).to_have_css("mask-image", re.compile("M9%2014|M9 14"))
 
 
 def test_an_answer_is_announced_once_and_whole(chat: Page, world: World) -> None:

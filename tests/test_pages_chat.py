@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
@@ -13,9 +13,11 @@ from chatbot.auth import api_keys
 from chatbot.auth.access import Access
 from chatbot.pages.browser_identity import BrowserIdentities
 from chatbot.pages.chat.actions import ChatActions
+from chatbot.pages.chat.paint import PAINT_JS
+from chatbot.pages.chat.rating import RatingActions
 from chatbot.pages.chat.running import RunningAnswers
 from chatbot.pages.chat.transcript import thread_bubbles
-from chatbot.pages.chat.view import BrowserPosition
+from chatbot.pages.chat.view import BrowserPosition, ChatViews
 from chatbot.pages.text import escape_markdown, unescape_markdown
 from chatbot.question import Question
 from feedback.kinds import Feedback
@@ -33,6 +35,7 @@ from tests.fakes.scripted_engine import (
     serve_pages,
     wait_until_idle,
 )
+from tests.fixtures.conversations import add_answer
 from tests.fixtures.cut_proxy import cut_proxy
 from tests.fixtures.turns import begin_turn
 from tests.fixtures.waiting import wait_until
@@ -165,6 +168,36 @@ def test_an_answer_whose_conversation_is_left_goes_on_and_paints_no_other(
     wait_until_idle(page)
     ends = service.store.rows("select finish from speaker order by rowid desc limit 2")
     assert sorted(row["finish"] for row in ends) == ["cancelled", "stop"]
+
+
+def test_a_tab_that_has_moved_on_is_sent_nothing_more_of_an_answer_which_ends_all_the_same(
+    service: "Service", engine: ScriptedEngine
+) -> None:
+    engine.answers, engine.pause, engine.busy = [SLOW], 0.01, False
+    identities = BrowserIdentities(service.home.root)
+    actions = ChatActions(service, identities, RunningAnswers(service.group_commit))
+    token = identities.issue()
+    views = actions.send(token, None, "About gardens", "tab")
+    assert [next(views).get("busy"), "text" in next(views)] == [True, True]
+    (empty,) = actions.start_conversation(token, "tab")
+    assert list(views) == [] == empty["bubbles"]
+    wait_until(lambda: service.store.message(last_answer_id(service.store)).content == SLOW)
+
+
+def test_a_view_of_where_the_page_was_is_not_painted(page: Page) -> None:
+    painted = page.evaluate(
+        """(js) => {
+            const paint = eval(js), { number } = talkback, typing = [{ text: "", typing: true }];
+            const view = (at) => JSON.stringify(
+                { number: at, serial: -at, after: null, bubbles: typing, changes: { 5: "late" } });
+            return [
+                paint(view(number - 1), ""), paint(view(number), ""),
+                paint("", `${number - 1} late`), paint("", `${number} in time`),
+            ].map((changes) => changes.some((change) => change !== undefined));
+        }""",
+        PAINT_JS,
+    )
+    assert painted == [False, True, False, True]
 
 
 def test_an_answer_is_rejoined_after_a_reload_and_from_a_second_tab(
@@ -589,6 +622,19 @@ def test_a_corrected_answer_waits_for_a_reviewer_and_hears_of_the_decision(
     page.reload()
     expect(page.locator(".tb-note")).to_contain_text("A reviewer approved your correction")
     expect(page.locator(ANSWER)).to_have_text("We close at six.")
+
+
+@pytest.mark.parametrize("finish", ["stop", "cancelled", "error"])
+def test_an_answer_that_was_not_changed_is_no_correction(service: "Service", finish: Any) -> None:
+    identities, running = BrowserIdentities(service.home.root), RunningAnswers(service.group_commit)
+    rating = RatingActions(service, identities, ChatViews(service.store, running))
+    token, person = identities.identify(None)
+    speaker = Speaker(service.speaking, "tiny", finish=finish)
+    answer = add_answer(service.store, "Open?", "From <nine>", person=person, speaker=speaker)
+    for text in ("From <nine>", escape_markdown("From <nine>"), " "):
+        assert "toast" not in rating.correct(token, None, answer, text)
+    assert service.store.feedback_on(answer) == []
+    assert "toast" in rating.correct(token, None, answer, "From ten")
 
 
 def shows_the_correction(page: Page) -> None:

@@ -80,7 +80,9 @@ def message_bubble(
 
 def shown_text(store: Store, answer_id: str, person: str) -> str:
     """Return the text that `person` reads of an answer: their correction where there is one."""
-    return unescape_markdown(thread_bubbles(store, answer_id, person)[-1]["text"])
+    bubbles = thread_bubbles(store, answer_id, person)
+    (shown,) = [bubble["text"] for bubble in bubbles if bubble.get("id") == answer_id]
+    return unescape_markdown(shown)
 
 
 def thumb_value(up: bool | None) -> str | None:
