@@ -101,7 +101,9 @@ def show_queue(items: list[QueueItem], as_json: bool) -> None:
             "why": item.why,
             "question": item.question,
             "answer": item.answer.content,
-            "proposed": item.proposed,
+            "finish": item.finish,
+            **({"proposed": item.proposed} if as_json else {}),  # the newest of the edits
+            "edits": [f"{' and '.join(one.people)}: {one.text}" for one in item.proposals],
         }
         for item in items
     ]

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -37,7 +37,7 @@ from feedback.settings import Home
 from feedback.store import Store
 from tests.fakes.scripted_engine import ScriptedEngine, new_adapter, open_service
 from tests.fixtures.api_client import MESSAGES, read_error
-from tests.fixtures.conversations import add_answer, add_edit
+from tests.fixtures.conversations import SPEAKER, add_answer, add_edit
 from tests.fixtures.http_server import serve_app
 
 Row = tuple[Role | None, str, Any]
@@ -431,10 +431,15 @@ def test_reviews_go_on_over_http(server: AccessServer) -> None:
 def test_a_decision_over_http_overrules_nobody_unknowingly(server: AccessServer) -> None:
     reviewer, operator = server.bearer("reviewer"), server.bearer("operator")
     store = server.service.store
-    message = add_edit(store, add_answer(store, "When do you open?"), "At nine.")
+    cut = replace(SPEAKER, finish="length")
+    message = add_answer(store, "When do you open?", "From nine to", speaker=cut)
+    for person, text in (("bob", "At eight."), ("ann", "At nine.")):
+        add_edit(store, message, text, person)
     path = f"/v1/reviews/{message}"
     seen = server.http.get("/v1/reviews/next", headers=operator).json()["item"]
-    assert (seen["edits"][0]["text"], seen["disagree"]) == ("At nine.", False)
+    edits = [(edit["text"], edit["people"]) for edit in seen["edits"]]
+    assert edits == [("At eight.", ["bob"]), ("At nine.", ["ann"])]
+    assert (seen["disagree"], seen["finish"]) == (True, "length")
     correction = {"action": "correct", "answer": "At ten.", "seen": seen["version"]}
     assert server.http.post(path, json=correction, headers=reviewer).status_code == 200
     for body in ({"action": "reject", "seen": seen["version"]}, {"action": "reject"}):

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from feedback.settings import Home
 from feedback.store import Store
 from talkback.cli import TABLES
 from tests.fixtures.command_line import ROOT, run_talkback
+from tests.fixtures.conversations import SPEAKER, add_answer, add_edit
 from tests.fixtures.disks import small_disk
 
 
@@ -61,6 +63,19 @@ def test_the_queue_is_listed_and_decided_on(home: Home, edited: str, store: Stor
         "reviewer": "rita",
         "answer": "At ten.",
     }
+
+
+def test_the_queue_shows_every_edit_with_its_people_and_that_an_answer_was_cut(
+    home: Home, store: Store
+) -> None:
+    id = add_answer(store, "Open?", "From 9 to", speaker=replace(SPEAKER, finish="length"))
+    for person, text in (("bob", "From 8."), ("cleo", "From 9."), ("dan", "From 9.")):
+        add_edit(store, id, text, person)
+    (item,) = json.loads(run_talkback(home, "review", "--json").stdout)
+    assert (item["finish"], item["proposed"]) == ("length", "From 9.")
+    assert item["edits"] == ["bob: From 8.", "cleo and dan: From 9."]
+    shown = run_talkback(home, "review").stdout
+    assert "bob" in shown and "length" in shown
 
 
 def test_promote_and_rollback_are_kept_with_a_name(home: Home, store: Store) -> None:
