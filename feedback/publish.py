@@ -97,18 +97,17 @@ def publish_folder(
 
 def replace_file(file: Path, text: str) -> None:
     """Write a text as a file, durably; who reads it meanwhile finds the old text or the new."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=file.parent, prefix=f".{file.name}-", delete=False
-    ) as draft:
-        try:
-            draft.write(text)
-            draft.flush()
-            os.fsync(draft.fileno())
-            os.fchmod(draft.fileno(), published_mode(file.parent) & 0o666)
-        except OSError as error:
-            os.unlink(draft.name)
-            raise name_file(error, file) from error
-    Path(draft.name).replace(file)
+    handle, draft = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+    try:
+        with open(handle, "w", encoding="utf-8") as stream:  # closing it may fail as well
+            stream.write(text)
+            stream.flush()
+            os.fsync(handle)
+            os.fchmod(handle, published_mode(file.parent) & 0o666)
+    except OSError as error:
+        os.unlink(draft)
+        raise name_file(error, file) from error
+    Path(draft).replace(file)
     sync(file.parent)
 
 

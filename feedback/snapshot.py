@@ -19,7 +19,7 @@ from feedback.curation.outdated import partition_outdated as partition_outdated
 from feedback.curation.row_files import Record as Record
 from feedback.curation.row_files import read_rows
 from feedback.curation.rows import MessageDict, Row
-from feedback.errors import TalkbackError, describe_os_error
+from feedback.errors import TalkbackError, describe_os_error, name_file
 from feedback.ids import now
 from feedback.publish import make_folder, publish_folder
 
@@ -163,8 +163,11 @@ def _messages(record: Record) -> list[MessageDict]:
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line in lines)
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
+    except OSError as error:
+        raise name_file(error, path) from error
 
 
 def _to_json(record: Record) -> str:

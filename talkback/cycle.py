@@ -8,6 +8,7 @@ folders nobody refers to, and the next one succeeds.
 """
 
 import json
+import os
 import re
 import shutil
 import time
@@ -24,6 +25,7 @@ from feedback.curation.curate import CurateSettings, Curation, curate
 from feedback.curation.row_files import Record, read_dialogues
 from feedback.cycle_lock import CycleLock, cycle_lock
 from feedback.ids import new_id
+from feedback.publish import replace_file
 from feedback.settings import Home, Settings
 from feedback.snapshot import Snapshot, SnapshotError, partition_outdated, write_snapshot
 from feedback.store import Store
@@ -162,7 +164,7 @@ class Cycle:
         out = self.home.reports / new_id("rep")
         with TemporaryDirectory() as folder:
             retention_file = Path(folder) / "retention.jsonl"
-            retention_file.write_text("".join(json.dumps(row) + "\n" for row in retention))
+            replace_file(retention_file, "".join(json.dumps(row) + "\n" for row in retention))
             self.run_on_base(
                 "compare",
                 "evaluation.compare",
@@ -256,7 +258,7 @@ class Cycle:
         """Read replay or retention rows: of the file that the settings name, else the base's."""
         configured: Path | None = getattr(self.settings, name)
         if configured:
-            return read_dialogues(configured.expanduser())
+            return read_dialogues(Path(os.path.expanduser(configured)))
         folder = find_folder(current.base)
         file = folder and folder / f"{name}.jsonl"
         return read_dialogues(file) if file and file.is_file() else []

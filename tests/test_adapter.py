@@ -15,9 +15,11 @@ from chatbot.model.adapter import (
     AdapterError,
     adapter_id,
     verify_adapter,
+    write_manifest,
 )
 from chatbot.model.base import Base, load_base
 from tests.fixtures import tiny_models
+from tests.fixtures.disks import small_disk
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +137,27 @@ def test_numbers_that_are_none_are_refused(adapter: Path, base: Base, value: flo
 def test_a_file_that_is_no_safetensors_is_refused(adapter: Path, base: Base) -> None:
     (adapter / WEIGHTS_FILE).write_bytes(b"\x80\x04pickle")
     refused(renamed(adapter), base, "cannot be read")
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "adapter_config.json", WEIGHTS_FILE])
+def test_a_file_that_the_system_does_not_let_us_read_is_refused(
+    adapter: Path, base: Base, file: str
+) -> None:
+    (adapter / file).unlink()
+    (adapter / file).mkdir()  # root may read any file, but nobody a folder as one
+    refused(adapter, base, f"cannot be read: {adapter / file}")
+
+
+def test_a_manifest_that_the_disk_has_no_room_for_is_named(
+    adapter: Path, base: Base, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        draft = disk / "draft"
+        draft.mkdir()
+        shutil.copy(adapter / "adapter_config.json", draft)
+        (draft / WEIGHTS_FILE).write_bytes(b"")
+        with pytest.raises(OSError, match="No space"):
+            (disk / "rest").write_bytes(bytes(64 * 1024))
+        with pytest.raises(OSError, match=r"No space left.*manifest\.json"):
+            write_manifest(draft, base)
+        assert not (draft / "manifest.json").exists()

@@ -270,6 +270,9 @@ def test_rows_that_cannot_be_read_end_the_cycle_before_it_trains(
     home.toml.write_text(f"[cycle]\n{setting} = '{file}'\n")
     with pytest.raises(RowFileError, match=r"rows.jsonl, line 3: a dialogue is"):
         run_cycle(home)
+    home.toml.write_text(f"[cycle]\n{setting} = '~nobody-here/rows.jsonl'\n")
+    with pytest.raises(RowFileError, match=r"~nobody-here/rows.jsonl: No such file"):
+        run_cycle(Home.find(home.root))
     assert not begun(home)
 
 

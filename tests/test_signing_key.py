@@ -7,6 +7,7 @@ import pytest
 from chatbot.auth.sessions import SessionCookies
 from chatbot.auth.signing_key import KEY_FILE, Signer, SigningKeyError, load_signing_key
 from chatbot.pages.browser_identity import BrowserIdentities
+from tests.fixtures.disks import small_disk
 
 TOKEN = "person-01kav3.f926eb0b71a70a937634541d874e106b71120d37f8a1448b30cbea1c32138c47"
 STORAGE_SECRET = "9a5efb01acc460b9a44d929740344dab"
@@ -51,3 +52,16 @@ def test_a_key_that_a_power_cut_emptied_is_refused(tmp_path: Path) -> None:
     (tmp_path / KEY_FILE).write_bytes(b"")
     with pytest.raises(SigningKeyError, match=r"browser\.key .* 0 bytes of 32"):
         load_signing_key(tmp_path)
+
+
+def test_a_key_that_the_disk_has_no_room_for_is_named_and_made_once_there_is(
+    tmp_path: Path,
+) -> None:
+    with small_disk(tmp_path / "disk", "16k") as disk:
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "rest").write_bytes(bytes(17 * 1024))
+        with pytest.raises(OSError, match=r"No space left.*browser\.key"):
+            load_signing_key(disk)
+        assert [file.name for file in disk.iterdir()] == ["rest"]
+        (disk / "rest").unlink()
+        assert len(load_signing_key(disk)) == 32

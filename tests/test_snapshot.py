@@ -10,6 +10,7 @@ import pytest
 
 from feedback.curation.curate import Curation, Row
 from feedback.snapshot import FILES, Snapshot, SnapshotError, partition_outdated, write_snapshot
+from tests.fixtures.disks import small_disk
 
 USER = [{"role": "user", "content": "Open?"}]
 ROW = Row("sft", USER, "From 9.", "Never.", "msg-1", ["rev-1", "fb-1"], ["ann"], "c-1")
@@ -75,6 +76,14 @@ def test_nothing_but_whole_snapshots_is_left_behind(tmp_path: Path) -> None:
         "manifest.json",
         *(f"{name}.jsonl" for name in FILES),
     }
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "16k") as disk:
+        long = replace(ROW, chosen="word " * 10_000)
+        with pytest.raises(OSError, match=r"No space left.*\.snapshot-.*jsonl"):
+            write_snapshot(Curation([long], []), disk)
+        assert not list(disk.iterdir())
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatbot.model.adapter import (
-    verify_adapter,
-)
+from chatbot.model.adapter import AdapterError, verify_adapter
 from chatbot.model.base import Base, load_base
 from chatbot.model.untrained import write_untrained
 from tests.fixtures import tiny_models
+from tests.fixtures.disks import small_disk
 
 
 @pytest.fixture(scope="module", params=tiny_models.FAMILIES)
@@ -45,3 +44,10 @@ def test_adapter_0_of_another_base_of_the_same_shape_has_another_id(tmp_path: Pa
     second = write_untrained(other, tmp_path / "adapters")
     assert verify_adapter(first, one).id != verify_adapter(second, other).id
     assert write_untrained(one, tmp_path / "adapters") == first
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_behind(any_base: Base, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "adapters", "4k") as disk:
+        with pytest.raises(AdapterError, match=rf"Cannot write {disk}/\.draft-.*Free some space"):
+            write_untrained(any_base, disk)
+        assert not list(disk.iterdir())

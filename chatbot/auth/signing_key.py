@@ -12,7 +12,7 @@ import os
 import secrets
 from pathlib import Path
 
-from feedback.errors import TalkbackError
+from feedback.errors import TalkbackError, name_file
 from feedback.publish import make_file, make_folder, sync
 
 KEY_FILE = "browser.key"
@@ -66,12 +66,14 @@ def load_signing_key(root: Path) -> bytes:
     draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     if not path.exists():
         make_file(draft)
-        draft.write_bytes(secrets.token_bytes(KEY_BYTES))
-        sync(draft)  # an empty file after a power cut would be a key that everybody knows
         try:
+            draft.write_bytes(secrets.token_bytes(KEY_BYTES))
+            sync(draft)  # an empty file after a power cut would be a key that everybody knows
             os.link(draft, path)
         except FileExistsError:
             pass
+        except OSError as error:
+            raise name_file(error, path) from error
         finally:
             draft.unlink()
     key = path.read_bytes()

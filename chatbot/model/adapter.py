@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from chatbot.model.base import Base
 from chatbot.model.lora import PEFT_PREFIX, RANK, target_modules
 from feedback.errors import TalkbackError, describe_os_error
+from feedback.publish import replace_file
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -93,8 +94,7 @@ def write_manifest(folder: Path, base: Base, **fields: Any) -> str:
         "format": MANIFEST_FORMAT,
         **fields,
     }
-    text = json.dumps(manifest, indent=2, ensure_ascii=False)
-    (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    replace_file(folder / MANIFEST_FILE, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return str(manifest["id"])
 
 

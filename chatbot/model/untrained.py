@@ -31,15 +31,17 @@ def write_untrained(base: Base, out: Path) -> Path:
         weights[f"{PEFT_PREFIX}{name}.lora_A.weight"] = a
         weights[f"{PEFT_PREFIX}{name}.lora_B.weight"] = torch.zeros(outputs, RANK)
     out.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=out))
-    try:
-        save_file(weights, draft / WEIGHTS_FILE, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise AdapterError(
-            f"Cannot write {draft}: {first_line(error)}. Free some space."
-        ) from error
-    config = lora_config(base)
-    config.inference_mode = True
-    config.save_pretrained(draft)
-    final = out / write_manifest(draft, base)
-    return publish_folder(draft, final, lambda folder: verify_adapter(folder, base))
+    with tempfile.TemporaryDirectory(prefix=".draft-", dir=out) as scratch:
+        draft = Path(scratch) / "adapter"
+        draft.mkdir()
+        try:
+            save_file(weights, draft / WEIGHTS_FILE, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise AdapterError(
+                f"Cannot write {draft}: {first_line(error)}. Free some space."
+            ) from error
+        config = lora_config(base)
+        config.inference_mode = True
+        config.save_pretrained(draft)
+        final = out / write_manifest(draft, base)
+        return publish_folder(draft, final, lambda folder: verify_adapter(folder, base))
