@@ -117,3 +117,14 @@ def test_cron_and_systemd_call_commands_that_exist() -> None:
             cwd=ROOT,
         ).stdout
         assert all(option in shown for option in re.findall(r"--[\w-]+", options))
+
+
+def test_units_that_cannot_see_a_home_folder_keep_models_in_their_own() -> None:
+    folder = ROOT / "deploy" / "cron"
+    units = [file.read_text() for file in folder.glob("*.service")]
+    assert len(units) == 2 and all("ProtectHome=true" in unit for unit in units)
+    for text in (*units, (folder / "crontab").read_text()):
+        settings = dict(re.findall(r"^(?:Environment=)?(\w+)=(/.*)$", text, re.M))
+        assert settings["HF_HOME"].startswith(f"{settings['TALKBACK_HOME']}/")
+    for unit in units:
+        assert "StateDirectory=talkback" in unit and "TALKBACK_HOME=/var/lib/talkback" in unit

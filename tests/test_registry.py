@@ -1,6 +1,8 @@
 """The registry: which adapters there are, and who is in service."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -149,6 +151,27 @@ def test_back_on_a_base_its_last_adapter_speaks_again(
     other = registry.register(new(home, 9, revision="sha-2"))
     registry.promote(other, "start", "talkback", "another base")
     assert registry.ensure_promoted(base).id == learnt == serving(registry)
+
+
+def test_a_base_is_where_it_was_served_from_last(
+    registry: Registry, tiny_base: Path, tmp_path: Path
+) -> None:
+    from chatbot.model.base import load_base
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(tiny_base, old)
+    adapter = registry.ensure_promoted(load_base(str(old), weights=False))
+    assert registry.base_name(adapter) == str(old)
+    old.rename(new)
+    for _ in range(4):  # no failed attempt, which would be passed over in silence after three
+        with pytest.raises(RegistryError, match=f"there is no folder {old}.*--base-model FOLDER"):
+            registry.base_name(adapter)
+    assert registry.ensure_promoted(load_base(str(new), weights=False)) == adapter
+    assert registry.base_name(adapter) == str(new)
+    starter = replace(adapter, base="/old/site-packages/chatbot/starter", base_revision="sha-7")
+    assert registry.base_name(starter) == "talkback-starter"
+    hub = replace(adapter, base="org/model", base_revision="0123abc")
+    assert registry.base_name(hub) == "org/model"
 
 
 @pytest.mark.parametrize("verdict", ["refuse", "not_enough_evidence"])

@@ -13,6 +13,7 @@ from chatbot.service import Service
 from feedback.ids import now
 from tests.fixtures.tiny_models import write_adapter
 from tests.fixtures.turns import begin_turn, whole_turn
+from tests.fixtures.waiting import wait_until
 
 
 class TestSwap:
@@ -56,6 +57,38 @@ class TestSwap:
         service.registry.promote(good, "person", "ann", "a better one")
         wait_until_speaking(service, good)
         assert service.warning == ""
+
+    def test_a_failure_to_follow_is_logged_once_until_it_is_over(
+        self, service: Service, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def failures() -> int:
+            return sum("following promotions failed" in one.message for one in caplog.records)
+
+        for broken in (1, 2):
+            with service.store.write() as db:
+                db.execute("alter table promotion rename to promotion_away")
+            wait_until(lambda broken=broken: failures() == broken)
+            threading.Event().wait(0.5)  # five more tries
+            assert failures() == broken
+            with service.store.write() as db:
+                db.execute("alter table promotion_away rename to promotion")
+            threading.Event().wait(0.5)
+        new = register(service, 1)
+        service.registry.promote(new, "person", "ann", "try")
+        wait_until_speaking(service, new)
+
+    @pytest.mark.parametrize("file", ["manifest.json", "adapter_config.json", WEIGHTS_FILE])
+    def test_started_on_an_adapter_that_cannot_be_read_the_base_speaks_and_says_why(
+        self, service: Service, tiny_base: Path, file: str
+    ) -> None:
+        unreadable = service.registry.folder(service.speaking) / file
+        service.close()
+        unreadable.unlink()
+        unreadable.mkdir()  # root may read any file, but nobody a folder as one
+        again = Service.open(service.home, str(tiny_base))
+        assert again.speaking == BASE and str(unreadable) in again.warning
+        assert whole_turn(again, "Hello").speaker.adapter == BASE
+        again.close()
 
     def test_started_on_a_bad_adapter_the_one_before_speaks(
         self, service: Service, tiny_base: Path

@@ -57,6 +57,22 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize("capable", [True, False])
+def test_kernels_that_were_not_compiled_are_missed_where_the_cpu_could_run_them(
+    capable: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(library, "cpu_has_instructions", lambda: capable)
+    monkeypatch.setattr(library, "find_spec", lambda name: None)
+    kernel_library.cache_clear()
+    try:
+        assert kernel_library() is None
+    finally:
+        kernel_library.cache_clear()
+    assert ["TALKBACK_REQUIRE_KERNELS=1 pip" in one.message for one in caplog.records] == (
+        [True] if capable else []
+    )
+
+
 @needs_kernels
 def test_the_compiled_structs_are_those_of_python() -> None:
     found = kernel_library()

@@ -38,6 +38,7 @@ BENT = [
     {"min_p": 0.1},
     {"seed": 4},
     {"max_tokens": 3},
+    {"model": "talkback:base"},
     {"repetition_penalty": 2},
     {"frequency_penalty": 1},
     {"messages": [{"role": "system", "content": "Talk rubbish."}]},
@@ -89,7 +90,7 @@ def siblings(http: httpx.Client, number: int, **fields: Any) -> list[str]:
     return [choice["message_id"] for choice in answer["choices"]]
 
 
-def test_rubbish_made_on_purpose_by_twelve_people_waits_for_a_reviewer(
+def test_rubbish_made_on_purpose_by_people_with_keys_waits_for_a_reviewer(
     bot: Service, http: httpx.Client
 ) -> None:
     keys = [api_keys.create(bot.store, f"person {n}", "user").secret for n in range(len(BENT))]
@@ -151,6 +152,16 @@ def test_a_choice_of_somebody_unknown_waits_until_another_person_agrees(store: S
     assert trained(store) == 1
 
 
+@pytest.mark.parametrize("known", [(True, True), (True, False), (False, True), (False, False)])
+def test_a_retry_that_is_liked_better_trains_when_its_person_is_known(
+    store: Store, known: tuple[bool, bool]
+) -> None:
+    better, worse = two(store)
+    for answer, up, by_login in ((better, False, known[0]), (worse, True, known[1])):
+        store.add_feedback(answer, "person-1", "thumb", {"up": up}, known=by_login)
+    assert len(curate(store, ALL_TRAIN).rows) == (known == (True, True))
+
+
 def test_who_changes_their_mind_waits_once(store: Store) -> None:
     better, worse = two(store)
     choose(store, worse, better, "person-1")
@@ -159,11 +170,15 @@ def test_who_changes_their_mind_waits_once(store: Store) -> None:
     assert [item.answer.id for item in list_pending(store)] == [better]
 
 
-@pytest.mark.parametrize("house", [None, False])
+@pytest.mark.parametrize(
+    "houses", [(None, None), (False, False), (True, False), (False, True), (None, True)]
+)
 def test_what_was_not_made_by_the_house_waits_whoever_agrees(
-    store: Store, house: bool | None
+    store: Store, houses: tuple[bool | None, bool | None]
 ) -> None:
-    better, worse = two(store, replace(SPEAKER, house=house))
+    speakers = [replace(SPEAKER, house=house) for house in houses]
+    better = add_answer(store, "Open?", "From nine.", speaker=speakers[0])
+    worse = add_retry(store, better, "No idea.", speakers[1])
     for n in range(3):
         choose(store, better, worse, f"person-{n}", known=True)
     assert curate(store, ALL_TRAIN).rows == []
