@@ -176,12 +176,13 @@ def test_a_tab_that_has_moved_on_is_sent_nothing_more_of_an_answer_which_ends_al
     engine.answers, engine.pause, engine.busy = [SLOW], 0.01, False
     identities = BrowserIdentities(service.home.root)
     actions = ChatActions(service, identities, RunningAnswers(service.group_commit))
-    token = identities.issue()
+    token, before = identities.issue(), service.store.counts()["messages"]
     views = actions.send(token, None, "About gardens", "tab")
     assert [next(views).get("busy"), "text" in next(views)] == [True, True]
     (empty,) = actions.start_conversation(token, "tab")
     assert list(views) == [] == empty["bubbles"]
-    wait_until(lambda: service.store.message(last_answer_id(service.store)).content == SLOW)
+    wait_until(lambda: service.store.counts()["messages"] == before + 2)
+    assert service.store.message(last_answer_id(service.store)).content == SLOW
 
 
 def test_a_view_of_where_the_page_was_is_not_painted(page: Page) -> None:
@@ -225,11 +226,13 @@ def test_an_answer_that_nobody_waits_for_is_whole_and_there_when_one_returns(
     page: Page, service: "Service", engine: ScriptedEngine
 ) -> None:
     engine.answers, engine.pause = [SLOW], 0.05
+    before = service.store.counts()["messages"]
     send_message(page, "About gardens")
     expect(page.locator(ANSWER)).to_contain_text("word3")
     address = page.url
     page.goto("about:blank")
-    wait_until(lambda: service.store.message(last_answer_id(service.store)).content == SLOW)
+    wait_until(lambda: service.store.counts()["messages"] == before + 2)
+    assert service.store.message(last_answer_id(service.store)).content == SLOW
     page.goto(address)
     expect(page.locator(ANSWER)).to_have_text(SLOW)
     wait_until_idle(page)
