@@ -1,14 +1,15 @@
 """Similarity of texts: near-duplicates are found without comparing all pairs."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 
+from feedback.matching import near_groups
 from feedback.matching.near_groups import near_duplicate_groups
 from feedback.similarity import near_duplicates, trigram_similarity
 from tests.fixtures import public_data
-from tests.fixtures.questions import framed_questions
+from tests.fixtures.questions import framed_questions, natural_questions
 
 
 def test_near_duplicates_are_those_that_comparing_all_would_find() -> None:
@@ -36,15 +37,45 @@ def grouped_pair_by_pair(texts: Mapping[str, str], threshold: float) -> set[froz
 
 
 @pytest.mark.parametrize("threshold", [0.35, 0.6, 0.9])
-@pytest.mark.parametrize(("frames", "fillings"), [(40, 10), (3, 120), (300, 1)])
-def test_groups_are_those_of_all_pairs(frames: int, fillings: int, threshold: float) -> None:
+@pytest.mark.parametrize(
+    ("make", "frames", "fillings"),
+    [
+        (framed_questions, 40, 10),
+        (framed_questions, 3, 120),
+        (framed_questions, 300, 1),
+        (natural_questions, 40, 10),
+        (natural_questions, 200, 1),
+    ],
+)
+def test_groups_are_those_of_all_pairs(
+    make: Callable[[int, int, random.Random], list[str]],
+    frames: int,
+    fillings: int,
+    threshold: float,
+) -> None:
     for seed in range(2):
-        questions = framed_questions(frames, fillings, random.Random(seed))
+        questions = make(frames, fillings, random.Random(seed))
         questions += ["", "?", "a", "ab", "Same?", "same", "你们几点开门", "你们几点关门"]
         texts = {str(number): question for number, question in enumerate(questions)}
         found = near_duplicate_groups(texts, threshold)
         assert sorted(key for group in found for key in group) == sorted(texts)
         assert {frozenset(group) for group in found} == grouped_pair_by_pair(texts, threshold)
+
+
+@pytest.mark.parametrize("make", [framed_questions, natural_questions])
+def test_few_pairs_are_compared_where_frames_share_their_trigrams(
+    make: Callable[[int, int, random.Random], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = []
+    join_near = near_groups._Groups.join_near
+    monkeypatch.setattr(
+        near_groups._Groups,
+        "join_near",
+        lambda self, first, second: compared.append(len(first)) or join_near(self, first, second),
+    )
+    texts = {str(n): text for n, text in enumerate(make(200, 20, random.Random(7)))}
+    near_duplicate_groups(texts, 0.6)
+    assert sum(compared) < 1000 * len(texts)  # all pairs: 2,000 a text
 
 
 def test_with_known_texts_only_pairs_of_one_of_them_and_another_are_found() -> None:

@@ -1,11 +1,13 @@
 """Groups texts by near-duplicates, exactly, at a small part of the cost of comparing all pairs.
 
-What is in one group already is not compared again, and blocks of like texts are ruled out at once.
+Neighbours in a few orders of MinHash join nearly all of each group. What is in one group already is
+not compared again, and of the other pairs blocks of like texts are ruled out at once.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, pairwise
+from operator import itemgetter
 
 import numpy as np
 
@@ -20,6 +22,9 @@ _SIGNATURE_WORDS, _FIRST_WORDS = 8, 2
 """Of 64 bits; the first ones are enough for most pairs."""
 _MAX_PAIRS = 200_000
 """So many pairs are compared in one step: some 20 MB."""
+_ORDERS, _HASHES = 16, 3
+"""So many orders, each by so many hashes. Few pairs of a group lie apart in all of them; those cost
+time but are found."""
 _BLOCK, _MAX_BLOCKS = 32, 4000
 """So many sets make a block, and more where there would be too many blocks."""
 _BLOCK_BITS = 4096
@@ -32,18 +37,15 @@ def near_duplicate_groups(texts: Mapping[str, str], threshold: float) -> list[li
     these only those of different groups, most of them by a signature that never hides a pair.
     """
     keys_of: dict[frozenset[str], list[str]] = defaultdict(list)
-    for key, text in texts.items():
+    for key, text in sorted(texts.items(), key=itemgetter(1)):
         keys_of[trigrams(text)].append(key)
     if not keys_of:
         return []
     sets = _Sets(list(keys_of), threshold)
     groups = _Groups(sets)
-    gram, number = sets.rarest()
-    # Only neighbours in the lists at first: that joins nearly all of a group.
-    same = np.flatnonzero(gram[:-1] == gram[1:])
-    for part in np.array_split(same, len(same) // _MAX_PAIRS + 1):
-        groups.join_near(number[part], number[part + 1])
-    for first, second in _pairs_apart(sets, groups, gram, number):
+    for order in sets.orders():
+        groups.join_near(order[:-1], order[1:])
+    for first, second in _pairs_apart(sets, groups):
         groups.join_near(first, second)
     keys = list(keys_of.values())
     return [[key for n in members for key in keys[n]] for members in groups.members.values()]
@@ -81,6 +83,14 @@ class _Sets:
         gram, number = self.grams[rare], number[rare]
         order = np.argsort(gram, kind="stable")
         return gram[order], number[order]
+
+    def orders(self) -> Iterator[Ints]:
+        """Yield orders of all sets in which like ones are often neighbours (MinHash: Broder
+        1997)."""
+        rng, grams = np.random.default_rng(0), int(self.grams.max()) + 1
+        for _ in range(_ORDERS):
+            hashes = (rng.permutation(grams)[self.grams] for _ in range(_HASHES))
+            yield np.lexsort([np.minimum.reduceat(one, self.starts[:-1]) for one in hashes])
 
     def may_be_near(self, first: Ints, second: Ints, words: int) -> Bools:
         """Tell which pairs are near as far as signatures tell: a bit of one set that the other
@@ -150,14 +160,13 @@ class _Groups:
         self.members[large] += self.members.pop(small)
 
 
-def _pairs_apart(
-    sets: _Sets, groups: _Groups, gram: Ints, number: Ints
-) -> Iterator[tuple[Ints, Ints]]:
+def _pairs_apart(sets: _Sets, groups: _Groups) -> Iterator[tuple[Ints, Ints]]:
     """Yield the pairs that share one of their rarest trigrams and are in different groups, but for
     those that their blocks rule out; in parts, each as two arrays."""
-    # A block is a run of one group's members, in the order in which they were joined: alike.
+    gram, number = sets.rarest()
+    # A block is a run of one group's members, in alphabetical order: alike.
     by_size = sorted(groups.members.values(), key=len)
-    ordered = np.array(list(chain.from_iterable(by_size)))
+    ordered = np.array(list(chain.from_iterable(map(sorted, by_size))))
     size = max(_BLOCK, -(-len(ordered) // _MAX_BLOCKS))
     blocks = [ordered[low : low + size] for low in range(0, len(ordered), size)]
     low, high = groups.ranges(ordered, size)
