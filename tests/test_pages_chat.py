@@ -271,29 +271,90 @@ def test_a_draft_outlives_a_reload_and_enter_while_an_answer_streams(
     expect(composer).to_have_value("")
 
 
+@contextmanager
+def held_requests(page: Page, pattern: str) -> Iterator[list[Route]]:
+    """Hold the first request to a path, which the block lets go by `continue_`."""
+    held: list[Route] = []
+    page.route(pattern, lambda route: route.continue_() if held else held.append(route))
+    yield held
+    page.unroute(pattern)
+
+
 def test_what_is_sent_before_the_page_has_loaded_stays(chromium: Browser, url: str) -> None:
     page = chromium.new_page(locale="en-US")
-    held: list[Route] = []
-
-    def hold_first(route: Route) -> None:
-        if held:
-            route.continue_()
-        else:
-            held.append(route)
-
-    page.route("**/queue/join*", hold_first)
-    with page.expect_request("**/queue/join*"):
-        page.goto(url)
-    send_and_wait(page, "Quick")
-    person = page.evaluate("localStorage.talkback_person")
-    with page.expect_event("requestfailed", lambda one: "heartbeat" in one.url):
-        page.evaluate("dispatchEvent(new Event('beforeunload'))")  # as a reload begins
-    held[0].continue_()
-    stays(page, "#tb-chat .user-row", 1)
+    with held_requests(page, "**/queue/join*") as held:
+        with page.expect_request("**/queue/join*"):
+            page.goto(url)
+        send_and_wait(page, "Quick")
+        person = page.evaluate("localStorage.talkback_person")
+        with page.expect_event("requestfailed", lambda one: "heartbeat" in one.url):
+            page.evaluate("dispatchEvent(new Event('beforeunload'))")  # as a reload begins
+        held[0].continue_()
+        stays(page, "#tb-chat .user-row", 1)
     assert page.evaluate("localStorage.talkback_person") == person
     page.reload()
     expect(page.locator("#tb-chat .user-row")).to_contain_text("Quick")
     page.close()
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_what_is_sent_while_the_loaded_page_is_on_its_way_is_asked_once(
+    chromium: Browser, url: str, service: "Service", engine: ScriptedEngine, known: bool
+) -> None:
+    engine.answers, engine.pause, engine.busy = [], 0.01, False
+    context = chromium.new_context(locale="en-US")
+    page = context.new_page()
+    if known:
+        page.goto(url)
+        send_and_wait(page, "Before")
+    before = service.store.counts()["messages"]
+    with held_requests(page, "**/queue/data*") as held:
+        with page.expect_request("**/queue/data*"):
+            page.goto(url)
+        for _ in range(2):
+            with page.expect_response("**/queue/join*"):
+                send_message(page, "Quick")
+        held[0].continue_()
+        expect(page.locator("#tb-chat .user-row").last).to_contain_text("Quick")
+        wait_until_idle(page)
+    stays(page, "#tb-chat .user-row", 1 + known)
+    assert service.store.counts()["messages"] == before + 2
+    page.reload()
+    expect(page.locator("#tb-chat .user-row")).to_have_count(1 + known)
+    expect(page.locator("#tb-conversations label")).to_have_count(1)
+    context.close()
+
+
+BUSY = "() => { const end = Date.now() + 1000; while (Date.now() < end); }"
+
+
+def test_of_views_that_arrive_in_one_burst_none_is_lost(page: Page, engine: ScriptedEngine) -> None:
+    engine.answers = ["At nine."]
+    page.fill("#tb-composer textarea", "When do you open?")
+    with page.expect_request("**/queue/join*"):
+        page.press("#tb-composer textarea", "Enter")
+    page.evaluate(BUSY)
+    expect(page.locator(ANSWER)).to_have_text("At nine.")
+    expect(page.locator("#tb-conversations label")).to_have_count(1)
+    expect(page.locator("#tb-composer textarea")).to_have_value("")
+    wait_until_idle(page)
+
+
+def test_views_of_two_actions_in_one_burst_leave_the_page_of_the_last(page: Page) -> None:
+    send_and_wait(page, "About gardens")
+    page.evaluate(
+        """() => {
+            document.querySelector("#tb-chat button[title=Like]").click();
+            setTimeout(() => {
+                document.querySelector("#tb-new").click();
+                const busy = () => { const end = Date.now() + 1000; while (Date.now() < end); };
+                setTimeout(busy, 20);
+            }, 20);
+        }"""
+    )
+    expect(page.locator("#tb-chat .user-row")).to_have_count(0)
+    stays(page, "#tb-chat .user-row", 0)
+    expect(page.locator("#tb-rated")).to_be_hidden()
 
 
 def test_two_enters_at_once_ask_once(page: Page, service: "Service") -> None:
@@ -676,7 +737,7 @@ def test_a_thumb_with_reasons_and_a_comment_is_stored_and_can_be_taken_back(
     page.reload()
     click_button(page, "Disliked")
     expect(page.get_by_text("Your thumb is taken back.")).to_be_visible()
-    assert service.store.thumb_of(last_answer_id(service.store), thumb.person) is None
+    assert feedback_of_kind(service.store, "thumb")[-1].value == {"up": None}
 
 
 @pytest.mark.parametrize("way", ["retried", "edited", "undone"])
@@ -883,10 +944,10 @@ def test_a_forged_token_or_place_opens_nothing_of_another_person(service: "Servi
     question = store.add_message(conversation, None, "user", "Secret")
     stored = BrowserPosition(conversation, question).to_storage()
     actions = ChatActions(service, identities, RunningAnswers(service.group_commit))
-    (view,) = actions.load(token, stored, "tab")
+    (view,) = actions.load(token, stored, "tab of ann")
     assert view["position"].leaf == question and len(view["bubbles"]) == 1
     for forged in (f"{ann}.0000", ann, None, 7, identities.issue()):
-        (view,) = actions.load(forged, stored, "tab")
+        (view,) = actions.load(forged, stored, f"tab of {forged}")
         assert view["position"].conversation is None and view["bubbles"] == []
         (view,) = actions.open_conversation(forged, conversation, "tab")
         assert view["position"].conversation is None and view["bubbles"] == []

@@ -20,6 +20,7 @@ class BrowserIdentities:
 
     def __init__(self, root: Path) -> None:
         self._signer = Signer(load_signing_key(root))
+        self._issued: dict[str, str] = {}
 
     @property
     def storage_secret(self) -> str:
@@ -30,6 +31,17 @@ class BrowserIdentities:
     def issue(self) -> str:
         """Return a token for a browser that has none, and so for a new person."""
         return self._signer.sign(new_id("person"))
+
+    def token_of_tab(self, session: str | None, token: object) -> str:
+        """Return the token that a tab sends, or when it has none yet the one that was issued to it:
+        who sends twice before the first view arrives is one person."""
+        if isinstance(token, str) and self.verify(token) is not None:
+            return token
+        return self._issued.setdefault(session, self.issue()) if session else self.issue()
+
+    def forget_tab(self, session: str) -> None:
+        """Forget a tab that was closed."""
+        self._issued.pop(session, None)
 
     def verify(self, token: object) -> str | None:
         """Return the person that a token names, None when we have not signed it."""

@@ -17,7 +17,7 @@ from chatbot.pages.chat.ownership import owned_message
 from chatbot.pages.chat.running import RunningAnswer, RunningAnswers
 from chatbot.pages.chat.view import BrowserPosition, ChatView, ChatViews, OpenPages
 from chatbot.pages.fragments import banner
-from chatbot.pages.text import unescape_markdown
+from chatbot.pages.text import escape_markdown, unescape_markdown
 from chatbot.question import Question, ask
 from chatbot.turn import Turn
 from feedback.errors import TalkbackError
@@ -47,22 +47,26 @@ class ChatActions:
         self._answer_count = itertools.count(1)
 
     def load(self, token: object, stored_position: object, session: str) -> Iterator[ChatView]:
-        """Open the page for a browser: who uses it, and the conversation it had open."""
+        """Open the page for a browser: who uses it, and the conversation it had open. Yields
+        nothing when something was sent meanwhile, which the tab shows."""
         valid_token, person = self._identities.identify(token)
         position = self._views.position(person, stored_position)
-        yield from self._open(valid_token, person, position, session)
+        yield from self._open(valid_token, person, position, session, first=True)
 
     def open_conversation(
         self, token: object, conversation_id: str, session: str
     ) -> Iterator[ChatView]:
         """Open another conversation from the list."""
         newest = self._store.latest_message(conversation_id)
-        position = BrowserPosition(conversation_id, newest.id if newest else None)
-        yield from self.load(token, position.to_storage(), session)
+        picked = BrowserPosition(conversation_id, newest.id if newest else None)
+        valid_token, person = self._identities.identify(token)
+        position = self._views.position(person, picked.to_storage())
+        yield from self._open(valid_token, person, position, session)
 
     def start_conversation(self, token: object, session: str) -> Iterator[ChatView]:
         """Open an empty conversation; it is stored with its first message."""
-        yield from self.load(token, None, session)
+        valid_token, person = self._identities.identify(token)
+        yield from self._open(valid_token, person, BrowserPosition(), session)
 
     def send(
         self, token: object, stored_position: object, text: str, session: str
@@ -126,10 +130,11 @@ class ChatActions:
         valid_token, person = self._identities.identify(token)
         current = self._views.position(person, stored_position)
         position = replace(current, leaf=self._views.versions(current).at(step))
-        thread = self._store.thread(position.leaf) if position.leaf else []
-        emptied: ChatView = {"draft": ""} if draft in [one.content for one in thread] else {}
-        for view in self._open(valid_token, person, position, session):
-            yield {**view, **emptied}
+        views = self._open(valid_token, person, position, session)
+        view = next(views)
+        held = escape_markdown(draft) in [bubble["text"] for bubble in view["bubbles"]]
+        yield {**view, "draft": ""} if held else view
+        yield from views
 
     def stop_generation(self, token: object, stored_position: object) -> None:
         """Cancel the answer that is under way on the page; the text so far is stored."""
@@ -145,16 +150,26 @@ class ChatActions:
                 running.turn.cancel()
 
     def _open(
-        self, token: str, person: str, position: BrowserPosition, session: str
+        self,
+        token: str,
+        person: str,
+        position: BrowserPosition,
+        session: str,
+        *,
+        first: bool = False,
     ) -> Iterator[ChatView]:
-        """Show a conversation, and follow its answer if one is under way."""
+        """Show a conversation, and follow its answer if one is under way; nothing, if it was to
+        be the `first` that the tab shows and something else is."""
         running = self._running.find(position.leaf)
         if running is None:  # its end may have come since the position was read
             position = self._views.answered(position)
-        position = self.pages.move(session, position)
-        yield {"token": token, **self._views.whole(person, position)}
+        move = self.pages.open if first else self.pages.move
+        moved = move(session, position)
+        if moved is None:
+            return
+        yield {"token": token, **self._views.whole(person, moved)}
         if running is not None:
-            yield from self._follow(person, running, position, session, None)
+            yield from self._follow(person, running, moved, session, None)
 
     def _answer(
         self,
@@ -168,6 +183,7 @@ class ChatActions:
         from_composer: bool = False,
     ) -> Iterator[ChatView]:
         """Answer `text`, asked at `position` by a page that shows `current`."""
+        after = position.leaf if self.pages.is_open(session) else None
         moved = self.pages.move_from(session, current)
         if moved is None:  # it has not heard of it yet, or a connection was lost: show it again
             shown = self._views.position(person, self.pages.shown(session).to_storage())
@@ -183,13 +199,13 @@ class ChatActions:
         turn = running.turn
         asked = BrowserPosition(turn.conversation_id, turn.user_message_id, moved.number)
         self.pages.advance(session, asked)
-        view = self._views.tail(person, asked, position.leaf)
-        if position.conversation is None:
+        view = self._views.tail(person, asked, after)
+        if after is None:
             view["titles"] = self._views.titles(person)
         if from_composer:
             view["draft"] = ""
         yield view
-        yield from self._follow(person, running, asked, session, position.leaf)
+        yield from self._follow(person, running, asked, session, after)
         current_still = self.pages.is_current(session, moved.number)
         if current_still and retry_of is None and self._is_choice_due(turn):
             yield from self._offer_second_answer(person, turn, moved.number)

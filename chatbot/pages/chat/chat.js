@@ -10,11 +10,12 @@
 
   // Gradio may take the end of its event stream for silence; a reload rejoins the answer.
   const SILENCE_MS = 6000;
+  const isLost = () =>
+    document.querySelector("#tb-composer .stop-button") && Date.now() - window.talkback.heard > SILENCE_MS;
   setInterval(async () => {
-    const waiting = document.querySelector("#tb-composer .stop-button");
-    if (!waiting || Date.now() - window.talkback.heard < SILENCE_MS) return;
+    if (!isLost()) return;
     const answer = await fetch(location.href).catch(() => null);
-    if (answer?.ok) location.reload();
+    if (answer?.ok && isLost()) location.reload(); // what a busy page had not heard has arrived by now
   }, 2000);
 
   let atEnd = true;

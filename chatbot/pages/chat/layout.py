@@ -54,9 +54,14 @@ class ChatLayout:
         """
         self.token = gr.BrowserState(None, storage_key="talkback_person", secret=storage_secret)
         self.position = gr.BrowserState(None, storage_key="talkback_place", secret=storage_secret)
-        self.view, self.text, self.shown, self.pair, self.rated = (
+        # Not even hidden in the page: of a burst, a Textbox that is shows the last value alone,
+        # while one that is not has each reported as it arrives.
+        self.view, self.text = (
+            gr.Textbox(visible=False, label=label) for label in ("View", "Text")
+        )
+        self.shown, self.pair, self.rated = (
             gr.Textbox(visible="hidden", label=label)
-            for label in ("View", "Text", "Shown messages", "Pair", "Rated answer")
+            for label in ("Shown messages", "Pair", "Rated answer")
         )
 
     def _add_sidebar(self) -> None:

@@ -108,12 +108,9 @@ class ChatPage:
             return
         session = str(request.session_hash)
         admitted = self.login_form.hide(caller) | {self.layout.status: self._status(caller)}
-        if self._actions.pages.is_open(session):  # somebody was quick: what was sent is shown
-            yield admitted
-            return
         views = self._actions.load(self._identify(token, request), position, session)
         views = ({**view, "opening": True} for view in views)
-        yield admitted | self._paint(next(views))
+        yield admitted | self._paint(next(views, ChatView()))
         yield from self._paint_all(views)
 
     def _paint_all(self, views: Iterable[ChatView]) -> Iterator[Changes]:
@@ -123,13 +120,17 @@ class ChatPage:
         yield self._paint({})
 
     def _forget(self, request: gr.Request) -> None:
-        self._actions.pages.forget(str(request.session_hash))
+        session = str(request.session_hash)
+        self._actions.pages.forget(session)
+        self._identities.forget_tab(session)
 
-    def _identify(self, token: object, request: gr.Request) -> object:
+    def _identify(self, token: object, request: gr.Request) -> str:
         """Return what names who uses the page: the login's name, else the browser's token.
         `PermissionDeniedError` or `BadKeyError` for whoever may not."""
         caller = self.login_form.require(request)
-        return LoginName(caller.name) if caller.id and caller.name else token
+        if caller.id and caller.name:
+            return LoginName(caller.name)
+        return self._identities.token_of_tab(request.session_hash, token)
 
     def _start_conversation(self, token: object, request: gr.Request) -> Iterator[Changes]:
         identity = self._identify(token, request)
@@ -192,7 +193,8 @@ class ChatPage:
         identity = self._identify(token, request)
         message_id = message_id_at(shown, edited.index)
         if self._rating.is_answer(identity, message_id):
-            yield self._paint(self._rating.correct(identity, position, message_id, edited.value))
+            view = self._rating.correct(identity, position, message_id, edited.value)
+            yield from self._paint_all([view])
             return
         session = str(request.session_hash)
         views = self._actions.edit(identity, position, message_id, edited.value, session)

@@ -134,7 +134,18 @@ class OpenPages:
         # Upwards also over a restart of the server, which open pages survive.
         self._next = itertools.count(time.time_ns() // 1_000_000)
         self._shown: dict[str, BrowserPosition] = {}
+        self._first: dict[str, int] = {}
         self._lock = threading.Lock()
+
+    def open(self, session: str, position: BrowserPosition) -> BrowserPosition | None:
+        """Have the tab show its first page; return it with its number, None when somebody was
+        quick and the tab shows one by now."""
+        with self._lock:
+            if session in self._shown:
+                return None
+            self._shown[session] = opened = replace(position, number=next(self._next))
+            self._first[session] = opened.number
+            return opened
 
     def move(self, session: str, position: BrowserPosition) -> BrowserPosition:
         """Have the tab show `position`; return it with its new number."""
@@ -158,9 +169,12 @@ class OpenPages:
                 self._shown[session] = position
 
     def is_current(self, session: str, number: int) -> bool:
-        """Tell whether the tab shows the page of this number still."""
+        """Tell whether the tab shows the page of this number still, or its first page, of which
+        it had not heard when it sent this number."""
         shown = self._shown.get(session)
-        return shown is None or shown.number == number
+        if shown is None or shown.number == number:
+            return True
+        return number < shown.number == self._first.get(session)
 
     def is_open(self, session: str) -> bool:
         """Tell whether the tab shows anything yet."""
@@ -173,6 +187,7 @@ class OpenPages:
     def forget(self, session: str) -> None:
         """Forget a tab that was closed."""
         self._shown.pop(session, None)
+        self._first.pop(session, None)
 
 
 class ChatViews:
