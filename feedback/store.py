@@ -256,15 +256,6 @@ class Store(Database):
             found[row["message_id"]].append(Feedback.from_row(row))
         return found
 
-    def thumb_of(self, message_id: str, person: str) -> bool | None:
-        """Return this person's newest thumb: up, down, or None (never given, or taken back)."""
-        row = self.row(
-            """select value from feedback where message_id = ? and person = ? and kind = 'thumb'
-            order by rowid desc limit 1""",
-            (message_id, person),
-        )
-        return json.loads(row["value"])["up"] if row else None
-
     def counts(self) -> dict[str, int]:
         """Count conversations, messages, feedback and so on, for ``talkback status``."""
         row = self.row(_COUNTS)

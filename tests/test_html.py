@@ -61,7 +61,6 @@ HOSTILE_VALUES: dict[str, dict[str, Any]] = {
     "running_cycle.html": {"stage": HOSTILE, "stage_began": HOSTILE, "began": HOSTILE},
     "sidebar_title.html": {"title": HOSTILE},
     "status_line.html": {"adapter": HOSTILE, "since": HOSTILE, "warning": HOSTILE},
-    "status_line_public.html": {"since": HOSTILE, "updated": True, "warning": HOSTILE},
     "typing.html": {},
     "welcome.html": {"title": HOSTILE, "invitation": HOSTILE},
 }

@@ -153,15 +153,6 @@ def test_a_key_with_other_content_is_not_acknowledged(store: Store) -> None:
         store.add_feedback(id, "ann", "edit", {"text": "From 9."}, "key-1")
 
 
-def test_a_thumb_can_turn_and_be_taken_back(store: Store) -> None:
-    id = add_answer(store, "Open?")
-    seen = [store.thumb_of(id, "ann")]
-    for up in (True, False, None):
-        store.add_feedback(id, "ann", "thumb", {"up": up})
-        seen.append(store.thumb_of(id, "ann"))
-    assert seen == [None, True, False, None]
-
-
 def test_a_choice_is_between_two_answers_to_one_message(store: Store) -> None:
     one = add_answer(store, "Open?", "Yes.")
     other = add_retry(store, one, "From 9 to 6.")

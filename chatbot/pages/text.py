@@ -40,6 +40,13 @@ def truncate(text: str, limit: int = 60) -> str:
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
+def person_name(person: str) -> str:
+    """Return a person's name for others to read: a browser without a login has only an id, whose
+    end tells it from others."""
+    anonymous = re.fullmatch(r"person-[0-9a-z]{26}", person)
+    return f"visitor {person[-4:]}" if anonymous else truncate(person, 32)
+
+
 def base_name(base: str) -> str:
     """Return a base model's name as people call it: a folder's last part, a Hub id as it stands."""
     return Path(base).name if Path(base).is_absolute() else base

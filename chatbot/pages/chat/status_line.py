@@ -40,10 +40,10 @@ def read_status(service: "Service") -> SpeakerStatus:
 def render_status(status: SpeakerStatus, with_adapter: bool) -> Markup:
     """Return the line above the conversation as HTML; adapters' names are for those who judge
     them, everybody else reads how new the bot's knowledge is."""
+    since = relative_time(status.since) if status.since else ""
     return render(
-        "status_line.html" if with_adapter else "status_line_public.html",
-        updated=status.updated,
-        adapter=status.adapter,
-        since=relative_time(status.since) if status.since else "",
+        "status_line.html",
+        adapter=status.adapter if with_adapter else "",
+        since=since if with_adapter or status.updated else "",
         warning=REFUSED if status.warning else "",
     )

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from chatbot.pages import fragments
 from chatbot.pages.html import render
-from chatbot.pages.text import mark_differences, relative_time, truncate
+from chatbot.pages.text import mark_differences, person_name, relative_time, truncate
 from feedback.review.decisions import BadDecisionError
 from feedback.review.queue import Proposal, QueueItem
 
@@ -116,7 +116,8 @@ def proposal_choices(item: QueueItem) -> list[tuple[str, str]]:
 
 
 def _signed(proposal: Proposal) -> str:
-    return f"{' and '.join(proposal.people)}, {relative_time(proposal.created_at)}"
+    people = " and ".join(map(person_name, proposal.people))
+    return f"{people}, {relative_time(proposal.created_at)}"
 
 
 def _side(title: str, text: str, note: str = "") -> Markup:
