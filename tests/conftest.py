@@ -18,11 +18,13 @@ from feedback.store import Store
 if TYPE_CHECKING:
     import httpx
     import openai
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
     from chatbot.engine.local.local_engine import LocalEngine
     from chatbot.service import Service
+    from tests.fakes.scripted_engine import ScriptedEngine
     from tests.fakes.vllm_server import FakeVllm
+    from tests.fixtures.access_server import AccessServer
     from tests.fixtures.reference_model import Oracle
     from tests.fixtures.remote_base import Connect, RemoteBase, Serve
     from tests.fixtures.server_process import ServerProcess
@@ -98,6 +100,15 @@ def client(address: str) -> "Iterator[openai.OpenAI]":
 
     with openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def access_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[AccessServer]":
+    """Start a server where nobody chats without a key, with a key of every role."""
+    from tests.fixtures.access_server import open_access_server
+
+    with open_access_server(tmp_path_factory.mktemp("access")) as server:
+        yield server
 
 
 @pytest.fixture
@@ -227,3 +238,42 @@ def chromium() -> "Iterator[Browser]":
         browser = playwright.chromium.launch(executable_path=path, args=flags)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def chat_engine() -> "ScriptedEngine":
+    """Make the engine whose answers a test of the chat page scripts."""
+    from tests.fakes.scripted_engine import ScriptedEngine
+
+    return ScriptedEngine()
+
+
+@pytest.fixture(scope="module")
+def chat_service(
+    tmp_path_factory: pytest.TempPathFactory, chat_engine: "ScriptedEngine"
+) -> "Service":
+    """Open the service behind the chat page, which the tests of one module share."""
+    from tests.fakes.scripted_engine import open_service
+
+    examples = ["When do you open?", "Do you ship abroad?"]
+    root = tmp_path_factory.mktemp("chat")
+    return open_service(root, chat_engine, title="Willow & Finch", examples=examples)
+
+
+@pytest.fixture(scope="module")
+def chat_url(chat_service: "Service") -> Iterator[str]:
+    """Serve the chat page; yield its address."""
+    from tests.fakes.scripted_engine import serve_pages
+
+    with serve_pages(chat_service) as address:
+        yield address
+
+
+@pytest.fixture
+def page(chromium: "Browser", chat_url: str, chat_engine: "ScriptedEngine") -> "Iterator[Page]":
+    """Open the chat page as a new person, with an engine that nothing is scripted for yet."""
+    from tests.fakes.scripted_engine import open_chat
+
+    chat_engine.answers, chat_engine.pause, chat_engine.busy = [], 0.01, False
+    with open_chat(chromium, chat_url) as page:
+        yield page

@@ -2,7 +2,7 @@
 programming interface, development.
 
 A route that a newer Gradio adds is not there either, until it is listed here and in the table of
-``tests/test_access.py``.
+``tests/test_access_roles.py``.
 """
 
 from fastapi import FastAPI
