@@ -12,6 +12,7 @@ import pytest
 
 from chatbot.registry import Registry
 from feedback.messages import Speaker
+from feedback.review.decisions import decide
 from feedback.settings import Home
 from feedback.store import Store
 from talkback.cli import TABLES
@@ -229,6 +230,24 @@ def test_what_cannot_be_read_or_written_is_one_line_with_its_name(
         (line,) = [line for line in done.stderr.splitlines() if line.startswith("talkback: ")]
         assert done.returncode == 2 and str(home.root) in line, line
         assert "Traceback" not in done.stderr
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_cycle_is_one_line(
+    home: Home, edited: str, store: Store
+) -> None:
+    folder = home.adapters / "a-000000000001"
+    folder.mkdir()
+    manifest = {"id": folder.name, "base": "org/tiny", "base_revision": "0123abc"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    registry = Registry(store, home)
+    registry.promote(registry.register(folder), "start", "talkback", "first")
+    decide(store, edited, "rita", "approve")
+    with small_disk(home.snapshots, "4k") as disk:
+        done = run_talkback(home, "cycle", "--force")
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("talkback: ")]
+        assert line.startswith(f"talkback: {disk}/.snapshot-") and "free some space" in line
+        assert not list(disk.iterdir())
 
 
 @pytest.mark.parametrize(

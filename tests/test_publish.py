@@ -1,5 +1,7 @@
 """Publishing: a folder or a file is there whole, and on the disk, or not at all."""
 
+import errno
+import fcntl
 import os
 import shlex
 import stat
@@ -13,7 +15,7 @@ import pytest
 
 from chatbot.auth.signing_key import load_signing_key
 from feedback.errors import TalkbackError
-from feedback.publish import make_folder, publish_folder, replace_file, try_lock
+from feedback.publish import LockError, make_folder, publish_folder, replace_file, try_lock
 from feedback.settings import Home
 from feedback.store import Store
 from tests.fixtures.disks import small_disk
@@ -99,6 +101,18 @@ def test_a_file_is_replaced_whole_and_durably(tmp_path: Path, synced: list[str])
         assert len(synced) == 2 and synced[-1] == str(tmp_path)
     assert mode_of(file) == mode_of(tmp_path) & 0o666
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for shared in (False, True):
+        with pytest.raises(LockError, match=rf"cannot lock {tmp_path}/lock: .*; put the home on"):
+            try_lock(tmp_path / "lock", shared=shared)
 
 
 def test_a_lock_is_had_by_one_and_free_when_it_is_closed(tmp_path: Path) -> None:
