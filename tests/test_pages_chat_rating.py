@@ -27,6 +27,7 @@ from tests.fixtures.chat_page import (
     last_answer_id,
 )
 from tests.fixtures.conversations import add_answer
+from tests.fixtures.waiting import wait_until
 
 if TYPE_CHECKING:
     from chatbot.service import Service
@@ -63,6 +64,7 @@ def test_a_thumb_stays_with_its_answer_when_another_takes_its_place(
     send_and_wait(page, "May dogs come in?")
     page.locator("#tb-chat button[title=Like]").first.click()
     expect(page.locator("#tb-rated")).to_contain_text("What was good about it?")
+    wait_until(lambda: covers_no_thumb(page))
     click_button(page, "Dislike")
     expect(page.locator("#tb-rated")).to_contain_text("What was wrong with it?")
     chat_engine.pause = 0.05
@@ -74,6 +76,13 @@ def test_a_thumb_stays_with_its_answer_when_another_takes_its_place(
     only_the_first_is_liked(page)
     page.reload()
     only_the_first_is_liked(page)
+
+
+def covers_no_thumb(page: Page) -> bool:
+    """Tell whether the card stands to the right of all thumbs, so that each can be clicked."""
+    card = page.locator("#tb-rated").bounding_box()
+    thumb = page.locator("#tb-chat button[title=Dislike]").last.bounding_box()
+    return card is not None and thumb is not None and card["x"] > thumb["x"] + thumb["width"]
 
 
 def ask_again(page: Page, way: str) -> None:

@@ -133,8 +133,10 @@
   const followThumb = () => {
     const card = find("#tb-rated");
     if (!card || !thumb?.isConnected) return;
-    const { top, bottom, right } = thumb.getBoundingClientRect();
-    // To the right, where it covers no other message's buttons; below where there is no room.
+    const { top, bottom } = thumb.getBoundingClientRect();
+    // To the right, where it covers no answer's buttons; below where there is no room.
+    const buttons = findAll("#tb-chat .bot-row + .message-buttons button");
+    const right = Math.max(...buttons.map((button) => button.getBoundingClientRect().right));
     const beside = right + 12 + card.offsetWidth < innerWidth - 16;
     const x = beside ? right + 12 : Math.max(16, innerWidth - card.offsetWidth - 16);
     const y = Math.max(8, Math.min(beside ? top : bottom + 8, innerHeight - card.offsetHeight - 8));
