@@ -7,6 +7,7 @@ An answer that an adapter gives unaided has graduated, and leaves the prompts of
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from feedback.ids import now
 from feedback.matching.follow_ups import TURN_SEPARATOR, depends_on_context
@@ -82,7 +83,7 @@ def find_exemplars(
     found = (
         one for one in _search(store, question, adapter) if TURN_SEPARATOR not in one.question_key
     )
-    return [one for one in found if _is_similar(words, one)][:limit]
+    return list(islice((one for one in found if _is_similar(words, one)), limit))
 
 
 def _is_similar(asked: set[str], approved: ApprovedAnswer) -> bool:
@@ -123,10 +124,7 @@ def _search(store: Store, question: str, adapter: str | None) -> list[ApprovedAn
             adapter,
             "true",
             (query,),
-            join=f"""join (select approved_id, bm25({index}, 0, {QUESTION_WEIGHT}, 1) as score
-                from {index} where {index} match ? order by rowid desc limit {MAX_RANKED}) f
-                on f.approved_id = a.id""",
-            order="f.score, a.rowid desc",
+            index=index,
         )
     ]
     return list({one.id: one for one in found}.values())
@@ -138,15 +136,28 @@ def _select_active(
     condition: str,
     args: tuple[object, ...],
     *,
-    join: str = "",
-    order: str = "a.rowid desc",
+    index: str = "",
 ) -> list[ApprovedAnswer]:
+    """Return the approved answers in use that meet a condition, newest first; or the best that
+    full-text search finds in an index for the query in ``args``, best first."""
+    ranked, source, order = "", "approved a", "order by a.rowid desc"
+    if index:
+        # Only of the best are the texts read: of thousands that takes longer than to rank them.
+        ranked = f"""with ranked as (
+                select rowid as number, bm25({index}, 0, {QUESTION_WEIGHT}, 1) as score
+                from {index} where {index} match ? order by rowid desc limit {MAX_RANKED}),
+            best as materialized (
+                select number from ranked order by score, number desc limit {MAX_RANKED})"""
+        # A cross join keeps the order of its first table, and ends when it has enough.
+        source = f"""best cross join {index} on {index}.rowid = best.number
+            cross join approved a on a.id = approved_id"""
+        order = f"limit {_MAX_CANDIDATES}"
     rows = store.rows(
-        f"""select a.* from approved a {join} where {condition}
+        f"""{ranked} select a.* from {source} where {condition}
         and a.id not in (select approved_id from withdrawal)
         and a.id not in (select approved_id from graduation where adapter = coalesce(
             ?, (select adapter from promotion order by rowid desc limit 1), adapter))
-        order by {order} limit {_MAX_CANDIDATES if join else -1}""",
+        {order}""",
         (*args, adapter),
     )
     return [ApprovedAnswer(**row) for row in rows]

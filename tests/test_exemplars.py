@@ -287,6 +287,17 @@ def test_a_withdrawn_answer_is_not_found(store: Store) -> None:
     assert find_exemplars(store, "Are you open on Sundays?") == []
 
 
+def test_withdrawn_answers_leave_the_room_to_those_in_use(store: Store) -> None:
+    correct(store, "When do you open on Sundays, please, and where?", HOURS)
+    for n in range(60):
+        correct(store, "When do you open on Sundays?", f"{HOURS} {n}")
+    with store.write() as db:
+        db.execute("""insert or ignore into withdrawal select id, 'old', created_at from approved
+            where question = 'When do you open on Sundays?'""")
+    found = find_exemplars(store, "When on Sundays do you open?")
+    assert [one.question for one in found] == ["When do you open on Sundays, please, and where?"]
+
+
 def test_paraphrases_find_their_answer_and_strangers_mostly_none(store: Store) -> None:
     """On questions about the starter's shop: twenty topics corrected by one question each."""
     topics = tomllib.loads(

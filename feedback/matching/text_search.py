@@ -7,7 +7,7 @@ from feedback.matching.typing_errors import is_typing_error, possible_originals
 from feedback.similarity import content_words, normalise_text, split_scripts
 from feedback.store import Store
 
-MAX_RANKED = 2000
+MAX_RANKED = 1000
 """So many matches are ranked at the most."""
 _MAX_EXAMINED = 500
 _MAX_TERMS = 64
