@@ -109,6 +109,8 @@ def test_loading_a_chat_moves_nothing_and_keeps_the_sidebar_as_it_was(
     with open_chat(chromium, url, viewport=viewport) as page:
         page.add_init_script(SHIFTS)
         send_and_wait(page, "Hello")
+        slow = page.context.new_cdp_session(page)  # whose parts appear one by one
+        slow.send("Emulation.setCPUThrottlingRate", {"rate": 4})
         assert load_and_measure(page) < 0.1
         wide = size[0] > 1000
         expect(page.locator("#tb-sidebar.open")).to_have_count(int(wide))

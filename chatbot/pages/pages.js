@@ -39,7 +39,7 @@
     root.dataset.sidebar = open ? "open" : "closed";
   };
   const sidebar = window.gradio_config?.components?.find((c) => c.props?.elem_id === "tb-sidebar");
-  const opens = isWide() && localStorage.getItem("talkback_sidebar") !== "closed";
+  const opens = Boolean(sidebar) && isWide() && localStorage.getItem("talkback_sidebar") !== "closed";
   if (sidebar) sidebar.props.open = opens;
   reserveSidebar(opens);
 
