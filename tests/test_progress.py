@@ -47,7 +47,7 @@ def watch_for(seconds: float, watch: ProgressWatch) -> float:
 
 def loading() -> Progress:
     """Return the progress of an engine that is being loaded: no thread of it counts yet."""
-    return Progress((ctypes.c_int64 * 2)())
+    return Progress((ctypes.c_int64 * 3)())
 
 
 @pytest.mark.parametrize("child", [SLEEP], indirect=True)
@@ -63,12 +63,50 @@ def test_a_process_that_waits_stands_still_until_something_is_counted(child: int
 def test_computing_is_progress_while_loading_and_a_little_of_it_in_a_step(child: int) -> None:
     watch = ProgressWatch(loading(), child)
     assert watch_for(0.5, watch) == 0, "loading"
-    watch = ProgressWatch(Progress((ctypes.c_int64 * 2)(1, child)), child)
+    watch = ProgressWatch(Progress((ctypes.c_int64 * 3)(1, child)), child)
     watch.look()
     assert 0 < watch_for(0.5, watch) < 0.2, "one layer may take long"
     os.kill(child, signal.SIGSTOP)
     before = watch.still_seconds
     assert watch_for(0.5, watch) - before > 0.2
+
+
+BESIDE = """
+import threading, time
+thread = threading.Thread(target=lambda: time.sleep({pause}) or exec({then!r}), daemon=True)
+thread.start()
+print(thread.native_id, flush=True)
+{meanwhile}
+"""
+
+
+@pytest.mark.parametrize(
+    ("pause", "then", "meanwhile", "low", "high"),
+    [
+        (600, "", SLEEP, 0.2, 0.6),
+        (600, "", SPIN, 0.001, 0.1),
+        (0, "while True: time.sleep(0.01)", SLEEP, 0, 0),
+        (0, SPIN, SLEEP, 0, 0),
+    ],
+    ids=["hangs", "hangs while others compute", "reads slowly", "computes"],
+)
+def test_a_thread_that_loads_is_watched_by_itself(
+    pause: int, then: str, meanwhile: str, low: float, high: float
+) -> None:
+    code = BESIDE.format(pause=pause, then=then, meanwhile=meanwhile)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        thread = int(process.stdout.readline())
+        counted = Progress((ctypes.c_int64 * 3)(0, process.pid, thread))
+        watch = ProgressWatch(counted, process.pid)
+        watch.look()
+        end = time.monotonic() + 0.6
+        while time.monotonic() < end:
+            counted.advance()  # the engine itself goes on
+            watch.look()
+            time.sleep(0.05)
+        assert low <= watch.loading_still_seconds <= high and watch.still_seconds == 0
+        process.kill()
 
 
 @pytest.mark.parametrize("child", [SPIN], indirect=True)
@@ -93,7 +131,7 @@ def test_where_the_system_says_nothing_of_threads_only_long_silence_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(progress, "read_activity", lambda *_: None)
-    silent = Progress((ctypes.c_int64 * 2)(1, 7))
+    silent = Progress((ctypes.c_int64 * 3)(1, 7))
     watch = ProgressWatch(silent, 0)
     watch.look()
     assert 0 < watch_for(0.3, watch) <= 0.4 * BUSY_SHARE
@@ -101,7 +139,7 @@ def test_where_the_system_says_nothing_of_threads_only_long_silence_counts(
 
 def test_another_process_reads_what_is_counted_here() -> None:
     processes = multiprocessing.get_context("spawn")
-    shared = Progress(processes.RawArray(ctypes.c_int64, 2))
+    shared = Progress(processes.RawArray(ctypes.c_int64, Progress.CELLS))
     process = processes.Process(target=shared.begin_on_this_thread)
     process.start()
     process.join()

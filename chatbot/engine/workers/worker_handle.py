@@ -13,7 +13,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
-from chatbot.engine.progress import Progress, ProgressWatch
+from chatbot.engine.progress import Progress, ProgressWatch, read_activity
 from chatbot.engine.protocol import EngineError, Request, UnreachableError
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream
@@ -29,8 +29,6 @@ from feedback.errors import TalkbackError
 
 log = logging.getLogger("talkback")
 
-CLOSE_SECONDS = 10
-"""How long a worker may take to close before it is killed."""
 LOOK_SECONDS = 0.2
 """How often a worker's progress is looked at."""
 
@@ -48,7 +46,7 @@ class WorkerHandle:
     def __init__(self) -> None:
         processes = multiprocessing.get_context("spawn")
         self._pipe, worker_pipe = processes.Pipe()
-        self._progress = Progress(processes.RawArray(ctypes.c_int64, 2))
+        self._progress = Progress(processes.RawArray(ctypes.c_int64, Progress.CELLS))
         self.process = processes.Process(
             target=worker_process.run_worker,
             args=(worker_pipe, self._progress),
@@ -69,7 +67,8 @@ class WorkerHandle:
         self._calls: dict[int, Future[Any]] = {}
         self.last_stats, self.end_reason = {}, None
         self._watch = ProgressWatch(self._progress, self.process.pid or 0)
-        self._stalled, self._ended = False, threading.Event()
+        self.stalled, self._ended = False, threading.Event()
+        """Whether the process was ended because it, or a load in it, stood still."""
         self._cores = 0
 
     @property
@@ -156,10 +155,17 @@ class WorkerHandle:
         """Have it free an adapter once the adapter's last stream has ended."""
         self._send("unload", next(self._ids), adapter)
 
-    def close(self) -> None:
-        """Have it end its streams as cancelled, and wait until the process has ended."""
+    def begin_close(self) -> None:
+        """Have it end its streams as cancelled and close; one that cannot, being stopped or hung,
+        is killed."""
+        activity = read_activity(self.process.pid or 0)
+        if self.stands_still or (activity and activity.stopped):
+            self.process.kill()
         self._outbox.put(None)
-        self._join(CLOSE_SECONDS)
+
+    def wait_until_closed(self, seconds: float) -> None:
+        """Wait until the process has ended; kill it after so many seconds."""
+        self._join(max(seconds, 0))
         self.kill()
 
     def kill(self) -> None:
@@ -194,9 +200,10 @@ class WorkerHandle:
 
     def _watch_loop(self) -> None:
         """Kill the process once it has stood still for too long; SIGKILL ends a stopped one too."""
+        limit = self._settings.stall_seconds
         while not self._ended.wait(LOOK_SECONDS):
-            if self._watch.look() > self._settings.stall_seconds:
-                self._stalled = True
+            if max(self._watch.look(), self._watch.loading_still_seconds) > limit:
+                self.stalled = True
                 self.process.kill()
                 return
 
@@ -250,8 +257,8 @@ class WorkerHandle:
 
     def _exit_message(self, outlook: str) -> str:
         self.process.join()
-        if self._stalled:
-            seconds = self._watch.still_seconds
+        if self.stalled:
+            seconds = max(self._watch.still_seconds, self._watch.loading_still_seconds)
             return f"The engine's process stood still for {seconds:.0f} s and was ended. {outlook}."
         return f"The engine's process ended with code {self.process.exitcode}. {outlook}."
 

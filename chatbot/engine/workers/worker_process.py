@@ -67,7 +67,8 @@ def _build_engine(config: WorkerConfig, progress: Progress) -> "LocalEngine":
     from chatbot.engine.local.local_engine import LocalEngine
     from chatbot.model.base import load_base
 
-    base = load_base(config.base, config.revision)
+    with progress.loading():
+        base = load_base(config.base, config.revision)
     if base.fingerprint != config.fingerprint:
         raise EngineError(f"The weights of {config.base} have changed. Start the server again.")
     return LocalEngine(base, config.settings, config.known_threads, progress)

@@ -3,6 +3,7 @@
 import atexit
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -35,12 +36,16 @@ from feedback.errors import TalkbackError
 
 log = logging.getLogger("talkback")
 
+CLOSE_SECONDS = 10
+"""How long the workers, all together, may take to close before they are killed."""
 STATS_SECONDS = 5
 """How long `stats` waits for a worker; after that its numbers are those of the last time."""
 COUNTERS = (*TOKEN_COUNTERS, "requests")
 SUMMED = (*COUNTERS, "slots", "running", "waiting")
 RESTART_DELAYS = (1, 5, 30)
 """Seconds to wait after a worker could not start, by the number of failures; then the last one."""
+FIRST_TRIES = 3
+"""How often a start begins anew with a worker that stands still while it loads."""
 RESTARTING_MESSAGE = "The engine is being started again. Try again in a moment."
 STALLED_MESSAGE = "The engine stands still; soon it is started again. Try again in a moment."
 
@@ -62,7 +67,7 @@ class WorkersEngine:
         # Shared between threads and touched under the lock only.
         self._lock = threading.Condition()
         self._workers: list[WorkerHandle] = []
-        self._starting: WorkerHandle | None = first_worker
+        self._starting: WorkerHandle | None = None
         self._adapters: dict[str, Path] = {}
         self._router = PrefixRouter()
         self._retry_after = RetryAfter()
@@ -70,8 +75,7 @@ class WorkersEngine:
         """The counters of workers that have ended, as of the last stats they sent."""
         self._closed = False
         self._load_lock = threading.Lock()
-        self._start_worker(first_worker)
-        info = first_worker.info
+        info = self._start_first(first_worker).info
         self.max_length = info.max_length
         self._config = replace(config, known_threads=info.threads)
         self.target_workers: int = settings.workers or worker_count(
@@ -162,7 +166,10 @@ class WorkersEngine:
         if starting is not None:
             starting.kill()
         for worker in workers:
-            worker.close()
+            worker.begin_close()
+        due = time.monotonic() + CLOSE_SECONDS
+        for worker in workers:
+            worker.wait_until_closed(due - time.monotonic())
         self._supervisor.join()
         atexit.unregister(self.close)
 
@@ -190,6 +197,20 @@ class WorkersEngine:
             self._workers.remove(worker)
             self._past_counts.update({name: worker.last_stats.get(name, 0) for name in COUNTERS})
             self._lock.notify_all()
+
+    def _start_first(self, worker: WorkerHandle) -> WorkerHandle:
+        """Start the first worker, or another in its stead where it stood still while it loaded."""
+        for more_tries in reversed(range(FIRST_TRIES)):
+            try:
+                self._start_worker(worker)
+                break
+            except TalkbackError as error:
+                worker.kill()
+                if not worker.stalled or not more_tries:
+                    raise
+                log.error("The first worker is started anew: %s", error)
+                worker = WorkerHandle()
+        return worker
 
     # -- The supervisor's thread
 
@@ -270,4 +291,5 @@ def _merge_stats(stats: Sequence[dict[str, Any]], past_counts: Mapping[str, int]
         merged[name] = dict(counts)
     for name in ("fast", "int8"):
         merged[name] = bool(stats) and all(worker.get(name) for worker in stats)
-    return {**merged, "device": next((worker["device"] for worker in stats if worker), "cpu")}
+    alike = next((worker for worker in stats if worker), {"device": "cpu"})
+    return {**merged, **{name: alike.get(name) for name in ("device", "runner", "notes")}}
