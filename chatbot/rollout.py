@@ -10,6 +10,7 @@ that fails is refused with a warning, and the one before it goes on speaking.
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 
 from chatbot.engine.protocol import (
     BASE,
@@ -56,8 +57,11 @@ class Rollout:
         engine: Engine,
         metrics: Metrics,
         poll_seconds: float = POLL_SECONDS,
+        on_switch: Callable[[], object] = lambda: None,
     ) -> None:
-        """Load the adapter that is in service, and follow promotions from then on."""
+        """Load the adapter that is in service, and follow promotions from then on. ``on_switch`` is
+        called whenever an adapter begins to speak."""
+        self._on_switch = on_switch
         self._registry, self._base = registry, base
         self.engine, self._metrics = engine, metrics
         self.speaking, self.warning = BASE, ""
@@ -186,6 +190,7 @@ class Rollout:
             if former not in (BASE, adapter) and former not in self._pinned:
                 self.engine.unload(former)
         log.info("%s speaks now (before: %s)", adapter, former)
+        self._on_switch()
 
     def _warm_up(self, adapter: str) -> None:
         """Have the adapter give one short answer; AdapterError, and unload it, if it cannot."""

@@ -10,6 +10,7 @@ from typing import Self
 from chatbot.auth.access import Access
 from chatbot.chat_settings import ChatSettings
 from chatbot.engine import factory
+from chatbot.engine.engine_status import record_engine
 from chatbot.engine.protocol import Engine
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.workers.worker_handle import WorkerHandle
@@ -65,7 +66,14 @@ class Service:
         self.group_commit = GroupCommit(store)
         self.open_turns: weakref.WeakValueDictionary[str, Turn] = weakref.WeakValueDictionary()
         """By message id."""
-        self.rollout = Rollout(self.registry, base, engine, self.metrics, poll_seconds)
+        self.rollout = Rollout(
+            self.registry,
+            base,
+            engine,
+            self.metrics,
+            poll_seconds,
+            on_switch=lambda: record_engine(home, engine.stats()),
+        )
 
     @classmethod
     def open(

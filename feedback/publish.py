@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import IO, TextIO
 
 from feedback.errors import TalkbackError, describe_os_error, name_file
 
@@ -135,15 +135,41 @@ def try_lock(path: Path, *, shared: bool = False) -> TextIO | None:
         raise LockError(f"cannot open the lock {describe_os_error(error)}") from error
     try:
         acquired = _lock(file, shared)
-    except OSError as error:  # file systems of networks and containers may have no locks
+    except OSError as error:
         file.close()
-        raise LockError(
-            f"cannot lock {path}: {error.strerror}; put the home on a file system that has locks"
-        ) from error
+        raise _no_locks(path, error) from error
     if not acquired:
         file.close()
         return None
     return file
+
+
+def check_locks(folder: Path) -> None:
+    """Raise LockError where files of this folder cannot be locked by their bytes, as SQLite does:
+    it would take that for a lock that another holds."""
+    if sys.platform == "win32":
+        return
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            _lock_bytes(probe, folder)
+    except OSError:  # a folder where nothing can be written, which is reported where it matters
+        return
+
+
+def _lock_bytes(file: IO[bytes], folder: Path) -> None:
+    import fcntl
+
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise _no_locks(folder, error) from error
+
+
+def _no_locks(path: Path, error: OSError) -> LockError:
+    """Return the error of a file system, of a network or a container, that has no locks."""
+    return LockError(
+        f"cannot lock {path}: {error.strerror}; put the home on a file system that has locks"
+    )
 
 
 def _lock(file: TextIO, shared: bool) -> bool:

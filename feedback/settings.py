@@ -110,6 +110,11 @@ class Home:
         return self.root / "cycle.lock"
 
     @property
+    def engine(self) -> Path:
+        """Return the path of the file in which the server says how its engine computes."""
+        return self.root / "engine.json"
+
+    @property
     def running_cycle(self) -> Path:
         """Return the path of the file in which the cycle that has the lock says what it does."""
         return self.root / "cycle.json"

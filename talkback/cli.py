@@ -20,6 +20,7 @@ import typer
 from rich.table import Table
 
 from chatbot.auth import api_keys
+from chatbot.engine.engine_status import read_engine
 from chatbot.registry import Registry
 from feedback.cycle_lock import read_running_cycle
 from feedback.db.well_formed import to_well_formed
@@ -157,6 +158,7 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
         "waiting for review": count_pending(store),
         "running cycle": asdict(running) if running else None,
         "last cycle": last,
+        "engine": read_engine(root),
         **store.counts(),
     }
     if as_json:

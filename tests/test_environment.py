@@ -100,3 +100,94 @@ def test_without_any_home_folder_the_remedy_is_named(tmp_path: Path) -> None:
     done = run(tmp_path, "-m", "talkback", "status", TALKBACK_HOME="")
     assert done.returncode == 2 and "TALKBACK_HOME" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+NO_LOCKS = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+int flock(int file, int operation) { errno = ENOLCK; return -1; }
+#define REFUSE(name)                                                         \\
+    int name(int file, int command, ...) {                                   \\
+        va_list list;                                                        \\
+        va_start(list, command);                                             \\
+        void *argument = va_arg(list, void *);                               \\
+        va_end(list);                                                        \\
+        if (command == F_SETLK || command == F_SETLKW || command == F_GETLK) { \\
+            errno = ENOLCK;                                                  \\
+            return -1;                                                       \\
+        }                                                                    \\
+        int (*real)(int, int, ...) = dlsym(RTLD_NEXT, #name);                \\
+        return real(file, command, argument);                                \\
+    }
+REFUSE(fcntl)
+REFUSE(fcntl64)
+"""
+"""What a program gets of a file system without locks, such as NFS without its lock daemon."""
+
+
+@pytest.fixture(scope="module")
+def no_locks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return the environment in which no file can be locked."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("no C compiler")
+    folder = tmp_path_factory.mktemp("shim")
+    (folder / "no_locks.c").write_text(NO_LOCKS)
+    shim = folder / "no_locks.so"
+    command = [compiler, "-shared", "-fPIC", "-o", shim, folder / "no_locks.c", "-ldl"]
+    subprocess.run(command, check=True, capture_output=True)
+    return {"LD_PRELOAD": str(shim)}
+
+
+@pytest.mark.parametrize(
+    "command", ["status", "cycle", pytest.param("serve", marks=pytest.mark.slow)]
+)
+def test_a_file_system_without_locks_is_one_line_with_the_remedy(
+    tmp_path: Path, no_locks: dict[str, str], command: str
+) -> None:
+    done = run(tmp_path, "-m", "talkback", command, **no_locks)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert str(tmp_path / "home") in line
+    assert "No locks available; put the home on a file system that has locks" in line
+
+
+@pytest.mark.parametrize(
+    "command", ["status", "cycle", pytest.param("serve", marks=pytest.mark.slow)]
+)
+def test_a_small_limit_of_file_sizes_is_one_line_and_nothing_is_lost(
+    tmp_path: Path, command: str
+) -> None:
+    limited = "import resource, sys, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (65536,) * 2)"
+    code = f"{limited}; sys.argv = ['talkback', {command!r}]; runpy.run_module('talkback')"
+    done = run(tmp_path, "-c", code)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "talkback.db" in line and "ulimit -f" in line
+    assert run(tmp_path, "-m", "talkback", "status").returncode == 0
+
+
+@pytest.mark.slow
+def test_a_user_without_name_and_home_serves(tmp_path: Path) -> None:
+    environment = {"TALKBACK_HOME": str(tmp_path / "home")}
+    command = [*nameless_user(), sys.executable, "-m", "talkback", "serve", "--port", "0"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    ) as process:
+        assert process.stdout is not None
+        printed = []
+        for line in process.stdout:
+            printed.append(line)
+            if "speaks at" in line:
+                break
+        process.terminate()
+        assert process.wait(60) == 0
+    assert "speaks at" in printed[-1] and "Traceback" not in "".join(printed)

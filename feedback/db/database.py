@@ -19,7 +19,7 @@ from typing import Any
 from feedback.db.migrations import SCHEMA_VERSION, migrate
 from feedback.db.well_formed import all_well_formed, to_well_formed
 from feedback.errors import TalkbackError
-from feedback.publish import make_file
+from feedback.publish import check_locks, make_file
 
 BUSY_TIMEOUT_SECONDS = 10
 """How long a write waits for others, of this process and then of others."""
@@ -127,6 +127,7 @@ class Database:
         self._local = threading.local()
         self._write_lock = threading.Lock()
         self._thread_connections: weakref.WeakSet[_ThreadConnection] = weakref.WeakSet()
+        check_locks(path.parent)
         with self._explain_errors():
             self._make_file()
             self._migrate()
@@ -256,7 +257,8 @@ def _remedy(complaint: str) -> str | None:
         "not a database": "move it away, or restore a backup",
         "malformed": "restore a backup",
         "locked": f"another has held it for {BUSY_TIMEOUT_SECONDS} s; try again",
-        "disk I/O error": "nothing of this was saved; check the disk",
+        "disk I/O error": "nothing of this was saved; check the disk, and this user's limit of "
+        "file sizes (ulimit -f)",
         "transaction was undone": "nothing of this was saved; check the disk",
     }
     return next((remedy for words, remedy in remedies.items() if words in complaint), None)

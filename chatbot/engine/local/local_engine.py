@@ -107,8 +107,9 @@ class LocalEngine:
                 if adapter_id in self._adapters:
                     self._adapters[adapter_id] = True
                     return
-            adapter = verify_adapter(folder, self.base, adapter_id)
-            prepared = self.scheduler.lora.prepare(adapter.matrices, self._like)
+            with self._progress.loading():
+                adapter = verify_adapter(folder, self.base, adapter_id)
+                prepared = self.scheduler.lora.prepare(adapter.matrices, self._like)
             self.call_between_steps(lambda: self._install(adapter_id, prepared))
 
     def unload(self, adapter_id: str) -> None:
@@ -157,6 +158,8 @@ class LocalEngine:
                 "requests": self._requests,
                 "fast": self.scheduler.is_fast,
                 "int8": self.scheduler.is_int8,
+                "runner": self.scheduler.runner.name,
+                "notes": self.scheduler.notes,
                 "memory": self.scheduler.memory(),
                 **{name: counts[name] for name in TOKEN_COUNTERS},
             }

@@ -68,9 +68,9 @@ class Scheduler:
         self._weight_bytes = sum(parameter.nbytes for parameter in base.model.parameters())
         self._probe_ids = encode(base.tokenizer, PROBE_MESSAGES)
         kv_cache = SlotKVCache(self.slots, max_length, progress)
-        reference = TransformersRunner(base.model, self.lora, kv_cache)
+        self._reference = TransformersRunner(base.model, self.lora, kv_cache)
         self.runner = select_runner.select_runner(
-            reference, self._probe_ids, settings.kind == "int8"
+            self._reference, self._probe_ids, settings.kind == "int8"
         )
         """Computes the steps; an adapter that it computes wrongly has it replaced."""
 
@@ -111,6 +111,11 @@ class Scheduler:
     def is_int8(self) -> bool:
         """Tell whether the model multiplies in eight bits."""
         return self.runner.name == "int8"
+
+    @property
+    def notes(self) -> list[str]:
+        """Return why what was wanted, or is faster, does not compute."""
+        return self._reference.notes
 
     def memory(self) -> dict[str, int]:
         """Return the bytes held by weights, adapters, key/value cache and prefixes."""

@@ -35,7 +35,8 @@ def select_runner(reference: TransformersRunner, prompt: list[int], int8: bool) 
     if int8 and reason is None:
         return checked_runner(LlamaInt8Runner(reference), prompt, None)
     if int8:
-        log.warning("int8 is off: %s Answers come from the exact weights, more slowly.", reason)
+        text = f"int8 is off: {reason} Answers come from the exact weights, more slowly."
+        _note(reference, logging.WARNING, text)
     return select_exact(reference, prompt, None)
 
 
@@ -48,7 +49,7 @@ def select_exact(
     if (reason := llama_cpu.unsupported_reason(reference)) is None:
         return checked_runner(LlamaCpuRunner(reference), prompt, adapter)
     if reference.cpu:
-        log.info("Steps are computed by torch, more slowly: %s", reason)
+        _note(reference, logging.INFO, f"Steps are computed by torch, more slowly: {reason}")
     return checked_runner(LlamaTorchRunner(reference), prompt, adapter)
 
 
@@ -70,24 +71,26 @@ def checked_runner(runner: ModelRunner, prompt: list[int], adapter: str | None) 
     runner.restore_weights()
     what = adapter or "the base"
     if int8:
-        log.warning(
-            "int8 is off: with %s its logits lie %.3f from the exact ones, and %.3f is allowed. "
-            "Answers come from the exact weights, more slowly.",
-            what,
-            error,
-            allowed,
+        text = (
+            f"int8 is off: with {what} its logits lie {error:.3f} from the exact ones, and "
+            f"{allowed:.3f} is allowed. Answers come from the exact weights, more slowly."
         )
+        _note(reference, logging.WARNING, text)
         return select_exact(reference, prompt, adapter)
-    log.warning(
-        "The %s path is off: with %s its logits lie %.3f from those of transformers. Answers "
-        "are right but slower; please report this model.",
-        LOGGED_NAMES[runner.name],
-        what,
-        error,
+    text = (
+        f"The {LOGGED_NAMES[runner.name]} path is off: with {what} its logits lie {error:.3f} "
+        "from those of transformers. Answers are right but slower; please report this model."
     )
+    _note(reference, logging.WARNING, text)
     if runner.name == "llama_cpu":
         return checked_runner(LlamaTorchRunner(reference), prompt, adapter)
     return reference
+
+
+def _note(reference: TransformersRunner, level: int, text: str) -> None:
+    """Log why another runner computes, and keep it for the status."""
+    log.log(level, "%s", text)
+    reference.notes.append(text)
 
 
 @torch.inference_mode()

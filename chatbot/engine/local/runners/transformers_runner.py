@@ -39,6 +39,8 @@ class TransformersRunner:
         renamed = "cache" in inspect.signature(type(model).forward).parameters
         self._cache_argument = "cache" if renamed else "past_key_values"
         self.dtype: torch.dtype = self.like.dtype
+        self.notes: list[str] = []
+        """Why what was wanted, or is faster, does not serve."""
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
 
     @property
