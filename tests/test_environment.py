@@ -1,5 +1,6 @@
 """The environment as containers give it: each command line in a process with just that."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -148,7 +149,7 @@ def no_locks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_a_file_system_without_locks_is_one_line_with_the_remedy(
     tmp_path: Path, no_locks: dict[str, str], command: str
 ) -> None:
-    done = run(tmp_path, "-m", "talkback", command, **no_locks)
+    done = run(tmp_path, "-m", "talkback", command, TALKBACK_SERVER_PORT="0", **no_locks)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     (line,) = done.stderr.splitlines()
     assert str(tmp_path / "home") in line
@@ -163,7 +164,7 @@ def test_a_small_limit_of_file_sizes_is_one_line_and_nothing_is_lost(
 ) -> None:
     limited = "import resource, sys, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (65536,) * 2)"
     code = f"{limited}; sys.argv = ['talkback', {command!r}]; runpy.run_module('talkback')"
-    done = run(tmp_path, "-c", code)
+    done = run(tmp_path, "-c", code, TALKBACK_SERVER_PORT="0")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     (line,) = done.stderr.splitlines()
     assert "talkback.db" in line and "ulimit -f" in line
@@ -172,7 +173,7 @@ def test_a_small_limit_of_file_sizes_is_one_line_and_nothing_is_lost(
 
 @pytest.mark.slow
 def test_a_user_without_name_and_home_serves(tmp_path: Path) -> None:
-    environment = {"TALKBACK_HOME": str(tmp_path / "home")}
+    environment = {"TALKBACK_HOME": str(tmp_path / "home"), "PATH": os.defpath}
     command = [*nameless_user(), sys.executable, "-m", "talkback", "serve", "--port", "0"]
     with subprocess.Popen(
         command,
