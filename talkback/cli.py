@@ -234,6 +234,9 @@ def review(
     overrule: Annotated[
         bool, typer.Option("--overrule", help="Also where another reviewer has decided.")
     ] = False,
+    seen: Annotated[
+        str | None, typer.Option(help="Its version in --json; what came since is not overruled.")
+    ] = None,
     who: WhoOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -247,7 +250,8 @@ def review(
     actions = [action for action, given in chosen.items() if given]
     if len(actions) != 1:
         raise typer.BadParameter("decide with one of --approve, --correct TEXT, --reject")
-    seen = find_item(store, message).version if overrule else None
+    if overrule:
+        seen = find_item(store, message).version
     decision = decide(store, message, decider(who), actions[0], correct, note, seen=seen)
     print(json.dumps(asdict(decision)) if as_json else f"Saved: {decision.action} {message}.")
 

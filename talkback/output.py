@@ -95,16 +95,24 @@ def show_rows(rows: list[dict[str, Any]], as_json: bool, empty_message: str) -> 
 
 def show_queue(items: list[QueueItem], as_json: bool) -> None:
     """Print the review queue, most urgent first."""
-    rows = [
-        {
-            "message": item.answer.id,
-            "why": item.why,
-            "question": item.question,
-            "answer": item.answer.content,
-            "finish": item.finish,
-            **({"proposed": item.proposed} if as_json else {}),  # the newest of the edits
-            "edits": [f"{' and '.join(one.people)}: {one.text}" for one in item.proposals],
-        }
-        for item in items
-    ]
+    rows = [_json_item(item) if as_json else _table_item(item) for item in items]
     show_rows(rows, as_json, "Nothing waits for a reviewer.")
+
+
+def _table_item(item: QueueItem) -> dict[str, Any]:
+    return {
+        "message": item.answer.id,
+        "why": item.why,
+        "question": item.question,
+        "answer": item.answer.content,
+        "finish": item.finish,
+        "edits": [f"{' and '.join(one.people)}: {one.text}" for one in item.proposals],
+    }
+
+
+def _json_item(item: QueueItem) -> dict[str, Any]:
+    return _table_item(item) | {
+        "proposed": item.proposed,  # the newest of the edits
+        "edits": [{"people": one.people, "text": one.text} for one in item.proposals],
+        "version": item.version,
+    }

@@ -66,6 +66,19 @@ def test_the_queue_is_listed_and_decided_on(home: Home, edited: str, store: Stor
     }
 
 
+def test_what_came_after_the_version_that_was_seen_is_not_overruled(
+    home: Home, edited: str, store: Store
+) -> None:
+    (item,) = json.loads(run_talkback(home, "review", "--json").stdout)
+    add_edit(store, edited, "At eleven.", "bob")
+    seen = ("--approve", "--seen", item["version"])
+    late = run_talkback(home, "review", edited, *seen, "--who", "rita")
+    assert late.returncode == 2 and "bob edited it" in late.stderr
+    (item,) = json.loads(run_talkback(home, "review", "--json").stdout)
+    seen = ("--correct", "At ten.", "--seen", item["version"])
+    assert run_talkback(home, "review", edited, *seen, "--who", "rita").returncode == 0
+
+
 def test_the_queue_shows_every_edit_with_its_people_and_that_an_answer_was_cut(
     home: Home, store: Store
 ) -> None:
@@ -74,7 +87,10 @@ def test_the_queue_shows_every_edit_with_its_people_and_that_an_answer_was_cut(
         add_edit(store, id, text, person)
     (item,) = json.loads(run_talkback(home, "review", "--json").stdout)
     assert (item["finish"], item["proposed"]) == ("length", "From 9.")
-    assert item["edits"] == ["bob: From 8.", "cleo and dan: From 9."]
+    assert item["edits"] == [
+        {"people": ["bob"], "text": "From 8."},
+        {"people": ["cleo", "dan"], "text": "From 9."},
+    ]
     shown = run_talkback(home, "review").stdout
     assert "bob" in shown and "length" in shown
 
