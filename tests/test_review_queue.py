@@ -3,6 +3,7 @@
 import random
 import sqlite3
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,27 @@ def test_a_preference_costs_the_same_in_a_larger_store(store: Store) -> None:
     for _ in range(100):
         choose(store)
     assert count_steps(store, choose) <= 1.1 * small
+
+
+@pytest.mark.parametrize("name", ["person-{}", "platform/person-{}"])
+def test_a_vote_costs_little_also_where_many_have_voted_on_the_same_answers(
+    store: Store, name: str
+) -> None:
+    worse = add_answer(store, "Which?")
+    better = add_retry(store, worse, "That.")
+    numbers = count(1)
+
+    def vote(store: Store) -> None:
+        person = name.format(next(numbers))
+        for answer, up in ((worse, False), (better, True)):
+            store.add_feedback(answer, person, "thumb", {"up": up})
+
+    for _ in range(20):
+        vote(store)
+    few = count_steps(store, vote)
+    for _ in range(60):
+        vote(store)
+    assert count_steps(store, vote) <= 6 * few, "it grows with the votes, not with their square"
 
 
 def fill(store: Store, answers: int) -> None:

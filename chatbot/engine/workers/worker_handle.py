@@ -69,6 +69,7 @@ class WorkerHandle:
         self._watch = ProgressWatch(self._progress, self.process.pid or 0)
         self.stalled, self._ended = False, threading.Event()
         """Whether the process was ended because it, or a load in it, stood still."""
+        self._closing = False
         self._cores = 0
 
     @property
@@ -156,11 +157,9 @@ class WorkerHandle:
         self._send("unload", next(self._ids), adapter)
 
     def begin_close(self) -> None:
-        """Have it end its streams as cancelled and close; one that cannot, being stopped or hung,
-        is killed."""
-        activity = read_activity(self.process.pid or 0)
-        if self.stands_still or (activity and activity.stopped):
-            self.process.kill()
+        """Have it end its streams as cancelled and close; one that is stopped or hangs is killed
+        as soon as that is seen."""
+        self._closing = True
         self._outbox.put(None)
 
     def wait_until_closed(self, seconds: float) -> None:
@@ -204,8 +203,14 @@ class WorkerHandle:
         while not self._ended.wait(LOOK_SECONDS):
             if max(self._watch.look(), self._watch.loading_still_seconds) > limit:
                 self.stalled = True
-                self.process.kill()
-                return
+            elif not (self._closing and self._cannot_close()):
+                continue
+            self.process.kill()
+            return
+
+    def _cannot_close(self) -> bool:
+        activity = read_activity(self.process.pid or 0)
+        return self.stands_still or bool(activity and activity.stopped)
 
     def _receive_loop(self) -> None:
         try:

@@ -172,20 +172,46 @@ def m014_votes(db: "Database") -> None:
         from preference p where not exists (select 1 from preference later
             where later.number > p.number and later.person = p.person
             and later.better in (p.better, p.worse) and later.worse in (p.better, p.worse))""")
+    db.execute(f"create view vote_pair as {_vote_pairs()}")
     db.execute("""
         create view vote as
-        select v.*,
-            (select count(*) from speaker
-                where message_id in (v.better, v.worse) and house = 1) = 2
-            and exists (select 1 from vote_in_force alike
-                where alike.better = v.better and alike.worse = v.worse and not alike.tie
-                and (alike.known = 1 or alike.voice <> v.voice)) as trusted
-        from vote_in_force v""")
-    db.execute("""
-        create view waiting_feedback as
-        select f.id, f.message_id, f.kind, case
-            when f.kind = 'edit' then 1000 when f.kind = 'choice' then 5 when f.kind = 'comment'
-            then 1 when json_extract(f.value, '$.up') = 1 then 5 else 10 end as points
+        select v.*, coalesce(p.trusted, 0) as trusted
+        from vote_in_force v left join vote_pair p using (better, worse)""")
+    db.execute(f"create view waiting_feedback as {_waiting()}")
+    for change, row in (("insert", "new"), ("delete", "old")):
+        siblings = f"""select s.id from message m join message s
+            on s.id = m.id or s.parent_id = m.parent_id where m.id = {row}.message_id"""
+        db.execute(f"drop trigger feedback_{change}_queued")
+        db.execute(f"""
+            create trigger feedback_{change}_queued after {change} on feedback begin
+                delete from pending where message_id in ({siblings});
+                insert into pending select message_id, sum(points)
+                from ({_waiting(siblings)}) group by message_id;
+            end""")
+    rated = "select message_id from feedback where kind in ('choice', 'thumb')"
+    db.execute(f"delete from pending where message_id in ({rated})")
+    db.execute(f"""
+        insert into pending select message_id, sum(points)
+        from ({_waiting(rated)}) group by message_id""")
+
+
+def _vote_pairs(answers: str = "") -> str:
+    """Return the statement that sums up the votes between the same two answers: all, or those for
+    the answers that a statement selects, for SQLite would walk through all of a view for them."""
+    only = f"and better in ({answers})" if answers else ""
+    return f"""
+        select better, worse, count(*) as votes,
+            (select count(*) from speaker where message_id in (better, worse) and house = 1) = 2
+            and (max(known) = 1 or min(voice) <> max(voice)) as trusted
+        from vote_in_force where not tie {only} group by better, worse"""
+
+
+def _waiting(answers: str = "") -> str:
+    """Return the statement that selects what waits for a reviewer, as `_vote_pairs` does."""
+    only = f"and f.message_id in ({answers})" if answers else ""
+    return f"""
+        select f.id, f.message_id, f.kind, case f.kind
+            when 'edit' then 1000 when 'comment' then 1 else 10 end as points
         from feedback f left join review r
             on r.rowid = (select max(rowid) from review where message_id = f.message_id)
         where case
@@ -197,24 +223,9 @@ def m014_votes(db: "Database") -> None:
             when f.kind = 'thumb' and json_extract(f.value, '$.up') = 0 then f.rowid = (
                 select max(rowid) from feedback
                 where message_id = f.message_id and person = f.person and kind = 'thumb')
-            when f.kind in ('choice', 'thumb') then exists (
-                select 1 from vote v
-                where v.better = f.message_id and v.id = f.id and not v.tie and not v.trusted
-                and not exists (select 1 from speaker
-                    where message_id in (v.better, v.worse) and finish <> 'stop'))
-        end""")
-    for change, row in (("insert", "new"), ("delete", "old")):
-        siblings = f"""select s.id from message m join message s
-            on s.id = m.id or s.parent_id = m.parent_id where m.id = {row}.message_id"""
-        db.execute(f"drop trigger feedback_{change}_queued")
-        db.execute(f"""
-            create trigger feedback_{change}_queued after {change} on feedback begin
-                delete from pending where message_id in ({siblings});
-                insert into pending select message_id, sum(points) from waiting_feedback
-                where message_id in ({siblings}) group by message_id;
-            end""")
-    rated = "select message_id from feedback where kind in ('choice', 'thumb')"
-    db.execute(f"delete from pending where message_id in ({rated})")
-    db.execute(f"""
-        insert into pending select message_id, sum(points) from waiting_feedback
-        where message_id in ({rated}) group by message_id""")
+        end {only}
+        union all
+        select null, p.better, 'vote', 5 * p.votes from ({_vote_pairs(answers)}) p
+        where not p.trusted and not exists (select 1 from review where message_id = p.better)
+            and not exists (select 1 from speaker
+                where message_id in (p.better, p.worse) and finish <> 'stop')"""
