@@ -64,7 +64,7 @@ def replayed_inputs(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
 
 @pytest.mark.usefixtures("torch_only")
-@pytest.mark.parametrize("lookup", [0, 8])
+@pytest.mark.parametrize("lookup", [0, pytest.param(8, marks=pytest.mark.slow)])
 def test_captured_forwards_say_what_transformers_and_peft_say(
     any_oracle: Oracle, replayed_inputs: list[torch.Tensor], lookup: int
 ) -> None:

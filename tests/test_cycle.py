@@ -61,6 +61,7 @@ def test_a_dry_run_decides_nothing(taught: Service, home: Home) -> None:
     assert taught.store.rows("select * from split") == []
 
 
+@pytest.mark.slow
 def test_what_was_corrected_is_learnt_promoted_and_spoken(taught: Service, home: Home) -> None:
     before = taught.speaking
     stages: list[str] = []

@@ -32,9 +32,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "module", [pytest.param("training.train", marks=pytest.mark.slow), "evaluation.compare"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["training.train", "evaluation.compare"])
 def test_a_users_working_folder_does_not_hide_a_stage(
     folder: Path, tmp_path: Path, module: str
 ) -> None:

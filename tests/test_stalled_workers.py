@@ -48,7 +48,7 @@ def answers(engine: WorkersEngine) -> bool:
     return engine.submit(Request(PROMPTS[0], BASE, Sampling(max_tokens=2))).wait(20)
 
 
-@pytest.mark.parametrize("idle", [False, True])
+@pytest.mark.parametrize("idle", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_worker_that_stands_still_is_ended_with_a_reason_and_started_anew(
     stall_engine: WorkersEngine, idle: bool
 ) -> None:
@@ -90,6 +90,7 @@ def test_nobody_who_sends_a_request_waits_for_a_stopped_worker(stall_engine: Wor
     assert all(stream.wait(20) for stream in streams)
 
 
+@pytest.mark.slow
 def test_a_first_worker_that_hangs_while_it_loads_is_started_anew(tiny_base: Path) -> None:
     worker = WorkerHandle()
     with stopped(worker.process.pid or 0):
@@ -100,6 +101,7 @@ def test_a_first_worker_that_hangs_while_it_loads_is_started_anew(tiny_base: Pat
     engine.close()
 
 
+@pytest.mark.slow
 def test_a_worker_in_which_a_load_hangs_alone_is_started_anew(
     stall_engine: WorkersEngine, tmp_path: Path
 ) -> None:
@@ -129,6 +131,7 @@ def test_workers_that_are_stopped_delay_no_shutdown(
     assert [process.exitcode for process in processes] == [-signal.SIGKILL] * 2
 
 
+@pytest.mark.slow
 def test_loading_an_adapter_ends_with_the_worker_that_stands_still(
     stall_engine: WorkersEngine, adapter: Path
 ) -> None:

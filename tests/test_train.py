@@ -171,6 +171,7 @@ def test_fewer_replay_rows_than_asked_for_are_all_taken() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_same_snapshot_recipe_and_seed_give_the_same_adapter(
     adapter: Path, folder: Path, base_folder: str, snapshot: Snapshot
 ) -> None:
