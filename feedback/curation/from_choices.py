@@ -1,9 +1,9 @@
 """Turns people's preferences into pairs: choices between two answers, and a retry liked better.
 
-A person only says which of two answers is better. Where that is trusted, as the view ``vote``
-defines it (feedback/db/migrations/pending.py:m014_votes), it trains without a reviewer; else a reviewer
-has to approve the better one. No person weighs more than ``pairs_per_person`` pairs, and a
-reviewer's decision goes first.
+A person only says which of two answers is better. Where the view ``vote`` trusts that
+(feedback/db/migrations/pending.py:m014_votes), it trains without a reviewer; else a reviewer has to
+approve the better one. No person weighs more than ``pairs_per_person`` pairs, and a reviewer's
+decision goes first.
 """
 
 from collections import Counter, defaultdict
