@@ -223,6 +223,14 @@ def connect(remote_base: "RemoteBase", serve: "Serve") -> "Iterator[Connect]":
 
 
 @pytest.fixture(scope="session")
+def real_model() -> Path:
+    """Return the folder of SmolLM2-135M-Instruct; skip where it cannot be fetched."""
+    from tests.fixtures.real_model import find_real_model
+
+    return find_real_model()
+
+
+@pytest.fixture(scope="session")
 def chromium() -> "Iterator[Browser]":
     """Start a real browser; without one, skip its tests, or fail where one is required."""
     from playwright.sync_api import sync_playwright
