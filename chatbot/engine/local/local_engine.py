@@ -19,6 +19,7 @@ import torch
 
 from chatbot.engine.local.detokenizer import Detokenizer
 from chatbot.engine.local.multi_lora import PreparedAdapter
+from chatbot.engine.local.runners.select_runner import Truth
 from chatbot.engine.local.sampler import Sampler
 from chatbot.engine.local.scheduler import Scheduler
 from chatbot.engine.local.sequence import Sequence
@@ -76,7 +77,7 @@ class LocalEngine:
         self.scheduler = Scheduler(
             base, self.settings, self.max_length, self._finish, self._progress
         )
-        """For the worker thread; others only read its counts and call `lora.prepare`."""
+        """For the worker thread; others only read its counts and call `prepare_adapter`."""
         # Shared between threads and touched under the lock only.
         self._lock = threading.Condition()
         self._waiting = WaitingQueue()
@@ -109,8 +110,8 @@ class LocalEngine:
                     return
             with self._progress.loading():
                 adapter = verify_adapter(folder, self.base, adapter_id)
-                prepared = self.scheduler.lora.prepare(adapter.matrices, self._like)
-            self.call_between_steps(lambda: self._install(adapter_id, prepared))
+                prepared, truth = self.scheduler.prepare_adapter(adapter_id, adapter.matrices)
+            self.call_between_steps(lambda: self._install(adapter_id, prepared, truth))
 
     def unload(self, adapter_id: str) -> None:
         """Take no new requests for it; it leaves memory when its last stream has ended."""
@@ -275,8 +276,8 @@ class LocalEngine:
         with self._lock:
             return self._waiting.pop_next()
 
-    def _install(self, adapter: str, prepared: PreparedAdapter) -> None:
-        self.scheduler.install_adapter(adapter, prepared)
+    def _install(self, adapter: str, prepared: PreparedAdapter, truth: Truth | None) -> None:
+        self.scheduler.install_adapter(adapter, prepared, truth)
         with self._lock:
             self._adapters[adapter] = True
 

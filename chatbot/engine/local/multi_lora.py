@@ -5,6 +5,7 @@ restores it. Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Mod
 """
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -152,6 +153,12 @@ class LoraLinear(LoraLayer):
         self.original_forward: Callable[[torch.Tensor], torch.Tensor] = module.forward
         self.base_forward = self.original_forward
         """What the adapters are added to; a fused product may take its place."""
+        self.base_weight: Callable[[], torch.Tensor] = self.original_weight
+        """Returns the module's weight [out, in], wherever it is held now."""
+
+    def original_weight(self) -> torch.Tensor:
+        """Return the weight that the module itself holds."""
+        return cast(torch.Tensor, self.module.weight).detach()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return [rows, tokens, out] for x [rows, tokens, in]."""

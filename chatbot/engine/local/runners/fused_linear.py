@@ -46,6 +46,7 @@ class SharedWeights:
         for linear, start, end in self._output_slices():
             linear.module.weight.data = weight.new_empty(0)
             linear.base_forward = self._slice_forward(start, end)
+            linear.base_weight = self._slice_weight(start, end)
 
     def restore_weights(self) -> None:
         """Give every linear a weight of its own again, one that can be trained."""
@@ -54,6 +55,7 @@ class SharedWeights:
             for linear, start, end in self._output_slices():
                 linear.module.weight.data = weight[start:end].clone()
                 linear.base_forward = linear.original_forward
+                linear.base_weight = linear.original_weight
 
     def _output_slices(self) -> Iterator[tuple[LoraLinear, int, int]]:
         """Yield each linear, and where its outputs begin and end in the product's."""
@@ -64,6 +66,9 @@ class SharedWeights:
 
     def _slice_forward(self, start: int, end: int) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda x: self.product(x)[..., start:end].contiguous()
+
+    def _slice_weight(self, start: int, end: int) -> Callable[[], torch.Tensor]:
+        return lambda: self.product.dense()[start:end]
 
 
 class FusedLinear(FusedLora):

@@ -1,89 +1,153 @@
-"""Selects the runner that may serve: only one that computes what transformers' own forward does.
+"""Selects the runner that may serve: only one whose answers lie as near to the truth as those of
+transformers' own forward.
 
-Both read a prompt and the adapter's own answer to it, over caches of their own, so that running
-streams do not notice. Eight bits may differ by more than rounding; where they differ by too much,
-the exact weights serve.
+The truth is what the model answers to a text in float32. A runner reads that text with the adapter
+and, beside it, without, over a cache of its own. Its logits may lie a little further from the truth
+than those of transformers in the model's type, for all rounding is alike; in eight bits they may
+give away a number of nats. Where they do not, the next slower runner serves.
 """
 
 import logging
+from dataclasses import dataclass
 
 import torch
 
 from chatbot.engine.local.runners import llama_cpu
 from chatbot.engine.local.runners.fused_linear import LLAMA_FAMILY
+from chatbot.engine.local.runners.layerwise import layerwise_logits
 from chatbot.engine.local.runners.llama_cpu import LlamaCpuRunner, LlamaInt8Runner
 from chatbot.engine.local.runners.llama_torch import LlamaTorchRunner
 from chatbot.engine.local.runners.runner import Chunk, ModelRunner
 from chatbot.engine.local.runners.transformers_runner import TransformersRunner
+from chatbot.model.adapter import LoraMatrices
 
 log = logging.getLogger(__name__)
 
-ANSWER_TOKENS = 12
-"""Tokens of its own answer that an adapter is compared on."""
-TOLERANCE = {torch.float32: 1e-3}
-"""How far the logits may differ, relative to their norm; other types round more coarsely."""
-COARSE_TOLERANCE = 0.05
-INT8_TOLERANCE = 0.1
+FLOAT32_TOLERANCE = 1e-3
+"""How far from the truth, relative to its norm, the logits of a float32 model may lie."""
+ROUNDING_MARGIN = 1.2
+"""How many times further from it than transformers' own those of other types may lie."""
+SAME_FORWARD = 0.05
+"""How far, relative to their norm, the logits of two orders of the same sums in bfloat16 may lie
+apart."""
+MAX_INT8_KL = 0.01
+"""How many nats a token the answers in eight bits may lie from the truth."""
 LOGGED_NAMES = {"llama_cpu": "native", "llama_torch": "fast"}
 """Names of the runners in the log, which alerts may search for."""
 
 
-def select_runner(reference: TransformersRunner, prompt: list[int], int8: bool) -> ModelRunner:
+@dataclass(frozen=True)
+class Truth:
+    """Holds what the model answers to a text in float32, with an adapter or (None) without."""
+
+    adapter: str | None
+    ids: list[int]
+    logits: torch.Tensor
+    """[tokens, vocab], after each of `ids`."""
+    allowed_distance: float
+    """See `distance`."""
+
+
+def measure_truth(
+    reference: TransformersRunner,
+    ids: list[int],
+    adapter: str | None = None,
+    lora: LoraMatrices | None = None,
+) -> Truth | None:
+    """Compute the truth of an adapter on any thread, beside running streams; that of the base
+    before there are any, None if no other runner may serve it."""
+    if reference.model.config.model_type not in LLAMA_FAMILY:
+        return None
+    truth = layerwise_logits(reference, ids, lora, torch.float32)
+    rounded, allowed = truth, FLOAT32_TOLERANCE
+    if reference.dtype != torch.float32:
+        rounded = layerwise_logits(reference, ids, lora, reference.dtype)
+        allowed = ROUNDING_MARGIN * distance(rounded, truth)
+    measured = Truth(adapter, ids, truth, allowed)
+    if adapter is None and not _is_whole(reference, measured, rounded):
+        return None
+    return measured
+
+
+def _is_whole(reference: TransformersRunner, truth: Truth, rounded: torch.Tensor) -> bool:
+    """Tell whether the layers are all that computes the base: some models have hooks."""
+    logits, _ = probe_logits(reference, truth)
+    far = distance(logits, rounded)
+    if far <= SAME_FORWARD or not rounded.isfinite().all():
+        return True
+    text = (
+        f"The fast path is off: this model computes more than its layers do, whose logits lie "
+        f"{far:.4f} from its own. Answers are right but slower; please report this model."
+    )
+    _note(reference, logging.WARNING, text)
+    return False
+
+
+def select_runner(reference: TransformersRunner, truth: Truth | None, int8: bool) -> ModelRunner:
     """Return the runner for the base: in eight bits if that is wanted and near enough, else
     exact."""
     reason = llama_cpu.unsupported_reason(reference)
     if int8 and reason is None:
-        return checked_runner(LlamaInt8Runner(reference), prompt, None)
+        return checked_runner(LlamaInt8Runner(reference), truth, truth)
     if int8:
         text = f"int8 is off: {reason} Answers come from the exact weights, more slowly."
         _note(reference, logging.WARNING, text)
-    return select_exact(reference, prompt, None)
+    return select_exact(reference, truth, truth)
 
 
 def select_exact(
-    reference: TransformersRunner, prompt: list[int], adapter: str | None
+    reference: TransformersRunner, truth: Truth | None, base_truth: Truth | None
 ) -> ModelRunner:
-    """Return the fastest runner that fits the model and agrees with transformers."""
-    if reference.model.config.model_type not in LLAMA_FAMILY:
+    """Return the fastest runner that fits the model and is near enough to the truth."""
+    if truth is None:
         return reference
     if (reason := llama_cpu.unsupported_reason(reference)) is None:
-        return checked_runner(LlamaCpuRunner(reference), prompt, adapter)
+        return checked_runner(LlamaCpuRunner(reference), truth, base_truth)
     if reference.cpu:
         _note(reference, logging.INFO, f"Steps are computed by torch, more slowly: {reason}")
-    return checked_runner(LlamaTorchRunner(reference), prompt, adapter)
+    return checked_runner(LlamaTorchRunner(reference), truth, base_truth)
 
 
-def checked_runner(runner: ModelRunner, prompt: list[int], adapter: str | None) -> ModelRunner:
-    """Return the runner if its logits with this adapter are near enough to transformers', else the
-    next slower one that agrees; between two forwards only."""
+def checked_runner(
+    runner: ModelRunner, truth: Truth | None, base_truth: Truth | None
+) -> ModelRunner:
+    """Return the runner if it is near enough to the truth of an adapter, or of the base, else the
+    next slower one that is; between two forwards only."""
     reference = runner.reference()
-    if runner is reference:
+    if runner is reference or truth is None or base_truth is None:
         return runner
     assert isinstance(reference, TransformersRunner)  # which every runner is made from
-    ids = [*prompt, *greedy_answer(runner, prompt, adapter)]
-    expected = probe_logits(reference, ids, adapter)
-    error = float((probe_logits(runner, ids, adapter) - expected).norm() / expected.norm())
-    int8 = runner.name == "int8"
-    allowed = INT8_TOLERANCE if int8 else TOLERANCE.get(reference.dtype, COARSE_TOLERANCE)
-    # Where transformers itself computes no numbers there is nothing to compare with.
-    if error <= allowed or not expected.isfinite().all():
+    what = truth.adapter or "the base"
+    pairs = list(zip(probe_logits(runner, truth), (truth, base_truth), strict=True))
+    # Where the model itself computes no numbers there is nothing to compare with.
+    if not all(each.logits.isfinite().all() for _, each in pairs):
         return runner
-    runner.restore_weights()
-    what = adapter or "the base"
-    if int8:
+    if runner.name == "int8":
+        nats = max(divergence(logits, each.logits) for logits, each in pairs)
+        if nats <= MAX_INT8_KL:
+            return runner
         text = (
-            f"int8 is off: with {what} its logits lie {error:.3f} from the exact ones, and "
-            f"{allowed:.3f} is allowed. Answers come from the exact weights, more slowly."
+            f"int8 is off: with {what} its answers lie {nats:.4f} nats a token from those in "
+            f"float32, and {MAX_INT8_KL:.4f} is allowed. Answers come from the exact weights, more "
+            "slowly."
         )
         _note(reference, logging.WARNING, text)
-        return select_exact(reference, prompt, adapter)
+        runner.restore_weights()
+        return select_exact(reference, truth, base_truth)
+    distances = [distance(logits, each.logits) for logits, each in pairs]
+    allowed = [each.allowed_distance for _, each in pairs]
+    if all(far <= limit for far, limit in zip(distances, allowed, strict=True)):
+        return runner
+    far, limit = max(zip(distances, allowed, strict=True), key=lambda pair: pair[0] / pair[1])
     text = (
-        f"The {LOGGED_NAMES[runner.name]} path is off: with {what} its logits lie {error:.3f} "
-        "from those of transformers. Answers are right but slower; please report this model."
+        f"The {LOGGED_NAMES[runner.name]} path is off: with {what} its logits lie {far:.4f} from "
+        f"those in float32, and {limit:.4f} is allowed. Answers are right but slower; please "
+        "report this model."
     )
     _note(reference, logging.WARNING, text)
+    runner.restore_weights()
     if runner.name == "llama_cpu":
-        return checked_runner(LlamaTorchRunner(reference), prompt, adapter)
+        return checked_runner(LlamaTorchRunner(reference), truth, base_truth)
     return reference
 
 
@@ -93,27 +157,37 @@ def _note(reference: TransformersRunner, level: int, text: str) -> None:
     reference.notes.append(text)
 
 
-@torch.inference_mode()
-def greedy_answer(runner: ModelRunner, prompt: list[int], adapter: str | None) -> list[int]:
-    """Return the next ANSWER_TOKENS tokens after the prompt, decoded greedily and past any end."""
-    runner = runner.with_own_cache(1, len(prompt) + ANSWER_TOKENS)
-    ids = [int(runner.forward([Chunk(0, prompt, 0, adapter)]).argmax())]
-    while len(ids) < ANSWER_TOKENS:
-        position = len(prompt) + len(ids) - 1
-        ids.append(int(runner.forward([Chunk(0, ids[-1:], position, adapter)]).argmax()))
-    return ids
+def distance(logits: torch.Tensor, truth: torch.Tensor) -> float:
+    """Return how far logits lie from the true ones, relative to the norm of these."""
+    return float((logits.float() - truth).norm() / truth.norm())
+
+
+def divergence(logits: torch.Tensor, truth: torch.Tensor) -> float:
+    """Return the mean Kullback-Leibler divergence of the true next tokens from these, in nats."""
+    wanted, got = truth.log_softmax(-1), logits.float().log_softmax(-1)
+    return float((wanted.exp() * (wanted - got)).sum(-1).mean())
 
 
 @torch.inference_mode()
-def probe_logits(runner: ModelRunner, ids: list[int], adapter: str | None) -> torch.Tensor:
-    """Return logits [6, vocab] of three forwards over a row of the adapter's and a row of the
-    base's: chunks of both, then a chunk of one beside a token of the other, and the other way
-    round. Together they use prefill, decoding and a mixture of adapters."""
-    runner = runner.with_own_cache(2, len(ids))
-    half, last = len(ids) // 2, len(ids) - 1
-    forwards = [
-        [Chunk(0, ids[:half], 0, adapter), Chunk(1, ids[:half], 0, None)],
-        [Chunk(0, ids[half:last], half, adapter), Chunk(1, ids[half : half + 1], half, None)],
-        [Chunk(0, ids[last:], last, adapter), Chunk(1, ids[half + 1 : last], half + 1, None)],
-    ]
-    return torch.cat([runner.forward(chunks).clone() for chunks in forwards]).float()
+def probe_logits(runner: ModelRunner, truth: Truth) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits [tokens, vocab] of the truth's text with its adapter, and beside it without:
+    chunks of both, then a chunk of one beside a token of the other, and the other way round.
+    Together they use prefill, decoding and a mixture of adapters."""
+    runner = runner.with_own_cache(2, len(truth.ids))
+    end = len(truth.ids)
+    half, last = end // 2, end - 1
+    rows: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    for ends in ((half, half), (last, half + 1), (end, end)):
+        starts = [sum(map(len, row)) for row in rows]
+        chunks = [
+            Chunk(row, truth.ids[start:stop], start, adapter, num_logits=stop - start)
+            for row, (start, stop, adapter) in enumerate(
+                zip(starts, ends, (truth.adapter, None), strict=True)
+            )
+        ]
+        logits = runner.forward(chunks).clone()
+        first = len(chunks[0].ids)
+        for row, part in zip(rows, (logits[:first], logits[first:]), strict=True):
+            row.append(part)
+    with_adapter, without = (torch.cat(row) for row in rows)
+    return with_adapter, without
