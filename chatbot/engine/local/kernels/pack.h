@@ -62,7 +62,38 @@ static inline __attribute__((always_inline)) __m512 exp2_fit(const int packing, 
     return _mm512_scalef_ps(y, n);
 }
 
-/* `size` floats -> signed bytes of one scale, the largest magnitude becoming 127.
+/* One stage of `rotate` within a vector: each lane becomes the sum with the lane `distance` away, or,
+ * in the `upper` one of the two, the difference. */
+static inline __m512 butterfly(__m512 x, int distance, __mmask16 upper) {
+    __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512 other = _mm512_permutexvar_ps(_mm512_xor_epi32(lanes, _mm512_set1_epi32(distance)), x);
+    return _mm512_mask_sub_ps(_mm512_add_ps(x, other), upper, other, x);
+}
+
+/* Rotate `size` floats, block by block, by a Hadamard matrix of ones and minus ones. An outlier,
+ * which would leave a scale's other values few of the 255 steps, is spread over its block. */
+static inline void rotate(float *to, const float *from, int64_t size) {
+    int64_t block = min_of(size & -size, MAX_ROTATION);
+    for (int64_t i = 0; i < size; i += LANES) {
+        __mmask16 lanes = first_lanes(size - i);
+        __m512 x = _mm512_maskz_loadu_ps(lanes, from + i);
+        if (block > 1) x = butterfly(x, 1, 0xaaaa);
+        if (block > 2) x = butterfly(x, 2, 0xcccc);
+        if (block > 4) x = butterfly(x, 4, 0xf0f0);
+        if (block > 8) x = butterfly(x, 8, 0xff00);
+        _mm512_mask_storeu_ps(to + i, lanes, x);
+    }
+    for (int64_t half = LANES; half < block; half *= 2)
+        for (int64_t i = 0; i < size; i += LANES)
+            if (!(i & half)) {
+                __m512 a = _mm512_loadu_ps(to + i), b = _mm512_loadu_ps(to + i + half);
+                _mm512_storeu_ps(to + i, _mm512_add_ps(a, b));
+                _mm512_storeu_ps(to + i + half, _mm512_sub_ps(a, b));
+            }
+}
+
+/* `size` floats -> signed bytes of one scale, the largest magnitude becoming 127; they are rotated,
+ * as the weights are.
  *
  * vpdpbusd multiplies unsigned bytes with signed ones, so weights are stored with 128 added. What
  * that adds to every sum of products, 128 times the sum of the inputs, depends on the input alone:
@@ -70,9 +101,11 @@ static inline __attribute__((always_inline)) __m512 exp2_fit(const int packing, 
  * makes the scale NaN, which spreads to the outputs instead of becoming a number. */
 static void quantize(int32_t *to, const float *from, int64_t size, float *scale,
                      int32_t *sum_offset) {
+    float rotated[MAX_SCALE_GROUP];
+    rotate(rotated, from, size);
     __m512 magnitude = _mm512_setzero_ps(), not_finite = magnitude;
     for (int64_t i = 0; i < size; i += LANES) {
-        __m512 x = _mm512_maskz_loadu_ps(first_lanes(size - i), from + i);
+        __m512 x = _mm512_maskz_loadu_ps(first_lanes(size - i), rotated + i);
         magnitude = _mm512_max_ps(magnitude, _mm512_abs_ps(x));
         not_finite = _mm512_fmadd_ps(x, _mm512_setzero_ps(), not_finite); /* x * 0: NaN then */
     }
@@ -81,7 +114,7 @@ static void quantize(int32_t *to, const float *from, int64_t size, float *scale,
     __m512i sum = _mm512_setzero_si512();
     for (int64_t i = 0; i < size; i += LANES) {
         __mmask16 lanes = first_lanes(size - i);
-        __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, from + i), inverse);
+        __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, rotated + i), inverse);
         __m512i bytes = _mm512_cvtps_epi32(x);
         sum = _mm512_add_epi32(sum, bytes);
         _mm512_mask_cvtepi32_storeu_epi8((int8_t *)to + i, lanes, bytes);

@@ -1,5 +1,6 @@
 """Lays weights out in panels, as the kernels read them (see `structs.h`)."""
 
+import math
 import mmap
 from contextlib import suppress
 from ctypes import byref
@@ -13,6 +14,9 @@ from chatbot.engine.local.kernels.structs import BF16, F32, I8, MatrixStruct
 PACKINGS = {torch.float32: F32, torch.bfloat16: BF16}
 LANES, PANEL_PAIR = 16, 32
 """Outputs of a panel, and of two of them side by side."""
+MAX_SCALE_GROUP, MAX_ROTATION = 192, 64
+"""Inputs, at most, that share a scale in eight bits, and that are rotated together (see
+`structs.h`)."""
 MAX_INT8 = 127
 """The largest whole number that a weight in eight bits is rounded to, up or down."""
 ARENA_CHUNK, ALIGNMENT = 64 << 20, 64
@@ -49,15 +53,17 @@ class PanelLinear:
         arena: HugePageArena | None = None,
         group: int | None = None,
     ) -> None:
-        """Pack a weight [outputs, inputs]. With a `group` it is quantized to bytes with a scale for
-        each output, and so is x, with a scale for each group of so many inputs."""
+        """Pack a weight [outputs, inputs]. With a `group` it is rotated and quantized to bytes with
+        a scale for each output, and so is x, with a scale for each group of so many inputs."""
         self._shape = weight.shape
         outputs, inputs = weight.shape
         packing = I8 if group else PACKINGS[weight.dtype]
         self._bias = None if bias is None else bias.float().contiguous()
         self._scale: torch.Tensor | None = None
         if group:
-            weight, self._scale = quantize_int8(weight)
+            weight, self._scale = quantize_int8(
+                rotate(weight.float(), math.gcd(group, MAX_ROTATION))
+            )
         padded = weight.new_zeros(-(-outputs // PANEL_PAIR) * PANEL_PAIR, inputs)
         padded[:outputs] = weight
         # [pairs, 2, 16, dwords, packing] -> [pairs, dwords, 2, 16, packing]
@@ -101,12 +107,25 @@ class PanelLinear:
         return panels.reshape(-1, inputs)[:outputs]
 
 
+def rotate(weight: torch.Tensor, block: int) -> torch.Tensor:
+    """Rotate each `block`, a power of two, of a weight's inputs back by the Hadamard matrix that
+    the kernels rotate x by, so that their product stays.
+
+    An outlier of x leaves the other inputs of its scale few steps; rotated, it is spread over its
+    block. Source: Ashkboos et al., "QuaRot: Outlier-Free 4-Bit Inference", 2024.
+    """
+    hadamard = torch.ones(1, 1)
+    while len(hadamard) < block:
+        above = torch.cat([hadamard, hadamard], dim=1)
+        hadamard = torch.cat([above, torch.cat([hadamard, -hadamard], dim=1)])
+    return (weight.view(-1, block) @ hadamard / block).view_as(weight)
+
+
 def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round a weight [outputs, inputs] to whole numbers of a scale [outputs]; return the numbers
-    with 128 added, as unsigned bytes, which vpdpbusd wants, and the scales."""
-    full = weight.float()
-    scale = (full.abs().amax(1) / MAX_INT8).clamp_min(torch.finfo(torch.float32).tiny)
-    return ((full / scale[:, None]).round() + 128).to(torch.uint8), scale
+    """Round a weight [outputs, inputs] in float32 to whole numbers of a scale [outputs]; return
+    the numbers with 128 added, as unsigned bytes, which vpdpbusd wants, and the scales."""
+    scale = (weight.abs().amax(1) / MAX_INT8).clamp_min(torch.finfo(torch.float32).tiny)
+    return ((weight / scale[:, None]).round() + 128).to(torch.uint8), scale
 
 
 def data_pointer(tensor: torch.Tensor | None) -> int | None:

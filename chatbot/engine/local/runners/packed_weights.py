@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from chatbot.engine.local.kernels.panels import (
+    MAX_SCALE_GROUP,
     PACKINGS,
     HugePageArena,
     PanelLinear,
@@ -26,9 +27,6 @@ from chatbot.engine.local.runners.fused_linear import (
     fused_linear_names,
 )
 from chatbot.engine.local.runners.transformers_runner import TransformersRunner
-
-MAX_SCALE_GROUP = 192
-"""Inputs, at most, that share a scale in eight bits: larger groups are faster, and coarser."""
 
 
 class PackedWeights:
@@ -164,7 +162,8 @@ def head_counts(attention: Any) -> tuple[int, int, int]:
 
 
 def _scale_group(model: Any) -> int:
-    """Return how many inputs share a scale: the most that divide the inputs of every product."""
+    """Return how many inputs share a scale: the most that divide the inputs of every product, for
+    large groups are faster."""
     config = model.config
     inputs = math.gcd(config.hidden_size, config.intermediate_size)
     inputs = math.gcd(inputs, model.model.layers[0].self_attn.o_proj.in_features)
