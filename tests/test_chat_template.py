@@ -1,10 +1,12 @@
 """The chat template and its end tokens, and law 9: text is never control."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 
 import pytest
+import trl
 from transformers import PreTrainedTokenizerBase
 
 from chatbot.model.base import Base, end_token_ids, load_base, load_tokenizer
@@ -135,3 +137,53 @@ def test_the_fallback_marks_what_the_assistant_said(tmp_path: Path) -> None:
 
 def test_the_templates_end_of_turn_ends_an_answer(base: Base) -> None:
     assert base.tokenizer.convert_tokens_to_ids("<|im_end|>") in end_token_ids(base)
+
+
+# -- Templates of others
+
+TRL = Path(trl.__file__).parent / "chat_templates"
+
+
+WithTemplate = Callable[[Path], PreTrainedTokenizerBase]
+
+
+@pytest.fixture
+def speaks(base: Base, monkeypatch: pytest.MonkeyPatch) -> WithTemplate:
+    """Return a function that gives the tokenizer another template."""
+
+    def with_template(file: Path) -> PreTrainedTokenizerBase:
+        monkeypatch.setattr(base.tokenizer, "chat_template", file.read_text(encoding="utf-8"))
+        return base.tokenizer
+
+    return with_template
+
+
+def dialogue() -> list[dict[str, str]]:
+    roles = ("system", "user", "assistant", "user")
+    texts = ("Be brief.", "When do you open?", "At nine.", "And on Sundays?")
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+
+
+@pytest.mark.parametrize("name", ["gemma", "gemma3", "llama3_2", "qwen3", "phi3"])
+def test_a_system_prompt_is_in_the_prompt_once_before_the_question(
+    speaks: WithTemplate, name: str
+) -> None:
+    prompt = render(speaks(TRL / f"{name}.jinja"), dialogue())
+    places = [prompt.index(message["content"]) for message in dialogue()]
+    assert places == sorted(places) and prompt.count("Be brief.") == 1
+
+
+def test_templates_of_others_take_a_system_prompt_too(
+    speaks: WithTemplate,
+) -> None:
+    for file in sorted(public_data.data_folder("chat_templates").glob("*.jinja")):
+        prompt = render(speaks(file), dialogue())
+        places = [prompt.index(message["content"]) for message in dialogue()]
+        assert places == sorted(places), file.name
+
+
+@pytest.mark.parametrize("name", ["llama3_2", "gptoss"])
+def test_the_prompt_is_the_same_tomorrow(speaks: WithTemplate, name: str) -> None:
+    tokenizer = speaks(TRL / f"{name}.jinja")
+    prompt = render(tokenizer, dialogue())
+    assert "2024" in prompt and str(date.today().year) not in prompt
