@@ -24,8 +24,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from chatbot.model.base_name import STARTER_FOLDER, canonical_name, find_folder
-from chatbot.model.chat_template import FALLBACK_TEMPLATE, render
-from chatbot.model.escape import control_tokens
+from chatbot.model.chat_template import FALLBACK_TEMPLATE, encode_answer
 from chatbot.model.fingerprint import fingerprint_tensors, hash_folder, weights_fingerprint
 from chatbot.model.meta import load_meta_model, stored_parameters
 from feedback.errors import TalkbackError, describe_os_error, first_line, name_file
@@ -263,7 +262,8 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.chat_template:
-        tokenizer.chat_template = FALLBACK_TEMPLATE
+        begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+        tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + FALLBACK_TEMPLATE
     return tokenizer
 
 
@@ -276,10 +276,5 @@ def end_token_ids(base: Base) -> frozenset[int]:
     config = base.model.generation_config
     configured = config.eos_token_id if config is not None else None
     found = {configured} if isinstance(configured, int) else set(configured or ())
-    question = [{"role": "user", "content": "x"}]
-    # What the template writes after an answer; its first control token ends the turn.
-    tail = render(tokenizer, question, answer="x").removeprefix(render(tokenizer, question) + "x")
-    control = set(control_tokens(tokenizer).values())
-    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
-    found.update([id for id in ids if id in control][:1])
-    return frozenset(found | {tokenizer.eos_token_id})
+    answer = encode_answer(tokenizer, [{"role": "user", "content": "x"}], "x")[1]
+    return frozenset(found | {tokenizer.eos_token_id, answer[-1]})

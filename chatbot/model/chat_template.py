@@ -3,19 +3,25 @@
 Training imports this very module, so what is trained is what is served.
 """
 
-from collections.abc import Mapping, Sequence
-from datetime import date
+import re
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import cast
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from chatbot.model.escape import ChatTemplateError, escape_control_tokens
-from feedback.errors import first_line
+from chatbot.model.escape import ChatTemplateError, control_ids, escape_control_tokens
+from chatbot.model.jinja_template import (
+    ANSWER,
+    QUESTION,
+    SYSTEM,
+    HiddenTexts,
+    Messages,
+    apply_template,
+    chat_template,
+)
+from chatbot.model.thought_format import find_thought_format
 
-Messages = Sequence[Mapping[str, str]]
-"""Messages in order, each with ``role`` and ``content``."""
+__all__ = ["FALLBACK_TEMPLATE", "Messages", "encode", "encode_answer", "render"]
 
 FALLBACK_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].capitalize() + ':\n' }}"
@@ -26,105 +32,139 @@ FALLBACK_TEMPLATE = (
 )
 """The chat template of bases without one: a turn ends in the end token, which no text can forge."""
 
+_TAG = re.compile(r"<[^<>\s]{1,40}>|\[/?\w+\]|◁[^◁▷\s]{1,40}▷")
 ROLES = frozenset({"system", "user", "assistant"})
-TEMPLATE_DATE = date(2024, 7, 26)
-"""Today, for templates that write the date (Llama 3.2's own default): the prompt that an adapter
-was trained on is also tomorrow's."""
-_PINNED_CLOCK = (
-    "{% macro strftime_now(format) %}{{ format"
-    + "".join(f" | replace('%{d}', '{TEMPLATE_DATE.strftime(f'%{d}')}')" for d in "YymBbdAajHMS")
-    + " }}{% endmacro %}{{ '' }}"
-)
-"""What goes before such a template, in which transformers defines the real `strftime_now`."""
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, *, answer: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    *,
+    answer: str | None = None,
+    thinking: bool = False,
+    thought: str | None = None,
 ) -> str:
     """Return the prompt as the model sees it, generation prompt included, control tokens escaped.
 
-    With `answer`: the prompt followed by that answer and the template's end of turn. Raises
-    ChatTemplateError.
+    Without `thinking` the answer comes next; with it, a base that thinks begins with a thought.
+    A `thought` stands before the answer. With `answer`: the prompt followed by that answer and the
+    template's end of turn. Raises ChatTemplateError.
     """
-    escaped = _fold_system([_escaped(message, tokenizer) for message in messages], tokenizer)
-    prompt = _apply_template(tokenizer, escaped, prompt=True)
-    if answer is None:
-        return prompt
-    content = escape_control_tokens(answer, tokenizer)
-    whole = _apply_template(
-        tokenizer, [*escaped, {"role": "assistant", "content": content}], prompt=False
-    )
-    # Some templates write a finished answer differently from the start of one to generate.
-    return whole if whole.startswith(prompt) else prompt + content + str(tokenizer.eos_token)
+    texts = HiddenTexts()
+    hidden = [_hide(message, texts, tokenizer) for message in messages]
+    format = find_thought_format(tokenizer)
+    if thought is not None and format is not None:
+        prompt = apply_template(tokenizer, hidden, prompt=True, thinking=True)
+        prompt += "" if format.prefilled else format.opening
+        prompt += texts.hide(_escape(thought.strip(), tokenizer)) + format.closing
+    else:
+        prompt = apply_template(tokenizer, hidden, prompt=True, thinking=thinking)
+        prompt += "" if thinking else _lead_to_answer(tokenizer, chat_template(tokenizer))
+    if answer is not None:
+        prompt += _write_answer(tokenizer, hidden, prompt, texts, _escape(answer, tokenizer))
+    return texts.reveal(prompt)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
-    """Return the token ids of `render(tokenizer, messages)`."""
-    text = render(tokenizer, messages)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def encode(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, *, thinking: bool = False
+) -> list[int]:
+    """Return the token ids of `render(tokenizer, messages, thinking=thinking)`."""
+    return _tokenize(tokenizer, render(tokenizer, messages, thinking=thinking))
 
 
 def encode_answer(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, answer: str
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    answer: str,
+    *,
+    thought: str | None = None,
 ) -> tuple[list[int], list[int]]:
     """Return the prompt's token ids, and those a model must generate after it.
 
-    The latter are the answer and its end token. The two parts are encoded separately, as they come
-    about when the answer is generated: a tokenizer might merge characters across their border.
+    The prompt is that of serving without thinking, or with it and a `thought` of the base's. What
+    comes after it is the answer and its end token. The two parts are encoded separately, as they
+    come about when the answer is generated: a tokenizer might merge characters across their border.
     """
-    prompt = render(tokenizer, messages)
-    answer_text = render(tokenizer, messages, answer=answer)[len(prompt) :]
-    # What a template writes between the end token and the next turn is never generated.
-    ids = tokenizer(answer_text.rstrip(), add_special_tokens=False)["input_ids"]
-    return encode(tokenizer, messages), list(ids)
+    prompt = render(tokenizer, messages, thought=thought)
+    whole = render(tokenizer, messages, answer=answer, thought=thought)
+    ids = _tokenize(tokenizer, whole[len(prompt) :])
+    # What a template writes after the end token is never generated.
+    end = next(i for i, id in enumerate(ids) if id in control_ids(tokenizer))
+    return _tokenize(tokenizer, prompt), ids[: end + 1]
 
 
-def _escaped(message: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _hide(
+    message: Mapping[str, str], texts: HiddenTexts, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, str]:
     if message["role"] not in ROLES:
         raise ChatTemplateError(f"Unknown role {message['role']!r}. Use system, user or assistant.")
-    return {
-        "role": message["role"],
-        "content": escape_control_tokens(message["content"], tokenizer),
+    hidden = {
+        key: texts.hide(_escape(message[key], tokenizer))
+        for key in ("content", "thought")
+        if key in message
     }
+    return {"role": message["role"], **hidden}
 
 
-def _fold_system(
-    messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase
-) -> list[dict[str, str]]:
-    """Put a system message before the first question's text where the template has no place for
-    one: Gemma's and early Mistral's refuse it."""
-    roles = [message["role"] for message in messages[:2]]
-    if roles != ["system", "user"] or _takes_system(tokenizer, str(tokenizer.chat_template)):
-        return messages
-    system, question, *later = messages
-    return [{**question, "content": f"{system['content']}\n\n{question['content']}"}, *later]
+def _escape(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    return escape_control_tokens(text, tokenizer, _tags(tokenizer, chat_template(tokenizer)))
 
 
 @lru_cache(maxsize=4)
-def _takes_system(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
-    """Tell whether the tokenizer's template, which is `template`, writes a system message."""
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
-    try:
-        return "Be brief." in _apply_template(tokenizer, messages, prompt=True)
-    except ChatTemplateError:
-        return False
+def _tags(tokenizer: PreTrainedTokenizerBase, template: str) -> frozenset[str]:
+    """Return the tags, such as ``[INST]``, that the template and the base write around texts.
+
+    Where the tokenizer has no token for one, text could pass for it.
+    """
+    question = {"role": "user", "content": QUESTION}
+    answer = {"role": "assistant", "content": ANSWER}
+    talk: Messages = [{"role": "system", "content": SYSTEM}, question, answer]
+    written = apply_template(tokenizer, talk, prompt=False, thinking=False)
+    for on in (False, True):
+        written += apply_template(tokenizer, [*talk, question], prompt=True, thinking=on)
+    format = find_thought_format(tokenizer)
+    return frozenset(
+        _TAG.findall(f"{written}{format.opening}{format.closing}" if format else written)
+    )
 
 
-def _apply_template(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, prompt: bool
+@lru_cache(maxsize=4)
+def _lead_to_answer(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """Return what goes after the generation prompt without thinking, so that the answer is next.
+
+    It is what the template, which is `template`, itself writes before a finished answer (the head
+    of gpt-oss's final channel); nothing where it has a switch; else an empty thought.
+    """
+    question = [{"role": "user", "content": QUESTION}]
+    prompt = apply_template(tokenizer, question, prompt=True, thinking=False)
+    finished = [*question, {"role": "assistant", "content": ANSWER}]
+    before = apply_template(tokenizer, finished, prompt=False, thinking=False).partition(ANSWER)[0]
+    if before.startswith(prompt) and before[len(prompt) :].strip():
+        return before[len(prompt) :]
+    format = find_thought_format(tokenizer)
+    if format is None or prompt != apply_template(tokenizer, question, prompt=True, thinking=True):
+        return ""
+    return ("" if format.prefilled else format.opening) + format.closing
+
+
+def _write_answer(
+    tokenizer: PreTrainedTokenizerBase,
+    hidden: Messages,
+    prompt: str,
+    texts: HiddenTexts,
+    answer: str,
 ) -> str:
-    template = tokenizer.chat_template
-    if isinstance(template, str) and "strftime_now" in template:
-        template = _PINNED_CLOCK + template
-    absent = [name for name in ("bos_token", "eos_token") if getattr(tokenizer, name) is None]
-    try:
-        text = tokenizer.apply_chat_template(
-            messages,
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=prompt,
-            **dict.fromkeys(absent, ""),
-        )
-    except TemplateError as e:
-        raise ChatTemplateError(f"The model's chat template refuses this: {first_line(e)}") from e
-    return cast(str, text)
+    """Return the answer as the template writes it after the prompt, and its end of turn."""
+    core = answer.strip()
+    content = answer.replace(core, ANSWER, 1) if core else ANSWER
+    finished = [*hidden, {"role": "assistant", "content": content}]
+    whole = apply_template(tokenizer, finished, prompt=False, thinking=False)
+    before, _, after = whole.partition(ANSWER)
+    # Some templates write a finished answer differently from the start of one to generate.
+    space = before[len(prompt) :] if before.startswith(prompt) else content.partition(ANSWER)[0]
+    has_end = not control_ids(tokenizer).isdisjoint(_tokenize(tokenizer, after))
+    return space + texts.hide(core) + (after if has_end else str(tokenizer.eos_token))

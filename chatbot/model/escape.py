@@ -17,13 +17,16 @@ class ChatTemplateError(TalkbackError):
     """Says why the messages do not fit the model's chat template."""
 
 
-def escape_control_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+def escape_control_tokens(
+    text: str, tokenizer: PreTrainedTokenizerBase, tags: frozenset[str] = frozenset()
+) -> str:
     """Return the text with every control token's string broken up, so that it is read as text.
 
-    An invisible word joiner (U+2060) goes in after the first character of each. Raises
-    ChatTemplateError where the tokenizer still reads a control token.
+    An invisible word joiner (U+2060) goes in after the first character of each, and of each of the
+    `tags` of a chat template that are no tokens. Raises ChatTemplateError where the tokenizer still
+    reads a control token.
     """
-    pattern = _control_pattern(tokenizer)
+    pattern = _control_pattern(tokenizer, tags)
     broken = _insert_joiners(text, pattern)
     if _reads_as_control(broken, tokenizer):
         # A normaliser of the tokenizer turned look-alike letters into a control string.
@@ -47,14 +50,18 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, int]:
 
 
 @lru_cache(maxsize=4)
-def _control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+def _control_pattern(
+    tokenizer: PreTrainedTokenizerBase, tags: frozenset[str]
+) -> re.Pattern[str] | None:
     """Return a pattern of all strings that can be broken up, the longest first; None: none can."""
-    strings = sorted((s for s in control_tokens(tokenizer) if len(s) > 1), key=len, reverse=True)
+    found = {s for s in control_tokens(tokenizer) if len(s) > 1} | tags
+    strings = sorted(found, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, strings))) if strings else None
 
 
 @lru_cache(maxsize=4)
-def _control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the ids of the control tokens that no text may become."""
     # An unknown letter may well become the unknown token: that controls nothing.
     harmless = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
     return frozenset(control_tokens(tokenizer).values()) - harmless
@@ -69,4 +76,4 @@ def _insert_joiners(text: str, pattern: re.Pattern[str] | None) -> str:
 
 def _reads_as_control(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return not _control_ids(tokenizer).isdisjoint(ids)
+    return not control_ids(tokenizer).isdisjoint(ids)
