@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from chatbot.model.base_name import canonical_name, find_folder
+from chatbot.known_bases import BaseLocation, KnownBases
+from chatbot.model.base_name import short_name
 from feedback.errors import TalkbackError
 from feedback.ids import new_id, now
 from feedback.settings import Home
@@ -86,6 +87,7 @@ class Registry:
     def __init__(self, store: Store, home: Home) -> None:
         self._store = store
         self._home = home
+        self.bases = KnownBases(store)
 
     def register(
         self,
@@ -115,6 +117,7 @@ class Registry:
             "created_at": now(),
         }
         with self._store.write() as db:
+            self.bases.record_manifest(manifest)
             if self._find(folder.name) is None:
                 db.insert("adapter", row)
         return folder.name
@@ -170,10 +173,15 @@ class Registry:
         PromotionConflictError. An adapter that the gate did not find better takes a person who has
         ``confirmed`` it; else UnconfirmedPromotionError.
         """
-        self.adapter(id)
+        adapter = self.adapter(id)
         made = Promotion(new_id("pro"), id, by, who, reason, report, now())
         with self._store.write() as db:
             self._check_seen(seen)
+            if by != "start" and self.current() is not None and not self.same_base(id):
+                raise RegistryError(
+                    f"{id} belongs to another base, {adapter.base}; start `talkback serve "
+                    "--base-model` with that one, and its newest adapter speaks again"
+                )
             needs_confirmation = by == "person" and not confirmed
             if needs_confirmation and (objection := self.objection(id)):
                 raise UnconfirmedPromotionError(
@@ -235,9 +243,12 @@ class Registry:
 
     def _served(self, history: Sequence[Promotion]) -> list[str]:
         """Return the serving order after these promotions, of which the newest is the first."""
+        if not history:
+            return []
+        ours = self.bases.revisions(self.adapter(history[0].adapter).base_revision)
         served: list[str] = []
         for id in reversed([promotion.adapter for promotion in history]):
-            if self.adapter(id).base_revision == self.adapter(history[0].adapter).base_revision:
+            if self.adapter(id).base_revision in ours:
                 served = served[: served.index(id)] if id in served else served
                 served.append(id)
         return served
@@ -272,47 +283,75 @@ class Registry:
         After a start on another base it is the last one of this base that served; else adapter
         0, an untrained LoRA equal to the base.
         """
-        self._record_base(base)
-        current = self.current()
-        if current is not None and current.base_revision == base.revision:
+        self._adopt_older(base)
+        self.bases.record(base)
+        current, ours = self.current(), self.bases.revisions(base.revision)
+        if current is not None and current.base_revision in ours:
             return current
-        known = [p.adapter for p in self.history()]
-        ours = [id for id in known if self.adapter(id).base_revision == base.revision]
-        chosen = ours[0] if ours else self._register_untrained(base)
-        self.promote(chosen, "start", "talkback", f"first start on {base.name}")
+        served = (promotion.adapter for promotion in self.history())
+        own = next((id for id in served if self.adapter(id).base_revision in ours), None)
+        reason = f"first start on {base.name}"
+        if current is not None:
+            reason = self._describe_change(current, base, own)
+        chosen = own or self._register_untrained(base)
+        self.promote(chosen, "start", "talkback", reason)
         return self.adapter(chosen)
 
-    def base_name(self, adapter: AdapterRow) -> str:
-        """Return where the adapter's base is now: a folder, the starter's name or a Hub id.
+    def base_change(self) -> Promotion | None:
+        """Return the newest promotion if a start on another base made it; its reason says from
+        which base to which, and what becomes of what was learnt."""
+        match self.history():
+            case [newest, before, *_] if newest.by == "start" and not self.same_base(
+                before.adapter
+            ):
+                return newest
+        return None
 
-        Raises RegistryError for a folder that is nowhere to be found.
-        """
-        row = self._store.row(
-            "select name from base_location where revision = ?", (adapter.base_revision,)
-        )
-        names = [*([str(row["name"])] if row else []), adapter.base]
-        for name in names:
-            if find_folder(name) is not None:
-                return canonical_name(name)
-        # The hash of a folder's files, and not a commit of the Hub, which is not to be asked.
-        if str(adapter.base_revision).startswith("sha-"):
-            raise RegistryError(
-                f"there is no folder {names[0]}, the base of {adapter.id}; start `talkback serve "
-                "--base-model FOLDER` once with the folder that it is in now"
-            )
-        return names[0]
+    def same_base(self, id: str) -> bool:
+        """Tell whether an adapter belongs to the base in service."""
+        return self.adapter(id).base_revision in self._revisions_in_service()
 
-    def _record_base(self, base: "Base") -> None:
-        known = self._store.row(
-            "select 1 from base_location where revision = ? and name = ?",
-            (base.revision, base.name),
+    def locate_base(self, adapter: AdapterRow) -> BaseLocation:
+        """Return where the adapter's base is now; UnknownBaseError if it is nowhere."""
+        return self.bases.locate(adapter.base, adapter.base_revision)
+
+    def _revisions_in_service(self) -> frozenset[str | None]:
+        current = self.current()
+        return self.bases.revisions(current.base_revision) if current else frozenset()
+
+    def _adopt_older(self, base: "Base") -> None:
+        """Take the adapters of a home from before identities were kept as this base's, if their
+        manifest names its weights."""
+        from chatbot.model.adapter import is_of_base
+
+        rows = self.adapters()
+        if any(row.base_revision in self.bases.revisions(base.revision) for row in rows):
+            return
+        for row in rows:
+            if row.base_revision and self.bases.identity(row.base_revision) is None:
+                try:
+                    manifest = self._read_manifest(self.folder(row.id))
+                except RegistryError:
+                    continue  # damaged: it is refused wherever it is used
+                if is_of_base(manifest, base):
+                    self.bases.adopt(row.base_revision, row.base, base)
+                    return
+
+    def _describe_change(self, before: AdapterRow, base: "Base", own: str | None) -> str:
+        """Return from which base to which, and what becomes of what was learnt."""
+        from chatbot.model.fingerprint import describe_difference
+
+        known = self.bases.identity(before.base_revision) or ""
+        goes_on = (
+            f"its own adapter {own} goes on"
+            if own
+            else "the next cycle learns all approved answers anew"
         )
-        if known is None:
-            with self._store.write() as db:
-                db.execute(
-                    "insert or replace into base_location values (?, ?, ?)",
-                    (base.revision, base.name, now()),
-                )
+        return (
+            f"the base changed from {short_name(before.base)} to {short_name(base.name)} "
+            f"({describe_difference(known, base.identity)}): {goes_on}; what was learnt on the "
+            "former base is kept, and goes on when that is served again"
+        )
 
     def _register_untrained(self, base: "Base") -> str:
         from chatbot.model.untrained import write_untrained

@@ -77,6 +77,8 @@ class Rollout:
         self.readiness = Readiness(engine, lambda: self._ask_briefly(self.speaking))
         """Whether the adapter in service answers."""
         registry.ensure_promoted(base)
+        if change := registry.base_change():
+            log.warning("%s", change.reason)
         self._start_speaking()
         self.readiness.start()
         self._watcher = threading.Thread(
@@ -86,8 +88,8 @@ class Rollout:
 
     def adapters(self) -> list[str]:
         """Return the ids of all adapters of this base, newest first, without ``base`` itself."""
-        rows = self._registry.adapters()
-        return [row.id for row in rows if row.base_revision == self._base.revision]
+        ours = self._registry.bases.revisions(self._base.revision)
+        return [row.id for row in self._registry.adapters() if row.base_revision in ours]
 
     def check_adapter(self, adapter: str | None) -> None:
         """Raise UnknownAdapterError for a name that no adapter has; None is the one in service."""

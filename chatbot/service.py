@@ -14,6 +14,7 @@ from chatbot.engine.engine_status import record_engine
 from chatbot.engine.protocol import Engine
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.workers.worker_handle import WorkerHandle
+from chatbot.known_bases import KnownBases
 from chatbot.metrics import Metrics
 from chatbot.model.base import Base
 from chatbot.registry import Registry
@@ -91,6 +92,8 @@ class Service:
         """
         chat, settings = ChatSettings.read(home), EngineSettings.read(home)
         store = Store(home.db)
+        if base_name is not None:
+            base_name = KnownBases(store).resolve(base_name)
         base, engine = factory.start_engine(settings, base_name, revision, first)
         return cls(
             home,

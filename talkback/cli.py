@@ -151,10 +151,13 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     store = Store(root.db)
     registry, running = Registry(store, root), read_running_cycle(root)
     current, last = registry.promotion(), CycleHistory(store).last_outcome()
+    change = registry.base_change()
     summary: dict[str, Any] = {
         "home": str(root.root),
         "adapter": current.adapter if current else None,
         "since": current.created_at if current else None,
+        "base": registry.adapter(current.adapter).base if current else None,
+        "base change": change.reason if change else None,
         "waiting for review": count_pending(store),
         "running cycle": asdict(running) if running else None,
         "last cycle": last,
@@ -164,7 +167,8 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps(summary))
         return
-    summary["running cycle"] = summary["running cycle"] or "none"
+    for name in ("running cycle", "base change"):
+        summary[name] = summary[name] or "none"
     table = Table(box=None, show_header=False)
     for name, value in summary.items():
         table.add_row(styled((name, "bold")), describe_value(value))
@@ -181,6 +185,7 @@ def adapters(home: HomeOption = None, as_json: JsonOption = False) -> None:
             "id": adapter.id,
             "speaking": current is not None and adapter.id == current.id,
             "base": adapter.base,
+            "same_base": registry.same_base(adapter.id),
             "snapshot": adapter.snapshot,
             "created_at": adapter.created_at,
             "verdicts": [report.verdict for report in registry.reports(adapter.id)],

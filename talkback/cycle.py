@@ -17,7 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
-from chatbot.model.base_name import find_folder, pinned_revision
+from chatbot.known_bases import BaseLocation
+from chatbot.model.base_name import find_folder
 from chatbot.registry import AdapterRow, PromotionConflictError, Registry
 from evaluation.report import Report, Verdict
 from feedback import exemplars
@@ -89,29 +90,40 @@ class Cycle:
         self.history = CycleHistory(self.store)
         self.timer = StageTimer(on_progress, lock.enter_stage)
         self.retention: list[Record] = []
-        newest = self.registry.promotion()
+        self.revisions: frozenset[str | None] = frozenset()
+        """All revisions that are the base in service."""
+        self.base = BaseLocation("", None)
+        newest, self.base_change = self.registry.promotion(), self.registry.base_change()
         self.seen = newest.id if newest else None
         """The promotion that the verdict is about: another one since is not overruled."""
 
     def run(self, force: bool) -> Outcome:
+        """Learn, and say in the outcome's reasons where the base is another one since."""
+        outcome = self.learn_new_feedback(force)
+        if self.base_change is None:
+            return outcome
+        return replace(outcome, reasons=[self.base_change.reason, *outcome.reasons])
+
+    def learn_new_feedback(self, force: bool) -> Outcome:
         """Curate, snapshot, train, compare, judge, promote; each stage's folder feeds the next."""
         current = self.registry.current()
         if current is None:
             return Outcome("nothing to do", "no adapter yet: start `talkback serve` once")
+        self.revisions = self.registry.bases.revisions(current.base_revision)
         self.remove_orphans()
         with self.timer.measure("curate"):
             curation = curate(self.store, CurateSettings.read(self.home))
-        new = self.count_new_sources(curation)
-        if new < self.settings.min_new and not force:
-            return Outcome("nothing to do", f"{new} new of {self.settings.min_new} needed")
+        new, needed = self.count_new_sources(curation), self.count_needed()
+        if new < needed and not force:
+            return Outcome("nothing to do", f"{new} new of {needed} needed")
         if not any(row.side == "train" for row in curation.rows):
             return Outcome("nothing to do", "no row to train on: approve or correct some answers")
         with self.timer.measure("snapshot"):
             # What the user has to mend, a base that moved or a bad file, is no failed attempt.
-            current = replace(current, base=self.registry.base_name(current))
-            self.retention = self.read_base_rows("retention", current)
-            snapshot = self.write_snapshot(curation, current)
-        failed = self.history.count_failed_attempts(snapshot.id)
+            self.base = self.registry.locate_base(current)
+            self.retention = self.read_base_rows("retention")
+            snapshot = self.write_snapshot(curation)
+        failed = self.history.count_failed_attempts(snapshot.id, self.revisions)
         if failed >= self.settings.attempts and not force:
             detail = f"snapshot {snapshot.id} failed {failed} times; --force tries it again"
             return Outcome("nothing to do", detail, snapshot.id)
@@ -119,7 +131,7 @@ class Cycle:
 
     def learn(self, snapshot: Snapshot, current: AdapterRow) -> Outcome:
         """Train on the snapshot and judge the result; record beginning and end of the attempt."""
-        cycle_id = self.history.begin(snapshot.id)
+        cycle_id = self.history.begin(snapshot.id, current.base_revision)
         try:
             outcome = self.attempt(snapshot, current)
         except StageError as error:
@@ -139,20 +151,21 @@ class Cycle:
 
     # -- The stages
 
-    def write_snapshot(self, curation: Curation, current: AdapterRow) -> Snapshot:
+    def write_snapshot(self, curation: Curation) -> Snapshot:
         """Write what trains into a folder: curated rows, and replay of what nobody corrected."""
         corrected = [row.rejected for row in curation.rows if row.kind == "sft" and row.rejected]
-        replay, _ = partition_outdated(self.read_base_rows("replay", current), corrected)
+        replay, _ = partition_outdated(self.read_base_rows("replay"), corrected)
         return write_snapshot(curation, self.home.snapshots, replay=replay)
 
     def train(self, snapshot: Snapshot, current: AdapterRow) -> Path:
         """Train a new adapter in a process of its own; return its folder beside the others."""
+        identity = self.registry.bases.identity(current.base_revision)
         result = self.run_on_base(
             "train",
             "training.train",
-            current,
             *("--snapshot", self.home.snapshots / snapshot.id),
             *("--out", self.home.adapters),
+            *(("--base-identity", identity) if identity else ()),
         )
         return self.home.adapters / str(result["id"])
 
@@ -168,7 +181,6 @@ class Cycle:
             self.run_on_base(
                 "compare",
                 "evaluation.compare",
-                current,
                 *("--candidate", candidate),
                 *("--current", self.home.adapters / current.id),
                 *("--snapshot", snapshot.folder),
@@ -244,9 +256,10 @@ class Cycle:
     # -- What the stages need
 
     def count_new_sources(self, curation: Curation) -> int:
-        """Count the reviews and choices that came or went since the last judged snapshot."""
+        """Count the reviews and choices that came or went since the last snapshot that was judged
+        on this base: on a base that never learnt, all of them."""
         sources = {source for row in curation.rows for source in row.sources}
-        judged_id = self.history.last_judged_snapshot()
+        judged_id = self.history.last_judged_snapshot(self.revisions)
         try:
             judged = Snapshot.read(self.home.snapshots / judged_id).sources if judged_id else []
         except SnapshotError as error:
@@ -254,20 +267,26 @@ class Cycle:
             judged = []
         return len(sources.symmetric_difference(judged))
 
-    def read_base_rows(self, name: str, current: AdapterRow) -> list[Record]:
+    def count_needed(self) -> int:
+        """Return how many new sources a cycle needs: where another base has learnt before, a base
+        that has not learns all of it anew, however little that is."""
+        anew = self.history.has_judged() and not self.history.last_judged_snapshot(self.revisions)
+        return 1 if anew else self.settings.min_new
+
+    def read_base_rows(self, name: str) -> list[Record]:
         """Read replay or retention rows: of the file that the settings name, else the base's."""
         configured: Path | None = getattr(self.settings, name)
         if configured:
             return read_dialogues(Path(os.path.expanduser(configured)))
-        folder = find_folder(current.base)
+        folder = find_folder(self.base.name)
         file = folder and folder / f"{name}.jsonl"
         return read_dialogues(file) if file and file.is_file() else []
 
-    def run_on_base(self, name: str, module: str, current: AdapterRow, *arguments: object) -> Any:
+    def run_on_base(self, name: str, module: str, *arguments: object) -> Any:
         """Run a stage's process on the base of the adapter in service; return its JSON result."""
-        base: list[object] = ["--home", self.home.root, "--base-model", current.base]
-        if revision := pinned_revision(current.base, current.base_revision):
-            base += ["--revision", revision]
+        base: list[object] = ["--home", self.home.root, "--base-model", self.base.name]
+        if self.base.commit:
+            base += ["--revision", self.base.commit]
         return run_stage(
             module,
             [*map(str, (*arguments, *base))],

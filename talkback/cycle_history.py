@@ -1,5 +1,6 @@
 """Records how cycles began and ended, and answers what earlier ones judged or failed at."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ VERDICT_OUTCOMES: dict[str, OutcomeKind] = {
 """The gate's verdict -> the outcome of the cycle that got it."""
 _JUDGED = tuple(VERDICT_OUTCOMES.values())
 _MARKS = ", ".join("?" * len(_JUDGED))
+Revisions = Collection[str | None]
+"""All revisions of one base."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,12 @@ class CycleHistory:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def begin(self, snapshot_id: str) -> str:
-        """Record that training on a snapshot begins; return the cycle's id."""
+    def begin(self, snapshot_id: str, base_revision: str | None) -> str:
+        """Record that training on a snapshot begins, and for which base; return the cycle's id."""
         cycle_id = new_id("cyc")
         with self.store.write() as db:
             row = {"id": cycle_id, "snapshot": snapshot_id, "started_at": now()}
-            db.insert("cycle", row)
+            db.insert("cycle", row | {"base_revision": base_revision})
         return cycle_id
 
     def end(self, cycle_id: str, outcome: Outcome) -> None:
@@ -59,22 +62,29 @@ class CycleHistory:
             end = {"cycle_id": cycle_id, "outcome": outcome.kind, "detail": asdict(outcome)}
             db.insert("cycle_end", end | {"ended_at": now()})
 
-    def last_judged_snapshot(self) -> str | None:
-        """Return the id of the snapshot of the last cycle that came to a verdict."""
+    def last_judged_snapshot(self, base_revisions: Revisions) -> str | None:
+        """Return the id of the snapshot of the last cycle on a base that came to a verdict."""
         row = self.store.row(
             f"""select snapshot from cycle join cycle_end on cycle_id = id
-            where outcome in ({_MARKS}) order by cycle.rowid desc""",
-            _JUDGED,
+            where outcome in ({_MARKS}) and base_revision in (select value from json_each(?))
+            order by cycle.rowid desc""",
+            (*_JUDGED, list(base_revisions)),
         )
         return str(row["snapshot"]) if row else None
 
-    def count_failed_attempts(self, snapshot_id: str) -> int:
-        """Count the cycles that trained on this snapshot and never came to a verdict; one that was
-        overtaken did, although the next may judge the snapshot again."""
+    def has_judged(self) -> bool:
+        """Tell whether a cycle came to a verdict yet, on whatever base."""
+        sql = f"select 1 from cycle_end where outcome in ({_MARKS})"
+        return self.store.row(sql, _JUDGED) is not None
+
+    def count_failed_attempts(self, snapshot_id: str, base_revisions: Revisions) -> int:
+        """Count the cycles that trained on this snapshot and this base and never came to a verdict;
+        one that was overtaken did, although the next may judge the snapshot again."""
         row = self.store.row(
             f"""select count(*) as n from cycle left join cycle_end on cycle_id = id
-            where snapshot = ? and coalesce(outcome, '') not in ({_MARKS}, 'overtaken')""",
-            (snapshot_id, *_JUDGED),
+            where snapshot = ? and coalesce(outcome, '') not in ({_MARKS}, 'overtaken')
+            and base_revision in (select value from json_each(?))""",
+            (snapshot_id, *_JUDGED, list(base_revisions)),
         )
         return int(row["n"]) if row else 0
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from chatbot.known_bases import UnknownBaseError
 from chatbot.model.base_name import STARTER_FOLDER, STARTER_NAME, canonical_name, find_folder
-from chatbot.registry import RegistryError
 from chatbot.service import Service
 from feedback.settings import Home
 from talkback.cycle import run_cycle
@@ -51,11 +51,11 @@ def test_a_base_that_moved_is_found_once_it_was_served_from_its_new_folder(
     service.close()
     assert adapter.base == str(models / "mine")
     (models / "mine").rename(models / "yours")
-    with pytest.raises(RegistryError, match=r"there is no folder .*mine.*--base-model FOLDER"):
+    with pytest.raises(UnknownBaseError, match=r"there is no folder .*mine.*--base-model FOLDER"):
         run_cycle(home)
     service = Service.open(home, "~/yours")
     assert service.speaking == adapter.id, "the same weights are the same base"
-    assert service.registry.base_name(adapter) == str(models / "yours")
+    assert service.registry.locate_base(adapter).name == str(models / "yours")
     service.close()
     row = {"question": "Two and two?", "answer": "Four."}
     (models / "yours" / "replay.jsonl").write_text(json.dumps(row))

@@ -236,7 +236,7 @@ def test_without_the_judged_snapshot_all_is_new(service: Service, home: Home, lo
     teach(service, dict(list(LESSONS.items())[:5]))
     judged = write_snapshot(curate(service.store, CurateSettings()), home.snapshots)
     history = CycleHistory(service.store)
-    history.end(history.begin(judged.id), Outcome("refused", ""))
+    history.end(history.begin(judged.id, service.base.revision), Outcome("refused", ""))
     assert run_cycle(home).detail == "0 new of 5 needed"
     home.toml.write_text("[cycle]\nmin_new = 6\n")
     if loss == "folder":

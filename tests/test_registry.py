@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from chatbot.known_bases import UnknownBaseError
 from chatbot.registry import (
     PromotionConflictError,
     Registry,
@@ -161,17 +162,19 @@ def test_a_base_is_where_it_was_served_from_last(
     old, new = tmp_path / "old", tmp_path / "new"
     shutil.copytree(tiny_base, old)
     adapter = registry.ensure_promoted(load_base(str(old), weights=False))
-    assert registry.base_name(adapter) == str(old)
+    assert registry.locate_base(adapter) == (str(old), None)
     old.rename(new)
     for _ in range(4):  # no failed attempt, which would be passed over in silence after three
-        with pytest.raises(RegistryError, match=f"there is no folder {old}.*--base-model FOLDER"):
-            registry.base_name(adapter)
+        with pytest.raises(
+            UnknownBaseError, match=f"there is no folder {old}.*--base-model FOLDER"
+        ):
+            registry.locate_base(adapter)
     assert registry.ensure_promoted(load_base(str(new), weights=False)) == adapter
-    assert registry.base_name(adapter) == str(new)
+    assert registry.locate_base(adapter) == (str(new), None)
     starter = replace(adapter, base="/old/site-packages/chatbot/starter", base_revision="sha-7")
-    assert registry.base_name(starter) == "talkback-starter"
+    assert registry.locate_base(starter) == ("talkback-starter", None)
     hub = replace(adapter, base="org/model", base_revision="0123abc")
-    assert registry.base_name(hub) == "org/model"
+    assert registry.locate_base(hub) == ("org/model", "0123abc")
 
 
 @pytest.mark.parametrize("verdict", ["refuse", "not_enough_evidence"])

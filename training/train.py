@@ -59,13 +59,20 @@ def train_adapter(
     out: Path,
     recipe: Recipe,
     report_progress: ProgressCallback = lambda line: None,
+    *,
+    identity: str | None = None,
 ) -> Path:
-    """Train an adapter; return its folder ``out/<id>``, which is there whole or not at all."""
+    """Train an adapter; return its folder ``out/<id>``, which is there whole or not at all.
+
+    With `identity` the base has to be that one; BaseError for another.
+    """
     check_recipe(recipe)
     data = read_training_data(snapshot)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     base = load_base(base_name, revision)
+    if identity is not None:
+        base.check_identity(identity)
     make_folder(out)
     with tempfile.TemporaryDirectory(prefix=".training-", dir=out) as scratch:
         draft = Path(scratch) / "adapter"
@@ -211,6 +218,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the adapter's folder is put.")],
     base_model: Annotated[str, typer.Option(help="A folder or a Hub id.")] = STARTER,
     revision: Annotated[str | None, typer.Option(help="The base's commit, to pin it.")] = None,
+    base_identity: Annotated[str | None, typer.Option(help="Train on no other base.")] = None,
     home: Annotated[
         Path | None,
         typer.Option(envvar="TALKBACK_HOME", help="Its talkback.toml has the recipe."),
@@ -220,7 +228,7 @@ def main(
     try:
         recipe = Recipe.read(Home.find(home))
         folder = train_adapter(
-            snapshot, base_model, revision, out, recipe, report_progress=_print_progress
+            snapshot, base_model, revision, out, recipe, _print_progress, identity=base_identity
         )
     except TalkbackError as error:
         sys.exit(f"training: {error}")

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 
 from chatbot.model.base import Base
+from chatbot.model.fingerprint import describe_difference
 from chatbot.model.lora import PEFT_PREFIX, RANK, target_modules
 from feedback.errors import TalkbackError, describe_os_error
 from feedback.publish import replace_file
@@ -82,7 +83,7 @@ def content_id(config: dict[str, Any], weights: bytes) -> str:
 
 
 def write_manifest(folder: Path, base: Base, **fields: Any) -> str:
-    """Write `manifest.json` {id, base, base_revision, fingerprint, format: 1, **fields}.
+    """Write `manifest.json` {id, base, base_revision, fingerprint, identity, format: 1, **fields}.
 
     Returns the id.
     """
@@ -91,11 +92,18 @@ def write_manifest(folder: Path, base: Base, **fields: Any) -> str:
         "base": base.name,
         "base_revision": base.revision,
         "fingerprint": base.fingerprint,
+        "identity": base.identity,
         "format": MANIFEST_FORMAT,
         **fields,
     }
     replace_file(folder / MANIFEST_FILE, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return str(manifest["id"])
+
+
+def is_of_base(manifest: dict[str, Any], base: Base) -> bool:
+    """Tell whether an adapter's manifest names this base. Older ones name the weights alone."""
+    identity = manifest.get("identity", base.identity)
+    return (manifest.get("fingerprint"), identity) == (base.fingerprint, base.identity)
 
 
 # -- The checks
@@ -139,10 +147,11 @@ def _check_id(folder: Path, manifest: dict[str, Any], found: str) -> None:
 
 
 def _check_base(folder: Path, manifest: dict[str, Any], base: Base) -> None:
-    if manifest.get("fingerprint") != base.fingerprint:
+    if not is_of_base(manifest, base):
+        identity = str(manifest.get("identity") or manifest.get("fingerprint"))
         raise AdapterError(
-            f"{folder}: trained on {manifest.get('base')} ({manifest.get('fingerprint')}), but "
-            f"the base here is {base.name} ({base.fingerprint}). Serve it on its own base."
+            f"{folder}: trained on {manifest.get('base')}, but the base here, {base.name}, has "
+            f"{describe_difference(identity, base.identity)}. Serve it on its own base."
         )
 
 

@@ -9,6 +9,7 @@ import errno
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, cast
 
@@ -25,7 +26,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from chatbot.model.base_name import STARTER_FOLDER, canonical_name, find_folder
 from chatbot.model.chat_template import FALLBACK_TEMPLATE, encode_answer
-from chatbot.model.fingerprint import fingerprint_tensors, hash_folder, weights_fingerprint
+from chatbot.model.fingerprint import (
+    behaviour_fingerprint,
+    describe_difference,
+    fingerprint_tensors,
+    hash_folder,
+    weights_fingerprint,
+)
 from chatbot.model.meta import load_meta_model, stored_parameters
 from feedback.errors import TalkbackError, describe_os_error, first_line, name_file
 
@@ -73,6 +80,20 @@ class Base:
     name: str
     revision: str
     fingerprint: str
+
+    @cached_property
+    def identity(self) -> str:
+        """Return what the base is, wherever it lies and however it is saved: its weights'
+        fingerprint, a dot, and that of its behaviour."""
+        return f"{self.fingerprint}.{behaviour_fingerprint(self.model.config, self.tokenizer)}"
+
+    def check_identity(self, expected: str) -> None:
+        """Raise BaseError for another base than the one expected."""
+        if self.identity != expected:
+            raise BaseError(
+                f"{self.name} is not the base that the server speaks with any more: it has "
+                f"{describe_difference(expected, self.identity)}. Start the server again."
+            )
 
 
 def load_base(

@@ -35,6 +35,11 @@ def canonical_name(name: str) -> str:
     return STARTER_NAME if folder.resolve() == STARTER_FOLDER else str(folder)
 
 
+def short_name(name: str) -> str:
+    """Return a base's name as people call it: a folder's last part, a Hub id as it stands."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
 def pinned_revision(name: str, revision: str | None) -> str | None:
     """Return the commit to ask the Hub for: None for a folder, which has no revisions."""
     return None if find_folder(name) else revision

@@ -19,10 +19,10 @@ from feedback.publish import publish_folder
 def write_untrained(base: Base, out: Path) -> Path:
     """Write adapter 0, equal to the base, to `out/<id>/` with its manifest; return that folder.
 
-    A is drawn as PEFT draws it, with the base's fingerprint as the seed, and B is zero: the same
+    A is drawn as PEFT draws it, with the base's identity as the seed, and B is zero: the same
     base has the same id, and another base of the same shape another one.
     """
-    seed = int.from_bytes(hashlib.sha256(base.fingerprint.encode()).digest()[:7])
+    seed = int.from_bytes(hashlib.sha256(base.identity.encode()).digest()[:7])
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, (inputs, outputs) in target_modules(base.model).items():

@@ -8,7 +8,6 @@ import difflib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from markupsafe import Markup
 
@@ -45,11 +44,6 @@ def person_name(person: str) -> str:
     end tells it from others."""
     anonymous = re.fullmatch(r"person-[0-9a-z]{26}", person)
     return f"visitor {person[-4:]}" if anonymous else truncate(person, 32)
-
-
-def base_name(base: str) -> str:
-    """Return a base model's name as people call it: a folder's last part, a Hub id as it stands."""
-    return Path(base).name if Path(base).is_absolute() else base
 
 
 @dataclass(frozen=True)

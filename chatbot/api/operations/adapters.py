@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 
 class AdapterEntry(BaseModel):
-    """Describes an adapter, with the verdicts on it, newest first."""
+    """Describes an adapter, with the verdicts on it, newest first. One that has not the
+    ``same_base`` as the adapter in service is of a former base, and speaks on that alone."""
 
     id: str
     parent: str | None
     base: str
+    same_base: bool
     snapshot: str | None
     created_at: str
     speaking: bool
@@ -100,6 +102,7 @@ def adapter_entry(service: "Service", row: AdapterRow) -> AdapterEntry:
         id=row.id,
         parent=row.parent,
         base=row.base,
+        same_base=service.registry.same_base(row.id),
         snapshot=row.snapshot,
         created_at=row.created_at,
         speaking=row.id == service.speaking,

@@ -178,6 +178,7 @@ class AdaptersPage:
         newest = registry.promotion()
         objection = registry.objection(chosen) if chosen and chosen != speaking else ""
         report = view.full_report(self._service.home, registry, chosen) if chosen else ""
+        promotable = bool(chosen) and chosen != speaking and registry.same_base(str(chosen))
         return {
             self.workspace: gr.update(visible=True),
             self.in_service: self._in_service(),
@@ -187,7 +188,7 @@ class AdaptersPage:
             self.report_section: gr.update(visible=bool(report)),
             self.report: report,
             self.confirm: gr.update(visible=bool(objection), value=False),
-            self.promote: gr.update(interactive=chosen is not None and chosen != speaking),
+            self.promote: gr.update(interactive=promotable),
             self.rollback: gr.update(interactive=len(registry.serving_order()) > 1),
             self.seen: newest.id if newest else "",
             self.error: "",

@@ -3,13 +3,14 @@ gate decided."""
 
 from markupsafe import Markup
 
+from chatbot.model.base_name import short_name
 from chatbot.pages.html import render
-from chatbot.pages.text import base_name, escape_markdown, relative_time
+from chatbot.pages.text import escape_markdown, relative_time
 from chatbot.registry import AdapterRow, Promotion, Registry, ReportRow
 from feedback.cycle_lock import RunningCycle
 from feedback.settings import Home
 
-_PROMOTED_BY = {"gate": "by the gate", "person": "by a person", "start": "at the first start"}
+_PROMOTED_BY = {"gate": "by the gate", "person": "by a person", "start": "at a start"}
 _VERDICTS = {
     "promote": ("good", "better"),
     "refuse": ("bad", "refused"),
@@ -56,10 +57,10 @@ def adapter_choices(registry: Registry, speaking: str) -> list[tuple[str, str]]:
 
 def adapter_card(registry: Registry, adapter_id: str) -> Markup:
     """Return one adapter: what it was made from, and every report on it with its reasons."""
-    adapter = registry.adapter(adapter_id)
+    adapter, same_base = registry.adapter(adapter_id), registry.same_base(adapter_id)
     facts = {
         "Made": relative_time(adapter.created_at),
-        "Base": base_name(adapter.base),
+        "Base": short_name(adapter.base) + ("" if same_base else ", not the one in service"),
         "Snapshot": adapter.snapshot or "none: equal to the base",
         "Parent": adapter.parent or "none",
     }
@@ -78,9 +79,10 @@ def full_report(home: Home, registry: Registry, adapter_id: str) -> str:
 
 def _promotion_reason(promotion: Promotion) -> str:
     """Return who promoted and for what reason; a first start is its own reason."""
+    if promotion.by == "start" and promotion.reason.startswith("first start"):
+        return "Promoted at the first start"
     who = f" ({promotion.who})" if promotion.by == "person" else ""
-    reason = f": {promotion.reason}" if promotion.by != "start" else ""
-    return f"Promoted {_PROMOTED_BY[promotion.by]}{who}{reason}"
+    return f"Promoted {_PROMOTED_BY[promotion.by]}{who}: {promotion.reason}"
 
 
 def _label(registry: Registry, adapter: AdapterRow, speaking: str) -> str:
@@ -90,6 +92,7 @@ def _label(registry: Registry, adapter: AdapterRow, speaking: str) -> str:
         relative_time(adapter.created_at),
         verdict,
         "speaks now" if adapter.id == speaking else "",
+        "" if registry.same_base(adapter.id) else "of another base",
     ]
     return f"{adapter.id}\n{', '.join(fact for fact in facts if fact)}"
 

@@ -31,6 +31,7 @@ from feedback.db.migrations.tables import (
     m006_events,
     m007_keys,
     m012_base_locations,
+    m015_base_identities,
 )
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ MIGRATIONS: list[Migration] = [
     m012_base_locations,
     m013_trusted_choices,
     m014_votes,
+    m015_base_identities,
 ]
 """All steps in their order; the database records each under its function's name."""
 SCHEMA_VERSION = len(MIGRATIONS)

@@ -240,3 +240,17 @@ def m012_base_locations(db: "Database") -> None:
             name text not null,
             recorded_at text not null
         ) strict""")
+
+
+def m015_base_identities(db: "Database") -> None:
+    """Keep which base each revision is, so that files saved anew are no other base, and on which
+    revision each cycle trained."""
+    db.execute("alter table base_location rename to base")
+    db.execute("alter table base add column identity text")
+    db.execute("drop trigger cycle_for_ever")
+    db.execute("alter table cycle add column base_revision text")
+    db.execute("""
+        update cycle set base_revision = (
+            select base_revision from adapter join cycle_end
+            on adapter.id = json_extract(detail, '$.adapter') where cycle_id = cycle.id)""")
+    forbid_updates(db, "cycle")
