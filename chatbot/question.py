@@ -11,7 +11,6 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from chatbot.chat_settings import ChatSettings
 from chatbot.conversation import QuestionPosition, find_position, store_question
 from chatbot.engine.protocol import Sampling
 from chatbot.engine.stream import Stream
@@ -22,8 +21,9 @@ from feedback import exemplars
 from feedback.exemplars import ApprovedAnswer
 from feedback.messages import Message, Role, Speaker
 
-RETRY_TEMPERATURE = 0.8
-"""At least this when an answer is asked for again: a greedy one would come out the same."""
+RETRY_TEMPERATURE, RETRY_TOP_P = 0.8, 0.95
+"""At least this temperature, and at most this top_p, when an answer is asked for again: a greedy
+one would come out the same."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def ask(service: Service, question: Question) -> PendingTurn:
         chat.system_prompt if question.system_prompt is None else question.system_prompt,
         house=_has_house_settings(service, question),
     )
-    sampling = question.sampling or _default_sampling(chat, retry=question.retry_of is not None)
+    sampling = question.sampling or _default_sampling(service, question.retry_of is not None)
     samplings = _with_distinct_seeds(sampling, question.num_answers)
     streams = _start_streams(service, question, position, speaker, samplings)
     return PendingTurn(service, position, question.person, streams)
@@ -223,11 +223,12 @@ def _finished_stream(answer: str) -> Stream:
     return stream
 
 
-def _default_sampling(chat: ChatSettings, retry: bool) -> Sampling:
+def _default_sampling(service: Service, retry: bool) -> Sampling:
+    usual = service.default_sampling
     if not retry:
-        return Sampling(max_tokens=chat.max_tokens, temperature=chat.temperature)
-    temperature = max(chat.temperature, RETRY_TEMPERATURE)
-    return Sampling(max_tokens=chat.max_tokens, temperature=temperature, top_p=0.95)
+        return usual
+    temperature = max(usual.temperature, RETRY_TEMPERATURE)
+    return replace(usual, temperature=temperature, top_p=min(usual.top_p, RETRY_TOP_P))
 
 
 def _has_house_settings(service: Service, question: Question) -> bool:
@@ -238,7 +239,7 @@ def _has_house_settings(service: Service, question: Question) -> bool:
     return (
         question.system_prompt in (None, chat.system_prompt)
         and question.adapter in (None, service.speaking)
-        and sampling in (None, *(_default_sampling(chat, retry) for retry in (False, True)))
+        and sampling in (None, *(_default_sampling(service, retry) for retry in (False, True)))
         and all(role == "user" for role, _ in question.unstored_history)
     )
 

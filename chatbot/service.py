@@ -10,8 +10,9 @@ from typing import Self
 from chatbot.auth.access import Access
 from chatbot.chat_settings import ChatSettings
 from chatbot.engine import factory
+from chatbot.engine.default_sampling import default_sampling
 from chatbot.engine.engine_status import record_engine
-from chatbot.engine.protocol import Engine
+from chatbot.engine.protocol import Engine, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.workers.worker_handle import WorkerHandle
 from chatbot.known_bases import KnownBases
@@ -30,7 +31,8 @@ class Service:
 
     ``rollout`` decides which adapter speaks. ``access`` says who may do what; unless the server
     sets another, it is that of a server on loopback. ``context_length`` is the number of tokens
-    that prompt and answer share. ``metrics`` are counted where things happen. ``group_commit``
+    that prompt and answer share, ``default_sampling`` how answers are sampled where nobody asks for
+    another. ``metrics`` are counted where things happen. ``group_commit``
     stores questions and answers of many people in one transaction. ``open_turns`` are the answers
     that may not be stored yet.
     """
@@ -41,6 +43,7 @@ class Service:
     base: Base
     engine: Engine
     chat_settings: ChatSettings
+    default_sampling: Sampling
     context_length: int
     access: Access
     metrics: Metrics
@@ -62,6 +65,7 @@ class Service:
         self.home, self.store, self.base, self.engine = home, store, base, engine
         self.registry = Registry(store, home)
         self.chat_settings, self.context_length = chat_settings, context_length
+        self.default_sampling = default_sampling(chat_settings, base, context_length)
         self.access = Access(store, home.root)
         self.metrics = Metrics()
         self.group_commit = GroupCommit(store)

@@ -40,8 +40,8 @@ class EvaluationSettings(Settings):
 
     table: ClassVar[str] = "evaluation"
 
-    max_tokens: int = Field(default=256, ge=1)
-    """An answer is cut after so many tokens; the same as the chat's, or answers differ."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """An answer is cut after so many tokens. Not set: 256, or what the longest expected one has."""
     retention: int = Field(default=400, ge=0)
     """Most retention questions that are put; more are drawn from, always the same."""
     threads: int = Field(default=0, ge=0)
@@ -107,7 +107,8 @@ def measure(
     folders = {adapter.id: adapter.folder for adapter in adapters}
     cases = build_suites(snapshot, retention, settings)
     every_case = [case for suite in cases.values() for case in suite]
-    answers = suites.generate_answers(base, folders, every_case, settings.max_tokens)
+    limit = settings.max_tokens or suites.answer_limit(base, every_case)
+    answers = suites.generate_answers(base, folders, every_case, limit)
     scorer = AnswerScorer(base, folders)
     try:
         scored = {n: score_answers(scorer, n, every_case, answers[n]) for n in folders}

@@ -18,6 +18,7 @@ from feedback.errors import TalkbackError
 from feedback.similarity import near_duplicates, normalise_text
 from feedback.snapshot import Record, Snapshot
 
+MIN_ANSWER_TOKENS = 256
 LEAK_SIMILARITY = 0.9
 """Trigram similarity from which a held-out question counts as one that trained."""
 
@@ -109,6 +110,12 @@ def _comparable_dialogue(prompt: Messages) -> str:
 
 
 # -- The answers
+
+
+def answer_limit(base: Base, cases: Sequence[Case]) -> int:
+    """Return after how many tokens an answer is cut: no expected one is longer."""
+    expected = [encode_answer(base.tokenizer, case.prompt, case.expected)[1] for case in cases]
+    return max([MIN_ANSWER_TOKENS, *map(len, expected)])
 
 
 def generate_answers(

@@ -217,7 +217,7 @@ def test_a_full_house_says_when_to_come_again(http: httpx.Client, service: Servi
 
     long = ChatRequest.model_validate({"messages": MESSAGES, "max_tokens": 4000})
     turns = [
-        begin_turn(service, Question("Go", "ann", sampling=long.sampling(service.chat_settings)))
+        begin_turn(service, Question("Go", "ann", sampling=long.sampling(service.default_sampling)))
         for _ in range(8)
     ]
     answer = post_completion(http)

@@ -21,7 +21,7 @@ from tests.fixtures.tiny_models import write_model
 from tests.fixtures.waiting import wait_until
 
 QUESTION, RIGHT = "When do you open?", "We open at ten."
-LONG = "[chat]\nmax_tokens = 4000\n"
+LONG = SERVER_TOML.replace("max_tokens = 256", "max_tokens = 4000")
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def ask_anew(page: Page, question: str) -> None:
 def test_someone_corrects_an_answer_a_cycle_runs_and_the_next_answer_is_right(
     chromium: Browser, start_server: Callable[..., ServerProcess], home: Home, talkative: Path
 ) -> None:
-    home.toml.write_text(SERVER_TOML + LONG + TINY_RECIPE)
+    home.toml.write_text(LONG + TINY_RECIPE)
     server = start_server(base=str(talkative)).ready()
     store = Store(home.db)
     registry = Registry(store, home)

@@ -97,7 +97,7 @@ def test_who_waits_and_who_is_refused_is_seen(http: httpx.Client, service: Servi
     sampling = ChatRequest.model_validate({"messages": ASK, "max_tokens": 4000})
     turns = [
         begin_turn(
-            service, Question("Go", "ann", sampling=sampling.sampling(service.chat_settings))
+            service, Question("Go", "ann", sampling=sampling.sampling(service.default_sampling))
         )
         for _ in range(8)
     ]

@@ -39,6 +39,7 @@ _THOUGHTFUL = {**_ANSWER, "reasoning_content": "Let me look."}
 _SYSTEM = {"role": "system", "content": "Be brief."}
 PROBE_CHATS = (
     [_USER],
+    [{"role": "user", "content": [{"type": "text", "text": "When do you open?"}]}],
     [_SYSTEM, _USER],
     [_USER, _ANSWER, _USER],
     [_SYSTEM, _USER, _THOUGHTFUL, _USER, _ANSWER, _USER],

@@ -80,7 +80,7 @@ def ask_question(service: "Service", body: ChatRequest, caller: Caller) -> Pendi
         parent_id=_parent_message_id(service, metadata),
         unstored_history=() if conversation_id else history,
         adapter=body.adapter,
-        sampling=body.sampling(service.chat_settings),
+        sampling=body.sampling(service.default_sampling),
         system_prompt=body.system,
         model_only=metadata.get("unaided") == "true",
         num_answers=body.n or 1,

@@ -3,6 +3,7 @@
 Shapes: https://platform.openai.com/docs/api-reference/chat
 """
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,12 +12,14 @@ from pydantic.config import JsonDict
 from chatbot.api.errors import ApiError
 from chatbot.api.fields import Identifier, Label
 from chatbot.api.openai.models import SERVED_MODEL_NAME, pinned_adapter
-from chatbot.chat_settings import ChatSettings
 from chatbot.engine.protocol import Sampling
 from feedback.messages import Role
 
 MAX_ANSWERS = 8
 """The largest ``n``."""
+
+DEFAULTED_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Sampling parameters that the settings or the base have defaults for."""
 
 TokenId = Annotated[int, Field(ge=0)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -130,16 +133,14 @@ class ChatRequest(BaseModel):
             raise ApiError(400, "the last message must be the user's", param="messages")
         return turns
 
-    def sampling(self, chat: ChatSettings) -> Sampling:
-        """Return the request's sampling parameters, with those of the settings as defaults."""
+    def sampling(self, defaults: Sampling) -> Sampling:
+        """Return the request's sampling parameters; what it leaves out is as in ``defaults``."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return Sampling(
-            max_tokens=self.max_completion_tokens or self.max_tokens or chat.max_tokens,
-            temperature=chat.temperature if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=self.top_k or 0,
-            min_p=self.min_p or 0.0,
-            repetition_penalty=self.repetition_penalty or 1.0,
+        given = {name: getattr(self, name) for name in DEFAULTED_FIELDS}
+        return replace(
+            defaults,
+            **{name: value for name, value in given.items() if value is not None},
+            max_tokens=self.max_completion_tokens or self.max_tokens or defaults.max_tokens,
             stop=tuple(text for text in stop if text),
             seed=self.seed,
             frequency_penalty=self.frequency_penalty or 0.0,
