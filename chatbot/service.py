@@ -5,13 +5,13 @@ turn = ask(service, Question("When do you open?", person="ann")).begin()
 """
 
 import weakref
-from typing import Self
+from typing import Any, Self
 
 from chatbot.auth.access import Access
 from chatbot.chat_settings import ChatSettings
 from chatbot.engine import factory
 from chatbot.engine.default_sampling import default_sampling
-from chatbot.engine.engine_status import record_engine
+from chatbot.engine.engine_status import describe_engine, record_engine
 from chatbot.engine.protocol import Engine, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.workers.worker_handle import WorkerHandle
@@ -71,13 +71,15 @@ class Service:
         self.group_commit = GroupCommit(store)
         self.open_turns: weakref.WeakValueDictionary[str, Turn] = weakref.WeakValueDictionary()
         """By message id."""
+        self.computed_by: dict[str, Any] = {}
+        """How the engine computes the adapter that speaks, see `describe_engine`."""
         self.rollout = Rollout(
             self.registry,
             base,
             engine,
             self.metrics,
             poll_seconds,
-            on_switch=lambda: record_engine(home, engine.stats()),
+            on_switch=self._record_engine,
         )
 
     @classmethod
@@ -118,6 +120,11 @@ class Service:
     def warning(self) -> str:
         """Return why a promoted adapter does not speak, in one line for people; "" if it does."""
         return self.rollout.warning
+
+    def _record_engine(self) -> None:
+        """Note how the engine computes the adapter that speaks now."""
+        self.computed_by = describe_engine(self.engine.stats())
+        record_engine(self.home, self.computed_by)
 
     def list_open_turns(self) -> list[Turn]:
         """Return the turns whose answers may not be stored yet; safe while others are added."""

@@ -7,7 +7,12 @@ import sys
 
 import pytest
 
-from chatbot.engine.engine_status import compiled_kernels, read_engine, record_engine
+from chatbot.engine.engine_status import (
+    compiled_kernels,
+    describe_engine,
+    read_engine,
+    record_engine,
+)
 from chatbot.engine.local.kernels.library import kernel_library
 from chatbot.service import Service
 from feedback.settings import Home
@@ -40,7 +45,8 @@ def test_what_serves_is_shown_with_the_reason(home: Home, tiny_base: object, kin
 
 def test_a_server_that_has_ended_is_shown_as_the_last_one(home: Home) -> None:
     notes = ["int8 is off: its kernels take a CPU with AVX-512 and VNNI."]
-    record_engine(home, {"runner": "llama_torch", "device": "cpu", "int8": False, "notes": notes})
+    stats = {"runner": "llama_torch", "device": "cpu", "int8": False, "notes": notes}
+    record_engine(home, describe_engine(stats))
     assert read_engine(home)["serves"] == "torch, with products of ours"
     served = json.loads(home.engine.read_text())
     assert served["process"] == os.getpid()

@@ -5,6 +5,7 @@ import sqlite3
 import httpx
 
 from chatbot.api.operations import health
+from chatbot.engine.engine_status import RUNNERS
 from chatbot.service import Service
 from feedback.store import Store
 from tests.fixtures.conversations import add_answer
@@ -16,6 +17,7 @@ def test_health_names_who_speaks_and_what_is_wrong(
     health = http.get("/healthz").json()
     assert health["ok"] is True and health["adapter"] == api_service.speaking
     assert health["base"] == api_service.base.name and health["warning"] == ""
+    assert health["engine"]["runner"] in RUNNERS.values() and health["engine"]["int8"] is False
 
 
 def test_ready_is_who_speaks_and_can_keep_what_is_said(

@@ -77,7 +77,7 @@ def test_a_product_is_that_of_torch(
 
 
 @pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("group, inputs", [(48, 240), (96, 96), (192, 576)])
+@pytest.mark.parametrize("group, inputs", [(48, 240), (96, 96), (128, 640)])
 def test_an_outlier_leaves_the_other_inputs_of_its_scale_their_steps(
     group: int, inputs: int
 ) -> None:
@@ -90,6 +90,12 @@ def test_an_outlier_leaves_the_other_inputs_of_its_scale_their_steps(
     rounded = functional.linear(((grouped / steps).round() * steps).view(9, -1), weight)
     error = PanelLinear(weight, group=group)(x) - expected
     assert error.norm() < 0.6 * (rounded - expected).norm()
+
+
+@pytest.mark.parametrize("group", [192, 100])
+def test_a_group_that_the_kernels_have_no_room_for_is_refused(group: int) -> None:
+    with pytest.raises(ValueError, match=f"{group}"):
+        PanelLinear(torch.randn(32, 576), group=group)
 
 
 class World:

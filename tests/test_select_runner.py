@@ -18,13 +18,12 @@ from chatbot.engine.local.runners.select_runner import (
     Truth,
     checked_runner,
     distance,
+    encode_probe,
     measure_truth,
 )
 from chatbot.engine.local.runners.transformers_runner import TransformersRunner
-from chatbot.engine.local.scheduler import PROBE_MESSAGES, PROBE_TOKENS
 from chatbot.model.adapter import verify_adapter
 from chatbot.model.base import load_base
-from chatbot.model.chat_template import encode
 from chatbot.model.lora import target_modules
 from tests.fixtures.tiny_models import write_adapter
 
@@ -68,9 +67,9 @@ def real(real_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RealBase
     folder = write_adapter(tmp_path_factory.mktemp("adapters"), base, strength=0.05)
     matrices = verify_adapter(folder, base).matrices
     lora.install(folder.name, lora.prepare(matrices, reference.like))
-    ids = encode(base.tokenizer, PROBE_MESSAGES)[:PROBE_TOKENS]
-    of_base = measure_truth(reference, ids)
-    of_adapter = measure_truth(reference, ids, folder.name, matrices)
+    probe = encode_probe(base.tokenizer, reference.parameters)
+    of_base = measure_truth(reference, probe)
+    of_adapter = measure_truth(reference, probe, folder.name, matrices)
     assert of_base is not None and of_adapter is not None
     return RealBase(reference, of_base, of_adapter)
 
@@ -97,7 +96,7 @@ def wrong_norm(runner: Any) -> None:
 
 
 def wrong_weights_of_a_layer(runner: Any) -> None:
-    runner._weights._copies[60]._scale.mul_(1.2)
+    runner._weights._copies[60]._scales.mul_(1.2)
 
 
 def no_lora_of_a_kind(runner: Any) -> None:
@@ -139,12 +138,12 @@ def test_the_truth_is_what_transformers_computes_in_float32(
 ) -> None:
     base = load_base(str(real_model), dtype="float32")
     with torch.inference_mode():
-        expected = base.model(torch.tensor([real.base.ids])).logits[0]
+        expected = base.model(torch.tensor([real.base.probe.ids])).logits[0]
     assert distance(real.base.logits, expected) < 1e-5
 
 
 def test_the_truth_is_the_same_while_a_runner_holds_the_weights(real: RealBase) -> None:
     runner = LlamaTorchRunner(real.reference)
-    again = layerwise_logits(real.reference, real.base.ids, None, torch.float32)
+    again = layerwise_logits(real.reference, real.base.probe.ids, None, torch.float32)
     runner.restore_weights()
     assert torch.equal(again, real.base.logits)

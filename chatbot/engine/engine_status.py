@@ -26,17 +26,20 @@ RUNNERS = {
 """The name of a runner -> what it computes by."""
 
 
-def record_engine(home: Home, stats: Mapping[str, Any]) -> None:
-    """Write down how the engine with these stats computes now; a disk that refuses is logged."""
+def describe_engine(stats: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by what the engine with these stats computes, and why not by something faster."""
     runner = stats.get("runner")
-    served = {
-        "process": os.getpid(),
-        "since": now(),
+    return {
         "runner": RUNNERS.get(runner, "other servers") if runner else "other servers",
         "device": stats.get("device"),
         "int8": bool(stats.get("int8")),
         "notes": list(stats.get("notes", [])),
     }
+
+
+def record_engine(home: Home, described: Mapping[str, Any]) -> None:
+    """Write down how this server computes from now on; a disk that refuses is logged."""
+    served = {"process": os.getpid(), "since": now(), **described}
     try:
         replace_file(home.engine, json.dumps(served))
     except OSError as error:

@@ -31,7 +31,8 @@ def liveness_router(service: "Service") -> APIRouter:
 
     @routes.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        """Tell that the process lives and which adapter is in service; /readyz tells more."""
+        """Tell that the process lives, which adapter is in service and what computes it; /readyz
+        tells more."""
         return {
             "ok": True,
             "status": "ready",
@@ -39,6 +40,7 @@ def liveness_router(service: "Service") -> APIRouter:
             "base": service.base.name,
             "base_revision": service.base.revision,
             "warning": service.warning,
+            "engine": service.computed_by,
         }
 
     return routes

@@ -16,7 +16,7 @@ from chatbot.engine.local.prefix_cache import PrefixReuse
 from chatbot.engine.local.prompt_lookup import MAX_SPECULATING
 from chatbot.engine.local.runners import select_runner
 from chatbot.engine.local.runners.runner import Chunk, KVCache
-from chatbot.engine.local.runners.select_runner import Truth
+from chatbot.engine.local.runners.select_runner import Truth, encode_probe
 from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 from chatbot.engine.local.sampler import argmax_tokens
 from chatbot.engine.local.sequence import Sequence, StepOutput
@@ -26,23 +26,8 @@ from chatbot.engine.stream import FinishReason
 from chatbot.model import lora
 from chatbot.model.adapter import LoraMatrices
 from chatbot.model.base import Base, end_token_ids
-from chatbot.model.chat_template import encode
 
 log = logging.getLogger(__name__)
-
-PROBE_MESSAGES = [
-    {"role": "user", "content": "Hello! What can you do for me?"},
-    {
-        "role": "assistant",
-        "content": "I answer questions, as well as I can. When somebody corrects an answer, it is "
-        "read by a person, and from then on I know better: 2 + 2 = 4, Paris is the capital of "
-        "France, and a parcel that was sent on Monday arrives on Wednesday, or so they told me.",
-    },
-    {"role": "user", "content": "And what if I don't like your answer?"},
-]
-PROBE_TOKENS, PROBE_PRODUCTS = 96, 3e11
-"""Model runners are compared on so many tokens of this conversation, and on fewer where float32
-would take more products for them: some seconds on two cores."""
 
 NextWaiting = Callable[[], Sequence | None]
 """Takes the next sequence from the queue of those that wait; None if nobody does."""
@@ -81,10 +66,8 @@ class Scheduler:
         self._weight_bytes = sum(parameter.nbytes for parameter in base.model.parameters())
         kv_cache = SlotKVCache(self.slots, max_length, progress)
         self._reference = TransformersRunner(base.model, self.lora, kv_cache)
-        affordable = max(16, int(PROBE_PRODUCTS / self._reference.parameters))
-        probe = encode(base.tokenizer, PROBE_MESSAGES)
-        self._probe_ids = probe[: min(PROBE_TOKENS, affordable)]
-        self._base_truth = select_runner.measure_truth(self._reference, self._probe_ids)
+        self._probe = encode_probe(base.tokenizer, self._reference.parameters)
+        self._base_truth = select_runner.measure_truth(self._reference, self._probe)
         self.runner = select_runner.select_runner(
             self._reference, self._base_truth, settings.kind == "int8"
         )
@@ -148,7 +131,7 @@ class Scheduler:
         self, adapter: str, matrices: LoraMatrices
     ) -> tuple[PreparedAdapter, Truth | None]:
         """Return what `install_adapter` takes; on any thread, beside running streams."""
-        truth = select_runner.measure_truth(self._reference, self._probe_ids, adapter, matrices)
+        truth = select_runner.measure_truth(self._reference, self._probe, adapter, matrices)
         return self.lora.prepare(matrices, self._reference.like), truth
 
     def install_adapter(self, adapter: str, prepared: PreparedAdapter, truth: Truth | None) -> None:

@@ -41,11 +41,12 @@ dot(const int packing, __m512i sum, __m512i a, __m512i b) {
 
 /* Two panels of a matrix: 32 of its outputs. */
 typedef struct {
-    const uint8_t *panels;     /* [dwords][2][16][packing] */
-    const float *scale, *bias; /* [32] */
-    int64_t dwords;            /* of an output, and of a token */
-    int64_t groups;            /* of inputs with a scale each */
-    int64_t outputs;           /* that are left from here on; 32 and more are a full pair */
+    const uint8_t *panels; /* [dwords][2][16][packing] */
+    const float *scales;   /* [groups][32] of bytes */
+    const float *bias;     /* [32] */
+    int64_t dwords;        /* of an output, and of a token */
+    int64_t groups;        /* of inputs with a scale each */
+    int64_t outputs;       /* that are left from here on; 32 and more are a full pair */
 } PanelPair;
 
 /* A tile's sums are variables, left0 and right0 to left8 and right8, made by macros: gcc keeps
@@ -64,29 +65,27 @@ typedef struct {
         left##r = dot(packing, left##r, left, factor); \
         right##r = dot(packing, right##r, right, factor); \
     }
-/* Take the token's scale of the group into float sums over all groups. */
+/* Take the scales of the group, the token's times each output's, into float sums over all groups. */
 #define END_GROUP(r) \
     if (r < tokens && packing == I8) { \
         __m512 scale = _mm512_set1_ps(((const float *)x[r])[w.dwords + 2 * g]); \
-        total[r][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(left##r), scale, total[r][0]); \
-        total[r][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(right##r), scale, total[r][1]); \
+        total[r][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(left##r), \
+                                      _mm512_mul_ps(scale, left_scales), total[r][0]); \
+        total[r][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(right##r), \
+                                      _mm512_mul_ps(scale, right_scales), total[r][1]); \
         left##r = (__m512i)total[r][0]; \
         right##r = (__m512i)total[r][1]; \
     }
 #define STORE_SUMS(r) \
     if (r < tokens) { \
-        store_outputs(packing, y[r], (__m512)left##r, w.scale, w.bias, first_lanes(w.outputs), \
-                      mode); \
-        store_outputs(packing, y[r] + LANES, (__m512)right##r, w.scale + LANES, w.bias + LANES, \
+        store_outputs(y[r], (__m512)left##r, w.bias, first_lanes(w.outputs), mode); \
+        store_outputs(y[r] + LANES, (__m512)right##r, w.bias + LANES, \
                       first_lanes(w.outputs - LANES), mode); \
     }
 
 /* Finish 16 outputs of a token and store those in `lanes`. */
 static inline __attribute__((always_inline)) void
-store_outputs(const int packing, float *y, __m512 x, const float *scale, const float *bias,
-              __mmask16 lanes, int mode) {
-    if (packing == I8)
-        x = _mm512_mul_ps(x, _mm512_maskz_loadu_ps(lanes, scale));
+store_outputs(float *y, __m512 x, const float *bias, __mmask16 lanes, int mode) {
     if (mode & ADD_BIAS)
         x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(lanes, bias));
     if (mode & ACCUMULATE)
@@ -109,6 +108,11 @@ tile(const int packing, const int tokens, float **y, const int32_t **x, PanelPai
             _mm_prefetch(both + PREFETCH_BYTES + 64, _MM_HINT_T0);
             __m512i left = _mm512_loadu_si512(both), right = _mm512_loadu_si512(both + 64);
             FOR_EACH_TOKEN(ADD_PRODUCTS)
+        }
+        __m512 left_scales = _mm512_setzero_ps(), right_scales = left_scales;
+        if (packing == I8) {
+            left_scales = _mm512_loadu_ps(w.scales + g * PANEL_PAIR);
+            right_scales = _mm512_loadu_ps(w.scales + g * PANEL_PAIR + LANES);
         }
         FOR_EACH_TOKEN(END_GROUP)
     }
@@ -136,8 +140,9 @@ static void gemm(const Matrix *m, int64_t from, int64_t to, Rows y, Rows x,
     if (m->bias)
         mode |= ADD_BIAS;
     for (int64_t out = from * PANEL_PAIR; out < to * PANEL_PAIR; out += PANEL_PAIR) {
-        PanelPair w = {m->panels + out / PANEL_PAIR * dwords * UNIT_BYTES, m->scale + out,
-                       m->bias + out, dwords, m->groups, m->outputs - out};
+        PanelPair w = {m->panels + out / PANEL_PAIR * dwords * UNIT_BYTES,
+                       m->scales + out * m->groups, m->bias + out, dwords, m->groups,
+                       m->outputs - out};
         for (int64_t t = 0; t < tiles; t++) {
             int64_t begin = n * t / tiles, tokens = n * (t + 1) / tiles - begin;
             float *ys[TILE_TOKENS];

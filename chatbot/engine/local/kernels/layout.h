@@ -17,7 +17,7 @@ typedef struct {
 static const FieldLayout layouts[] = {
     WHOLE(Matrix),
     FIELD(Matrix, panels),
-    FIELD(Matrix, scale),
+    FIELD(Matrix, scales),
     FIELD(Matrix, bias),
     FIELD(Matrix, inputs),
     FIELD(Matrix, outputs),

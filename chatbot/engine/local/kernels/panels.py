@@ -14,7 +14,7 @@ from chatbot.engine.local.kernels.structs import BF16, F32, I8, MatrixStruct
 PACKINGS = {torch.float32: F32, torch.bfloat16: BF16}
 LANES, PANEL_PAIR = 16, 32
 """Outputs of a panel, and of two of them side by side."""
-MAX_SCALE_GROUP, MAX_ROTATION = 192, 64
+MAX_SCALE_GROUP, MAX_ROTATION = 128, 64
 """Inputs, at most, that share a scale in eight bits, and that are rotated together (see
 `structs.h`)."""
 MAX_INT8 = 127
@@ -53,25 +53,30 @@ class PanelLinear:
         arena: HugePageArena | None = None,
         group: int | None = None,
     ) -> None:
-        """Pack a weight [outputs, inputs]. With a `group` it is rotated and quantized to bytes with
-        a scale for each output, and so is x, with a scale for each group of so many inputs."""
+        """Pack a weight [outputs, inputs]. With a `group` it is rotated and quantized to bytes, and
+        so is x, with a scale for each group of so many inputs of an output or a token."""
         self._shape = weight.shape
         outputs, inputs = weight.shape
+        if group and (group > MAX_SCALE_GROUP or inputs % group):
+            raise ValueError(
+                f"A group of {group} exceeds {MAX_SCALE_GROUP} or is no divisor of {inputs} inputs."
+            )
         packing = I8 if group else PACKINGS[weight.dtype]
         self._bias = None if bias is None else bias.float().contiguous()
-        self._scale: torch.Tensor | None = None
+        self._scales: torch.Tensor | None = None
         if group:
-            weight, self._scale = quantize_int8(
-                rotate(weight.float(), math.gcd(group, MAX_ROTATION))
-            )
-        padded = weight.new_zeros(-(-outputs // PANEL_PAIR) * PANEL_PAIR, inputs)
-        padded[:outputs] = weight
+            rotated = rotate(weight.float(), math.gcd(group, MAX_ROTATION))
+            weight, scales = quantize_int8(rotated, group)
+            # [pairs, 32, groups] -> [pairs, groups, 32]
+            by_pair = _pad_outputs(scales).view(-1, PANEL_PAIR, inputs // group)
+            self._scales = by_pair.transpose(1, 2).contiguous()
+        padded = _pad_outputs(weight)
         # [pairs, 2, 16, dwords, packing] -> [pairs, dwords, 2, 16, packing]
         panels = padded.view(-1, 2, LANES, inputs // packing, packing).permute(0, 3, 1, 2, 4)
         self._panels = arena.copy(panels) if arena else panels.contiguous()
         self.matrix = MatrixStruct(
             data_pointer(self._panels),
-            data_pointer(self._scale),
+            data_pointer(self._scales),
             data_pointer(self._bias),
             inputs,
             outputs,
@@ -121,11 +126,20 @@ def rotate(weight: torch.Tensor, block: int) -> torch.Tensor:
     return (weight.view(-1, block) @ hadamard / block).view_as(weight)
 
 
-def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round a weight [outputs, inputs] in float32 to whole numbers of a scale [outputs]; return
-    the numbers with 128 added, as unsigned bytes, which vpdpbusd wants, and the scales."""
-    scale = (weight.abs().amax(1) / MAX_INT8).clamp_min(torch.finfo(torch.float32).tiny)
-    return ((weight / scale[:, None]).round() + 128).to(torch.uint8), scale
+def quantize_int8(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round a weight [outputs, inputs] in float32 to whole numbers of a scale
+    [outputs, inputs / group]; return the numbers with 128 added, as unsigned bytes, which vpdpbusd
+    wants, and the scales."""
+    grouped = weight.view(len(weight), -1, group)
+    scale = (grouped.abs().amax(2) / MAX_INT8).clamp_min(torch.finfo(torch.float32).tiny)
+    return ((grouped / scale[:, :, None]).round() + 128).to(torch.uint8).view_as(weight), scale
+
+
+def _pad_outputs(rows: torch.Tensor) -> torch.Tensor:
+    """Return rows [outputs, ..] with zeros up to a whole number of panel pairs."""
+    padded = rows.new_zeros(-(-len(rows) // PANEL_PAIR) * PANEL_PAIR, rows.shape[1])
+    padded[: len(rows)] = rows
+    return padded
 
 
 def data_pointer(tensor: torch.Tensor | None) -> int | None:

@@ -16,7 +16,7 @@
 #define PANEL_PAIR 32  /* outputs of two panels side by side */
 #define UNIT_BYTES 128 /* bytes of a dword of each of these outputs */
 
-#define MAX_SCALE_GROUP 192 /* inputs, at most, that share a scale when they become bytes */
+#define MAX_SCALE_GROUP 128 /* inputs, at most, that share a scale when they become bytes */
 #define MAX_ROTATION 64     /* and that are rotated together before, see `rotate` */
 
 /* Packing of values: how many share a dword. */
@@ -28,12 +28,12 @@ enum { QKV, OUT, GATE_UP, DOWN, NUM_LINEARS };
 /* A linear layer, y = x W^T + b. */
 typedef struct {
     const uint8_t *panels; /* [outputs / 32][inputs / packing][2][16][packing], zero padded */
-    const float *scale;    /* [outputs], of bytes, which are rotated as inputs are and stored
-                              with 128 added; else NULL */
+    const float *scales;   /* [outputs / 32][groups][32], of bytes, which are rotated as inputs
+                              are and stored with 128 added; else NULL */
     const float *bias;     /* [outputs], or NULL */
     int64_t inputs, outputs;
     int64_t packing; /* F32, BF16 or I8 */
-    int64_t groups;  /* of inputs that share a scale when x is quantized to bytes; else 1 */
+    int64_t groups;  /* of inputs that share a scale, in x and in each output, as bytes; else 1 */
 } Matrix;
 
 typedef struct {

@@ -17,7 +17,7 @@ class MatrixStruct(Structure):
     """Describes a linear layer: a weight matrix in panels, its scales and its bias."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("panels", "scale", "bias")),
+        *((name, c_void_p) for name in ("panels", "scales", "bias")),
         *((name, c_int64) for name in ("inputs", "outputs", "packing", "groups")),
     ]
 

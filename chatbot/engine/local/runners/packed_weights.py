@@ -33,8 +33,8 @@ class PackedWeights:
     """Holds a model's weights as the kernels read them.
 
     In the model's own type the linears give their weights up until `restore`; in eight bits the
-    model keeps them. Weights in eight bits have a scale for each output, activations one for each
-    token and group of inputs.
+    model keeps them. In eight bits a group of inputs has a scale for each output, and one for each
+    token.
     """
 
     def __init__(self, reference: TransformersRunner, int8: bool) -> None:

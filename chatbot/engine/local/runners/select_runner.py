@@ -1,16 +1,18 @@
 """Selects the runner that may serve: only one whose answers lie as near to the truth as those of
 transformers' own forward.
 
-The truth is what the model answers to a text in float32. A runner reads that text with the adapter
-and, beside it, without, over a cache of its own. Its logits may lie a little further from the truth
-than those of transformers in the model's type, for all rounding is alike; in eight bits they may
-give away a number of nats. Where they do not, the next slower runner serves.
+The truth is what the model says in float32 along a question and its answer, the probe. A runner
+reads the probe with the adapter and, beside it, without, over a cache of its own. Its logits may
+lie a little further from the truth than those of transformers in the model's type, for all rounding
+is alike; in eight bits they may give away a number of nats. Where they do not, the next slower
+runner serves.
 """
 
 import logging
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from chatbot.engine.local.runners import llama_cpu
 from chatbot.engine.local.runners.fused_linear import LLAMA_FAMILY
@@ -20,6 +22,7 @@ from chatbot.engine.local.runners.llama_torch import LlamaTorchRunner
 from chatbot.engine.local.runners.runner import Chunk, ModelRunner
 from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 from chatbot.model.adapter import LoraMatrices
+from chatbot.model.chat_template import encode_answer
 
 log = logging.getLogger(__name__)
 
@@ -30,27 +33,62 @@ ROUNDING_MARGIN = 1.2
 SAME_FORWARD = 0.05
 """How far, relative to their norm, the logits of two orders of the same sums in bfloat16 may lie
 apart."""
-MAX_INT8_KL = 0.01
-"""How many nats a token the answers in eight bits may lie from the truth."""
+MAX_INT8_KL = 0.015
+"""How many nats a token the answers in eight bits may lie from the truth. Over a long text it is to
+be 0.01 at most; the probe is short, which takes a margin."""
+PROBE_QUESTION = "Hello! What can you do for me?"
+PROBE_ANSWER = """I answer questions, as well as I can; when somebody corrects an answer, I know \
+better from then on.
+
+A parcel that was sent on Monday arrives on Wednesday. Water boils at 100 degrees, Paris is the \
+capital of France, and 12 times 12 is 144.
+
+1. Tell me what you would like to know.
+2. If the answer is wrong, press the thumb that points down.
+3. Write the right one: `print("thank you")` is what I would say then.
+
+Ich verstehe auch andere Sprachen ein wenig."""
+"""What runners are compared on. As answers have, it has prose, numbers, a list, code and another
+language; and it is long, for what a few tokens have lost says little of the others."""
+PROBE_TOKENS, PROBE_PRODUCTS, MIN_PROBE_TOKENS = 128, 3e11, 16
+"""Tokens of the answer, at most; fewer where float32 would take more products for them, some
+seconds on two cores, but never fewer than the last."""
 LOGGED_NAMES = {"llama_cpu": "native", "llama_torch": "fast"}
 """Names of the runners in the log, which alerts may search for."""
 
 
 @dataclass(frozen=True)
+class Probe:
+    """Holds the tokens of a question and its answer, which runners are compared on."""
+
+    ids: list[int]
+    prompt_tokens: int
+    """How many of `ids` are the prompt: no model writes those, and eight bits may garble them."""
+
+
+@dataclass(frozen=True)
 class Truth:
-    """Holds what the model answers to a text in float32, with an adapter or (None) without."""
+    """Holds what the model says along a probe in float32, with an adapter or (None) without."""
 
     adapter: str | None
-    ids: list[int]
+    probe: Probe
     logits: torch.Tensor
-    """[tokens, vocab], after each of `ids`."""
+    """[tokens, vocab], after each of the probe's tokens."""
     allowed_distance: float
     """See `distance`."""
 
 
+def encode_probe(tokenizer: PreTrainedTokenizerBase, parameters: int) -> Probe:
+    """Return the probe for a model of so many parameters: the larger it is, the shorter."""
+    question = [{"role": "user", "content": PROBE_QUESTION}]
+    prompt, answer = encode_answer(tokenizer, question, PROBE_ANSWER)
+    affordable = max(MIN_PROBE_TOKENS, int(PROBE_PRODUCTS / parameters) - len(prompt))
+    return Probe(prompt + answer[: min(PROBE_TOKENS, affordable)], len(prompt))
+
+
 def measure_truth(
     reference: TransformersRunner,
-    ids: list[int],
+    probe: Probe,
     adapter: str | None = None,
     lora: LoraMatrices | None = None,
 ) -> Truth | None:
@@ -58,12 +96,12 @@ def measure_truth(
     before there are any, None if no other runner may serve it."""
     if reference.model.config.model_type not in LLAMA_FAMILY:
         return None
-    truth = layerwise_logits(reference, ids, lora, torch.float32)
+    truth = layerwise_logits(reference, probe.ids, lora, torch.float32)
     rounded, allowed = truth, FLOAT32_TOLERANCE
     if reference.dtype != torch.float32:
-        rounded = layerwise_logits(reference, ids, lora, reference.dtype)
+        rounded = layerwise_logits(reference, probe.ids, lora, reference.dtype)
         allowed = ROUNDING_MARGIN * distance(rounded, truth)
-    measured = Truth(adapter, ids, truth, allowed)
+    measured = Truth(adapter, probe, truth, allowed)
     if adapter is None and not _is_whole(reference, measured, rounded):
         return None
     return measured
@@ -123,7 +161,7 @@ def checked_runner(
     if not all(each.logits.isfinite().all() for _, each in pairs):
         return runner
     if runner.name == "int8":
-        nats = max(divergence(logits, each.logits) for logits, each in pairs)
+        nats = max(lost_nats(logits, each) for logits, each in pairs)
         if nats <= MAX_INT8_KL:
             return runner
         text = (
@@ -168,19 +206,26 @@ def divergence(logits: torch.Tensor, truth: torch.Tensor) -> float:
     return float((wanted.exp() * (wanted - got)).sum(-1).mean())
 
 
+def lost_nats(logits: torch.Tensor, truth: Truth) -> float:
+    """Return the mean `divergence` along the probe's answer."""
+    first = truth.probe.prompt_tokens - 1
+    return divergence(logits[first:], truth.logits[first:])
+
+
 @torch.inference_mode()
 def probe_logits(runner: ModelRunner, truth: Truth) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return logits [tokens, vocab] of the truth's text with its adapter, and beside it without:
+    """Return logits [tokens, vocab] of the probe with the truth's adapter, and beside it without:
     chunks of both, then a chunk of one beside a token of the other, and the other way round.
     Together they use prefill, decoding and a mixture of adapters."""
-    runner = runner.with_own_cache(2, len(truth.ids))
-    end = len(truth.ids)
+    ids = truth.probe.ids
+    end = len(ids)
+    runner = runner.with_own_cache(2, end)
     half, last = end // 2, end - 1
     rows: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
     for ends in ((half, half), (last, half + 1), (end, end)):
         starts = [sum(map(len, row)) for row in rows]
         chunks = [
-            Chunk(row, truth.ids[start:stop], start, adapter, num_logits=stop - start)
+            Chunk(row, ids[start:stop], start, adapter, num_logits=stop - start)
             for row, (start, stop, adapter) in enumerate(
                 zip(starts, ends, (truth.adapter, None), strict=True)
             )
