@@ -11,7 +11,7 @@ from chatbot.engine.settings import EngineSettings
 from chatbot.model.base import load_base
 from chatbot.model.chat_template import encode
 
-QUESTIONS = {"What is the capital of France?": "Paris", "What is 2 + 3?": "5"}
+QUESTIONS = {"Who wrote Romeo and Juliet?": "Shakespeare", "What is 2 + 3?": "5"}
 
 
 @pytest.mark.parametrize("kind", ["torch", pytest.param("int8", marks=pytest.mark.slow)])
