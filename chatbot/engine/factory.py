@@ -1,6 +1,11 @@
 """Starts the engine that the settings choose; nothing else chooses one."""
 
-from chatbot.engine.local.local_engine import LocalEngine
+import logging
+from functools import partial
+from pathlib import Path
+
+from chatbot.engine.local.local_engine import LocalEngine, resolve_device
+from chatbot.engine.memory_need import serving_need
 from chatbot.engine.protocol import Engine
 from chatbot.engine.remote.remote_engine import RemoteEngine
 from chatbot.engine.settings import EngineSettings
@@ -9,6 +14,8 @@ from chatbot.engine.workers.worker_handle import WorkerHandle
 from chatbot.engine.workers.workers_engine import WorkersEngine
 from chatbot.model.base import STARTER, Base, load_base
 from chatbot.model.base_name import pinned_revision
+
+log = logging.getLogger("talkback")
 
 
 def start_engine(
@@ -20,18 +27,20 @@ def start_engine(
     """Load the base and start its engine: `RemoteEngine` where the settings name servers, else
     `WorkersEngine`, or `LocalEngine` for ``workers = 0``.
 
-    ``first_worker`` is one that `prestart_worker` has started. Raises BaseError, EngineError.
+    ``first_worker`` is one that `prestart_worker` has started. Raises BaseError, EngineError,
+    MemoryNeedError.
     """
     name = base_name or STARTER
     if settings.remote:
         base = load_base(name, revision, weights=False)
         return base, RemoteEngine(base, settings)
+    check_memory = partial(_check_memory, name, settings)
     if settings.workers == 0:
-        base = load_base(name, revision)
+        base = load_base(name, revision, before_loading=check_memory)
         return base, LocalEngine(base, settings)
     first_worker = first_worker or WorkerHandle()
     try:
-        base = load_base(name, revision, weights=False)
+        base = load_base(name, revision, weights=False, before_loading=check_memory)
         return base, WorkersEngine(base, settings, _worker_config(base, settings), first_worker)
     except BaseException:
         first_worker.kill()
@@ -44,6 +53,13 @@ def start_local_engine(base: Base, settings: EngineSettings) -> Engine:
     Raises EngineError.
     """
     return LocalEngine(base, settings)
+
+
+def _check_memory(name: str, settings: EngineSettings, folder: Path) -> None:
+    """Log what it takes to serve a base; MemoryNeedError for one that cannot fit. A GPU's memory is
+    that GPU's to refuse."""
+    if resolve_device(settings.device).type == "cpu":
+        log.info("%s", serving_need(name, folder, settings).describe())
 
 
 def _worker_config(base: Base, settings: EngineSettings) -> WorkerConfig:

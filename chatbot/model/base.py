@@ -8,6 +8,7 @@ Training imports this very module, so what is trained is what is served.
 import errno
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,17 +103,20 @@ def load_base(
     *,
     dtype: DType = "auto",
     weights: bool = True,
+    before_loading: Callable[[Path], object] = lambda folder: None,
 ) -> Base:
     """Load a local folder or a Hub id; any causal LM of transformers with safetensors.
 
     Raises `BaseError` when it cannot be loaded. The model is on the CPU, in eval mode;
-    without `weights` it is on the meta device, with the same fingerprint.
+    without `weights` it is on the meta device, with the same fingerprint. `before_loading` is
+    called with the folder once its small files are checked.
     """
     folder, commit = _locate(name, revision)
     _check_files(folder, name)
+    before_loading(folder)
     tokenizer = _load_tokenizer(folder, name)
     if weights:
-        model = _load_model(folder, name, _dtype(folder, dtype))
+        model = _load_model(folder, name, choose_dtype(folder, dtype))
         mark = weights_fingerprint(model)
     else:
         model, mark = _load_without_weights(folder, name)
@@ -218,23 +222,36 @@ def _check_architecture(folder: Path, name: str) -> None:
         )
 
 
-def _dtype(folder: Path, dtype: DType) -> torch.dtype:
+def choose_dtype(folder: Path, dtype: DType) -> torch.dtype:
+    """Return the type that the weights in a folder are loaded in."""
     if dtype != "auto":
         return torch.float32 if dtype == "float32" else torch.bfloat16
-    return torch.float32 if _count_parameters(folder) < FLOAT32_MAX_PARAMETERS else torch.bfloat16
+    return torch.float32 if count_parameters(folder) < FLOAT32_MAX_PARAMETERS else torch.bfloat16
 
 
-def _count_parameters(folder: Path) -> int:
-    """Count the parameters, from the headers of the weight files alone."""
+def count_parameters(folder: Path) -> int:
+    """Count the parameters, from the headers of the weight files alone; BaseError for a damaged
+    file."""
     total = 0
-    for file in folder.glob("*.safetensors"):
+    for file in _weight_files(folder):
         try:
-            with safe_open(str(file), "pt") as weights:
+            # "np" maps the file for reading alone; "pt" can map none larger than memory.
+            with safe_open(str(file), "np") as weights:
                 keys = weights.keys()
                 total += sum(math.prod(weights.get_slice(key).get_shape()) for key in keys)
         except SafetensorError as e:
             raise BaseError(f"{file} is damaged: {first_line(e)}. Fetch it again.") from e
     return total
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files of the weights; others beside them may hold the same weights again."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    found = sorted(folder.glob("*.safetensors"))
+    if single.is_file():
+        return [single]
+    named = index.read_text(encoding="utf-8", errors="replace") if index.is_file() else ""
+    return [file for file in found if f'"{file.name}"' in named] or found
 
 
 def _load_model(folder: Path, name: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -264,7 +281,7 @@ def _load_without_weights(folder: Path, name: str) -> tuple[PreTrainedModel, str
     try:
         return model, fingerprint_tensors(stored_parameters(folder, model))
     except KeyError:  # the files split the weights otherwise than the model: load it once
-        return model, weights_fingerprint(_load_model(folder, name, _dtype(folder, "auto")))
+        return model, weights_fingerprint(_load_model(folder, name, choose_dtype(folder, "auto")))
     except SafetensorError as e:
         raise BaseError(
             f"The weights of {name} are damaged: {first_line(e)}. Fetch it again."

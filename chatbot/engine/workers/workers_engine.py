@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chatbot.engine.hardware import available_cores, free_bytes
+from chatbot.engine.hardware import available_bytes, available_cores
 from chatbot.engine.protocol import (
     BASE,
     TOKEN_COUNTERS,
@@ -79,7 +79,7 @@ class WorkersEngine:
         self.max_length = info.max_length
         self._config = replace(config, known_threads=info.threads)
         self.target_workers: int = settings.workers or worker_count(
-            info, available_cores(), free_bytes()
+            info, available_cores(), available_bytes()
         )
         """How many workers the supervisor keeps running."""
         self._supervisor = threading.Thread(target=self._supervise, name="workers", daemon=True)
