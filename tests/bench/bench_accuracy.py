@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
 
 from chatbot.engine.local.kernels.library import kernel_library
 from chatbot.engine.local.kv_cache import SlotKVCache
@@ -53,10 +54,10 @@ class Model:
         return own.forward([Chunk(0, ids, 0, self.adapter, len(ids))]).float().clone()
 
 
-def windows(base: Base, tokens: int, window: int) -> Iterator[list[int]]:
+def windows(tokenizer: PreTrainedTokenizerBase, tokens: int, window: int) -> Iterator[list[int]]:
     """Yield the text's tokens, window by window."""
     text = "\n".join(topics.topics[name] for name in TOPICS)
-    ids = base.tokenizer(text).input_ids[:tokens]
+    ids = tokenizer(text).input_ids[:tokens]
     for start in range(0, len(ids) - window + 1, window):
         yield ids[start : start + window]
 
@@ -78,7 +79,7 @@ def main() -> None:
     name = options.base or str(find_real_model())
     exact = Model(name, "float32", options.adapter)
     rounded = Model(name, "bfloat16", options.adapter)
-    parts = list(windows(exact.base, options.tokens, options.window))
+    parts = list(windows(exact.base.tokenizer, options.tokens, options.window))
     truths = [exact.logits(exact.reference, ids) for ids in parts]
     table = Table("computed by", "distance", "KL", "best token agrees", "perplexity")
 

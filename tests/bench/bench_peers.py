@@ -3,9 +3,10 @@
     pip install llama-cpp-python gguf openvino-genai
     python -m tests.bench.bench_peers                      # 135M shape, one thread each
     python -m tests.bench.bench_peers --threads 2
+    python -m tests.bench.bench_peers --base FOLDER        # a real model, with each's perplexity
     python -m tests.bench.bench_peers --exporter /path/to/optimum-cli --keep /tmp/models
 
-Same random weights, prompts of 64 tokens, answers of 48, greedy, ends off. Each engine keeps a
+Same weights, random unless named, prompts of 64 tokens, answers of 48, greedy, ends off. Each keeps a
 process of its own, so that none inherits another's threads; the rounds interleave them, and the
 median of each round's ratio counts. A peer that is not installed, or dies, is left out by name.
 optimum-intel, which writes OpenVINO's model, wants another transformers than ours: hence the path.
@@ -22,6 +23,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
 
+from chatbot.model.base import load_tokenizer
+from tests.bench.bench_accuracy import windows
 from tests.bench.bench_engine import shape_135m
 from tests.bench.peers import (
     MOST,
@@ -30,6 +33,7 @@ from tests.bench.peers import (
     Ours,
     Peer,
     lacks,
+    perplexity,
     write_gguf,
     write_openvino,
 )
@@ -52,6 +56,9 @@ class Worker:
     def rate(self, streams: int) -> float:
         return self._pool.submit(_rate, streams).result()
 
+    def perplexity(self, parts: list[list[int]]) -> float:
+        return self._pool.submit(_perplexity, parts).result()
+
     def close(self) -> None:
         self._pool.shutdown()
 
@@ -69,8 +76,15 @@ def _rate(streams: int) -> float:
     return _peer.rate(streams)
 
 
-def workers(model: Path, threads: int, exporter: str) -> tuple[dict[str, Worker], dict[str, str]]:
-    """The engines that are here, and why the others are not."""
+def _perplexity(parts: list[list[int]]) -> float:
+    assert _peer is not None
+    return perplexity(_peer, parts)
+
+
+def workers(
+    model: Path, made: Path, threads: int, exporter: str
+) -> tuple[dict[str, Worker], dict[str, str]]:
+    """The engines that are here, and why the others are not; ``made`` holds the peers' models."""
     here = {
         OURS[0]: Worker(Ours, model, threads, "torch"),
         OURS[1]: Worker(Ours, model, threads, "int8"),
@@ -80,7 +94,7 @@ def workers(model: Path, threads: int, exporter: str) -> tuple[dict[str, Worker]
         if why := lacks("llama.cpp", exporter):
             absent[f"llama.cpp {kind}"] = why
         else:
-            file = kept(model.parent / f"{kind}.gguf", write_gguf, model, kind)
+            file = kept(made / f"{kind}.gguf", write_gguf, model, kind)
             try:
                 here[f"llama.cpp {kind}"] = Worker(LlamaCpp, file, threads)
             except BrokenProcessPool:
@@ -88,7 +102,7 @@ def workers(model: Path, threads: int, exporter: str) -> tuple[dict[str, Worker]
     if why := lacks("OpenVINO", exporter):
         absent["OpenVINO int8"] = why
     else:
-        folder = kept(model.parent / "openvino", write_openvino, model, exporter)
+        folder = kept(made / "openvino", write_openvino, model, exporter)
         here["OpenVINO int8"] = Worker(OpenVino, folder, threads)
     return here, absent
 
@@ -118,15 +132,17 @@ def ratio(found: Rates, name: str, against: str, count: int) -> float:
     return statistics.median(a / b for a, b in pairs)
 
 
-def report(found: Rates, absent: dict[str, str]) -> str:
-    """The table as Markdown."""
+def report(found: Rates, texts: dict[str, float], absent: dict[str, str]) -> str:
+    """The table as Markdown, with the perplexities that were measured."""
     heads = [head for n in COUNTS for head in (f"{n} stream{'s'[: n > 1]}", "/ torch", "/ int8")]
+    heads += ["perplexity"] if texts else []
     lines = [f"| decode, tok/s | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for name, rates in found.items():
         cells = []
         for count in COUNTS:
             cells.append(f"{statistics.median(rates[count]):.0f}")
             cells += [f"{ratio(found, name, ours, count):.2f}x" for ours in OURS]
+        cells += [f"{texts[name]:.3f}"] if texts else []
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [f"| {name} | {why} |{' |' * (len(heads) - 1)}" for name, why in absent.items()]
     return "\n".join(lines)
@@ -134,6 +150,8 @@ def report(found: Rates, absent: dict[str, str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--base", type=Path, help="folder of a Llama; random weights unless named")
+    parser.add_argument("--tokens", type=int, default=4096, help="of the perplexity's text")
     parser.add_argument("--threads", type=int, default=1, help="of each engine")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--exporter", default="optimum-cli", help="optimum-intel's command")
@@ -141,12 +159,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temp, ExitStack() as running:
-        model = kept(Path(args.keep or temp) / "135m", shape_135m)
-        engines, absent = workers(model, args.threads, args.exporter)
+        made = Path(args.keep or temp)
+        model = args.base or kept(made / "135m", shape_135m)
+        engines, absent = workers(model, made, args.threads, args.exporter)
         for engine in engines.values():
             running.callback(engine.close)
         found = measure(engines, args.rounds)
-    print(json.dumps(found) if args.json else report(found, absent))
+        parts = [*windows(load_tokenizer(str(model)), args.tokens, 512)] if args.base else []
+        texts = {name: engine.perplexity(parts) for name, engine in engines.items() if parts}
+    print(json.dumps([found, texts]) if args.json else report(found, texts, absent))
 
 
 if __name__ == "__main__":

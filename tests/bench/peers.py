@@ -5,6 +5,7 @@ likeliest token taken straight from its logits. What these leave out, ours does.
 """
 
 import ctypes
+import math
 import shutil
 import subprocess
 import time
@@ -14,9 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch.nn import functional
 
+from chatbot.engine.local.runners.llama_cpu import LlamaCpuRunner, LlamaInt8Runner
+from chatbot.engine.local.runners.llama_torch import LlamaTorchRunner
 from chatbot.engine.protocol import BASE
 from chatbot.model.base import load_base
+from tests.bench.bench_accuracy import Model
 from tests.bench.bench_engine import ANSWER, PROMPT, engine_rate, prompt, start
 
 MOST = 16
@@ -29,17 +35,41 @@ class Peer(Protocol):
     def rate(self, streams: int) -> float:
         """Decode tokens/s over all streams, counted once all prompts are read."""
 
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """Logits [tokens, vocab] after each token of a text."""
+
+
+def perplexity(peer: Peer, windows: list[list[int]]) -> float:
+    """The perplexity of a text in windows."""
+    losses = [
+        float(
+            functional.cross_entropy(torch.from_numpy(peer.logits(ids))[:-1], torch.tensor(ids[1:]))
+        )
+        for ids in windows
+    ]
+    return math.exp(sum(losses) / len(losses))
+
 
 class Ours:
     """One worker, as a service has them, of as many threads as the others get."""
 
     def __init__(self, folder: Path, threads: int, kind: str) -> None:
+        self._folder, self._kind = folder, kind
         self._engine = start(str(folder), kind, threads=threads, workers=1)
         Finalize(None, self._engine.close, exitpriority=2)  # children call nothing of `atexit`
         assert kind != "int8" or self._engine.stats()["int8"], "this machine has no eight bits"
 
     def rate(self, streams: int) -> float:
         return engine_rate(self._engine, streams, [BASE])
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """By the runner that the engine has chosen, in this process."""
+        if not hasattr(self, "_model"):
+            self._model = Model(str(self._folder), "auto", None)
+            kinds = {"int8": LlamaInt8Runner, "llama_cpu": LlamaCpuRunner}
+            kind = kinds.get(self._engine.stats()["runner"], LlamaTorchRunner)
+            self._runner = kind(self._model.reference)
+        return self._model.logits(self._runner, ids).numpy()
 
 
 class LlamaCpp:
@@ -72,27 +102,41 @@ class LlamaCpp:
         self.generated = generated
         return streams * (ANSWER - 1) / took
 
-    def _context(self, streams: int) -> Any:
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """In one batch, with logits after each of its tokens."""
+        context = self._context(1, len(ids))
+        logits = self._decode(context, [ids], 0, all_logits=True).copy()
+        self._llama.llama_free(context)
+        return logits
+
+    def _context(self, streams: int, length: int = 256) -> Any:
         options = self._llama.llama_context_default_params()
-        options.n_ctx = streams * 256
-        options.n_batch, options.n_seq_max = streams * PROMPT, streams
+        options.n_ctx = streams * length
+        options.n_batch, options.n_seq_max = streams * max(PROMPT, length), streams
         options.n_threads = options.n_threads_batch = self._threads
         return self._llama.llama_init_from_model(self._model, options)
 
     def _step(self, context: Any, rows: list[list[int]], at: int) -> list[int]:
         """The likeliest next token of each row, whose tokens begin at position ``at``."""
+        best: list[int] = self._decode(context, rows, at).argmax(1).tolist()
+        return best
+
+    def _decode(
+        self, context: Any, rows: list[list[int]], at: int, all_logits: bool = False
+    ) -> np.ndarray:
+        """The logits after the last token of each row, or after each token of all rows."""
         batch = self._llama.llama_batch_init(sum(map(len, rows)), 0, 1)
         flat = [(token, row, n) for row, ids in enumerate(rows) for n, token in enumerate(ids)]
         for i, (token, row, n) in enumerate(flat):
             batch.token[i], batch.pos[i] = token, at + n
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, row
-            batch.logits[i] = n == len(rows[row]) - 1
+            batch.logits[i] = all_logits or n == len(rows[row]) - 1
         batch.n_tokens = len(flat)
         assert self._llama.llama_decode(context, batch) == 0, "llama.cpp has no room"
-        logits = self._llama.llama_get_logits(context)
-        best = np.ctypeslib.as_array(logits, (len(rows), self._vocab_size)).argmax(1).tolist()
+        wanted = len(flat) if all_logits else len(rows)
         self._llama.llama_batch_free(batch)
-        return best
+        logits = self._llama.llama_get_logits(context)
+        return np.ctypeslib.as_array(logits, (wanted, self._vocab_size))
 
 
 class OpenVino:
@@ -101,6 +145,7 @@ class OpenVino:
     def __init__(self, folder: Path, threads: int) -> None:
         import openvino_genai as genai
 
+        self._folder = folder
         settings = genai.SchedulerConfig()
         settings.cache_size, settings.max_num_seqs = 1, MOST
         settings.max_num_batched_tokens = MOST * PROMPT
@@ -123,6 +168,24 @@ class OpenVino:
         self.generated = [each.read_all()[0].generated_ids for each in asked]
         assert all(len(ids) == ANSWER for ids in self.generated)
         return streams * (ANSWER - 1) / took
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """By OpenVINO itself, since the pipeline gives none."""
+        import openvino
+
+        if not hasattr(self, "_compiled"):
+            model = self._folder / "openvino_model.xml"
+            self._compiled = openvino.Core().compile_model(model, "CPU")
+        request = self._compiled.create_infer_request()
+        tokens = np.array([ids])
+        inputs = {
+            "input_ids": tokens,
+            "attention_mask": np.ones_like(tokens),
+            "position_ids": np.arange(len(ids))[None],
+            "beam_idx": np.array([0], np.int32),
+        }
+        logits: np.ndarray = request.infer(inputs)["logits"][0]
+        return logits
 
 
 # -- The model, written as each peer reads it
