@@ -6,7 +6,7 @@
     python -m tests.bench.bench_peers --base FOLDER        # a real model, with each's perplexity
     python -m tests.bench.bench_peers --exporter /path/to/optimum-cli --keep /tmp/models
 
-Same weights, random unless named, prompts of 64 tokens, answers of 48, greedy, ends off. Each keeps a
+Same weights, random unless named, prompts of 64 tokens, answers of 48, greedy, ends off. Each has a
 process of its own, so that none inherits another's threads; the rounds interleave them, and the
 median of each round's ratio counts. A peer that is not installed, or dies, is left out by name.
 optimum-intel, which writes OpenVINO's model, wants another transformers than ours: hence the path.
