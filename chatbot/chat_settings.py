@@ -1,10 +1,22 @@
 """Holds the ``[chat]`` table of settings.toml: how the bot speaks, and what its page offers."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from feedback.settings import Settings
+
+DEFAULT_THINKING = 2048
+"""Most tokens of a thought where thinking is on and nobody says how long it may be."""
+
+
+def _parse_thinking(value: object) -> object:
+    """Return what `ChatSettings.thinking` may be; raise ValueError for anything else."""
+    if value in ("off", "on"):
+        return value
+    if isinstance(value, bool) or not str(value).isdecimal() or int(str(value)) < 1:
+        raise ValueError('write "off", "on" or the most tokens of a thought')
+    return int(str(value))
 
 
 class ChatSettings(Settings):
@@ -29,6 +41,9 @@ class ChatSettings(Settings):
     """Above 1, tokens that were there already become less likely."""
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     """Most tokens of one answer. Not set: a quarter of the context, from 256 to 2048."""
+    thinking: Annotated[Literal["off", "on"] | int, BeforeValidator(_parse_thinking)] = "off"
+    """Whether a base that can think does so before it answers; a number is the most tokens of a
+    thought, apart from `max_tokens`. What reaches it is cut, and the answer follows."""
     welcome: str = ""
     """What an empty chat invites to ask; empty: anything, or what the starter model knows."""
     examples: list[str] = Field(default_factory=list)
@@ -39,3 +54,10 @@ class ChatSettings(Settings):
     """At most so many approved answers to similar questions go into the prompt; 0: none."""
     choice_every: Annotated[int, Field(ge=0)] = 0
     """Every so many answers, two are offered to choose from; 0: never."""
+
+    @property
+    def max_thinking(self) -> int:
+        """Return the most tokens of a thought; 0: none."""
+        if isinstance(self.thinking, int):
+            return self.thinking
+        return DEFAULT_THINKING if self.thinking == "on" else 0

@@ -19,6 +19,8 @@ def fit_prompt(
     question: str,
     examples: Sequence[tuple[str, str]],
     max_tokens: int,
+    *,
+    thinking: bool = False,
 ) -> tuple[list[int], bool]:
     """Return the prompt's token ids, at most ``max_tokens``, and whether exemplars are in it.
 
@@ -29,7 +31,9 @@ def fit_prompt(
     messages = merge_turns(history)
     for shown in (examples, ()) if examples else ((),):
         question_text = format_exemplars(question, shown)
-        ids = _longest_that_fits(tokenizer, system, messages, question_text, max_tokens)
+        ids = _longest_that_fits(
+            tokenizer, system, messages, question_text, max_tokens, thinking=thinking
+        )
         if len(ids) <= max_tokens:
             break
     return ids, bool(shown)
@@ -49,7 +53,7 @@ def merge_turns(history: Iterable[Message]) -> ChatMessages:
         elif found and found[-1]["role"] == message.role:
             found[-1]["content"] += "\n\n" + message.content
         else:
-            found.append({"role": message.role, "content": message.content})
+            found.append(message.to_dict())
     return found
 
 
@@ -59,6 +63,8 @@ def _longest_that_fits(
     history: ChatMessages,
     question: str,
     max_tokens: int,
+    *,
+    thinking: bool,
 ) -> list[int]:
     """Return the prompt with as much of the history as fits, beginning with a user's turn.
 
@@ -68,7 +74,8 @@ def _longest_that_fits(
     head = [{"role": "system", "content": system}] if system else []
 
     def ids(start: int) -> list[int]:
-        return encode(tokenizer, _append_question([*head, *history[start:]], question))
+        messages = _append_question([*head, *history[start:]], question)
+        return encode(tokenizer, messages, thinking=thinking)
 
     whole = ids(0)
     if len(whole) <= max_tokens or not history:

@@ -98,6 +98,8 @@ def ask(service: Service, question: Question) -> PendingTurn:
     BadMessageError, EmptyQuestionError, EngineBusyError, UnknownAdapterError, AdapterError,
     PromptTooLongError, ChatTemplateError.
     """
+    if question.sampling is not None and not service.can_think:
+        question = replace(question, sampling=replace(question.sampling, thinking=0))
     service.rollout.check_adapter(question.adapter)
     position = _position(service, question)
     chat = service.chat_settings
@@ -143,13 +145,15 @@ def _start_streams(
             for sampling in samplings
         ]
     examples = [] if question.model_only else _examples(service, position, speaker)
+    wanted = samplings[0].max_tokens + samplings[0].thinking
     ids, shown = fit_prompt(
         service.base.tokenizer,
         speaker.system_prompt,
         position.full_history,
         position.question,
         [(example.question, example.answer) for example in examples],
-        service.context_length - min(samplings[0].max_tokens, service.context_length // 2),
+        service.context_length - min(wanted, service.context_length // 2),
+        thinking=samplings[0].thinking > 0,
     )
     adapter, streams = _submit(service, ids, question.adapter, samplings)
     shown_ids = [example.id for example in examples] if shown else []

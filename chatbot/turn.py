@@ -51,6 +51,16 @@ class Turn:
         """Return what has been delivered so far; after the end, the answer as it is stored."""
         return "".join(self._stream.deltas[: self._num_delivered])
 
+    @property
+    def thought(self) -> str:
+        """Return what the model has thought before the answer; empty where it does not think."""
+        return self._stream.thought
+
+    @property
+    def thought_tokens(self) -> int:
+        """Return how many of the completion's tokens the thought has."""
+        return self._stream.thought_tokens
+
     def cursor(self) -> StreamCursor:
         """Return a cursor at the start of the answer, for who reads it in batches."""
         return StreamCursor(self._stream)
@@ -129,6 +139,7 @@ class Turn:
                 self.text,
                 self._speaker,
                 self.message_id,
+                thought=self.thought,
             )
             self._stored = True
             self._store.on_rollback(self._mark_unstored)
@@ -148,6 +159,7 @@ class Turn:
             completion_tokens=stream.completion_tokens,
             first_token_ms=stream.first_token_ms,
             total_ms=stream.total_ms,
+            thought_ms=stream.thought_ms,
             finish=stream.finish or "error" if whole else "cancelled",
             message_id=self.message_id,
         )

@@ -41,6 +41,14 @@ class Message:
     role: Role
     content: str
     created_at: str
+    thought: str | None = None
+    """What the model thought before this answer: for people to look into, and for templates that
+    have it in later prompts. Nothing else reads it."""
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the message as chat templates take it."""
+        turn = {"role": self.role, "content": self.content}
+        return turn | {"thought": self.thought} if self.thought else turn
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,8 @@ class Speaker:
     """Filled in by the store."""
     house: bool | None = None
     """Whether it was made with the settings of the house alone; None where that is not known."""
+    thought_ms: float | None = None
+    """How long the model thought before the answer; None where it did not."""
 
     @classmethod
     def from_row(cls, row: sqlite3.Row) -> Self:

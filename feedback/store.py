@@ -45,8 +45,12 @@ class Store(Database):
         content: str,
         speaker: Speaker | None = None,
         id: str | None = None,
+        *,
+        thought: str | None = None,
     ) -> str:
         """Keep a message under its parent (None: it opens the conversation); return its id.
+
+        ``thought`` is what the model thought before it.
 
         Raises NotFoundError for an unknown conversation or parent, BadMessageError for a parent in
         another conversation, an unknown role or an id that is taken.
@@ -61,6 +65,7 @@ class Store(Database):
                 "role": role,
                 "content": content,
                 "created_at": now(),
+                "thought": thought or None,
             }
             db.insert("message", row)
             if speaker is not None:

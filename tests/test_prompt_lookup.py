@@ -86,7 +86,7 @@ def script_drafts(
     def propose_draft(sequence: Sequence, max_draft: int) -> list[int]:
         start, request = len(sequence.stream.ids), sequence.request
         rest = known[*request.prompt_ids, request.adapter][start:]
-        draft = rest[: max(min(max_draft, sequence.max_tokens - start - 1), 0)]
+        draft = rest[: max(min(max_draft, sequence.tokens_left - 1), 0)]
         if draft and generator.random() < 0.7:
             draft[generator.randrange(len(draft))] = 9
         return draft

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatbot.engine import factory
+from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.protocol import (
     BASE,
     Engine,
@@ -24,10 +25,12 @@ from chatbot.engine.protocol import (
 )
 from chatbot.engine.remote.remote_engine import RemoteEngine
 from chatbot.engine.settings import EngineSettings
+from chatbot.engine.stream import Stream
 from chatbot.engine.workers.workers_engine import WorkersEngine
 from chatbot.model import lora
 from chatbot.model.adapter import WEIGHTS_FILE, AdapterError, write_manifest
 from chatbot.model.base import load_base
+from chatbot.model.chat_template import encode
 from chatbot.question import Question
 from chatbot.rollout import MAX_PINNED
 from chatbot.service import Service
@@ -35,6 +38,7 @@ from feedback.settings import Home, SettingsError
 from tests.fakes.vllm_server import MODEL, FakeVllm
 from tests.fixtures import tiny_models
 from tests.fixtures.remote_base import LONG, QUESTION, Connect, RemoteBase, Serve
+from tests.fixtures.thinking_base import script_tokens, write_thinking_base
 from tests.fixtures.turns import begin_turn
 from tests.fixtures.waiting import wait_for_end, wait_for_first_token, wait_until
 
@@ -327,3 +331,60 @@ def test_a_server_without_adapters_speaks_as_the_base_and_people_are_told_why(
     body = server.completions()[-1]
     assert isinstance(body["prompt"], str) and body["prompt"].startswith("<|im_start|>user")
     assert not {"top_k", "min_p", "stop_token_ids", "return_token_ids"} & body.keys()
+
+
+# -- Thoughts
+
+
+@pytest.fixture(scope="module")
+def thinking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeVllm]:
+    server = FakeVllm(write_thinking_base(tmp_path_factory.mktemp("thinking")))
+    yield server
+    server.kill()
+
+
+@pytest.mark.parametrize("prompt", ["tokens", "text"])
+@pytest.mark.parametrize(
+    ("thought", "answer", "budget", "expected"),
+    [
+        ("<think>\nHm, so\n</think>\n\n", "At ten.", 60, "Hm, so"),
+        ("<think>\nHm, hm, hm, hm, hm", "At ten.", 14, "Hm, hm,"),
+        ("Well, ", "At ten.", 60, ""),
+    ],
+)
+def test_a_thought_is_asked_for_and_then_the_answer(
+    thinking_server: FakeVllm,
+    monkeypatch: pytest.MonkeyPatch,
+    prompt: str,
+    thought: str,
+    answer: str,
+    budget: int,
+    expected: str,
+) -> None:
+    """The server generates the thought, and then the answer behind it, by two requests."""
+    server, tokenize = thinking_server, thinking_server.base.tokenizer
+    marked = thought.startswith("<think>")
+    scripts = iter([thought + answer, answer if marked else thought + answer])
+
+    def submit(request: Request) -> Stream:
+        script = tokenize(f"{next(scripts)}<|im_end|>", add_special_tokens=False)["input_ids"]
+        script_tokens(monkeypatch, script)
+        return LocalEngine.submit(server.engine, request)
+
+    monkeypatch.setattr(server.engine, "submit", submit)
+    settings = EngineSettings(urls=[server.url], prompt=prompt)  # type: ignore[arg-type]
+    engine = RemoteEngine(load_base(server.base.name, weights=False), settings)
+    ids = encode(tokenize, [{"role": "user", "content": QUESTION}], thinking=True)
+    stream = engine.submit(Request(ids, BASE, Sampling(max_tokens=20, thinking=budget)))
+    stream.wait(20)
+    engine.close()
+    assert (stream.thought, stream.finish) == (expected, "stop")
+    assert stream.text == (answer if marked else thought + answer)
+    second = server.completions()[-1]["prompt"]
+    second = second if isinstance(second, str) else tokenize.decode(second)
+    behind = f"<think>\n{expected}\n</think>\n\n" if marked else ""
+    assert second == tokenize.decode(ids) + behind
+    behind_ids = tokenize(behind, add_special_tokens=False)["input_ids"]
+    assert stream.thought_tokens == len(behind_ids)
+    spoken = tokenize(f"{stream.text}<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert stream.completion_tokens == len(behind_ids) + len(spoken)

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 from chatbot.api import streaming as flows
 from chatbot.api.openai.chat_response import ChatChunks
-from chatbot.api.streaming import AnswerStreams
+from chatbot.api.streaming import AnswerStreams, StreamedPart
 from chatbot.engine.protocol import Request, Sampling
 from chatbot.engine.stream import Stream, TokenLogprob
 from chatbot.question import Question
@@ -22,7 +22,7 @@ from tests.fakes.scripted_engine import ScriptedEngine, open_service
 from tests.fixtures import async_thread
 from tests.fixtures.turns import begin_turn
 
-Batch = list[tuple[int, Sequence[str]]]
+Batch = list[StreamedPart]
 
 
 class ByHand(ScriptedEngine):
@@ -82,11 +82,11 @@ def test_first_and_last_words_wait_for_no_tick(
     async def hear() -> None:
         batches: AsyncIterator[Batch] = aiter(AnswerStreams([turn]))
         stream.append_token(1, "We")
-        assert await anext(batches) == [(0, ["We"])]
+        assert await anext(batches) == [StreamedPart(0, [], ["We"])]
         stream.append_token(2, " open")
         stream.append_token(3, " at ten.")
         stream.end("stop")
-        assert [batch async for batch in batches] == [[(0, [" open", " at ten."])]]
+        assert [batch async for batch in batches] == [[StreamedPart(0, [], [" open", " at ten."])]]
         assert stored_answer(service, turn) == ("We open at ten.", "stop"), (
             "stored before the end is told"
         )
@@ -108,7 +108,7 @@ def test_what_comes_between_two_ticks_is_one_piece(
         for token in "bcd":
             stream.append_token(2, token)
             await asyncio.sleep(0)
-        assert await next_batch == [(0, ["b", "c", "d"])]
+        assert await next_batch == [StreamedPart(0, [], ["b", "c", "d"])]
         turn.cancel()
 
     run(hear())
@@ -120,7 +120,11 @@ def test_every_token_is_told_once_however_many_come_together(engine: ByHand, tur
         stream.logprobs.append(TokenLogprob(token, -1.0))
         stream.append_token(token, delta)
     chunks = ChatChunks([turn], False, lambda chances: {"content": [c.token for c in chances]})
-    sent_chunks = [chunks.delta(0, deltas) for deltas in (["ab"], ["c", "d"], ["e"])]
+    sent_chunks = [
+        chunk
+        for deltas in (["ab"], ["c", "d"], ["e"])
+        for chunk in chunks.more(StreamedPart(0, [], deltas))
+    ]
     choices = [chunk["choices"][0] for chunk in sent_chunks]
     assert [choice["delta"]["content"] for choice in choices] == ["ab", "cd", "e"]
     assert [choice["logprobs"]["content"] for choice in choices] == [[0, 1], [2, 3, 4, 5], [6]]
@@ -169,7 +173,7 @@ def test_who_leaves_while_the_answer_is_being_kept_does_not_stop_that(
         engine.stream.append_token(1, "We")
         engine.stream.end("stop")
         first_batch = asyncio.ensure_future(anext(batches := aiter(AnswerStreams([turn]))))
-        assert await first_batch == [(0, ["We"])]
+        assert await first_batch == [StreamedPart(0, [], ["We"])]
         waiting = asyncio.ensure_future(anext(batches))
         await asyncio.sleep(0.02)
         waiting.cancel()

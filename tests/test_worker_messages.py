@@ -72,3 +72,23 @@ def test_an_answer_that_ends_before_its_first_token_has_no_first_token() -> None
     assert update is not None
     apply_update(copy, update)
     assert (copy.first_token_ms, copy.finish, copy.error) == (None, "error", source.error)
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_a_thought_arrives_before_the_text_after_it(every: int) -> None:
+    source, copy = Stream(3), Stream(3)
+    collector = UpdateCollector(source)
+    pieces = [("Hm", ""), (", so", ""), ("", ""), ("", "At"), ("", " ten.")]
+    for number, (thought, delta) in enumerate(pieces, 1):
+        source.thought_tokens = min(number, 3)
+        source.append_token(number, delta, thought)
+        if number % every == 0 and (update := collector.collect()) is not None:
+            apply_update(copy, update)
+            assert copy.thought == source.thought and copy.text == source.text
+    source.end("stop")
+    update = collector.collect()
+    assert update is not None
+    apply_update(copy, update)
+    assert (copy.thought, copy.text, copy.thought_tokens) == ("Hm, so", "At ten.", 3)
+    assert (copy.ids, copy.token_counts) == (source.ids, source.token_counts)
+    assert copy.thought_ms is not None

@@ -47,6 +47,9 @@ class AssistantMessage(BaseModel):
     role: Literal["assistant"]
     content: str
     refusal: None = None
+    reasoning_content: str | None = Field(
+        default=None, description="What the model thought before; absent where it did not."
+    )
 
 
 class ChatChoice(BaseModel):
@@ -59,12 +62,19 @@ class ChatChoice(BaseModel):
     message_id: str = Field(description="The answer's id, by which feedback names it.")
 
 
+class CompletionTokensDetails(BaseModel):
+    """Counts the tokens of thoughts, which are among the answers' tokens."""
+
+    reasoning_tokens: int
+
+
 class CompletionUsage(BaseModel):
     """Counts the tokens of the prompt, which all answers share, and of the answers together."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    completion_tokens_details: CompletionTokensDetails | None = None
 
 
 class ChatCompletion(BaseModel):

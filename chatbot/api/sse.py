@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from chatbot.api.errors import to_api_error
-from chatbot.api.streaming import AnswerStreams, raise_if_interrupted
+from chatbot.api.streaming import AnswerStreams, StreamedPart, raise_if_interrupted
 from chatbot.turn import Turn
 
 
@@ -25,8 +25,8 @@ class StreamChunks(Protocol):
     def opening(self) -> list[dict[str, Any]]:
         """Return what is sent before the first text."""
 
-    def delta(self, index: int, deltas: Sequence[str]) -> dict[str, Any]:
-        """Return a chunk with more text of the answer ``index``."""
+    def more(self, part: StreamedPart) -> list[dict[str, Any]]:
+        """Return what is sent for more of one answer."""
 
     def closing(self) -> list[dict[str, Any]]:
         """Return what is sent after the last text."""
@@ -69,7 +69,8 @@ class EventStreamResponse(Response):
         opening = _encode_events(self._chunks.opening())
         try:
             async for batch in self._answers:
-                yield opening + _encode_events(self._chunks.delta(*part) for part in batch), True
+                chunks = [chunk for part in batch for chunk in self._chunks.more(part)]
+                yield opening + _encode_events(chunks), True
                 opening = ""
             raise_if_interrupted(self._turns)
             end = _encode_events(self._chunks.closing())

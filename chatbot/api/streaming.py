@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from starlette.types import Receive
 
@@ -19,9 +20,19 @@ TICK_SECONDS = 0.04
 """Deltas that come between two ticks are sent together; the first of a stream waits for none."""
 
 
+@dataclass(frozen=True)
+class StreamedPart:
+    """Holds what an answer has gained: more of its thought, then more of its text."""
+
+    index: int
+    """Which of the turns it is."""
+    thoughts: Sequence[str]
+    deltas: Sequence[str]
+
+
 class AnswerStreams:
-    """Streams the answers of some turns together. Iterate for batches of (index of the turn,
-    deltas); to stop iterating cancels all turns.
+    """Streams the answers of some turns together. Iterate for batches of `StreamedPart`; to stop
+    iterating cancels all turns.
 
     ``executor`` stores the answers, by default the event loop's. After the last batch they are on
     the disk; iterating raises the exception that kept one from being stored.
@@ -37,7 +48,7 @@ class AnswerStreams:
         for turn in turns:
             turn.on_update(self._on_update)
 
-    async def __aiter__(self) -> AsyncIterator[list[tuple[int, Sequence[str]]]]:
+    async def __aiter__(self) -> AsyncIterator[list[StreamedPart]]:
         try:
             ended = started = False
             while not ended:
@@ -85,13 +96,16 @@ class AnswerStreams:
             pass
         self.cancel()
 
-    def _take(self) -> tuple[list[tuple[int, Sequence[str]]], bool]:
+    def _take(self) -> tuple[list[StreamedPart], bool]:
         """Return what has come since the last call, by turn, and whether all turns have ended."""
-        taken = [cursor.take() for cursor in self._cursors]
-        batch: list[tuple[int, Sequence[str]]] = [
-            (index, deltas) for index, (deltas, _) in enumerate(taken) if deltas
-        ]
-        return batch, all(ended for _, ended in taken)
+        batch: list[StreamedPart] = []
+        ends: list[bool] = []
+        for index, cursor in enumerate(self._cursors):
+            deltas, ended = cursor.take()
+            part = StreamedPart(index, cursor.take_thoughts(), deltas)
+            batch += [part] if part.thoughts or part.deltas else []
+            ends.append(ended)
+        return batch, all(ends)
 
     def _seconds_to_tick(self) -> float:
         """Return the seconds until the next tick, which all streams of this loop share, so that one

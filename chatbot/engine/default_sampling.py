@@ -8,6 +8,7 @@ from transformers import GenerationConfig
 from chatbot.chat_settings import ChatSettings
 from chatbot.engine.protocol import Sampling
 from chatbot.model.base import Base
+from chatbot.model.thought_format import find_thought_format
 
 log = logging.getLogger("talkback")
 
@@ -34,7 +35,8 @@ def default_sampling(chat: ChatSettings, base: Base, context_length: int) -> Sam
     found = {"max_tokens": limit, **_sampling_of(base.model.generation_config, base.name)}
     names = ("max_tokens", *RANGES)
     configured = {name: getattr(chat, name) for name in names if getattr(chat, name) is not None}
-    return Sampling(**{**found, **configured})
+    can_think = find_thought_format(base.tokenizer) is not None
+    return Sampling(**{**found, **configured}, thinking=chat.max_thinking if can_think else 0)
 
 
 def _sampling_of(config: GenerationConfig | None, base_name: str) -> dict[str, float]:

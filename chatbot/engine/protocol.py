@@ -81,6 +81,14 @@ class Sampling:
     """(token id, what is added to its logit)."""
     logprobs: int | None = None
     """Record each token's log probability and those of so many likeliest tokens; None: neither."""
+    thinking: int = 0
+    """Most tokens of a thought before the answer, apart from `max_tokens`; the prompt must be one
+    of thinking on. 0: no thought. Ignored where the base does not think."""
+
+    def thought_budget(self, room: int) -> int:
+        """Return the most tokens of a thought where ``room`` are left for it and the answer, which
+        keeps its `max_tokens`, or half of the room."""
+        return min(self.thinking, room - min(self.max_tokens, room // 2))
 
 
 @dataclass(frozen=True)

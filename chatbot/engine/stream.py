@@ -40,6 +40,12 @@ class Stream:
         """The token ids generated so far, the end token included."""
         self.deltas: list[str] = []
         """The pieces of text so far; it only grows."""
+        self.thoughts: list[str] = []
+        """The pieces of the thought before the text; all are there before the first of `deltas`."""
+        self.thought_tokens = 0
+        """How many of `ids` are the thought's, with its marks; set before its text is appended."""
+        self.thought_ms: float | None = None
+        """How long the model thought; None where it did not, and while it does."""
         self.logprobs: list[TokenLogprob] = []
         """One for each of `ids` if the request asks for logprobs; appended before its delta."""
         self.token_counts: list[int] = []
@@ -63,6 +69,11 @@ class Stream:
     def text(self) -> str:
         """Return the text so far."""
         return "".join(self.deltas)
+
+    @property
+    def thought(self) -> str:
+        """Return the thought so far; empty where there is none."""
+        return "".join(self.thoughts)
 
     @property
     def completion_tokens(self) -> int:
@@ -89,7 +100,7 @@ class Stream:
         self._callback = callback
         if self.finish is not None:
             self._notify_end()
-        elif self.deltas:
+        elif self.deltas or self.thoughts:
             callback()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -102,19 +113,34 @@ class Stream:
             yield delta
         self._queue.put(None)  # a second iteration ends at once and does not hang
 
-    def append_token(self, token: int, delta: str) -> None:
+    def append_token(self, token: int, delta: str, thought: str = "") -> None:
         """Append a generated token and the text that it completes, which may be empty.
 
-        Called by the engine, as are the three methods below.
+        Called by the engine, as are the four methods below.
         """
         self.mark_first_token()
         self.ids.append(token)
+        self.append_thought(thought)
         self.append_text(delta)
 
     def mark_first_token(self) -> None:
         """Record the time to the first token, once; `append_token` does so too."""
         if self.first_token_ms is None:
             self.first_token_ms = self._elapsed_ms()
+
+    def append_thought(self, delta: str) -> None:
+        """Append text of the thought."""
+        if delta:
+            self.thoughts.append(to_well_formed(delta))
+            if len(self.thoughts) == 1:
+                self._callback()
+
+    def add_thought_tokens(self, ids: list[int]) -> None:
+        """Count the tokens of a thought whose text came without them; they have no log probability
+        of their own."""
+        self.ids += ids
+        self.logprobs += [TokenLogprob(token, 0.0) for token in ids]
+        self.thought_tokens = len(self.ids)
 
     def append_text(self, delta: str) -> None:
         """Append text that was held back (half a character, a possible stop string).
@@ -127,6 +153,7 @@ class Stream:
             self.deltas.append(delta)
             self._queue.put(delta)
             if len(self.deltas) == 1:
+                self._end_thought()
                 self._callback()
 
     def end(self, finish: FinishReason, error: str | None = None) -> None:
@@ -134,10 +161,15 @@ class Stream:
         if self.finish is None:
             self.total_ms = self._elapsed_ms()
             self.error = error
+            self._end_thought()
             self.finish = finish  # set last: readers take it for the sign that all else is there
             self._ended.set()
             self._queue.put(None)
             self._notify_end()
+
+    def _end_thought(self) -> None:
+        if self.thoughts and self.thought_ms is None:
+            self.thought_ms = self._elapsed_ms() - (self.first_token_ms or 0.0)
 
     def _notify_end(self) -> None:
         # The callback is dropped, for it may hold its reader, which holds this stream: a cycle
@@ -156,6 +188,7 @@ class StreamCursor:
         self._stream = stream
         self.position = 0
         """How many deltas have been taken."""
+        self._num_thoughts = 0
 
     def take(self) -> tuple[list[str], bool]:
         """Return the deltas that came since the last call, and whether they are the last ones."""
@@ -165,3 +198,10 @@ class StreamCursor:
         deltas = self._stream.deltas[self.position :]
         self.position += len(deltas)
         return deltas, ended
+
+    def take_thoughts(self) -> list[str]:
+        """Return the pieces of the thought that came since the last call. Call it after `take`:
+        then they are all that comes before what that returned."""
+        thoughts = self._stream.thoughts[self._num_thoughts :]
+        self._num_thoughts += len(thoughts)
+        return thoughts

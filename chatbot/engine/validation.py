@@ -31,6 +31,7 @@ def check_sampling(sampling: Sampling) -> None:
         "stop": (all(sampling.stop), "without empty strings"),
         "frequency_penalty": (-2 <= sampling.frequency_penalty <= 2, "from -2 to 2"),
         "presence_penalty": (-2 <= sampling.presence_penalty <= 2, "from -2 to 2"),
+        "thinking": (sampling.thinking >= 0, "0 or more"),
         "logprobs": (0 <= (sampling.logprobs or 0) <= 20, "from 0 to 20, or None"),
     }
     for name, (good, rule) in rules.items():

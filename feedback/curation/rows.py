@@ -8,7 +8,7 @@ from feedback.similarity import normalise_text
 
 Side = Literal["train", "held_out"]
 MessageDict = dict[str, str]
-"""``{"role": ..., "content": ...}``"""
+"""``{"role": ..., "content": ...}``, and "thought" where a model thought before an answer."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ def prompt_messages(exchange: Exchange) -> list[MessageDict]:
     behind the system prompt, without the exemplars, which the adapter has to do without one day."""
     system = exchange.speaker.system_prompt.strip() if exchange.speaker else ""
     messages = [{"role": "system", "content": system}] if system else []
-    return messages + [
-        {"role": message.role, "content": message.content} for message in exchange.thread[:-1]
-    ]
+    return messages + [message.to_dict() for message in exchange.thread[:-1]]
 
 
 def same_text(first: str, second: str) -> bool:

@@ -66,6 +66,7 @@ class FakeVllm:
         """(path, body) of every POST."""
         self.loaded: dict[str, str] = {}
         self.engine = LocalEngine(self.base, EngineSettings(threads=1))
+        self.engine._marks = None  # it knows nothing of thoughts
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self.port))

@@ -12,6 +12,7 @@ from pydantic.config import JsonDict
 from chatbot.api.errors import ApiError
 from chatbot.api.fields import Identifier, Label
 from chatbot.api.openai.models import SERVED_MODEL_NAME, pinned_adapter
+from chatbot.chat_settings import DEFAULT_THINKING
 from chatbot.engine.protocol import Sampling
 from feedback.messages import Role
 
@@ -20,6 +21,16 @@ MAX_ANSWERS = 8
 
 DEFAULTED_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Sampling parameters that the settings or the base have defaults for."""
+
+Effort = Literal["none", "minimal", "low", "medium", "high"]
+THINKING: dict[Effort, int] = {
+    "none": 0,
+    "minimal": 128,
+    "low": 512,
+    "medium": DEFAULT_THINKING,
+    "high": 8192,
+}
+"""Most tokens of a thought, by OpenAI's ``reasoning_effort``."""
 
 TokenId = Annotated[int, Field(ge=0)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -81,6 +92,12 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class TemplateOptions(BaseModel):
+    """Holds what a client asks of the chat template; other options change nothing."""
+
+    enable_thinking: Annotated[bool | None, Field(strict=True)] = None
+
+
 class ChatRequest(BaseModel):
     """Holds the body of POST /v1/chat/completions."""
 
@@ -104,6 +121,10 @@ class ChatRequest(BaseModel):
     logit_bias: dict[TokenId, Bias] | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
+    chat_template_kwargs: TemplateOptions | None = None
+    """``enable_thinking`` has a base that can think do so, or not."""
+    reasoning_effort: Effort | None = None
+    """How long it may think; "none": not at all."""
     user: Identifier | None = None
     metadata: dict[Label, Label] | None = None
     """``conversation_id`` continues a stored conversation after its newest message, or after
@@ -147,7 +168,17 @@ class ChatRequest(BaseModel):
             presence_penalty=self.presence_penalty or 0.0,
             logit_bias=tuple((self.logit_bias or {}).items()),
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            thinking=self._thinking(defaults.thinking),
         )
+
+    def _thinking(self, default: int) -> int:
+        """Return the most tokens of a thought; either of the request's two fields turns it off."""
+        enabled = self.chat_template_kwargs and self.chat_template_kwargs.enable_thinking
+        if enabled is False:
+            return 0
+        if self.reasoning_effort is not None:
+            return THINKING[self.reasoning_effort]
+        return default or (DEFAULT_THINKING if enabled else 0)
 
     def check_supported(self, vocab_size: int) -> None:
         """Raise ApiError (400) for parameters that would be silently ignored otherwise.

@@ -9,6 +9,7 @@ from typing import Any
 
 from chatbot.api.openai.logprobs import FormatLogprobs, Logprobs
 from chatbot.api.openai.models import model_name
+from chatbot.api.streaming import StreamedPart
 from chatbot.turn import Turn
 
 
@@ -21,9 +22,10 @@ def chat_completion(turns: Sequence[Turn], format_logprobs: FormatLogprobs) -> d
 
 def _choice(index: int, turn: Turn, format_logprobs: FormatLogprobs) -> dict[str, Any]:
     """Return one answer; feedback on it names its ``message_id``."""
+    message = {"role": "assistant", "content": turn.text, "refusal": None}
     return {
         "index": index,
-        "message": {"role": "assistant", "content": turn.text, "refusal": None},
+        "message": message | ({"reasoning_content": turn.thought} if turn.thought else {}),
         "logprobs": _logprobs(turn, 0, len(turn.token_counts), format_logprobs),
         "finish_reason": _finish_reason(turn),
         "message_id": turn.message_id,
@@ -52,12 +54,17 @@ class ChatChunks:
             for index, turn in enumerate(self._turns)
         ]
 
-    def delta(self, index: int, deltas: Sequence[str]) -> dict[str, Any]:
-        """Return a chunk with more text of one answer."""
-        sent = self._sent[index]
-        self._sent[index] += len(deltas)
-        logprobs = _logprobs(self._turns[index], sent, sent + len(deltas), self._format_logprobs)
-        return self._chunk(index, {"content": "".join(deltas)}, logprobs=logprobs)
+    def more(self, part: StreamedPart) -> list[dict[str, Any]]:
+        """Return a chunk with more of the thought, and one with more text, of one answer."""
+        index, chunks = part.index, []
+        if part.thoughts:
+            chunks.append(self._chunk(index, {"reasoning_content": "".join(part.thoughts)}))
+        if part.deltas:
+            sent, self._sent[index] = self._sent[index], self._sent[index] + len(part.deltas)
+            turn = self._turns[index]
+            logprobs = _logprobs(turn, sent, self._sent[index], self._format_logprobs)
+            chunks.append(self._chunk(index, {"content": "".join(part.deltas)}, logprobs=logprobs))
+        return chunks
 
     def closing(self) -> list[dict[str, Any]]:
         """Return the last chunk of each answer, with its finish reason, and the usage if wanted."""
@@ -87,8 +94,11 @@ def _logprobs(turn: Turn, first: int, end: int, format_logprobs: FormatLogprobs)
     """Return those of an answer's deltas ``first`` to ``end``; None if they were not asked for."""
     if turn.logprobs is None:
         return None
-    # reach[i] is the number of tokens up to the end of delta i, so these are the token bounds.
-    start, stop = (turn.token_counts[deltas - 1] if deltas else 0 for deltas in (first, end))
+    # reach[i] is the number of tokens up to the end of delta i, so these are the token bounds; the
+    # thought's tokens are before them.
+    start, stop = (
+        turn.token_counts[deltas - 1] if deltas else turn.thought_tokens for deltas in (first, end)
+    )
     return format_logprobs(turn.logprobs[start:stop])
 
 
@@ -112,14 +122,17 @@ def _metadata(turn: Turn) -> dict[str, str]:
     }
 
 
-def _usage(turns: Sequence[Turn]) -> dict[str, int]:
+def _usage(turns: Sequence[Turn]) -> dict[str, Any]:
     """Return the token counts; the prompt counts once, however many answers it has."""
     prompt_tokens = turns[0].speaker.prompt_tokens
     completion_tokens = sum(turn.speaker.completion_tokens for turn in turns)
+    thought_tokens = sum(turn.thought_tokens for turn in turns)
+    details = {"completion_tokens_details": {"reasoning_tokens": thought_tokens}}
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        **(details if thought_tokens else {}),
     }
 
 

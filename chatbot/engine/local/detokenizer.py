@@ -1,17 +1,41 @@
 """Turns tokens into text piece by piece: never half a character or a part of a stop string."""
 
+from typing import NamedTuple
+
 from transformers import PreTrainedTokenizerBase
+
+from chatbot.engine.thought_splitter import ThoughtSplitter, overlap
 
 REPLACEMENT = "\ufffd"
 """What an incomplete UTF-8 character decodes to."""
 
 
-class Detokenizer:
-    """Decodes the tokens of one stream as they come; all pieces together are the text of all."""
+class Piece(NamedTuple):
+    """Holds what a token adds: to the answer, with whether a stop string ends it, and to the
+    thought before it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...] = ()) -> None:
+    text: str
+    stopped: bool = False
+    thought: str = ""
+
+
+class Detokenizer:
+    """Decodes the tokens of one stream as they come; all pieces together are the text of all.
+
+    ``thoughts`` finds the thought in it. Stop strings end the answer alone.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: tuple[str, ...] = (),
+        thoughts: ThoughtSplitter | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
+        self._thoughts = thoughts
+        self.thought_tokens = 0
+        """How many tokens the thought has so far, with its marks."""
         self._ids: list[int] = []
         # The text of _ids[_context:_read] has been emitted. These stay in the window because some
         # tokenizers write a token differently at the start of a text than after another.
@@ -19,42 +43,84 @@ class Detokenizer:
         self._emitted = ""
         self._held = ""
 
-    def add(self, token: int) -> tuple[str, bool]:
-        """Return the text that this token makes certain, and whether a stop string ends it."""
+    @property
+    def phase(self) -> str:
+        """Return what the next token belongs to: "thought", "answer", or "start" while the first
+        tokens may yet become a mark."""
+        return self._thoughts.phase if self._thoughts else "answer"
+
+    def add(self, token: int) -> Piece:
+        """Return what this token makes certain."""
         self._ids.append(token)
+        return self._read_on()
+
+    def add_closing(self, token: int) -> None:
+        """Take a token of the mark that ends the thought; it is put in, whatever came before."""
+        assert self._thoughts is not None
+        self._thoughts.close()
+        self._ids.append(token)
+        self.thought_tokens = len(self._ids)
+        self._read_from(len(self._ids))
+
+    def flush(self) -> Piece:
+        """Return the text still held back at the end."""
+        if self.phase == "thought":
+            return Piece("")
+        if self.phase == "start":
+            self._take_as_answer()
+        window = self._decode(self._ids[self._context :])
+        text, stopped, _ = self._release(window[len(self._emitted) :])
+        text, self._held = text + self._held, ""
+        return Piece(text, stopped)
+
+    def _read_on(self) -> Piece:
         window = self._decode(self._ids[self._context :])
         if window.endswith(REPLACEMENT):
-            return "", False
+            return Piece("")
         new = window[len(self._emitted) :]
         self._context, self._read = self._read, len(self._ids)
         self._emitted = self._decode(self._ids[self._context : self._read])
-        return self._release(new)
+        return self._release(new) if self._thoughts is None else self._split(new, self._thoughts)
 
-    def flush(self) -> tuple[str, bool]:
-        """Return the text still held back at the end, and whether a stop string ends it."""
-        window = self._decode(self._ids[self._context :])
-        text, stopped = self._release(window[len(self._emitted) :])
-        text, self._held = text + self._held, ""
-        return text, stopped
+    def _split(self, new: str, thoughts: ThoughtSplitter) -> Piece:
+        before = self.phase
+        thought, answer = thoughts.add(new)
+        if new and (self.phase == "thought" or thoughts.trims):
+            self.thought_tokens = len(self._ids)
+        if self.phase != "answer":
+            return Piece("", thought=thought)
+        if not thoughts.marked:
+            self._take_as_answer()
+            return self._read_on()
+        if before != "answer":
+            self._read_from(len(self._ids))
+        text, stopped, _ = self._release(answer)
+        return Piece(text, stopped, thought)
 
-    def _release(self, new: str) -> tuple[str, bool]:
+    def _take_as_answer(self) -> None:
+        """Take all tokens so far for the answer, of which control tokens are no text."""
+        self._thoughts = None
+        self._read_from(0)
+
+    def _read_from(self, start: int) -> None:
+        self._context = self._read = start
+        self._emitted = ""
+
+    def _release(self, new: str) -> Piece:
         text = self._held + new
         found = [start for s in self._stop if (start := text.find(s)) >= 0]
         if found:
             self._held = ""
-            return text[: min(found)], True
-        keep = max((_overlap(text, s) for s in self._stop), default=0)
+            return Piece(text[: min(found)], True)
+        keep = max((overlap(text, s) for s in self._stop), default=0)
         self._held = text[len(text) - keep :]
-        return text[: len(text) - keep], False
+        return Piece(text[: len(text) - keep])
 
     def _decode(self, ids: list[int]) -> str:
         text = self._tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            ids,
+            # The marks of a thought may be control tokens.
+            skip_special_tokens=self.phase == "answer",
+            clean_up_tokenization_spaces=False,
         )
         return str(text)
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that `stop` begins with."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if stop.startswith(text[-n:])), 0)

@@ -36,9 +36,11 @@ from chatbot.engine.protocol import (
 from chatbot.engine.retry_after import RetryAfter
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import FinishReason, Stream
+from chatbot.engine.thought_splitter import split_thoughts
 from chatbot.engine.validation import check_prompt, check_sampling, effective_max_length
 from chatbot.model.adapter import verify_adapter
 from chatbot.model.base import Base
+from chatbot.model.thought_format import find_thought_format
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,9 @@ class LocalEngine:
         self.max_length = effective_max_length(model, self.settings.max_length)
         self.threads, self._measured_threads = 0, measured_threads
         """CPU threads of a step; 0 until the engine is ready."""
+        self._marks = find_thought_format(base.tokenizer)
+        closing = self._marks.closing if self._marks else ""
+        self._closing_ids = list(base.tokenizer(closing, add_special_tokens=False)["input_ids"])
         self.parameters = model.num_parameters()  # before a runner borrows the weights
         self._like = next(model.parameters())
         self._progress = progress or Progress()
@@ -201,14 +206,19 @@ class LocalEngine:
 
     def _new_sequence(self, request: Request) -> Sequence:
         check_sampling(request.sampling)
-        prompt = request.prompt_ids
+        prompt, sampling = request.prompt_ids, request.sampling
         check_prompt(prompt, self.max_length)
+        room = self.max_length - len(prompt)
         return Sequence(
             request=request,
             stream=Stream(len(prompt), self._notify),
-            sampler=Sampler(request.sampling, prompt),
-            detokenizer=Detokenizer(self.base.tokenizer, request.sampling.stop),
-            max_tokens=min(request.sampling.max_tokens, self.max_length - len(prompt)),
+            sampler=Sampler(sampling, prompt),
+            detokenizer=Detokenizer(
+                self.base.tokenizer, sampling.stop, split_thoughts(self._marks, sampling)
+            ),
+            room=room,
+            thought_budget=sampling.thought_budget(room - len(self._closing_ids)),
+            closing_ids=self._closing_ids,
         )
 
     def _total_active(self) -> int:

@@ -12,8 +12,9 @@ import atexit
 import logging
 import threading
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,13 +27,16 @@ from chatbot.engine.protocol import (
     UnreachableError,
 )
 from chatbot.engine.remote import remote_stream
+from chatbot.engine.remote.remote_stream import fill_stream, fill_thought
 from chatbot.engine.remote.replica import AdapterMissingError, ReplicaBusyError, ReplicaError
 from chatbot.engine.remote.replica_pool import ReplicaPool
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import FinishReason, Stream
+from chatbot.engine.thought_splitter import ThoughtSplitter
 from chatbot.engine.validation import check_prompt, check_sampling, effective_max_length
 from chatbot.model.adapter import verify_adapter
 from chatbot.model.base import Base, end_token_ids
+from chatbot.model.thought_format import ThoughtFormat, find_thought_format
 from feedback.errors import TalkbackError
 
 log = logging.getLogger("talkback")
@@ -59,6 +63,7 @@ class RemoteEngine:
         self.base, self.settings = base, settings
         self.max_length = effective_max_length(base.model, settings.max_length)
         self._end_token_ids = sorted(end_token_ids(base))
+        self._marks = find_thought_format(base.tokenizer)
         self._pool = ReplicaPool(settings)
         # Changed on the loop's thread only; other threads read them.
         self._unloading: set[str] = set()
@@ -226,7 +231,14 @@ class RemoteEngine:
             raise UnknownAdapterError(request.adapter, self.adapters())
         self._num_running[request.adapter] += 1
         try:
-            return await self._answer_with_retries(request, stream, accepted)
+            if self._marks is not None and request.sampling.thinking:
+                request = await self._think(request, self._marks, stream, accepted)
+            return await self._answer_with_retries(
+                request,
+                accepted,
+                stream,
+                lambda events: fill_stream(events, stream, request.sampling.logprobs or 0),
+            )
         finally:
             self._num_running[request.adapter] -= 1
             self._counts.update(
@@ -234,10 +246,41 @@ class RemoteEngine:
             )
             self._unload_idle()
 
+    async def _think(
+        self, request: Request, marks: ThoughtFormat, stream: Stream, accepted: "Future[None]"
+    ) -> Request:
+        """Have the thought generated, by a request of its own that ends with its budget; return
+        the request whose prompt goes on after it."""
+        tokenize = self.base.tokenizer
+        closing = tokenize(marks.closing, add_special_tokens=False)["input_ids"]
+        room = self.max_length - len(request.prompt_ids) - len(closing)
+        budget = max(1, request.sampling.thought_budget(room))
+        asked = replace(request.sampling, max_tokens=budget, stop=(), logprobs=None)
+        splitter = ThoughtSplitter(marks, opened=marks.prefilled)
+        await self._answer_with_retries(
+            replace(request, sampling=asked),
+            accepted,
+            stream,
+            lambda events: fill_thought(events, stream, splitter),
+        )
+        answer = replace(request, sampling=replace(request.sampling, thinking=0))
+        if not splitter.marked:
+            return answer
+        opening = "" if marks.prefilled else marks.opening
+        text = f"{opening}{stream.thought}{marks.closing}"
+        ids = list(tokenize(text, add_special_tokens=False)["input_ids"])
+        stream.add_thought_tokens(ids)
+        return replace(answer, prompt_ids=[*request.prompt_ids, *ids])
+
     async def _answer_with_retries(
-        self, request: Request, stream: Stream, accepted: "Future[None]"
+        self,
+        request: Request,
+        accepted: "Future[None]",
+        stream: Stream,
+        fill: Callable[[AsyncIterator[dict[str, Any]]], Awaitable[FinishReason]],
     ) -> FinishReason:
-        """Send a request to one replica after another until one has generated a token.
+        """Send a request to one replica after another until one has generated a token; ``fill``
+        reads what it generates.
 
         Afterwards it is not sent again: the reader has seen text that another answer need not
         begin with. Raises EngineBusyError, UnreachableError, ReplicaError.
@@ -251,9 +294,7 @@ class RemoteEngine:
                 async with replica.stream_completion(body) as events:
                     if not accepted.done():
                         accepted.set_result(None)
-                    return await remote_stream.fill_stream(
-                        events, stream, request.sampling.logprobs or 0
-                    )
+                    return await fill(events)
             except AdapterMissingError:
                 await self._pool.restore(replica, adapter)
             except ReplicaError as error:

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from chatbot.engine.protocol import EngineError, Request, Sampling
 from chatbot.engine.remote.replica import ReplicaError
 from chatbot.engine.stream import FinishReason, Stream, TokenLogprob
+from chatbot.engine.thought_splitter import ThoughtSplitter
 
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 TOKEN_PREFIX = "token_id:"
@@ -23,8 +24,10 @@ def token_body(
     answer, ``end_token_ids`` end it.
     """
     sampling = request.sampling
+    marks = {"skip_special_tokens": False} if sampling.thinking else {}
     return {
         **_common_fields(sampling, model, max_tokens),
+        **marks,
         "prompt": request.prompt_ids,
         "top_k": sampling.top_k,
         "min_p": sampling.min_p,
@@ -88,17 +91,39 @@ async def fill_stream(
     """
     finish = ""
     async for event in events:
-        if error := event.get("error"):
-            raise ReplicaError(f"It broke off: {_error_message(error)}")
-        for choice in event.get("choices") or []:
+        for choice in _choices(event):
             stream.logprobs += _token_logprobs(choice.get("logprobs") or {}, num_top_logprobs)
             _append(choice.get("token_ids") or [], str(choice.get("text") or ""), stream)
             finish = str(choice.get("finish_reason") or finish)
-        if (usage := event.get("usage")) and not stream.ids:
-            stream.reported_tokens = usage.get("completion_tokens")
+        if (usage := event.get("usage")) and len(stream.ids) == stream.thought_tokens:
+            stream.reported_tokens = stream.thought_tokens + (usage.get("completion_tokens") or 0)
     if finish not in FINISH_REASONS:
         raise ReplicaError(f"It broke off: {finish or 'the answer has no end'}")
     return FINISH_REASONS[finish]
+
+
+async def fill_thought(
+    events: AsyncIterator[dict[str, Any]], stream: Stream, splitter: ThoughtSplitter
+) -> FinishReason:
+    """Append a server's answer to the thought of ``stream``, up to where the answer begins.
+
+    Raises ReplicaError where it breaks off.
+    """
+    async for event in events:
+        for choice in _choices(event):
+            thought, _ = splitter.add(str(choice.get("text") or ""))
+            if thought:
+                stream.mark_first_token()
+                stream.append_thought(thought)
+        if splitter.phase == "answer":
+            break
+    return "stop"
+
+
+def _choices(event: dict[str, Any]) -> list[dict[str, Any]]:
+    if error := event.get("error"):
+        raise ReplicaError(f"It broke off: {_error_message(error)}")
+    return event.get("choices") or []
 
 
 def _append(token_ids: list[int], text: str, stream: Stream) -> None:

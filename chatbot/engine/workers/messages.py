@@ -43,6 +43,10 @@ class StreamUpdate:
     logprobs: list[TokenLogprob]
     end: tuple[FinishReason, str | None] | None = None
     """Why it ended, and the error if it broke off; None while it streams."""
+    thought: str = ""
+    """What its thought has gained, all of it before the deltas."""
+    thought_tokens: int = 0
+    """How many tokens the thought has."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +76,16 @@ class UpdateCollector:
         texts, ended = self._cursor.take()
         if ended:
             num_ids = len(stream.ids)  # the last tokens may have no text, and all are there now
+        thought = "".join(self._cursor.take_thoughts())
         counts = stream.token_counts[first_delta : self._cursor.position]
         deltas = [(self._take_ids(count), text) for count, text in zip(counts, texts, strict=True)]
         if self._num_ids < num_ids:
             deltas.append((self._take_ids(num_ids), ""))
-        if not deltas and not ended:
+        if not deltas and not thought and not ended:
             return None
         end = (stream.finish, stream.error) if stream.finish and ended else None
-        return StreamUpdate(deltas, stream.logprobs[first_id : self._num_ids], end)
+        logprobs = stream.logprobs[first_id : self._num_ids]
+        return StreamUpdate(deltas, logprobs, end, thought, stream.thought_tokens)
 
     def _take_ids(self, stop: int) -> list[int]:
         """Return the tokens up to number ``stop`` that have not been sent."""
@@ -91,6 +97,10 @@ class UpdateCollector:
 def apply_update(stream: Stream, update: StreamUpdate) -> None:
     """Append to ``stream`` what an update says of the same stream in another process."""
     stream.logprobs += update.logprobs
+    stream.thought_tokens = update.thought_tokens
+    if update.thought:
+        stream.mark_first_token()
+    stream.append_thought(update.thought)
     for ids, delta in update.deltas:
         if ids:
             stream.mark_first_token()

@@ -32,6 +32,7 @@ from feedback.db.migrations.tables import (
     m007_keys,
     m012_base_locations,
     m015_base_identities,
+    m016_thoughts,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ MIGRATIONS: list[Migration] = [
     m013_trusted_choices,
     m014_votes,
     m015_base_identities,
+    m016_thoughts,
 ]
 """All steps in their order; the database records each under its function's name."""
 SCHEMA_VERSION = len(MIGRATIONS)

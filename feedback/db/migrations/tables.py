@@ -254,3 +254,9 @@ def m015_base_identities(db: "Database") -> None:
             select base_revision from adapter join cycle_end
             on adapter.id = json_extract(detail, '$.adapter') where cycle_id = cycle.id)""")
     forbid_updates(db, "cycle")
+
+
+def m016_thoughts(db: "Database") -> None:
+    """Keep what a model thought before an answer, apart from it, and how long that took."""
+    db.execute("alter table message add column thought text")
+    db.execute("alter table speaker add column thought_ms real")
