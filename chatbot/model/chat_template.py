@@ -18,6 +18,7 @@ from chatbot.model.jinja_template import (
     Messages,
     apply_template,
     chat_template,
+    probe_template,
 )
 from chatbot.model.thought_format import find_thought_format
 
@@ -53,13 +54,13 @@ def render(
     texts = HiddenTexts()
     hidden = [_hide(message, texts, tokenizer) for message in messages]
     format = find_thought_format(tokenizer)
-    if thought is not None and format is not None:
-        prompt = apply_template(tokenizer, hidden, prompt=True, thinking=True)
-        prompt += "" if format.prefilled else format.opening
-        prompt += texts.hide(_escape(thought.strip(), tokenizer)) + format.closing
-    else:
-        prompt = apply_template(tokenizer, hidden, prompt=True, thinking=thinking)
-        prompt += "" if thinking else _lead_to_answer(tokenizer, chat_template(tokenizer))
+    thinks = format is not None and (thinking or thought is not None)
+    prompt = apply_template(tokenizer, hidden, prompt=True, thinking=thinks)
+    if not thinks:
+        prompt += _lead_to_answer(tokenizer, chat_template(tokenizer))
+    elif format is not None and thought is not None:
+        kept = texts.hide(_escape(thought.strip(), tokenizer))
+        prompt += ("" if format.prefilled else format.opening) + kept + format.closing
     if answer is not None:
         prompt += _write_answer(tokenizer, hidden, prompt, texts, _escape(answer, tokenizer))
     return texts.reveal(prompt)
@@ -102,6 +103,8 @@ def _hide(
 ) -> dict[str, str]:
     if message["role"] not in ROLES:
         raise ChatTemplateError(f"Unknown role {message['role']!r}. Use system, user or assistant.")
+    if message["role"] == "system" and not message["content"].strip():
+        return dict(message)  # a template may have a system prompt of its own instead
     hidden = {
         key: texts.hide(_escape(message[key], tokenizer))
         for key in ("content", "thought")
@@ -123,9 +126,9 @@ def _tags(tokenizer: PreTrainedTokenizerBase, template: str) -> frozenset[str]:
     question = {"role": "user", "content": QUESTION}
     answer = {"role": "assistant", "content": ANSWER}
     talk: Messages = [{"role": "system", "content": SYSTEM}, question, answer]
-    written = apply_template(tokenizer, talk, prompt=False, thinking=False)
+    written = probe_template(tokenizer, talk, prompt=False, thinking=False)
     for on in (False, True):
-        written += apply_template(tokenizer, [*talk, question], prompt=True, thinking=on)
+        written += probe_template(tokenizer, [*talk, question], prompt=True, thinking=on)
     format = find_thought_format(tokenizer)
     return frozenset(
         _TAG.findall(f"{written}{format.opening}{format.closing}" if format else written)
@@ -140,15 +143,22 @@ def _lead_to_answer(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     of gpt-oss's final channel); nothing where it has a switch; else an empty thought.
     """
     question = [{"role": "user", "content": QUESTION}]
-    prompt = apply_template(tokenizer, question, prompt=True, thinking=False)
     finished = [*question, {"role": "assistant", "content": ANSWER}]
-    before = apply_template(tokenizer, finished, prompt=False, thinking=False).partition(ANSWER)[0]
+    prompt = probe_template(tokenizer, question, prompt=True, thinking=False)
+    before = probe_template(tokenizer, finished, prompt=False, thinking=False).partition(ANSWER)[0]
     if before.startswith(prompt) and before[len(prompt) :].strip():
         return before[len(prompt) :]
     format = find_thought_format(tokenizer)
-    if format is None or prompt != apply_template(tokenizer, question, prompt=True, thinking=True):
+    if format is None:
         return ""
-    return ("" if format.prefilled else format.opening) + format.closing
+    if prompt == probe_template(tokenizer, question, prompt=True, thinking=True):
+        return ("" if format.prefilled else format.opening) + format.closing
+    # A switch may close the thought, and leave the head of the answer to the model (Cohere's).
+    closing = format.closing
+    closed = [
+        n for n in range(len(closing)) if closing[:n].strip() and prompt.endswith(closing[:n])
+    ]
+    return closing[max(closed) :] if closed and closing[max(closed) :].strip() else ""
 
 
 def _write_answer(
@@ -160,7 +170,7 @@ def _write_answer(
 ) -> str:
     """Return the answer as the template writes it after the prompt, and its end of turn."""
     core = answer.strip()
-    content = answer.replace(core, ANSWER, 1) if core else ANSWER
+    content = answer.replace(core, ANSWER, 1)
     finished = [*hidden, {"role": "assistant", "content": content}]
     whole = apply_template(tokenizer, finished, prompt=False, thinking=False)
     before, _, after = whole.partition(ANSWER)

@@ -23,12 +23,14 @@ Messages = Sequence[Mapping[str, str]]
 TEMPLATE_DATE = date(2024, 7, 26)
 """Today, for templates that write the date (Llama 3.2's own default): the prompt that an adapter
 was trained on is also tomorrow's."""
+_DATE_FORMATS = ["Y", "y", "m", "-m", "B", "b", "d", "-d", "e", "A", "a", "j", "H", "M", "S"]
 _PINNED_CLOCK = (
     "{% macro strftime_now(format) %}{{ format"
-    + "".join(f" | replace('%{d}', '{TEMPLATE_DATE.strftime(f'%{d}')}')" for d in "YymBbdAajHMS")
+    + "".join(f" | replace('%{f}', '{TEMPLATE_DATE.strftime(f'%{f}')}')" for f in _DATE_FORMATS)
     + " }}{% endmacro %}{{ '' }}"
 )
-"""What goes before such a template, in which transformers defines the real `strftime_now`."""
+"""What goes before a template in which transformers defines the real `strftime_now`: it lets no
+function of ours in."""
 
 SYSTEM, QUESTION, THOUGHT, ANSWER = (f"\ue000{text}\ue001" for text in "sqta")
 """Marks for the texts of a conversation that shows what a template writes around them."""
@@ -43,13 +45,8 @@ class HiddenTexts:
         self._texts: list[str] = []
 
     def hide(self, text: str) -> str:
-        """Return a mark for the text, within its outer white space, which templates may trim.
-
-        An empty text has none: templates have their own way to write it.
-        """
+        """Return a mark for the text, within its outer white space, which templates may trim."""
         core = text.strip()
-        if not core:
-            return text
         self._texts.append(core)
         return text.replace(core, f"\ue000{len(self._texts) - 1}\ue001", 1)
 
@@ -102,6 +99,16 @@ def apply_template(
     return _run(tokenizer, form.write(messages), prompt=prompt, thinking=thinking)
 
 
+def probe_template(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, *, prompt: bool, thinking: bool
+) -> str:
+    """Return what `apply_template` does, to learn from it; nothing where it refuses."""
+    try:
+        return apply_template(tokenizer, messages, prompt=prompt, thinking=thinking)
+    except ChatTemplateError:
+        return ""
+
+
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the template for chats; some tokenizers have others beside it, for tools."""
     return cast(str, tokenizer.get_chat_template())
@@ -123,8 +130,10 @@ def find_form(tokenizer: PreTrainedTokenizerBase, template: str) -> MessageForm:
     )
     thought = [talk[0], {**talk[1], "thought": THOUGHT}]
     # A template that knows no such part may still write it, as JSON.
-    thought_part = re.search(r"== *['\"]thinking['\"]", template) is not None and _writes(
-        tokenizer, MessageForm(parts, True), thought, prompt=False
+    thought_part = (
+        re.search(r"== *['\"]thinking['\"]", template) is not None
+        and not _writes(tokenizer, MessageForm(parts), thought, prompt=False)
+        and _writes(tokenizer, MessageForm(parts, True), thought, prompt=False)
     )
     return MessageForm(parts, thought_part, system)
 
@@ -173,6 +182,9 @@ def _run(
 def _thinking_switch(template: str, on: bool) -> dict[str, Any]:
     """Return the variables by which templates let a model think or not; each reads its own."""
     switch: dict[str, Any] = {"enable_thinking": on, "thinking": on}
-    if "reasoning_effort" in template and re.search(r"['\"]none['\"]", template):
-        switch["reasoning_effort"] = "high" if on else "none"
+    if re.search(r"\bif reasoning\b", template):
+        switch["reasoning"] = on
+    no_effort = re.search(r"['\"](none|no_think)['\"]", template)
+    if "reasoning_effort" in template and no_effort:
+        switch["reasoning_effort"] = "high" if on else no_effort[1]
     return switch

@@ -7,6 +7,7 @@ A thinking base writes a thought before its answer, between two markers: ``<thin
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,11 +15,11 @@ from chatbot.model.jinja_template import (
     ANSWER,
     QUESTION,
     THOUGHT,
-    apply_template,
     chat_template,
+    probe_template,
 )
 
-_OPENING_TAG = re.compile(r"[<\[◁](?:\w+:)?(?:think|thinking|thought|reasoning)[>\]▷]", re.I)
+_OPENING_TAG = re.compile(r"[<\[◁]\|?[\w:]*(?:think|thought|reasoning)[\w:]*\|?[>\]▷]", re.I)
 _CHANNELS = (
     ("<|channel>thought\n", "\n<channel|>"),  # Gemma 4
     ("<|START_THINKING|>", "<|END_THINKING|>"),  # Cohere
@@ -55,17 +56,28 @@ def find_thought_format(tokenizer: PreTrainedTokenizerBase) -> ThoughtFormat | N
 
 @lru_cache(maxsize=4)
 def _find(tokenizer: PreTrainedTokenizerBase, template: str) -> ThoughtFormat | None:
-    prompt = apply_template(tokenizer, _PROBE, prompt=True, thinking=True)
+    prompt = probe_template(tokenizer, _PROBE, prompt=True, thinking=True)
     answer = {"role": "assistant", "content": ANSWER, "thought": THOUGHT}
-    written = apply_template(tokenizer, [*_PROBE, answer], prompt=False, thinking=True)
-    if THOUGHT not in written:
-        return _read_from_source(template, prompt)
+    written = probe_template(tokenizer, [*_PROBE, answer], prompt=False, thinking=True)
     head, _, rest = written.partition(THOUGHT)
-    closing = rest[: rest.index(ANSWER)]
+    closing, answer_follows, _ = rest.partition(ANSWER)
+    if not answer_follows:
+        return _read_from_source(template, prompt)
     if head.startswith(prompt) and head[len(prompt) :].strip():
         return ThoughtFormat(head[len(prompt) :], closing, prefilled=False)
-    opening = head[[tag.start() for tag in _OPENING_TAG.finditer(head)][-1] :]
-    return _format(opening, closing, prompt)
+    if prompt.startswith(head) and prompt[len(head) :].strip() not in ("", closing.strip()):
+        return ThoughtFormat(prompt[len(head) :], closing, prefilled=True)
+    if tags := list(_OPENING_TAG.finditer(head)):
+        return _format(head[tags[-1].start() :], closing, prompt)
+    without = probe_template(tokenizer, _PROBE, prompt=True, thinking=False)
+    opening = _first_difference(prompt.rpartition(QUESTION)[2], without.rpartition(QUESTION)[2])
+    return ThoughtFormat(opening, closing, prefilled=True) if opening.strip() else None
+
+
+def _first_difference(text: str, other: str) -> str:
+    """Return the text from where it differs from the other."""
+    common = takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False))
+    return text[len(list(common)) :]
 
 
 def _read_from_source(template: str, prompt: str) -> ThoughtFormat | None:
@@ -73,16 +85,13 @@ def _read_from_source(template: str, prompt: str) -> ThoughtFormat | None:
     for opening, closing in _CHANNELS:
         if closing.strip() in template:
             return ThoughtFormat(opening, closing, prefilled=False)
-    for tag in re.findall(r"[<\[◁]/(?:\w+:)?\w+[>\]▷]", template):
+    for tag in re.findall(r"[<\[◁]/[\w:]+[>\]▷]", template):
         opening = tag.replace("/", "", 1)
         if _OPENING_TAG.fullmatch(opening):
-            # Mistral's and an opening without a line break in the prompt stand within a line.
-            inline = opening[0] == "[" or prompt.endswith(opening)
-            return (
-                _format(opening, tag, prompt)
-                if inline
-                else _format(f"{opening}\n", f"\n{tag}\n\n", prompt)
-            )
+            # Mistral's, and one behind which the prompt breaks no line, stand within a line.
+            if opening[0] == "[" or prompt.endswith(opening):
+                return _format(opening, tag, prompt)
+            return _format(f"{opening}\n", f"\n{tag}\n\n", prompt)
     return None
 
 
