@@ -179,6 +179,7 @@ def _run(
     return cast(str, text)
 
 
+@lru_cache(maxsize=8)
 def _thinking_switch(template: str, on: bool) -> dict[str, Any]:
     """Return the variables by which templates let a model think or not; each reads its own."""
     switch: dict[str, Any] = {"enable_thinking": on, "thinking": on}
