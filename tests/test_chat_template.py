@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import trl
-from transformers import PreTrainedTokenizerBase
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from chatbot.model.base import Base, end_token_ids, load_base, load_tokenizer
 from chatbot.model.chat_template import encode, render
@@ -121,6 +122,19 @@ def test_a_base_without_a_template_speaks_through_the_fallback(tmp_path: Path) -
     text = render(base.tokenizer, [{"role": "user", "content": "hi"}], answer="hello")
     assert text == "User:\nhi<|endoftext|>\nAssistant:\nhello<|endoftext|>\n"
     assert base.tokenizer.pad_token is not None
+
+
+def test_the_fallback_begins_as_the_tokenizer_begins_every_text(tmp_path: Path) -> None:
+    beginning = tiny_models.make_tokenizer()
+    beginning.post_processor = TemplateProcessing(
+        single=f"{tiny_models.START} $A", special_tokens=[(tiny_models.START, 1)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=beginning, bos_token=tiny_models.START, eos_token=tiny_models.END
+    ).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    ids = encode(tokenizer, [{"role": "user", "content": "hi"}])
+    assert tokenizer.decode(ids) == "<|im_start|>User:\nhi<|endoftext|>\nAssistant:\n"
 
 
 def test_the_fallback_marks_what_the_assistant_said(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ END_TOKENS = {
     "cohere2": "<|END_RESPONSE|>",
     "cohere": "<|END_OF_TURN_TOKEN|>",
     "answer_head": "<|END_TEXT|>",
-    "deepseek|closed_thought": "<｜end▁of▁sentence｜>",
+    "deepseek|closed_thought": "<\uff5cend▁of▁sentence\uff5c>",
     "gemma4|diffusion_gemma": "<turn|>",
     "gemma": "<end_of_turn>",
     "glm4moe_training": "<|user|>",
@@ -81,12 +81,12 @@ def talk(texts: Sequence[str], *, system: bool) -> Talk:
     return [{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)]
 
 
-def talks(said: str) -> Iterator[Talk]:
+def talks(text: str) -> Iterator[Talk]:
     """Dialogues of 1, 2 and 5 turns, with and without a system prompt and exemplars."""
     for turns, system, shown in product((1, 2, 5), (False, True), (False, True)):
         if (turns == 2) != (system == shown):
-            texts = [f"{n}: {said}" for n in range(2 * turns - 1 + system)]
-            examples = [(f"Q {said}", f"A {said}")] * shown
+            texts = [f"{n}: {text}" for n in range(2 * turns - 1 + system)]
+            examples = [(f"Q {text}", f"A {text}")] * shown
             yield talk([*texts[:-1], format_exemplars(texts[-1], examples)], system=system)
 
 

@@ -130,9 +130,10 @@ def _tags(tokenizer: PreTrainedTokenizerBase, template: str) -> frozenset[str]:
     for on in (False, True):
         written += probe_template(tokenizer, [*talk, question], prompt=True, thinking=on)
     format = find_thought_format(tokenizer)
-    return frozenset(
-        _TAG.findall(f"{written}{format.opening}{format.closing}" if format else written)
-    )
+    tags = set(_TAG.findall(written))
+    if format is not None:
+        tags |= {format.closing_marker, *_TAG.findall(format.opening + format.closing)}
+    return frozenset(tags)
 
 
 @lru_cache(maxsize=4)
