@@ -2,7 +2,7 @@
 
 import os
 import re
-import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +64,10 @@ def _left_in_cgroup(
 
 
 def _own_limit(process: Path) -> Iterator[int]:
+    if sys.platform == "win32":
+        return
+    import resource
+
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:
         yield limit - 1024 * _read_fields(process / "status", r"(\w+):\s+(\d+) kB")["VmSize"]
