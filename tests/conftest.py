@@ -285,3 +285,39 @@ def page(chromium: "Browser", chat_url: str, chat_engine: "ScriptedEngine") -> "
     chat_engine.answers, chat_engine.pause, chat_engine.busy = [], 0.01, False
     with open_chat(chromium, chat_url) as page:
         yield page
+
+
+@pytest.fixture(scope="session")
+def emulated_amx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compile kernels whose instructions of AMX are emulated; return the library."""
+    from tests.fixtures.kernel_builds import compile_emulation
+
+    return compile_emulation(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(params=["as on this CPU", "without AVX512-BF16", "AMX, emulated"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Compute with the kernels for this CPU, with those for an older one, then a newer one."""
+    import torch
+
+    from chatbot.engine.local.kernels import library
+    from tests.fixtures.kernel_builds import use_emulation
+
+    if request.param == "without AVX512-BF16":
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    if request.param == "AMX, emulated":
+        use_emulation(monkeypatch, request.getfixturevalue("emulated_amx"))
+    library.kernel_library.cache_clear()
+    yield request.param
+    library.kernel_library.cache_clear()
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Compute on one thread, then on two."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional
 
 from chatbot.engine.local.kernels.library import kernel_library
-from chatbot.engine.local.kernels.panels import HugePageArena, PanelLinear
 from chatbot.engine.local.kv_cache import SlotKVCache
 from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.local.multi_lora import LoraLayers
@@ -31,71 +29,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=["as on this CPU", "without AVX512-BF16"])
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Use the kernels for this CPU, then those for an older one."""
-    if request.param == "without AVX512-BF16":
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    kernel_library.cache_clear()
-    yield
-    kernel_library.cache_clear()
-
-
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let eight bits be coarser with tiny random weights and adapters than with real ones."""
     monkeypatch.setattr("chatbot.engine.local.runners.select_runner.MAX_INT8_KL", 0.1)
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Compute on one thread, then on two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
-KINDS = [(torch.float32, None, 1e-6), (torch.bfloat16, None, 5e-3), (torch.float32, 12, 5e-2)]
-
-
-@pytest.mark.usefixtures("library", "threads")
-@pytest.mark.parametrize("dtype, group, near", KINDS, ids=["float32", "bfloat16", "bytes"])
-@pytest.mark.parametrize("outputs, inputs", [(32, 12), (70, 96), (7, 240)])
-@pytest.mark.parametrize("count", [1, 3, 8, 19])
-def test_a_product_is_that_of_torch(
-    dtype: torch.dtype, group: int | None, near: float, outputs: int, inputs: int, count: int
-) -> None:
-    torch.manual_seed(count)
-    weight, bias = torch.randn(outputs, inputs, dtype=dtype), torch.randn(outputs, dtype=dtype)
-    x = torch.randn(count, inputs, dtype=dtype)
-    for arena in (None, HugePageArena()):
-        panels = PanelLinear(weight, bias, arena, group)
-        expected = functional.linear(x.double(), weight.double(), bias.double())
-        assert (panels(x) - expected).norm() < near * expected.norm()
-        assert group or torch.equal(panels.dense(), weight)
-
-
-@pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("group, inputs", [(48, 240), (96, 96), (128, 640)])
-def test_an_outlier_leaves_the_other_inputs_of_its_scale_their_steps(
-    group: int, inputs: int
-) -> None:
-    torch.manual_seed(1)
-    weight, x = torch.randn(40, inputs), torch.randn(9, inputs)
-    x[:, 5], weight[:, 5] = 100, 0
-    expected = functional.linear(x, weight)
-    grouped = x.view(9, -1, group)
-    steps = grouped.abs().amax(-1, keepdim=True) / 127
-    rounded = functional.linear(((grouped / steps).round() * steps).view(9, -1), weight)
-    error = PanelLinear(weight, group=group)(x) - expected
-    assert error.norm() < 0.6 * (rounded - expected).norm()
-
-
-@pytest.mark.parametrize("group", [192, 100])
-def test_a_group_that_the_kernels_have_no_room_for_is_refused(group: int) -> None:
-    with pytest.raises(ValueError, match=f"{group}"):
-        PanelLinear(torch.randn(32, 576), group=group)
 
 
 class World:
@@ -150,7 +87,7 @@ def compute_logits(runner: TransformersRunner, steps: list[list[Chunk]]) -> list
     return [runner.forward(chunks).float().clone() for chunks in steps]
 
 
-@pytest.mark.usefixtures("library", "threads")
+@pytest.mark.usefixtures("kernels", "threads")
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize(
     "dtype, kind, near",
@@ -176,7 +113,7 @@ def test_a_forward_computes_the_logits_of_transformers(
     assert all(torch.equal(*each) for each in zip(restored, expected, strict=True))
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("kernels", "threads")
 @pytest.mark.parametrize("kind", [LlamaCpuRunner, LlamaInt8Runner])
 def test_the_same_bits_alone_and_in_company_at_once_and_in_pieces(world: World, kind: Kind) -> None:
     runner = kind(world.reference)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from chatbot.engine.local.kernels import library
+from chatbot.engine.local.kernels import library, structs
 from chatbot.engine.local.kernels.library import compiled_layout, kernel_library
 from chatbot.engine.local.kernels.structs import (
     STRUCTS,
@@ -81,14 +81,23 @@ def test_the_compiled_structs_are_those_of_python() -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("structs, words", WRONG.values(), ids=WRONG.keys())
+@pytest.mark.parametrize("structs_of_python, words", WRONG.values(), ids=WRONG.keys())
 def test_a_struct_that_differs_is_named_and_refused(
-    structs: list[type[Structure]], words: str
+    structs_of_python: list[type[Structure]], words: str
 ) -> None:
     found = kernel_library()
     assert found is not None
     with pytest.raises(StructLayoutError, match=words):
-        check_layout(compiled_layout(found), structs)
+        check_layout(compiled_layout(found), structs_of_python)
+
+
+@needs_kernels
+def test_a_constant_that_differs_is_named_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = kernel_library()
+    assert found is not None
+    monkeypatch.setitem(structs.CONSTANTS, "MAX_ROTATION", 32)
+    with pytest.raises(StructLayoutError, match="MAX_ROTATION has the value 64 in the library and"):
+        check_layout(compiled_layout(found))
 
 
 class OlderLibrary:

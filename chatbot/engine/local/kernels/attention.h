@@ -11,6 +11,7 @@
 #include "gemm.h"
 
 #define KV_BLOCK 128      /* positions whose keys and values are packed at a time */
+#define POSITIONS_UNIT 32 /* they are filled up with none to a multiple, which tiles want */
 #define MAX_HEAD_SIZE 256 /* buffers on the stack; `llama_cpu.py` refuses larger ones */
 #define MAX_LOG2_WEIGHT 8 /* weights may grow to 2^8 before the base moves and all is rescaled */
 
@@ -59,28 +60,26 @@ static void pack_keys(uint8_t *to, const int32_t *keys, int64_t n, int64_t dword
         }
 }
 
-/* Values [n][size] -> panels of a matrix whose inputs are the n positions. A dword in bfloat16
- * holds the values of two positions, so two rows are interleaved; after an odd last one comes
- * zero. */
-static void pack_values(uint8_t *to, const int32_t *values, int64_t n, int64_t size,
-                        int64_t packing, const int32_t *ahead) {
-    int64_t dwords = ceil_div(n, packing);
+/* Values [n][size] -> panels of a matrix whose inputs are so many `positions`: after the n come
+ * zeros. A dword in bfloat16 holds the values of two positions, so two rows are interleaved. */
+static void pack_values(uint8_t *to, const int32_t *values, int64_t n, int64_t positions,
+                        int64_t size, int64_t packing, const int32_t *ahead) {
+    int64_t dwords = positions / packing;
     for (int64_t u = 0; u < dwords; u++)
         for (int64_t d = 0; d < size; d += LANES) {
             __mmask16 lanes = first_lanes(size - d);
             __m512i x;
             _mm_prefetch(ahead + u * size + d, _MM_HINT_T1);
             if (packing == F32)
-                x = _mm512_maskz_loadu_epi32(lanes, (const float *)values + u * size + d);
+                x = _mm512_maskz_loadu_epi32(u < n ? lanes : 0, values + u * size + d);
             else {
                 const uint16_t *even = (const uint16_t *)values + 2 * u * size + d;
-                const uint16_t *odd = even + size;
-                __mmask16 odd_lanes = 2 * u + 1 < n ? lanes : 0;
+                __mmask16 even_lanes = 2 * u < n ? lanes : 0, odd_lanes = 2 * u + 1 < n ? lanes : 0;
                 x = _mm512_or_si512(
-                    _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, even)),
-                    _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(
-                                          odd_lanes, odd_lanes ? odd : even)),
-                                      16));
+                    _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(even_lanes, even)),
+                    _mm512_slli_epi32(
+                        _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(odd_lanes, even + size)),
+                        16));
             }
             _mm512_storeu_si512(to + ((d / PANEL_PAIR * dwords + u) * 2 + d / LANES % 2) * 64, x);
         }
@@ -149,13 +148,14 @@ static inline KvBlock kv_block(const Model *m, const ForwardArgs *args, int64_t 
  * task that this thread takes afterwards, whose first block is prefetched during the last one here.
  *
  * Queries that share a key/value head (grouped-query attention) lie side by side like tokens, query
- * q being head q % group of token q / group; they are scored in tiles of TILE_TOKENS. */
+ * q being head q % group of token q / group; they are scored in blocks of BLOCK_TOKENS. */
 static void attend(const Model *m, const ForwardArgs *args, int64_t layer,
                    const AttentionTask *task, const AttentionTask *next, Rows y, Rows out) {
     uint8_t keys[KV_BLOCK * MAX_HEAD_SIZE * 4], values[KV_BLOCK * MAX_HEAD_SIZE * 4];
-    float scores[TILE_TOKENS * KV_BLOCK], outputs[QUERY_BLOCK * MAX_HEAD_SIZE];
+    float scores[BLOCK_TOKENS * KV_BLOCK], outputs[QUERY_BLOCK * MAX_HEAD_SIZE];
     float scale = m->attention_scale * LOG2_E; /* weights are powers of 2, not of e */
-    int32_t queries[QUERY_BLOCK * MAX_HEAD_SIZE], weights[TILE_TOKENS * KV_BLOCK];
+    int32_t queries[(QUERY_BLOCK + TILE_ROWS - 1) * MAX_HEAD_SIZE];
+    int32_t weights[BLOCK_TOKENS * KV_BLOCK];
     SoftmaxState states[QUERY_BLOCK];
     int64_t group = m->num_heads / m->num_kv_heads, n = (task->end - task->begin) * group;
     int64_t size = m->head_size, dwords = size / m->packing;
@@ -173,11 +173,11 @@ static void attend(const Model *m, const ForwardArgs *args, int64_t layer,
         else if (next->chunk.num_tokens)
             ahead = kv_block(m, args, layer, next, 0);
         pack_keys(keys, b.keys, b.count, dwords, ahead.keys);
-        pack_values(values, b.values, b.count, size, m->packing, ahead.values);
-        int64_t positions = ceil_div(b.count, m->packing) * m->packing;
+        int64_t positions = ceil_div(b.count, POSITIONS_UNIT) * POSITIONS_UNIT;
+        pack_values(values, b.values, b.count, positions, size, m->packing, ahead.values);
         Matrix to_keys = {keys, NULL, NULL, size, b.count, m->packing, 1};
         Matrix to_values = {values, NULL, NULL, positions, size, m->packing, 1};
-        for (int64_t t = 0, tiles = ceil_div(n, TILE_TOKENS); t < tiles; t++) {
+        for (int64_t t = 0, tiles = ceil_div(n, BLOCK_TOKENS); t < tiles; t++) {
             int64_t q = n * t / tiles, tokens = n * (t + 1) / tiles - q;
             gemm(&to_keys, 0, ceil_div(b.count, PANEL_PAIR), (Rows){scores, KV_BLOCK},
                  (Rows){(float *)(queries + q * dwords), dwords}, NULL, tokens, 0);
@@ -188,8 +188,8 @@ static void attend(const Model *m, const ForwardArgs *args, int64_t layer,
                 SoftmaxState *state = states + i;
                 float shrink =
                     m->packing == F32
-                        ? softmax_weights(F32, from, to, visible, b.count, scale, state)
-                        : softmax_weights(BF16, from, to, visible, b.count, scale, state);
+                        ? softmax_weights(F32, from, to, visible, positions, scale, state)
+                        : softmax_weights(BF16, from, to, visible, positions, scale, state);
                 for (int64_t d = 0; k && shrink != 1 && d < size; d++)
                     outputs[i * size + d] *= shrink;
             }

@@ -97,6 +97,11 @@ typedef struct {
     Barrier barrier;
 } Work;
 
+/* How many tokens the rows have memory for, see TILE_ROWS. */
+static int64_t scratch_tokens(const ForwardArgs *args) {
+    return args->tokens.num_tokens + TILE_ROWS - 1;
+}
+
 /* Lay out the rows in `scratch`, wide enough for every layer, and return the floats that a token
  * takes. Rows are padded to whole vectors of 64 bytes. */
 static int64_t lay_out(const Model *m, const ForwardArgs *args, Work *w) {
@@ -116,7 +121,7 @@ static int64_t lay_out(const Model *m, const ForwardArgs *args, Work *w) {
                     &w->lora_input, &w->lora_down, &w->lora_down_packed};
     for (int i = 0; i < 7; i++) {
         int64_t stride = ceil_div(sizes[i], LANES) * LANES;
-        *rows[i] = (Rows){args->scratch + total * args->tokens.num_tokens, stride};
+        *rows[i] = (Rows){args->scratch + total * scratch_tokens(args), stride};
         total += stride;
     }
     return total;
@@ -264,6 +269,7 @@ static void run_forward(void *data) {
     }
     barrier_wait(me);
     parallel_gemm(me, &m->lm_head, (Rows){args->logits, m->lm_head.outputs}, w->input, NULL, n, 0);
+    end_products();
 }
 
 /* -- What Python calls, in `library.py` */
@@ -271,7 +277,7 @@ static void run_forward(void *data) {
 /* Floats of scratch that a forward takes. */
 int64_t talkback_scratch_floats(const Model *m, const ForwardArgs *args) {
     Work w;
-    return lay_out(m, args, &w) * args->tokens.num_tokens;
+    return lay_out(m, args, &w) * scratch_tokens(args);
 }
 
 /* Run the model on the tokens: keys and values go to the cache, logits to `logits`. */
@@ -290,10 +296,11 @@ typedef struct {
 static void run_gemm(void *data) {
     const GemmArgs *g = data;
     parallel_gemm(this_thread(NULL), g->m, g->y, g->x, NULL, g->n, 0);
+    end_products();
 }
 
 /* One product: x [n][inputs] -> y [n][outputs]. `packed` is memory for x packed, as many dwords a
- * token as `packed_dwords` returns. */
+ * token as `packed_dwords` returns, and for 15 tokens more. */
 void talkback_gemm(const Matrix *m, float *y, const float *x, int32_t *packed, int64_t n,
                    int64_t threads) {
     GemmArgs g = {m, {y, m->outputs}, {(float *)packed, packed_dwords(m)}, n};

@@ -8,6 +8,12 @@
 #pragma once
 #include "pack.h"
 #include "threads.h"
+#ifdef TALKBACK_AMX
+#include "amx.h"
+#define BLOCK_TOKENS 32
+#else
+#define BLOCK_TOKENS TILE_TOKENS
+#endif
 
 #define TILE_TOKENS 9       /* 18 registers of sums, two a token; what is left holds factors */
 #define PREFETCH_BYTES 2048 /* how far ahead of its use the matrix is called from memory */
@@ -49,6 +55,13 @@ typedef struct {
     int64_t outputs;       /* that are left from here on; 32 and more are a full pair */
 } PanelPair;
 
+/* The pair of panels from an output on, a multiple of 32. */
+static inline PanelPair panel_pair(const Matrix *m, int64_t out) {
+    int64_t dwords = m->inputs / m->packing;
+    return (PanelPair){m->panels + out / PANEL_PAIR * dwords * UNIT_BYTES, m->scales + out * m->groups,
+                       m->bias + out, dwords, m->groups, m->outputs - out};
+}
+
 /* A tile's sums are variables, left0 and right0 to left8 and right8, made by macros: gcc keeps
  * named variables in registers, and an array in memory. Where a tile has fewer tokens the `if`s
  * fall away, since `tokens` is a constant wherever `tile` is inlined. */
@@ -69,10 +82,8 @@ typedef struct {
 #define END_GROUP(r) \
     if (r < tokens && packing == I8) { \
         __m512 scale = _mm512_set1_ps(((const float *)x[r])[w.dwords + 2 * g]); \
-        total[r][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(left##r), \
-                                      _mm512_mul_ps(scale, left_scales), total[r][0]); \
-        total[r][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(right##r), \
-                                      _mm512_mul_ps(scale, right_scales), total[r][1]); \
+        total[r][0] = add_group(total[r][0], left##r, scale, left_scales); \
+        total[r][1] = add_group(total[r][1], right##r, scale, right_scales); \
         left##r = (__m512i)total[r][0]; \
         right##r = (__m512i)total[r][1]; \
     }
@@ -82,6 +93,12 @@ typedef struct {
         store_outputs(y[r] + LANES, (__m512)right##r, w.bias + LANES, \
                       first_lanes(w.outputs - LANES), mode); \
     }
+
+/* The whole-number sums of a group, times its scales, join those of the groups before. */
+static inline __attribute__((always_inline)) __m512 add_group(__m512 total, __m512i sums,
+                                                              __m512 scale, __m512 scales) {
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_mul_ps(scale, scales), total);
+}
 
 /* Finish 16 outputs of a token and store those in `lanes`. */
 static inline __attribute__((always_inline)) void
@@ -131,18 +148,81 @@ any_tile(const int packing, int64_t tokens, float **y, const int32_t **x, PanelP
     }
 }
 
+#ifdef TALKBACK_AMX
+/* `tile` by AMX: y = (or +=) x times two panels, for up to 32 tokens that lie side by side from the
+ * first row of y and x on. */
+static inline __attribute__((always_inline)) void
+amx_block(const int packing, int64_t tokens, int first, Rows y, Rows x, PanelPair w, int mode) {
+    int32_t sums[BLOCK_TOKENS][PANEL_PAIR] __attribute__((aligned(64)));
+    __m512 total[BLOCK_TOKENS][2];
+    int64_t size = w.dwords / w.groups;
+    for (int64_t g = 0; g < w.groups; g++) {
+        sum_tiles(packing, tokens > TILE_ROWS, first, sums[0], (int32_t *)x.data + g * size,
+                  x.stride, w.panels + g * size * UNIT_BYTES, size);
+        for (int64_t r = 0; r < tokens; r++)
+            for (int64_t i = 0; i < 2; i++) {
+                __m512i sum = _mm512_load_si512(sums[r] + i * LANES);
+                if (packing == I8) {
+                    const int32_t *scale = (int32_t *)row(x, r) + w.dwords + 2 * g;
+                    __m512 before = g ? total[r][i] : _mm512_setzero_ps();
+                    sum = _mm512_add_epi32(sum, _mm512_set1_epi32(scale[1]));
+                    total[r][i] = add_group(before, sum, _mm512_set1_ps(*(const float *)scale),
+                                            _mm512_loadu_ps(w.scales + g * PANEL_PAIR + i * LANES));
+                } else
+                    total[r][i] = (__m512)sum;
+            }
+    }
+    for (int64_t r = 0; r < tokens; r++)
+        for (int64_t i = 0; i < 2; i++)
+            store_outputs(row(y, r) + i * LANES, total[r][i], w.bias + i * LANES,
+                          first_lanes(w.outputs - i * LANES), mode);
+}
+
+/* How many of n tokens, at most a block, lie side by side from the first on. */
+static int64_t side_by_side(const int64_t *token_indices, int64_t n) {
+    int64_t count = 1;
+    if (!token_indices)
+        return min_of(n, BLOCK_TOKENS);
+    while (count < min_of(n, BLOCK_TOKENS) && token_indices[count] == *token_indices + count)
+        count++;
+    return count;
+}
+
+/* `gemm` by AMX. */
+static void amx_gemm(const Matrix *m, int64_t from, int64_t to, Rows y, Rows x,
+                     const int64_t *token_indices, int64_t n, int mode) {
+    for (int64_t out = from * PANEL_PAIR; out < to * PANEL_PAIR; out += PANEL_PAIR) {
+        PanelPair w = panel_pair(m, out);
+        for (int64_t done = 0, tokens; done < n; done += tokens) {
+            int64_t token = token_indices ? token_indices[done] : done;
+            tokens = side_by_side(token_indices ? token_indices + done : NULL, n - done);
+            Rows ys = {row(y, token) + out, y.stride}, xs = {row(x, token), x.stride};
+            if (m->packing == BF16)
+                amx_block(BF16, tokens, !done, ys, xs, w, mode);
+            else
+                amx_block(I8, tokens, !done, ys, xs, w, mode);
+        }
+    }
+}
+#endif
+
 /* y [..][outputs] = (or +=) x [..], packed, times panel pairs `from` to `to` of the matrix: for n
  * tokens, the first ones or those whose indices are given. Tiles are about equally high, since a
  * low one reads the same panels for less. */
 static void gemm(const Matrix *m, int64_t from, int64_t to, Rows y, Rows x,
                  const int64_t *token_indices, int64_t n, int mode) {
-    int64_t dwords = m->inputs / m->packing, tiles = ceil_div(n, TILE_TOKENS);
+    int64_t tiles = ceil_div(n, TILE_TOKENS);
     if (m->bias)
         mode |= ADD_BIAS;
+#ifdef TALKBACK_AMX
+    if (tile_dwords(m)) {
+        configure_tiles(tile_dwords(m));
+        amx_gemm(m, from, to, y, x, token_indices, n, mode);
+        return;
+    }
+#endif
     for (int64_t out = from * PANEL_PAIR; out < to * PANEL_PAIR; out += PANEL_PAIR) {
-        PanelPair w = {m->panels + out / PANEL_PAIR * dwords * UNIT_BYTES,
-                       m->scales + out * m->groups, m->bias + out, dwords, m->groups,
-                       m->outputs - out};
+        PanelPair w = panel_pair(m, out);
         for (int64_t t = 0; t < tiles; t++) {
             int64_t begin = n * t / tiles, tokens = n * (t + 1) / tiles - begin;
             float *ys[TILE_TOKENS];
@@ -167,4 +247,11 @@ static void parallel_gemm(Thread me, const Matrix *m, Rows y, Rows x, const int6
                           int64_t n, int mode) {
     int64_t pairs = ceil_div(m->outputs, PANEL_PAIR);
     gemm(m, share_begin(pairs, me), share_end(pairs, me), y, x, token_indices, n, mode);
+}
+
+/* What a thread does after its last product: AMX is left as it was. */
+static inline void end_products(void) {
+#ifdef TALKBACK_AMX
+    release_tiles();
+#endif
 }

@@ -1,5 +1,5 @@
-/* Sizes and offsets of the structs as this compiler laid them out; `library.py` compares them with
- * the ctypes classes. */
+/* Constants, and sizes and offsets of the structs as this compiler laid them out; `library.py`
+ * compares them with those of `structs.py`. */
 #pragma once
 #include <stddef.h>
 
@@ -12,9 +12,17 @@ typedef struct {
 } FieldLayout;
 
 #define WHOLE(type) {#type, "", 0, sizeof(type)}
+#define CONSTANT(name) {"", #name, 0, name}
 #define FIELD(type, name) {#type, #name, offsetof(type, name), sizeof(((type *)0)->name)}
 
 static const FieldLayout layouts[] = {
+    CONSTANT(LANES),
+    CONSTANT(PANEL_PAIR),
+    CONSTANT(TILE_ROWS),
+    CONSTANT(MAX_SCALE_GROUP),
+    CONSTANT(MAX_ROTATION),
+    CONSTANT(NUM_LINEARS),
+
     WHOLE(Matrix),
     FIELD(Matrix, panels),
     FIELD(Matrix, scales),

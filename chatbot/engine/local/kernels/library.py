@@ -4,6 +4,7 @@ import logging
 from ctypes import CDLL, POINTER, byref, c_int64, c_void_p
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -20,33 +21,70 @@ from chatbot.engine.local.kernels.structs import (
 log = logging.getLogger(__name__)
 
 
+AMX = "_amx"
+_refused: set[str] = set()
+"""Libraries that have computed something wrong on this CPU."""
+
+
 @cache
 def kernel_library() -> CDLL | None:
     """Return the kernels for this CPU; None where it has no AVX-512 with VNNI, where none were
     compiled, or where those compiled lay their structs out otherwise (both are logged)."""
     if not cpu_has_instructions():
         return None
-    name = "_avx512bf16" if torch.cpu._is_avx512_bf16_supported() else "_avx512"
-    spec = find_spec(f"{__package__}.{name}")
-    if spec is None or spec.origin is None:
+    paths = [path for name in _names() if (path := find_library(name))]
+    if not paths:
         log.warning(
             "This CPU could run the kernels, but they were not compiled at the installation: torch "
             "computes, more slowly. Install a C compiler, then Talkback again by "
             "TALKBACK_REQUIRE_KERNELS=1 pip install --force-reinstall --no-deps."
         )
         return None
-    library = CDLL(spec.origin)
+    library = CDLL(paths[0])
     try:
         check_layout(compiled_layout(library))
     except StructLayoutError as error:
         log.error(
             "The kernels in %s were compiled from other sources: %s Compile them again with "
             "pip install; until then torch computes, more slowly.",
-            spec.origin,
+            paths[0],
             error,
         )
         return None
+    log.info("The kernels of this CPU are those in %s.", paths[0])
     return _declare_functions(library)
+
+
+def _names() -> list[str]:
+    """Return the libraries that this CPU can run, fastest first."""
+    if not torch.cpu._is_avx512_bf16_supported():
+        return ["_avx512"]
+    return [*([AMX] if cpu_has_amx() and AMX not in _refused else []), "_avx512bf16"]
+
+
+def find_library(name: str) -> str | None:
+    """Return where a library lies; None if it was not compiled."""
+    spec = find_spec(f"{__package__}.{name}")
+    return spec.origin if spec else None
+
+
+def refuse_amx() -> bool:
+    """Have AVX-512 compute from now on what AMX has computed wrong; tell whether it did."""
+    used = kernel_library()
+    if used is None or used._name != find_library(AMX):
+        return False
+    _refused.add(AMX)
+    kernel_library.cache_clear()
+    return True
+
+
+def cpu_has_amx() -> bool:
+    """Tell whether this CPU has AMX for bfloat16 and bytes, and the system lets us use it."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split()
+    except OSError:  # no Linux
+        return False
+    return {"amx_tile", "amx_bf16", "amx_int8"} <= {*flags} and bool(torch.cpu._init_amx())
 
 
 def cpu_has_instructions() -> bool:

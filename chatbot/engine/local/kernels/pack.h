@@ -62,8 +62,8 @@ static inline __attribute__((always_inline)) __m512 exp2_fit(const int packing, 
     return _mm512_scalef_ps(y, n);
 }
 
-/* One stage of `rotate` within a vector: each lane becomes the sum with the lane `distance` away, or,
- * in the `upper` one of the two, the difference. */
+/* One stage of `rotate` within a vector: each lane becomes the sum with the lane `distance` away,
+ * or, in the `upper` one of the two, the difference. */
 static inline __m512 butterfly(__m512 x, int distance, __mmask16 upper) {
     __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     __m512 other = _mm512_permutexvar_ps(_mm512_xor_epi32(lanes, _mm512_set1_epi32(distance)), x);

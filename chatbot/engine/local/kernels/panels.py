@@ -9,14 +9,19 @@ from typing import Any
 import torch
 
 from chatbot.engine.local.kernels import library
-from chatbot.engine.local.kernels.structs import BF16, F32, I8, MatrixStruct
+from chatbot.engine.local.kernels.structs import (
+    BF16,
+    F32,
+    I8,
+    LANES,
+    MAX_ROTATION,
+    MAX_SCALE_GROUP,
+    PANEL_PAIR,
+    TILE_ROWS,
+    MatrixStruct,
+)
 
 PACKINGS = {torch.float32: F32, torch.bfloat16: BF16}
-LANES, PANEL_PAIR = 16, 32
-"""Outputs of a panel, and of two of them side by side."""
-MAX_SCALE_GROUP, MAX_ROTATION = 128, 64
-"""Inputs, at most, that share a scale in eight bits, and that are rotated together (see
-`structs.h`)."""
 MAX_INT8 = 127
 """The largest whole number that a weight in eight bits is rounded to, up or down."""
 ARENA_CHUNK, ALIGNMENT = 64 << 20, 64
@@ -90,7 +95,7 @@ class PanelLinear:
         matrix = self.matrix
         rows = x.reshape(-1, matrix.inputs).float().contiguous()
         dwords = matrix.inputs // matrix.packing + 2 * matrix.groups
-        packed = torch.empty(len(rows) * dwords, dtype=torch.int32)
+        packed = torch.empty((len(rows) + TILE_ROWS - 1) * dwords, dtype=torch.int32)
         y = torch.empty(len(rows), matrix.outputs)
         kernels = library.kernel_library()
         assert kernels is not None

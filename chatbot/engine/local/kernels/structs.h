@@ -1,7 +1,7 @@
 /* The structs that Python fills and the kernels read.
  *
- * `structs.py` declares the same structs for ctypes, and checks by `layout.h` that both agree on
- * every size and offset: a slip would read wrong memory silently.
+ * `structs.py` declares the same structs and constants for Python, and checks by `layout.h` that both
+ * agree on every value, size and offset: a slip would read wrong memory silently.
  *
  * Every matrix product, those of attention included, multiplies tokens packed in dwords with a
  * matrix packed in panels. A dword holds one float, two bfloat16 or four bytes: exactly what one
@@ -15,6 +15,9 @@
 #define LANES 16       /* floats of a vector register, and outputs of a panel */
 #define PANEL_PAIR 32  /* outputs of two panels side by side */
 #define UNIT_BYTES 128 /* bytes of a dword of each of these outputs */
+
+#define TILE_ROWS 16 /* packed tokens that AMX reads at a time, from any token on: behind the last one
+                        of a buffer lies memory for 15 more, of whatever values */
 
 #define MAX_SCALE_GROUP 128 /* inputs, at most, that share a scale when they become bytes */
 #define MAX_ROTATION 64     /* and that are rotated together before, see `rotate` */

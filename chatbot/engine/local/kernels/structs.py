@@ -9,8 +9,23 @@ from ctypes import POINTER, Structure, c_char_p, c_float, c_int64, c_void_p
 
 F32, BF16, I8 = 1, 2, 4
 """Packing of a matrix: how many of its values share four bytes."""
+LANES, PANEL_PAIR = 16, 32
+"""Outputs of a panel, and of two of them side by side."""
+TILE_ROWS = 16
+"""Tokens that AMX reads at a time."""
+MAX_SCALE_GROUP, MAX_ROTATION = 128, 64
+"""Inputs, at most, that share a scale in eight bits, and that are rotated together."""
 NUM_LINEARS = 4
 """Fused linears of a layer: QKV, out, gate and up, down."""
+CONSTANTS = {
+    "LANES": LANES,
+    "PANEL_PAIR": PANEL_PAIR,
+    "TILE_ROWS": TILE_ROWS,
+    "MAX_SCALE_GROUP": MAX_SCALE_GROUP,
+    "MAX_ROTATION": MAX_ROTATION,
+    "NUM_LINEARS": NUM_LINEARS,
+}
+"""What `structs.h` defines alike."""
 
 
 class MatrixStruct(Structure):
@@ -110,7 +125,8 @@ STRUCTS: tuple[type[Structure], ...] = (
 )
 
 Layout = dict[str, tuple[int, int]]
-"""Offset and size in bytes of each field, by "Struct.field"; of a whole struct by "Struct."."""
+"""Offset and size in bytes of each field, by "Struct.field"; of a whole struct by "Struct."; the
+value of a constant, as a size, by ".NAME"."""
 
 
 class StructLayoutError(Exception):
@@ -118,8 +134,8 @@ class StructLayoutError(Exception):
 
 
 def layout_of(structs: Iterable[type[Structure]]) -> Layout:
-    """Return the layout of ctypes classes, by their C names."""
-    layout: Layout = {}
+    """Return the layout of ctypes classes, by their C names, and the constants."""
+    layout: Layout = {f".{name}": (0, value) for name, value in CONSTANTS.items()}
     for struct in structs:
         name = struct.__name__.removesuffix("Struct")
         layout[f"{name}."] = (0, ctypes.sizeof(struct))
@@ -136,11 +152,13 @@ def check_layout(
     declared = layout_of(structs)
     for name in sorted({*compiled, *declared}):
         if compiled.get(name) != declared.get(name):
+            found, wanted = (_described(name, each.get(name)) for each in (compiled, declared))
             raise StructLayoutError(
-                f"{name.rstrip('.')} has {_described(compiled.get(name))} in the library and "
-                f"{_described(declared.get(name))} in structs.py."
+                f"{name.strip('.')} has {found} in the library and {wanted} in structs.py."
             )
 
 
-def _described(slot: tuple[int, int] | None) -> str:
-    return "no such field" if slot is None else f"{slot[1]} bytes at {slot[0]}"
+def _described(name: str, slot: tuple[int, int] | None) -> str:
+    if slot is None:
+        return "no such field"
+    return f"the value {slot[1]}" if name.startswith(".") else f"{slot[1]} bytes at {slot[0]}"

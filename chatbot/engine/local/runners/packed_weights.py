@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from chatbot.engine.local.kernels.panels import (
-    MAX_SCALE_GROUP,
     PACKINGS,
     HugePageArena,
     PanelLinear,
     data_pointer,
 )
 from chatbot.engine.local.kernels.structs import (
+    MAX_SCALE_GROUP,
     NUM_LINEARS,
     LayerStruct,
     LoraStruct,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from chatbot.engine.local.kernels import library
 from chatbot.engine.local.runners import llama_cpu
 from chatbot.engine.local.runners.fused_linear import LLAMA_FAMILY
 from chatbot.engine.local.runners.layerwise import layerwise_logits
@@ -177,13 +178,16 @@ def checked_runner(
     if all(far <= limit for far, limit in zip(distances, allowed, strict=True)):
         return runner
     far, limit = max(zip(distances, allowed, strict=True), key=lambda pair: pair[0] / pair[1])
+    by_amx = runner.name == "llama_cpu" and library.refuse_amx()
     text = (
-        f"The {LOGGED_NAMES[runner.name]} path is off: with {what} its logits lie {far:.4f} from "
-        f"those in float32, and {limit:.4f} is allowed. Answers are right but slower; please "
-        "report this model."
+        f"The {'AMX' if by_amx else LOGGED_NAMES[runner.name]} path is off: with {what} its logits "
+        f"lie {far:.4f} from those in float32, and {limit:.4f} is allowed. Answers are right but "
+        "slower; please report this model."
     )
     _note(reference, logging.WARNING, text)
     runner.restore_weights()
+    if by_amx:
+        return checked_runner(LlamaCpuRunner(reference), truth, base_truth)
     if runner.name == "llama_cpu":
         return checked_runner(LlamaTorchRunner(reference), truth, base_truth)
     return reference
