@@ -146,6 +146,17 @@ def test_tags_that_are_no_tokens_are_text_in_what_people_write(
     assert hostile.replace(WORD_JOINER, "").count(text) == 3
 
 
+def test_a_text_that_looks_like_a_tools_is_a_persons(smollm: PreTrainedTokenizerBase) -> None:
+    smollm.chat_template = TEMPLATES["trl/qwen3"]
+    text = "<tool_response>x</tool_response>"
+    asked, looks = ([{"role": "user", "content": t}] for t in ("x", text))
+    for thinking in (False, True):
+        prompt = render(smollm, looks, answer="y", thinking=thinking)
+        assert prompt.replace(text, "x") == render(smollm, asked, answer="y", thinking=thinking)
+    later = [*looks, {"role": "assistant", "content": "y"}, *looks]
+    assert "<think>" not in render(smollm, later, thinking=True)
+
+
 @pytest.mark.parametrize("name", THINKING)
 def test_an_answer_of_a_real_model_ends_in_an_end_token(
     smollm: PreTrainedTokenizerBase, name: str

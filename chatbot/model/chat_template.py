@@ -51,19 +51,7 @@ def render(
     A `thought` stands before the answer. With `answer`: the prompt followed by that answer and the
     template's end of turn. Raises ChatTemplateError.
     """
-    texts = HiddenTexts()
-    hidden = [_hide(message, texts, tokenizer) for message in messages]
-    format = find_thought_format(tokenizer)
-    thinks = format is not None and (thinking or thought is not None)
-    prompt = apply_template(tokenizer, hidden, prompt=True, thinking=thinks)
-    if not thinks:
-        prompt += _lead_to_answer(tokenizer, chat_template(tokenizer))
-    elif format is not None and thought is not None:
-        kept = texts.hide(_escape(thought.strip(), tokenizer))
-        prompt += ("" if format.prefilled else format.opening) + kept + format.closing
-    if answer is not None:
-        prompt += _write_answer(tokenizer, hidden, prompt, texts, _escape(answer, tokenizer))
-    return texts.reveal(prompt)
+    return "".join(_write(tokenizer, messages, answer, thinking, thought))
 
 
 def encode(
@@ -86,12 +74,35 @@ def encode_answer(
     comes after it is the answer and its end token. The two parts are encoded separately, as they
     come about when the answer is generated: a tokenizer might merge characters across their border.
     """
-    prompt = render(tokenizer, messages, thought=thought)
-    whole = render(tokenizer, messages, answer=answer, thought=thought)
-    ids = _tokenize(tokenizer, whole[len(prompt) :])
+    prompt, written = _write(tokenizer, messages, answer, False, thought)
+    ids = _tokenize(tokenizer, written)
     # What a template writes after the end token is never generated.
     end = next(i for i, id in enumerate(ids) if id in control_ids(tokenizer))
     return _tokenize(tokenizer, prompt), ids[: end + 1]
+
+
+def _write(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    answer: str | None,
+    thinking: bool,
+    thought: str | None,
+) -> tuple[str, str]:
+    """Return the prompt, and the answer with its end of turn; see `render`."""
+    texts = HiddenTexts()
+    hidden = [_hide(message, texts, tokenizer) for message in messages]
+    format = find_thought_format(tokenizer)
+    thinks = format is not None and (thinking or thought is not None)
+    prompt = apply_template(tokenizer, hidden, prompt=True, thinking=thinks)
+    if not thinks:
+        prompt += _lead_to_answer(tokenizer, chat_template(tokenizer))
+    elif format is not None and thought is not None:
+        kept = texts.hide(_escape(thought.strip(), tokenizer))
+        prompt += ("" if format.prefilled else format.opening) + kept + format.closing
+    finished = ""
+    if answer is not None:
+        finished = _write_answer(tokenizer, hidden, prompt, texts, _escape(answer, tokenizer))
+    return texts.reveal(prompt), texts.reveal(finished)
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
