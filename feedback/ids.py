@@ -21,3 +21,10 @@ def new_id(prefix: str) -> str:
 def now() -> str:
     """Return the time in UTC as ISO 8601 with milliseconds: ``2026-01-31T09:30:00.123Z``."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def describe_duration(seconds: float) -> str:
+    """Return a length of time as people say it: "50 s", "12 min", "3.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -25,7 +25,7 @@ from feedback import exemplars
 from feedback.curation.curate import CurateSettings, Curation, curate
 from feedback.curation.row_files import Record, read_dialogues
 from feedback.cycle_lock import CycleLock, cycle_lock
-from feedback.ids import new_id
+from feedback.ids import describe_duration, new_id
 from feedback.publish import replace_file
 from feedback.settings import Home, Settings
 from feedback.snapshot import Snapshot, SnapshotError, partition_outdated, write_snapshot
@@ -35,6 +35,9 @@ from talkback.stage import StageError, StageProgress, StageTimer, run_stage
 
 ORPHAN_SECONDS = 3600
 """Age from which an adapter folder without a row is no longer somebody's work in progress."""
+
+TRAINED = ("sft", "dpo", "replay")
+"""The files of a snapshot that train."""
 
 OWN_ADAPTER_FOLDER = re.compile(r"a-[0-9a-f]{12}|\.(training|draft)-[a-z0-9_]{8}")
 """The names that training and the first start give: an adapter's id, and drafts by tempfile."""
@@ -142,6 +145,7 @@ class Cycle:
     def attempt(self, snapshot: Snapshot, current: AdapterRow) -> Outcome:
         """Train, compare, judge; every row about the new adapter is written at the very end."""
         with self.timer.measure("train"):
+            self.on_progress("train", self.expect_duration(snapshot))
             candidate = self.train(snapshot, current)
         if candidate.name == current.id:
             return Outcome("nothing to do", "training gave the adapter in service", snapshot.id)
@@ -266,6 +270,22 @@ class Cycle:
             self.on_progress("curate", f"all counts as new: {error}")
             judged = []
         return len(sources.symmetric_difference(judged))
+
+    def expect_duration(self, snapshot: Snapshot) -> str:
+        """Return in a line how long training may take, by the rows of the last one on this base;
+        the first one measures its own steps."""
+        last = self.history.last_training(self.revisions)
+        if last is None:
+            return ""
+        try:
+            before, seconds = Snapshot.read(self.home.snapshots / last[0]), last[1]
+        except SnapshotError:
+            return ""  # removed or damaged: it is only an estimate
+        rows, rows_before = (
+            sum(one.counts[name] for name in TRAINED) for one in (snapshot, before)
+        )
+        expected = describe_duration(seconds * rows / max(1, rows_before))
+        return f"about {expected}, by the last training ({describe_duration(seconds)})"
 
     def count_needed(self) -> int:
         """Return how many new sources a cycle needs: where another base has learnt before, a base

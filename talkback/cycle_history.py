@@ -72,6 +72,17 @@ class CycleHistory:
         )
         return str(row["snapshot"]) if row else None
 
+    def last_training(self, base_revisions: Revisions) -> tuple[str, float] | None:
+        """Return the last snapshot that trained to the end on a base, and in how many seconds."""
+        row = self.store.row(
+            """select snapshot, json_extract(detail, '$.seconds.train') as seconds
+            from cycle join cycle_end on cycle_id = id
+            where seconds > 0 and base_revision in (select value from json_each(?))
+            order by cycle.rowid desc""",
+            (list(base_revisions),),
+        )
+        return (str(row["snapshot"]), float(row["seconds"])) if row else None
+
     def has_judged(self) -> bool:
         """Tell whether a cycle came to a verdict yet, on whatever base."""
         sql = f"select 1 from cycle_end where outcome in ({_MARKS})"

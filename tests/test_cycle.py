@@ -16,18 +16,19 @@ import pytest
 from chatbot.service import Service
 from evaluation.report import Report
 from feedback import exemplars
-from feedback.curation.curate import CurateSettings, curate
+from feedback.curation.curate import CurateSettings, Curation, curate
 from feedback.curation.row_files import RowFileError
 from feedback.cycle_lock import cycle_lock
 from feedback.settings import Home
 from feedback.snapshot import write_snapshot
 from feedback.store import Store
-from talkback.cycle import preview_rows, run_cycle
+from talkback.cycle import Cycle, CycleSettings, preview_rows, run_cycle
 from talkback.cycle_history import CycleHistory, Outcome
 from tests.fixtures.command_line import run_talkback
 from tests.fixtures.lessons import LESSONS, TINY_RECIPE
 from tests.fixtures.server_process import SERVER_TOML
 from tests.fixtures.shop_corrections import ask_service, teach
+from tests.fixtures.snapshots import curated_row
 from tests.fixtures.waiting import wait_until
 
 
@@ -229,6 +230,26 @@ def test_what_strangers_put_into_the_home_stays_and_ends_no_cycle(
     assert not any("cannot remove" in line for line in lines), "it was not even tried"
     assert all(os.path.lexists(path) for path in strangers)
     assert (elsewhere / "a-00000000000a").is_dir()
+
+
+def test_how_long_training_takes_is_expected_by_the_last_one_on_the_base(
+    home: Home, store: Store
+) -> None:
+    rows = [curated_row(f"Question {n}?", f"Answer {n}.") for n in range(20)]
+    ten, twenty = (write_snapshot(Curation(rows[:n], []), home.snapshots) for n in (10, 20))
+    history = CycleHistory(store)
+    for revision, seconds in (("sha-1", 300.0), ("sha-other", 9.0)):
+        outcome = Outcome("refused", "", seconds={"train": seconds})
+        history.end(history.begin(ten.id, revision), outcome)
+    history.end(history.begin(ten.id, "sha-1"), Outcome("failed", "training broke off"))
+    with cycle_lock(home) as lock:
+        assert lock is not None
+        cycle = Cycle(home, CycleSettings(), lambda stage, line: None, lock)
+        assert cycle.expect_duration(twenty) == ""
+        cycle.revisions = frozenset({"sha-1"})
+        assert cycle.expect_duration(twenty) == "about 10 min, by the last training (5 min)"
+        shutil.rmtree(ten.folder)
+        assert cycle.expect_duration(twenty) == ""
 
 
 @pytest.mark.parametrize("loss", ["folder", "snapshot", "content", "manifest"])

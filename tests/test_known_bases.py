@@ -193,6 +193,22 @@ print(len(set(ids)), registry.base_change())
     ]
 
 
+@pytest.mark.slow
+def test_a_real_base_saved_anew_is_the_same_one_and_with_another_template_it_is_not(
+    real_model: Path, tmp_path: Path
+) -> None:
+    base = load_base(str(real_model), weights=False)
+    saved = tmp_path / "float32"
+    model = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32)
+    model.save_pretrained(saved, max_shard_size="200MB")
+    AutoTokenizer.from_pretrained(real_model).save_pretrained(saved)
+    assert load_base(str(saved), weights=False).identity == base.identity
+    template = saved / "chat_template.jinja"
+    template.write_text(template.read_text().replace("named SmolLM", "named Otto"))
+    other = load_base(str(saved), weights=False)
+    assert other.fingerprint == base.fingerprint and other.identity != base.identity
+
+
 # -- Truly another base
 
 

@@ -15,6 +15,10 @@ from chatbot.engine.hardware import available_bytes
 from chatbot.engine.memory_need import MemoryNeedError, ModelSize, serving_need
 from chatbot.engine.settings import EngineSettings
 from tests.fixtures import tiny_models
+from tests.fixtures.snapshots import write_corrections
+from training.recipe import Recipe
+from training.train import train_adapter
+from training.training_need import Batches, training_need
 
 GB = 10**9
 
@@ -50,7 +54,7 @@ def test_what_cannot_fit_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
     folder = write_giant(tmp_path / "giant", layers=1000)  # 604 GB, more than any machine here has
     with pytest.raises(MemoryNeedError) as refusal:
         start_engine(EngineSettings(workers=0), str(folder))
-    assert "604.0 GB for weights" in str(refusal.value)
+    assert "needs at least 604.0 GB of memory, and " in str(refusal.value)
     assert "can be had. Take a smaller base" in str(refusal.value)
 
 
@@ -69,8 +73,37 @@ def test_the_need_follows_from_headers_and_settings(tmp_path: Path) -> None:
         "It may run out. Take a smaller base, fewer [engine] workers or slots, or a lower "
         "max_length."
     )
-    with pytest.raises(MemoryNeedError, match=r"96\.6 GB for weights of memory, and 90\.0 GB"):
+    with pytest.raises(MemoryNeedError, match=r"at least 96\.6 GB of memory, and 90\.0 GB"):
         need.describe(90 * GB)
+
+
+def phase(bytes_of_answer: int, answers: int = 8, max_length: int | None = 1024) -> Batches:
+    row = {"prompt": [{"content": "Hello?"}], "completion": [{"content": "x" * bytes_of_answer}]}
+    return Batches([row], answers, max_length)
+
+
+def test_training_needs_more_for_longer_answers_and_larger_batches(tmp_path: Path) -> None:
+    folder = write_giant(tmp_path / "giant")
+
+    def most(*phases: Batches) -> int:
+        return sum(part.most for part in training_need("org/giant", folder, phases).parts)
+
+    short = most(phase(30))
+    assert short < most(phase(3000)) < most(phase(3000, answers=16))
+    assert most(phase(30), phase(3000)) == most(phase(3000))
+    assert most(phase(10**6)) == most(phase(10**9)), "what is longer than max_length never trains"
+    line = training_need("org/giant", folder, [phase(3000)]).describe(1000 * GB)
+    assert "needs 48.3 GB for weights, 4.1 GB for the adapter and its optimizer, up to" in line
+    assert line.endswith(
+        "for 8 answers at once of about 1002 tokens of memory; 1000.0 GB can be had"
+    )
+
+
+def test_a_training_that_cannot_fit_ends_before_it_begins(tmp_path: Path) -> None:
+    folder = write_giant(tmp_path / "giant", layers=1000)
+    snapshot = write_corrections(tmp_path)
+    with pytest.raises(MemoryNeedError, match=r"Training on .*\[training.sft\]"):
+        train_adapter(snapshot.folder, str(folder), None, tmp_path / "adapters", Recipe())
 
 
 def test_weights_that_lie_there_twice_are_counted_once(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from talkback.cli import TABLES
 from talkback.cycle import CycleSettings
 from tests.fixtures.server_process import ServerProcess
 from training.recipe import Recipe
-from training.train import check_recipe
+from training.train import TrainingData, plan_batches
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,7 +59,7 @@ def test_the_settings_are_read(home: Home) -> None:
     check_tables(home, TABLES)
     assert ChatSettings.read(home).title == "Willow & Finch"
     assert CycleSettings.read(home).min_new == 20
-    check_recipe(Recipe.read(home))
+    assert plan_batches(Recipe.read(home), TrainingData("s-1", [], [], []))
     assert decode_secret(WebhookSettings.read(home).secret)
 
 

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from chatbot.model.scoring import token_logprobs
 from feedback.errors import TalkbackError
+from feedback.ids import describe_duration
 
 EncodedAnswer = tuple[list[int], list[int]]
 """The token ids of a prompt and of its answer."""
@@ -48,6 +49,13 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
         self.first_logs: dict[str, float] = {}
         self.last_logs: dict[str, float] = {}
         self.stop_reason: str | None = None
+        self._started = time.monotonic()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Begin to measure the steps."""
+        self._started = time.monotonic()
 
     def on_log(
         self,
@@ -73,7 +81,12 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Ask the trainer to stop once the time budget is used up."""
+        """Ask the trainer to stop once the time budget is used up; report early how long all the
+        steps may take."""
+        if state.global_step == 2:
+            self.report_progress(
+                f"{self.stage}: step 2 of {state.max_steps}, {self._time_left(state)}"
+            )
         if self.budget.exhausted:
             control.should_training_stop = True
             self.stop_reason = f"max_seconds ({self.budget.seconds:g}) used up"
@@ -81,11 +94,16 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Report the epoch and its last loss."""
+        """Report the epoch, its last loss, and how long all steps would take."""
         self.report_progress(
             f"{self.stage}: epoch {round(state.epoch or 0)} of {state.num_train_epochs}, "
-            f"loss {self.last_logs.get('loss', math.nan):.3f}"
+            f"loss {self.last_logs.get('loss', math.nan):.3f}, {self._time_left(state)}"
         )
+
+    def _time_left(self, state: TrainerState) -> str:
+        seconds = (time.monotonic() - self._started) / max(1, state.global_step)
+        left = seconds * (state.max_steps - state.global_step)
+        return f"{seconds:.1f} s a step, at most {describe_duration(left)} left"
 
 
 class StopWhenLearnt(TrainerCallback):  # type: ignore[misc]

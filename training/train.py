@@ -35,6 +35,7 @@ from training.callbacks import (
     min_token_probabilities,
 )
 from training.recipe import Recipe
+from training.training_need import Batches, training_need
 
 TrainingMetrics = dict[str, Any]
 
@@ -66,11 +67,16 @@ def train_adapter(
 
     With `identity` the base has to be that one; BaseError for another.
     """
-    check_recipe(recipe)
     data = read_training_data(snapshot)
+    phases = plan_batches(recipe, data)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    base = load_base(base_name, revision)
+
+    def check_memory(folder: Path) -> None:
+        if not torch.cuda.is_available():
+            report_progress(training_need(base_name, folder, phases).describe())
+
+    base = load_base(base_name, revision, before_loading=check_memory)
     if identity is not None:
         base.check_identity(identity)
     make_folder(out)
@@ -80,13 +86,22 @@ def train_adapter(
         return publish_adapter(draft, out, base, data, recipe, metrics)
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """Raise SettingsError for anything that TRL would refuse, before the long work begins."""
+def plan_batches(recipe: Recipe, data: TrainingData) -> list[Batches]:
+    """Return what goes through the model together in SFT and in DPO.
+
+    Raises SettingsError for anything that TRL would refuse, before the long work begins.
+    """
     from training import dpo, sft
 
     with tempfile.TemporaryDirectory() as scratch:
-        sft.build_config(recipe, Path(scratch))
-        dpo.build_config(recipe, Path(scratch))
+        of_sft = sft.build_config(recipe, Path(scratch))
+        of_dpo = dpo.build_config(recipe, Path(scratch))
+    answers = of_sft.per_device_train_batch_size
+    pairs = of_dpo.per_device_train_batch_size
+    return [
+        Batches([*data.new, *data.replay], answers, of_sft.max_length),
+        Batches(data.pairs, 2 * pairs, of_dpo.max_length),
+    ]
 
 
 def read_training_data(snapshot: Path) -> TrainingData:

@@ -1,9 +1,10 @@
 """Estimates how much memory a step needs before anything heavy is loaded, and refuses what cannot
 fit; the numbers come from the base's config.json and the headers of its weights."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from transformers import AutoConfig
 
@@ -57,62 +58,66 @@ class ModelSize:
         return 2 * tokens * self.layers * self.kv_width * self.parameter_bytes
 
 
+class MemoryPart(NamedTuple):
+    """Holds one part of a need, in bytes: what it may come to, and what it surely does."""
+
+    text: str
+    """What it is for, as "{} for weights"."""
+    most: int
+    least: int
+
+
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Holds what a step needs of memory, by part, in bytes."""
+    """Holds what a step needs of memory."""
 
     step: str
     """What is done, as "Serving org/model"."""
     remedy: str
-    certain: Mapping[str, int]
-    """What is needed from the first moment on."""
-    growing: Mapping[str, int] = field(default_factory=dict)
-    """What may be needed besides, at the busiest moment; an estimate."""
+    parts: Sequence[MemoryPart]
 
     def describe(self, available: int | None = None) -> str:
         """Return the need in one line, which warns if the machine may be too small.
 
-        Raises MemoryNeedError where what is certain is more than the machine can give at all.
+        Raises MemoryNeedError where the least is more than the machine can give at all.
         """
-        fixed, most = sum(self.certain.values()), sum(self.growing.values())
+        least, most = (
+            sum(getattr(part, name) for part in self.parts) for name in ("least", "most")
+        )
         possible = available_bytes(swap=True) if available is None else available
-        if fixed > possible:
+        if least > possible:
             raise MemoryNeedError(
-                f"{self.step} needs {_parts(self.certain)} of memory, and {_size(possible)} can be "
-                f"had. {self.remedy}"
+                f"{self.step} needs at least {_size(least)} of memory, and {_size(possible)} can "
+                f"be had. {self.remedy}"
             )
         free = available_bytes() if available is None else available
-        line = f"{self.step} needs {_parts({**self.certain, **self.growing})} of memory"
-        line += f"; {_size(free)} can be had"
-        return line if fixed + most <= free else f"{line}. It may run out. {self.remedy}"
+        parts = ", ".join(part.text.format(_size(part.most)) for part in self.parts if part.most)
+        line = f"{self.step} needs {parts} of memory; {_size(free)} can be had"
+        return line if most <= free else f"{line}. It may run out. {self.remedy}"
 
 
 def serving_need(name: str, folder: Path, settings: EngineSettings) -> MemoryNeed:
     """Return what it takes to serve the base in a folder on this machine's CPU."""
     size, workers = ModelSize.read(folder), settings.workers or 1
     length = min(settings.max_length, _context_length(folder))
-    growing = {
-        "{} for their copy in eight bits": size.parameters if settings.kind == "int8" else 0,
-        f"up to {{}} for {settings.slots} streams of {length} tokens": size.cache(
-            settings.slots * length
-        ),
-        "{} for prefixes": settings.prefix_mb * 2**20,
-    }
+    weights, copy = size.weights, size.parameters if settings.kind == "int8" else 0
+    streams = f"up to {{}} for {settings.slots} streams of {length} tokens"
+    parts = [
+        MemoryPart("{} for weights", weights, weights),
+        MemoryPart("{} for their copy in eight bits", copy, 0),
+        MemoryPart(streams, size.cache(settings.slots * length), 0),
+        MemoryPart("up to {} for prefixes", settings.prefix_mb * 2**20, 0),
+    ]
     return MemoryNeed(
         f"Serving {name}",
         "Take a smaller base, fewer [engine] workers or slots, or a lower max_length.",
-        {"{} for weights": workers * size.weights},
-        {text: workers * part for text, part in growing.items() if part},
+        [MemoryPart(text, workers * most, workers * least) for text, most, least in parts],
     )
 
 
 def _context_length(folder: Path) -> int:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
     return int(getattr(config, "max_position_embeddings", None) or 2**31)
-
-
-def _parts(parts: Mapping[str, int]) -> str:
-    return ", ".join(text.format(_size(size)) for text, size in parts.items())
 
 
 def _size(size: int) -> str:
