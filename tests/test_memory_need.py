@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from chatbot.engine.factory import start_engine
-from chatbot.engine.hardware import available_bytes
-from chatbot.engine.memory_need import MemoryNeedError, ModelSize, serving_need
+from chatbot.engine.machine.hardware import available_bytes
+from chatbot.engine.machine.memory_need import MemoryNeedError, ModelSize, serving_need
 from chatbot.engine.settings import EngineSettings
 from tests.fixtures import tiny_models
 from tests.fixtures.snapshots import write_corrections
@@ -158,7 +158,9 @@ def test_swap_counts_only_for_what_is_possible_at_all(tmp_path: Path) -> None:
     assert (available_bytes(root), available_bytes(root, swap=True)) == (FREE, FREE + SWAP)
 
 
-SAY_WHAT_IS_LEFT = "from chatbot.engine.hardware import available_bytes; print(available_bytes())"
+SAY_WHAT_IS_LEFT = (
+    "from chatbot.engine.machine.hardware import available_bytes; print(available_bytes())"
+)
 
 
 def test_a_ulimit_is_what_there_is() -> None:

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from chatbot.engine import factory
-from chatbot.engine.hardware import available_cores
 from chatbot.engine.local.local_engine import LocalEngine
+from chatbot.engine.machine.hardware import available_cores
 from chatbot.engine.protocol import (
     BASE,
     Engine,

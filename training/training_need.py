@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from chatbot.engine.memory_need import MemoryNeed, MemoryPart, ModelSize
+from chatbot.engine.machine.memory_need import MemoryNeed, MemoryPart, ModelSize
 from chatbot.model.lora import RANK
 from feedback.snapshot import Record
 

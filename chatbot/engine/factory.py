@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from chatbot.engine.local.local_engine import LocalEngine, resolve_device
-from chatbot.engine.memory_need import serving_need
+from chatbot.engine.machine.memory_need import serving_need
 from chatbot.engine.protocol import Engine
 from chatbot.engine.remote.remote_engine import RemoteEngine
 from chatbot.engine.settings import EngineSettings

@@ -14,8 +14,8 @@ from enum import Enum, auto
 
 import torch
 
-from chatbot.engine.hardware import available_cores
 from chatbot.engine.local.runners.runner import Chunk, ModelRunner
+from chatbot.engine.machine.hardware import available_cores
 from chatbot.engine.settings import EngineSettings
 from chatbot.model.base import FLOAT32_MAX_PARAMETERS
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chatbot.engine.hardware import available_bytes, available_cores
+from chatbot.engine.machine.hardware import available_bytes, available_cores
 from chatbot.engine.protocol import (
     BASE,
     TOKEN_COUNTERS,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from transformers import AutoConfig
 
-from chatbot.engine.hardware import available_bytes
+from chatbot.engine.machine.hardware import available_bytes
 from chatbot.engine.settings import EngineSettings
 from chatbot.model.base import DType, choose_dtype, count_parameters
 from feedback.errors import TalkbackError
