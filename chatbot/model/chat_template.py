@@ -77,8 +77,10 @@ def encode_answer(
     prompt, written = _write(tokenizer, messages, answer, False, thought)
     ids = _tokenize(tokenizer, written)
     # What a template writes after the end token is never generated.
-    end = next(i for i, id in enumerate(ids) if id in control_ids(tokenizer))
-    return _tokenize(tokenizer, prompt), ids[: end + 1]
+    ends = (i for i, id in enumerate(ids) if id in control_ids(tokenizer))
+    end = next(ends, len(ids))
+    answer_end = ids[end : end + 1] or [tokenizer.eos_token_id]
+    return _tokenize(tokenizer, prompt), [*ids[:end], *answer_end]
 
 
 def _write(
