@@ -343,9 +343,7 @@ class Registry:
 
         known = self.bases.identity(before.base_revision) or ""
         goes_on = (
-            f"its own adapter {own} goes on"
-            if own
-            else "the next cycle learns all approved answers anew"
+            f"its own adapter {own} goes on" if own else "cycles learn all approved answers anew"
         )
         return (
             f"the base changed from {short_name(before.base)} to {short_name(base.name)} "

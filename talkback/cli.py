@@ -21,6 +21,7 @@ from rich.table import Table
 
 from chatbot.auth import api_keys
 from chatbot.engine.engine_status import read_engine
+from chatbot.known_bases import UnknownBaseError
 from chatbot.registry import Registry
 from feedback.cycle_lock import read_running_cycle
 from feedback.db.well_formed import to_well_formed
@@ -156,7 +157,7 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
         "home": str(root.root),
         "adapter": current.adapter if current else None,
         "since": current.created_at if current else None,
-        "base": registry.adapter(current.adapter).base if current else None,
+        "base": describe_base(registry, current.adapter) if current else None,
         "base change": change.reason if change else None,
         "waiting for review": count_pending(store),
         "running cycle": asdict(running) if running else None,
@@ -295,6 +296,14 @@ def revoke_key(
 
 
 app.add_typer(keys_app, name="keys", epilog=example_line("talkback keys add rita --role reviewer"))
+
+
+def describe_base(registry: Registry, adapter: str) -> str:
+    """Return where an adapter's base is, or that its folder is nowhere, with the remedy."""
+    try:
+        return registry.locate_base(registry.adapter(adapter)).name
+    except UnknownBaseError as error:
+        return str(error)
 
 
 def find_home(home: Path | None) -> Home:

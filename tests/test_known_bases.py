@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chatbot.model.adapter import AdapterError, verify_adapter
 from chatbot.model.base import BaseError, load_base
+from chatbot.pages.adapters import view
 from chatbot.registry import Registry, RegistryError
 from chatbot.service import Service
 from evaluation.report import Comparison, Report, ScoredAnswer, Verdict
@@ -261,7 +262,9 @@ def test_another_base_begins_its_own_line_and_the_former_waits_for_its_own(
     assert zero.id not in (first.id, learnt) and registry.serving_order() == [zero.id]
     made = registry.base_change()
     assert made is not None and what in made.reason
-    assert "the next cycle learns all approved answers anew" in made.reason
+    assert "cycles learn all approved answers anew" in made.reason
+    assert "mine, not the one in service" in view.adapter_card(registry, learnt)
+    assert "the base changed from mine" in view.promotion_history(registry, zero.id)
     with pytest.raises(AdapterError, match=f"but the base here, .* has {what}"):
         verify_adapter(registry.folder(learnt), other)
     with pytest.raises(RegistryError, match=r"belongs to another base.*--base-model"):

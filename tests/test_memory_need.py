@@ -66,8 +66,8 @@ def test_the_need_follows_from_headers_and_settings(tmp_path: Path) -> None:
     need = serving_need("org/giant", folder, EngineSettings(slots=4, workers=2, prefix_mb=0))
     fits = need.describe(200 * GB)
     assert fits == (
-        "Serving org/giant needs 96.6 GB for weights, up to 10.7 GB for 4 streams of 4096 tokens "
-        "of memory; 200.0 GB can be had"
+        "Serving org/giant takes 96.6 GB for weights, up to 10.7 GB for 4 streams of 4096 tokens; "
+        "200.0 GB of memory can be had"
     )
     assert need.describe(100 * GB).endswith(
         "It may run out. Take a smaller base, fewer [engine] workers or slots, or a lower "
@@ -93,9 +93,9 @@ def test_training_needs_more_for_longer_answers_and_larger_batches(tmp_path: Pat
     assert most(phase(30), phase(3000)) == most(phase(3000))
     assert most(phase(10**6)) == most(phase(10**9)), "what is longer than max_length never trains"
     line = training_need("org/giant", folder, [phase(3000)]).describe(1000 * GB)
-    assert "needs 48.3 GB for weights, 4.1 GB for the adapter and its optimizer, up to" in line
+    assert "takes 48.3 GB for weights, 4.1 GB for the adapter and its optimizer, up to" in line
     assert line.endswith(
-        "for 8 answers at once of about 1002 tokens of memory; 1000.0 GB can be had"
+        "for 8 answers at once of about 1002 tokens; 1000.0 GB of memory can be had"
     )
 
 

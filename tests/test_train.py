@@ -329,7 +329,9 @@ def test_the_job_prints_its_progress_and_ends_with_json(
     )
     *progress, last = done.stdout.splitlines()
     found = json.loads(last)
-    assert re.match(r"Training on .* needs .* for weights, .*; .* can be had$", progress[0])
+    assert re.match(
+        r"Training on .* takes .* for weights, .*; .* of memory can be had", progress[0]
+    )
     assert any(re.match(r"sft: step 2 of \d+, .* s a step, at most .* left", p) for p in progress)
     assert any("sft: epoch 40 of 40" in line and "at most 0 s left" in line for line in progress)
     assert Path(found["adapter"]) == out / found["id"]

@@ -92,7 +92,7 @@ class MemoryNeed:
             )
         free = available_bytes() if available is None else available
         parts = ", ".join(part.text.format(_size(part.most)) for part in self.parts if part.most)
-        line = f"{self.step} needs {parts} of memory; {_size(free)} can be had"
+        line = f"{self.step} takes {parts}; {_size(free)} of memory can be had"
         return line if most <= free else f"{line}. It may run out. {self.remedy}"
 
 
