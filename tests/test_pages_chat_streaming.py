@@ -61,10 +61,41 @@ def test_updates_are_coalesced_and_the_end_is_always_shown(
     words = " ".join(["word"] * 100)
     chat_engine.answers, chat_engine.pause = [words], 0.004
     turn = begin_turn(chat_service, Question("Talk", "ann", adapter="base"))
-    shown_texts = list(RunningAnswers(chat_service.group_commit).start(turn).texts())
+    shown_texts = [
+        text for _, text in RunningAnswers(chat_service.group_commit).start(turn).texts()
+    ]
     assert 3 <= len(shown_texts) <= 40
     assert len(shown_texts[0].split()) < 10, "the first words wait for nothing"
     assert shown_texts[-1] == words
+
+
+TITLE_AND_TEXT = ("title", "content")
+
+
+def test_a_thought_is_folded_and_the_answer_is_rated_as_any_other(
+    page: Page, chat_service: "Service", chat_engine: ScriptedEngine
+) -> None:
+    """Also after a reload; what the thought holds is text, no tags."""
+    thought = "First <b>the</b> hours.\n\n1. Nine?\n2. Or *ten*? " + "Hm, so. " * 20
+    chat_engine.answers, chat_engine.pause = [f"{thought}</think>We open at ten."], 0.03
+    send_message(page, "When do you open?")
+    title, content = (page.locator(f"#tb-chat .thought-group .{part}") for part in TITLE_AND_TEXT)
+    expect(title).to_contain_text("Thinking…")
+    wait_until_idle(page)
+    for _ in range(2):
+        expect(title).to_contain_text("Thought for")
+        expect(content).to_have_count(0)
+        page.reload()
+    title.click()
+    expect(content).to_contain_text("b>the")
+    expect(content.locator("b")).to_have_count(0)
+    expect(content.locator("em")).to_have_text("ten")
+    answer = chat_service.store.message(last_answer_id(chat_service.store))
+    assert (answer.content, answer.thought) == ("We open at ten.", thought.rstrip())
+    page.get_by_role("button", name="Like", exact=True).click()
+    expect(page.locator("#tb-rated")).to_be_visible()
+    (thumb,) = chat_service.store.feedback_on(answer.id)
+    assert thumb.value["up"] is True
 
 
 def test_stop_keeps_what_was_shown(

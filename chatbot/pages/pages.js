@@ -73,6 +73,13 @@
       header.removeAttribute("role");
       header.removeAttribute("tabindex");
     },
+    // As it does of a thought's title, which holds the button that unfolds it.
+    ".thought-group [role=button]": (title) => {
+      title.removeAttribute("role");
+      title.removeAttribute("tabindex");
+    },
+    ".thought-group .arrow button": (button) =>
+      setOnce(button, "aria-label", "Show or hide the thought"),
     "#tb-chat .message": nestHeadings,
     "#tb-chat .message-buttons": orderThumbs,
   };
@@ -115,7 +122,8 @@
   const newestAnswer = () => {
     const rows = findAll("#tb-chat .message-row");
     const question = rows.findLastIndex((row) => row.matches(".user-row"));
-    return rows.slice(question + 1).map((row) => row.textContent.trim()).join("\n");
+    const spoken = rows.slice(question + 1).filter((row) => !find(".thought-group", row));
+    return spoken.map((row) => row.textContent.trim()).join("\n");
   };
   const liveRegion = () => {
     const existing = find("#tb-announcement");

@@ -32,11 +32,12 @@ from feedback.store import Store
 from tests.fixtures.tiny_models import write_adapter, write_model
 
 expect.set_options(timeout=30_000)  # a loaded machine paints late
-ANSWER = "#tb-chat .bot-row:not(:has(.tb-note)):not(:has(.tb-typing))"
+ANSWER = "#tb-chat .bot-row:not(:has(.tb-note, .tb-typing, .thought-group))"
 
 
 class ScriptedEngine:
-    """Streams `answers` in their order, then "I have nothing to say."; `pause` seconds a word."""
+    """Streams `answers` in their order, then "I have nothing to say."; `pause` seconds a word.
+    What stands before "</think>" is a thought."""
 
     max_length = 4096
     submit_blocks = False
@@ -74,11 +75,14 @@ class ScriptedEngine:
         return stream
 
     def _stream_words(self, stream: Stream, answer: str) -> None:
-        for word in re.findall(r"\s*\S+", answer):
+        thought, _, answer = answer.rpartition("</think>")
+        words = [(word, "") for word in re.findall(r"\s*\S+", thought)]
+        words += [("", word) for word in re.findall(r"\s*\S+", answer)]
+        for thought, word in words:
             if stream.cancelled:
                 return stream.end("cancelled")
             time.sleep(self.pause)
-            stream.append_token(0, word)
+            stream.append_token(0, word, thought)
         stream.end("stop")
 
     def stats(self) -> dict[str, Any]:

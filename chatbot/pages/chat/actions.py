@@ -221,12 +221,13 @@ class ChatActions:
         """Show the growing answer, then the thread as it is stored, below message `after`; until
         the tab shows another page. The answer goes on all the same."""
         number = position.number
-        shown = ""
-        for text in running.texts():
+        shown = ("", "")
+        for thought, text in running.texts():
             if not self.pages.is_current(session, number):
                 return
-            yield {"number": number, "text": text} if text != shown else {"number": number}
-            shown = text
+            more: ChatView = {"thought": thought, "text": text}
+            yield {"number": number, **(more if (thought, text) != shown else {})}
+            shown = (thought, text)
         running.stored.result()
         answered = replace(position, leaf=running.turn.message_id)
         self.pages.advance(session, answered)

@@ -1,6 +1,7 @@
 // Paints a view that has arrived (paint.py): `view` is the newest one as JSON, `text` is "number
-// words" of the answer that streams. Returns a change for each of ChatPainter's components; a hole
-// leaves one as it is. Both arrive again whenever either changes, so nothing is done twice.
+// thought RS words" of the answer that streams (RS: U+001E). Returns a change for each of
+// ChatPainter's components; a hole leaves one as it is. Both arrive again whenever either changes,
+// so nothing is done twice.
 (view, text) => {
   const page = (window.talkback ??= {
     number: 0, bubbles: [], painted: new Set(), free: Promise.resolve(),
@@ -8,8 +9,8 @@
   page.heard = Date.now();
 
   const toMessage = (bubble) => {
-    const { role, text, id } = bubble;
-    const metadata = id ? { id } : null;
+    const { role, text, id, title, status } = bubble;
+    const metadata = title ? { title, status: status ?? "done" } : id ? { id } : null;
     return (bubble.message ??= { role, metadata, content: [{ type: "text", text }], options: null });
   };
   const keptBefore = ({ after }) => {
@@ -53,8 +54,13 @@
     const [number] = (text || "").split(" ", 1);
     const last = page.bubbles.at(-1);
     if (number === String(page.number) && last?.typing) {
-      const answer = { role: "assistant", text: text.slice(number.length + 1) };
-      const value = [...page.bubbles.slice(0, -1), answer].map(toMessage);
+      const [, thought, words] = /^([^\x1e]*)\x1e?([^]*)$/.exec(text.slice(number.length + 1));
+      const fold = words ? { title: "Thought" } : { title: "Thinking…", status: "pending" };
+      const value = [
+        ...page.bubbles.slice(0, -1),
+        ...(thought ? [{ role: "assistant", text: thought, ...fold }] : []),
+        words ? { role: "assistant", text: words } : last,
+      ].map(toMessage);
       changes[0] = changes[0] ? { ...changes[0], value } : value;
     }
     return changes;

@@ -23,6 +23,8 @@ from chatbot.pages.text import escape_markdown
 from feedback.store import Store
 
 PAINT_JS = Path(__file__).with_name("paint.js").read_text()
+TEXT_MARK = "\x1e"
+"""Comes before an answer's text; before it is the thought. So what arrives only grows."""
 READ_BY_PAINT_JS = ("number", "opening", "after", "bubbles", "thumb", "draft")
 """Parts of a view that `paint.js` reads itself."""
 
@@ -75,7 +77,9 @@ class ChatPainter:
         if "toast" in view:
             gr.Info(view["toast"], duration=3)
         if "text" in view:
-            return {self._layout.text: f"{view['number']} {escape_markdown(view['text'])}"}
+            thought = escape_markdown(view["thought"]).replace(TEXT_MARK, "")
+            text = f"{TEXT_MARK}{escape_markdown(view['text'])}" if view["text"] else ""
+            return {self._layout.text: f"{view['number']} {thought}{text}"}
         if not view:
             return {self._layout.view: gr.skip()}
         changes: Changes = {self._layout.view: json.dumps(self._envelope(view))}

@@ -37,20 +37,22 @@ class RunningAnswer:
         if self.turn.ended and self._first_end.acquire(blocking=False):
             self._on_end(self)
 
-    def texts(self, per_second: float = UPDATES_PER_SECOND) -> Iterator[str]:
-        """Yield the text so far: when the answer begins, then at most `per_second` times a second,
-        and the whole of it at the end. In silence it comes again now and then, as a sign of life.
+    def texts(self, per_second: float = UPDATES_PER_SECOND) -> Iterator[tuple[str, str]]:
+        """Yield the thought and the text so far: when they begin, then at most `per_second` times a
+        second, and the whole of both at the end. In silence they come again now and then, as a
+        sign of life.
         """
         while not self._begun.wait(SIGN_OF_LIFE_SECONDS):
-            yield ""
-        cursor, text, ended = self.turn.cursor(), "", False
+            yield "", ""
+        cursor, thought, text, ended = self.turn.cursor(), "", "", False
         spoken = time.monotonic()
         while not ended:
             deltas, ended = cursor.take()
-            text += "".join(deltas)
-            if deltas or time.monotonic() > spoken + SIGN_OF_LIFE_SECONDS:
+            thoughts = cursor.take_thoughts()
+            thought, text = thought + "".join(thoughts), text + "".join(deltas)
+            if thoughts or deltas or time.monotonic() > spoken + SIGN_OF_LIFE_SECONDS:
                 spoken = time.monotonic()
-                yield text
+                yield thought, text
             if not ended:
                 # Tokens do not wake this thread: it would take the interpreter from the engine.
                 self.turn.wait(1 / per_second)

@@ -18,7 +18,8 @@ from feedback.review.decisions import decisions_in_force
 from feedback.store import Store
 
 Bubble = dict[str, Any]
-"""A role and its text, as Markdown; where it is a stored message's, its id and the thumb on it.
+"""A role and its text, as Markdown; where it is a stored message's, its id and the thumb on it;
+where it is folded, its title.
 `paint.js` makes the messages of `gr.Chatbot` of them."""
 
 TYPING: Bubble = {"role": "assistant", "text": render("typing.html"), "typing": True}
@@ -55,6 +56,7 @@ def thread_bubbles(store: Store, leaf: str | None, person: str) -> list[Bubble]:
         mine = [one for one in given.get(message.id, ()) if one.person == person]
         correction = _correction(message, mine, decisions.get(message.id))
         bubbles += _speaker_notes(store, speaker, previous_adapter)
+        bubbles += _thought(message, speaker)
         bubbles += [correction.note] if correction else []
         text = correction.text if correction else message.content
         bubbles.append(message_bubble(message.role, text, message.id, _thumb(mine)))
@@ -140,6 +142,15 @@ def _speaker_notes(
         version = "A newer version" if newer else "An earlier version"
         notes.append(_note("new", f"{version} speaks from here on"))
     return notes
+
+
+def _thought(message: Message, speaker: Speaker | None) -> list[Bubble]:
+    """Return the fold above an answer with what the model thought before; none where it did not."""
+    if not message.thought:
+        return []
+    seconds = ((speaker and speaker.thought_ms) or 0) / 1000
+    title = f"Thought for {seconds:.0f} s" if seconds >= 1 else "Thought for a moment"
+    return [{"role": "assistant", "text": escape_markdown(message.thought), "title": title}]
 
 
 def _end_notes(speaker: Speaker | None) -> list[Bubble]:

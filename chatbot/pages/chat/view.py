@@ -105,7 +105,9 @@ class ChatView(TypedDict, total=False):
     thumb: tuple[str, str | None]
     """An answer's id, and the thumb that was just given or taken back there."""
     text: str
-    """The answer so far, in place of the last bubble; comes alone."""
+    """The answer so far, in place of the last bubble; comes with `thought` alone."""
+    thought: str
+    """The thought so far, above it."""
     draft: str
     """The text in the composer."""
     busy: bool
