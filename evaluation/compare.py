@@ -22,6 +22,7 @@ import torch
 import typer
 from pydantic import Field
 
+from chatbot.engine.default_sampling import thinking_budget
 from chatbot.model.adapter import AdapterError, verify_adapter
 from chatbot.model.base import STARTER, Base, load_base
 from chatbot.model.untrained import write_untrained
@@ -58,17 +59,20 @@ def compare_adapters(
     out: Path,
     settings: EvaluationSettings | None = None,
     gate: GateSettings | None = None,
+    *,
+    thinking: int = 0,
 ) -> Report:
     """Compare, judge, write the report into `out`, and return it.
 
-    `base_name` is a folder or a Hub id, `revision` a commit of the Hub. Raises TalkbackError.
+    `base_name` is a folder or a Hub id, `revision` a commit of the Hub; `thinking` is the most
+    tokens of a thought before an answer, 0: none. Raises TalkbackError.
     """
     settings = settings or EvaluationSettings()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     base, rows = load_base(base_name, revision), Snapshot.read(snapshot)
     with readable_adapter(current, base) as (opponent, notes):
-        report = measure(base, candidate, opponent, rows, retention, settings)
+        report = measure(base, candidate, opponent, rows, retention, settings, thinking)
     verdict = judge(report, gate)
     report = replace(report, verdict=replace(verdict, reasons=[*verdict.reasons, *notes]))
     report.write(out)
@@ -99,8 +103,10 @@ def measure(
     snapshot: Snapshot,
     retention: Sequence[Record],
     settings: EvaluationSettings,
+    thinking: int = 0,
 ) -> Report:
     """Put every question to both adapters; return a report without verdict."""
+    thinking = thinking_budget(base, thinking)
     started = time.monotonic()
     adapters = [verify_adapter(folder, base) for folder in (candidate, current)]
     new, old = (adapter.id for adapter in adapters)
@@ -108,8 +114,8 @@ def measure(
     cases = build_suites(snapshot, retention, settings)
     every_case = [case for suite in cases.values() for case in suite]
     limit = settings.max_tokens or suites.answer_limit(base, every_case)
-    answers = suites.generate_answers(base, folders, every_case, limit)
-    scorer = AnswerScorer(base, folders)
+    answers = suites.generate_answers(base, folders, every_case, limit, thinking)
+    scorer = AnswerScorer(base, folders, thinking=thinking > 0)
     try:
         scored = {n: score_answers(scorer, n, every_case, answers[n]) for n in folders}
         margins = measure_preferences(
@@ -155,7 +161,9 @@ def score_answers(
     scorer: AnswerScorer, adapter: str, cases: Sequence[Case], answers: Sequence[str]
 ) -> list[ScoredAnswer]:
     """Score one adapter's answers, given in the order of the cases."""
-    scores = scorer.answer_logprobs(adapter, [(case.prompt, case.expected) for case in cases])
+    scores = scorer.answer_logprobs(
+        adapter, [(case.prompt, case.thought, case.expected) for case in cases]
+    )
     return [
         ScoredAnswer(
             answer=answer,
@@ -173,8 +181,12 @@ def measure_preferences(
     """Measure by how many nats each adapter prefers the chosen answers of held-out pairs."""
     margins = {}
     for name in (candidate, current):
-        chosen = scorer.answer_logprobs(name, [(pair.prompt, pair.chosen) for pair in pairs])
-        rejected = scorer.answer_logprobs(name, [(pair.prompt, pair.rejected) for pair in pairs])
+        chosen, rejected = (
+            scorer.answer_logprobs(
+                name, [(pair.prompt, pair.thought, getattr(pair, side)) for pair in pairs]
+            )
+            for side in ("chosen", "rejected")
+        )
         margins[name] = [a - b for (a, _), (b, _) in zip(chosen, rejected, strict=True)]
     questions = [pair.prompt[-1]["content"] for pair in pairs]
     rows = zip(questions, margins[candidate], margins[current], strict=True)
@@ -189,6 +201,7 @@ def main(
     retention: Annotated[Path | None, typer.Option(help="Rows to stay right, JSON lines.")] = None,
     base_model: Annotated[str, typer.Option(help="A folder or a Hub id.")] = STARTER,
     revision: Annotated[str | None, typer.Option(help="The base's commit, to pin it.")] = None,
+    thinking: Annotated[int, typer.Option(help="Most tokens of a thought; 0: none.")] = 0,
     home: Annotated[
         Path | None,
         typer.Option(envvar="TALKBACK_HOME", help="Its talkback.toml has the settings."),
@@ -201,7 +214,16 @@ def main(
         gate = GateSettings.read(settings_home)
         rows = read_dialogues(retention) if retention else []
         report = compare_adapters(
-            candidate, current, base_model, revision, snapshot, rows, out, settings, gate
+            candidate,
+            current,
+            base_model,
+            revision,
+            snapshot,
+            rows,
+            out,
+            settings,
+            gate,
+            thinking=thinking,
         )
     except TalkbackError as error:
         sys.exit(f"evaluation: {error}")

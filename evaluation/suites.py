@@ -34,6 +34,8 @@ class Case:
     prompt: Messages
     expected: str
     rejected: str | None = None
+    thought: str | None = None
+    """What the model thought before the answer that was corrected, where thinking is on."""
 
     @property
     def question(self) -> str:
@@ -48,6 +50,7 @@ class PreferencePair:
     prompt: Messages
     chosen: str
     rejected: str
+    thought: str | None = None
 
 
 # -- The questions
@@ -67,7 +70,7 @@ def _parse_case(row: Record) -> Case:
         *prompt, last = turns
         if not prompt or last["role"] != "assistant":
             raise SuiteError(f"a row must end in an assistant's answer to something: {row}")
-        return Case(prompt, last["content"], row.get("rejected"))
+        return Case(prompt, last["content"], row.get("rejected"), row.get("thought"))
     except (KeyError, TypeError, ValueError) as error:
         raise SuiteError(f"a row needs messages, or prompt and completion: {row}") from error
 
@@ -75,7 +78,12 @@ def _parse_case(row: Record) -> Case:
 def parse_pairs(rows: Iterable[Record]) -> list[PreferencePair]:
     """Parse rows of dpo.jsonl's form."""
     return [
-        PreferencePair(row["prompt"], row["chosen"][0]["content"], row["rejected"][0]["content"])
+        PreferencePair(
+            row["prompt"],
+            row["chosen"][0]["content"],
+            row["rejected"][0]["content"],
+            row.get("thought"),
+        )
         for row in rows
     ]
 
@@ -119,17 +127,23 @@ def answer_limit(base: Base, cases: Sequence[Case]) -> int:
 
 
 def generate_answers(
-    base: Base, adapters: Mapping[str, Path], asked: Sequence[Case], max_tokens: int
+    base: Base,
+    adapters: Mapping[str, Path],
+    asked: Sequence[Case],
+    max_tokens: int,
+    thinking: int = 0,
 ) -> dict[str, list[str]]:
-    """Return each adapter's greedy answers to all cases, by adapter id.
+    """Return each adapter's greedy answers to all cases, by adapter id, without the thoughts of at
+    most ``thinking`` tokens before them.
 
     They come from the engine that serves, so what is judged is what people would get. Raises
     SuiteError when the engine fails.
     """
-    prompts = [encode(base.tokenizer, case.prompt) for case in asked]
+    prompts = [encode(base.tokenizer, case.prompt, thinking=thinking > 0) for case in asked]
+    sampling = Sampling(max_tokens=max_tokens, thinking=thinking)
     settings = EngineSettings(
         threads=torch.get_num_threads(),
-        max_length=max(map(len, prompts), default=1) + max_tokens,
+        max_length=max(map(len, prompts), default=1) + max_tokens + thinking,
         queue=len(prompts) * len(adapters),
         prefix_mb=0,
     )
@@ -138,7 +152,7 @@ def generate_answers(
         for name, folder in adapters.items():
             engine.load(name, folder)
         streams = {
-            name: [_submit(engine, name, prompt, max_tokens) for prompt in prompts]
+            name: [_submit(engine, name, prompt, sampling) for prompt in prompts]
             for name in adapters
         }
         return {name: [_wait_for_text(stream) for stream in streams[name]] for name in adapters}
@@ -146,9 +160,9 @@ def generate_answers(
         engine.close()
 
 
-def _submit(engine: Engine, adapter: str, prompt: list[int], max_tokens: int) -> Stream | None:
+def _submit(engine: Engine, adapter: str, prompt: list[int], sampling: Sampling) -> Stream | None:
     try:
-        return engine.submit(Request(prompt, adapter, Sampling(max_tokens=max_tokens)))
+        return engine.submit(Request(prompt, adapter, sampling))
     except PromptTooLongError:
         return None
 
@@ -166,10 +180,11 @@ def _wait_for_text(stream: Stream | None) -> str:
 class AnswerScorer:
     """Computes how likely each adapter finds given answers, by its weights."""
 
-    def __init__(self, base: Base, adapters: Mapping[str, Path]) -> None:
+    def __init__(self, base: Base, adapters: Mapping[str, Path], *, thinking: bool = False) -> None:
+        """Score answers behind the thoughts that are given with them, or without ``thinking``."""
         from peft import PeftModel
 
-        self.base = base
+        self.base, self.thinking = base, thinking
         names = iter(adapters.items())
         name, folder = next(names)
         self.model: Any = PeftModel.from_pretrained(base.model, folder, adapter_name=name)
@@ -181,12 +196,17 @@ class AnswerScorer:
         self.model.unload()
 
     def answer_logprobs(
-        self, adapter: str, asked: Sequence[tuple[Messages, str]]
+        self, adapter: str, asked: Sequence[tuple[Messages, str | None, str]]
     ) -> list[tuple[float, int]]:
-        """Return for each (prompt, answer) the answer's log-probability and token count."""
+        """Return for each (prompt, thought, answer) the answer's log-probability and tokens."""
         self.model.set_adapter(adapter, inference_mode=True)
         self.model.eval()
-        rows = [encode_answer(self.base.tokenizer, prompt, answer) for prompt, answer in asked]
+        rows = [
+            encode_answer(
+                self.base.tokenizer, prompt, answer, thought=thought if self.thinking else None
+            )
+            for prompt, thought, answer in asked
+        ]
         # Rows of like length go through the model together, which saves padding.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
         pad = self.base.tokenizer.pad_token_id

@@ -133,7 +133,7 @@ def _lineage(rows: Sequence[Row]) -> list[Record]:
 
 
 def _sft(row: Row) -> Record:
-    return {"prompt": row.prompt, "completion": _answer(row.chosen), "weight": 1}
+    return {"prompt": row.prompt, "completion": _answer(row.chosen), "weight": 1, **_thought(row)}
 
 
 def _repair(row: Row) -> Record:
@@ -143,7 +143,11 @@ def _repair(row: Row) -> Record:
 
 def _pair(row: Row) -> Record:
     chosen, rejected = _answer(row.chosen), _answer(row.rejected or "")
-    return {"prompt": row.prompt, "chosen": chosen, "rejected": rejected}
+    return {"prompt": row.prompt, "chosen": chosen, "rejected": rejected, **_thought(row)}
+
+
+def _thought(row: Row) -> Record:
+    return {} if row.thought is None else {"thought": row.thought}
 
 
 def _replay(record: Record) -> Record:

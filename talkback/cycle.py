@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
+from chatbot.chat_settings import ChatSettings
 from chatbot.known_bases import BaseLocation
 from chatbot.model.base_name import find_folder
 from chatbot.registry import AdapterRow, PromotionConflictError, Registry
@@ -87,6 +88,9 @@ class Cycle:
     ) -> None:
         self.home = home
         self.settings = settings
+        self.thinking = ChatSettings.read(home).max_thinking
+        """Most tokens of a thought before an answer, 0 where the bot does not think: what trains
+        and is compared is the answer as it is served."""
         self.on_progress = on_progress
         self.store = Store(home.db)
         self.registry = Registry(self.store, home)
@@ -305,6 +309,7 @@ class Cycle:
     def run_on_base(self, name: str, module: str, *arguments: object) -> Any:
         """Run a stage's process on the base of the adapter in service; return its JSON result."""
         base: list[object] = ["--home", self.home.root, "--base-model", self.base.name]
+        base += ["--thinking", self.thinking]
         if self.base.commit:
             base += ["--revision", self.base.commit]
         return run_stage(

@@ -30,7 +30,8 @@ def build_config(recipe: Recipe, out: Path, *, bf16: bool = False) -> DPOConfig:
 
 def encode_row(tokenizer: PreTrainedTokenizerBase, row: Record, side: str) -> EncodedAnswer:
     """Return the row's prompt and its "chosen" or "rejected" answer as token ids, as served."""
-    return encode_answer(tokenizer, row["prompt"], row[side][0]["content"])
+    answer = row[side][0]["content"]
+    return encode_answer(tokenizer, row["prompt"], answer, thought=row.get("thought"))
 
 
 class EncodedDPOTrainer(DPOTrainer):  # type: ignore[misc]

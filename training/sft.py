@@ -28,7 +28,8 @@ def build_config(recipe: Recipe, out: Path, *, bf16: bool = False) -> SFTConfig:
 
 def encode_row(tokenizer: PreTrainedTokenizerBase, row: Record) -> EncodedAnswer:
     """Return the row's prompt and answer as token ids, the very ones of serving."""
-    return encode_answer(tokenizer, row["prompt"], row["completion"][0]["content"])
+    answer = row["completion"][0]["content"]
+    return encode_answer(tokenizer, row["prompt"], answer, thought=row.get("thought"))
 
 
 class ReplaySFTTrainer(SFTTrainer):  # type: ignore[misc]

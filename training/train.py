@@ -10,7 +10,7 @@ Touches no database. The last line it prints is JSON.
 import json
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +19,7 @@ import torch
 import typer
 from safetensors import SafetensorError
 
+from chatbot.engine.default_sampling import thinking_budget
 from chatbot.model import lora
 from chatbot.model.adapter import MANIFEST_FILE, verify_adapter, write_manifest
 from chatbot.model.base import STARTER, Base, load_base
@@ -35,6 +36,7 @@ from training.callbacks import (
     min_token_probabilities,
 )
 from training.recipe import Recipe
+from training.thoughts import with_thoughts
 from training.training_need import Batches, training_need
 
 TrainingMetrics = dict[str, Any]
@@ -51,6 +53,8 @@ class TrainingData:
     new: list[Record]
     replay: list[Record]
     pairs: list[Record]
+    thinking: int = 0
+    """Most tokens of the thought before an answer; 0: none."""
 
 
 def train_adapter(
@@ -62,10 +66,12 @@ def train_adapter(
     report_progress: ProgressCallback = lambda line: None,
     *,
     identity: str | None = None,
+    thinking: int = 0,
 ) -> Path:
     """Train an adapter; return its folder ``out/<id>``, which is there whole or not at all.
 
-    With `identity` the base has to be that one; BaseError for another.
+    With `identity` the base has to be that one; BaseError for another. `thinking` is the most
+    tokens of a thought where it will speak, 0: it will not think.
     """
     data = read_training_data(snapshot)
     phases = plan_batches(recipe, data)
@@ -79,6 +85,7 @@ def train_adapter(
     base = load_base(base_name, revision, before_loading=check_memory)
     if identity is not None:
         base.check_identity(identity)
+    data = give_thoughts(base, data, recipe, thinking_budget(base, thinking))
     make_folder(out)
     with tempfile.TemporaryDirectory(prefix=".training-", dir=out) as scratch:
         draft = Path(scratch) / "adapter"
@@ -114,6 +121,22 @@ def read_training_data(snapshot: Path) -> TrainingData:
     if not new and not pairs:
         raise TrainingError(f"{snapshot} has nothing to learn: sft.jsonl and dpo.jsonl are empty")
     return TrainingData(read.id, new, replay, pairs)
+
+
+def give_thoughts(base: Base, data: TrainingData, recipe: Recipe, thinking: int) -> TrainingData:
+    """Return the data with what the base thinks before each new answer, where thinking is on.
+
+    Replay rows stay without, as an answer may be asked for.
+    """
+    from training import dpo, sft
+
+    with tempfile.TemporaryDirectory() as scratch:
+        lengths = [twin.build_config(recipe, Path(scratch)).max_length for twin in (sft, dpo)]
+    new, pairs = (
+        with_thoughts(base, rows, thinking, max_length)
+        for rows, max_length in zip((data.new, data.pairs), lengths, strict=True)
+    )
+    return replace(data, new=new, pairs=pairs, thinking=thinking)
 
 
 def train_lora(
@@ -204,6 +227,7 @@ def publish_adapter(
         seed=recipe.seed,
         versions={package: version(package) for package in VERSIONS},
         threads=torch.get_num_threads(),
+        thinking=data.thinking,
         metrics=metrics,
     )
     verify_adapter(draft, base)
@@ -234,6 +258,7 @@ def main(
     base_model: Annotated[str, typer.Option(help="A folder or a Hub id.")] = STARTER,
     revision: Annotated[str | None, typer.Option(help="The base's commit, to pin it.")] = None,
     base_identity: Annotated[str | None, typer.Option(help="Train on no other base.")] = None,
+    thinking: Annotated[int, typer.Option(help="Most tokens of a thought; 0: none.")] = 0,
     home: Annotated[
         Path | None,
         typer.Option(envvar="TALKBACK_HOME", help="Its talkback.toml has the recipe."),
@@ -243,7 +268,14 @@ def main(
     try:
         recipe = Recipe.read(Home.find(home))
         folder = train_adapter(
-            snapshot, base_model, revision, out, recipe, _print_progress, identity=base_identity
+            snapshot,
+            base_model,
+            revision,
+            out,
+            recipe,
+            _print_progress,
+            identity=base_identity,
+            thinking=thinking,
         )
     except TalkbackError as error:
         sys.exit(f"training: {error}")

@@ -35,8 +35,13 @@ def default_sampling(chat: ChatSettings, base: Base, context_length: int) -> Sam
     found = {"max_tokens": limit, **_sampling_of(base.model.generation_config, base.name)}
     names = ("max_tokens", *RANGES)
     configured = {name: getattr(chat, name) for name in names if getattr(chat, name) is not None}
-    can_think = find_thought_format(base.tokenizer) is not None
-    return Sampling(**{**found, **configured}, thinking=chat.max_thinking if can_think else 0)
+    thinking = thinking_budget(base, chat.max_thinking)
+    return Sampling(**{**found, **configured}, thinking=thinking)
+
+
+def thinking_budget(base: Base, wanted: int) -> int:
+    """Return the most tokens of a thought: as many as wanted, of a base that can think."""
+    return wanted if find_thought_format(base.tokenizer) is not None else 0
 
 
 def _sampling_of(config: GenerationConfig | None, base_name: str) -> dict[str, float]:

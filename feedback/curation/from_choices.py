@@ -115,6 +115,7 @@ def _pair_from_votes(voted: VotedPair, standards: _Standards) -> Row | Dropped:
         message_id=better.answer.id,
         sources=voted.sources,
         people=sorted({better.person, *voted.people}),
+        thought=better.answer.thought,
     )
 
 

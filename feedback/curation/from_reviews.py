@@ -60,6 +60,7 @@ def _row(decision: Decision, exchange: Exchange, feedback: Sequence[Feedback]) -
         message_id=decision.message_id,
         sources=[decision.id, *(edit.id for edit in edits)],
         people=sorted({exchange.person, *(edit.person for edit in edits)}),
+        thought=exchange.answer.thought,
     )
 
 
