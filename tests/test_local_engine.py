@@ -341,7 +341,7 @@ def test_a_stop_string_split_over_tokens_never_shows(oracle: Oracle, engine: Loc
 
 
 def test_deltas_are_whole_characters_and_add_up(oracle: Oracle, engine: LocalEngine) -> None:
-    from chatbot.engine.local.detokenizer import Detokenizer
+    from chatbot.engine.text.detokenizer import Detokenizer
 
     text = "漢字 naïve 🙂🎉 \U0001f9d1\u200d\U0001f680 Ωmega\u0300"
     ids = oracle.base.tokenizer(text, add_special_tokens=False)["input_ids"]

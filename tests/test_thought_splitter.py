@@ -2,7 +2,7 @@
 
 import pytest
 
-from chatbot.engine.thought_splitter import ThoughtSplitter
+from chatbot.engine.text.thought_splitter import ThoughtSplitter
 from chatbot.model.thought_format import ThoughtFormat
 
 THINK = ThoughtFormat("<think>\n", "</think>\n\n", prefilled=False)

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from chatbot.engine.local.detokenizer import Detokenizer
 from chatbot.engine.local.multi_lora import PreparedAdapter
 from chatbot.engine.local.runners.select_runner import Truth
 from chatbot.engine.local.sampler import Sampler
@@ -36,7 +35,8 @@ from chatbot.engine.protocol import (
 from chatbot.engine.retry_after import RetryAfter
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import FinishReason, Stream
-from chatbot.engine.thought_splitter import split_thoughts
+from chatbot.engine.text.detokenizer import Detokenizer
+from chatbot.engine.text.thought_splitter import split_thoughts
 from chatbot.engine.validation import check_prompt, check_sampling, effective_max_length
 from chatbot.model.adapter import verify_adapter
 from chatbot.model.base import Base

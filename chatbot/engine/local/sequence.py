@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from chatbot.engine.local.detokenizer import Detokenizer, Piece
 from chatbot.engine.local.prompt_lookup import PromptLookup
 from chatbot.engine.local.sampler import Sampler, token_logprob
 from chatbot.engine.protocol import BASE, Request
 from chatbot.engine.stream import FinishReason, Stream
+from chatbot.engine.text.detokenizer import Detokenizer, Piece
 
 
 @dataclass(frozen=True)

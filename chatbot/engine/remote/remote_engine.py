@@ -32,7 +32,7 @@ from chatbot.engine.remote.replica import AdapterMissingError, ReplicaBusyError,
 from chatbot.engine.remote.replica_pool import ReplicaPool
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import FinishReason, Stream
-from chatbot.engine.thought_splitter import ThoughtSplitter
+from chatbot.engine.text.thought_splitter import ThoughtSplitter
 from chatbot.engine.validation import check_prompt, check_sampling, effective_max_length
 from chatbot.model.adapter import verify_adapter
 from chatbot.model.base import Base, end_token_ids

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from chatbot.engine.protocol import EngineError, Request, Sampling
 from chatbot.engine.remote.replica import ReplicaError
 from chatbot.engine.stream import FinishReason, Stream, TokenLogprob
-from chatbot.engine.thought_splitter import ThoughtSplitter
+from chatbot.engine.text.thought_splitter import ThoughtSplitter
 
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 TOKEN_PREFIX = "token_id:"

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from chatbot.engine.thought_splitter import ThoughtSplitter, overlap
+from chatbot.engine.text.thought_splitter import ThoughtSplitter, overlap
 
 REPLACEMENT = "\ufffd"
 """What an incomplete UTF-8 character decodes to."""

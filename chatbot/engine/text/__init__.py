@@ -1,0 +1,1 @@
+"""Makes text of tokens, and tells an answer from the thought before it."""
