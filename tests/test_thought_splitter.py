@@ -3,7 +3,9 @@
 import pytest
 
 from chatbot.engine.text.thought_splitter import ThoughtSplitter
-from chatbot.model.thought_format import ThoughtFormat
+from chatbot.model.thought_format import ThoughtFormat, find_thought_format
+from tests.fixtures import templates_at_hand
+from tests.fixtures.templates_at_hand import TEMPLATES
 
 THINK = ThoughtFormat("<think>\n", "</think>\n\n", prefilled=False)
 BRACKETS = ThoughtFormat("[THINK]", "[/THINK]", prefilled=False)
@@ -48,3 +50,17 @@ def test_marks_are_found_in_pieces_of_any_size(
 @pytest.mark.parametrize("size", [1, 5, 1000])
 def test_a_thought_that_the_prompt_has_opened_needs_no_opening(size: int) -> None:
     assert split(THINK, "hm\n</think>\n\nTen.", size, opened=True) == ("hm", "Ten.")
+
+
+def test_thoughts_of_every_template_at_hand_are_found() -> None:
+    tokenizer = templates_at_hand.tokenizer()
+    num_thinking = 0
+    for name, template in TEMPLATES.items():
+        tokenizer.chat_template = template
+        if (marks := find_thought_format(tokenizer)) is not None:
+            num_thinking += 1
+            text = f"{'' if marks.prefilled else marks.opening}hm, so{marks.closing}Ten."
+            for size in (1, 3, 1000):
+                found = split(marks, text, size, opened=marks.prefilled)
+                assert found == ("hm, so", "Ten."), name
+    assert num_thinking > 10

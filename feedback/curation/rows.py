@@ -28,11 +28,11 @@ class Row:
     """Ids of the reviews and the feedback that it comes from."""
     people: list[str]
     """Whose words are in it; an erasure of theirs takes it along."""
+    cluster: str = ""
+    side: Side = "train"
     thought: str | None = None
     """What the model thought before the answer that people saw; where thinking is on, ``chosen`` is
     learnt behind it, and it is not learnt itself."""
-    cluster: str = ""
-    side: Side = "train"
 
 
 @dataclass(frozen=True)
