@@ -54,9 +54,10 @@ def training_need(name: str, folder: Path, phases: Sequence[Batches]) -> MemoryN
 
 
 def _count_bytes(row: Record) -> int:
-    """Return the bytes of a row's prompt with its longer answer."""
+    """Return the bytes of a row's prompt, with a thought where it has one, and longer answer."""
     answers = [row[key] for key in ("completion", "chosen", "rejected") if key in row]
     prompt = sum(len(turn["content"].encode()) for turn in row["prompt"])
+    prompt += len(row.get("thought", "").encode())
     return prompt + max(len(answer[-1]["content"].encode()) for answer in answers)
 
 
