@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from training import dpo, sft
 from training.callbacks import TrainingError, min_token_probabilities
 from training.recipe import Recipe
 from training.replay_sampler import ReplaySampler
-from training.train import train_adapter
+from training.train import TrainingData, publish_adapter, train_adapter
 
 FAST = Recipe(threads=1, sft={"learning_rate": 5e-3, "num_train_epochs": 60})
 
@@ -300,6 +301,21 @@ def test_when_the_time_is_up_the_run_keeps_what_was_learnt(
     assert metrics["sft"]["steps"] == 1
     assert "max_seconds" in metrics["sft"]["stopped"]
     assert "dpo" not in metrics
+
+
+def test_an_adapter_of_another_base_does_not_lose_its_folder_to_its_equal(
+    tmp_path: Path, base: Base
+) -> None:
+    untrained = write_untrained(base, tmp_path / "adapters")
+    draft = tmp_path / "draft"
+    shutil.copytree(untrained, draft)
+    manifest = json.loads((untrained / "manifest.json").read_text())
+    manifest["identity"] = f"{base.fingerprint}.b-other"
+    (untrained / "manifest.json").write_text(json.dumps(manifest))
+    data = TrainingData("s-1", [], [], [])
+    with pytest.raises(TrainingError, match=f"{untrained.name} is there already, of another base"):
+        publish_adapter(draft, tmp_path / "adapters", base, data, FAST, {})
+    assert json.loads((untrained / "manifest.json").read_text()) == manifest
 
 
 # -- The job as a process

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from chatbot.engine.default_sampling import thinking_budget
 from chatbot.model import lora
-from chatbot.model.adapter import MANIFEST_FILE, verify_adapter, write_manifest
+from chatbot.model.adapter import MANIFEST_FILE, is_of_base, verify_adapter, write_manifest
 from chatbot.model.base import STARTER, Base, load_base
 from feedback.errors import TalkbackError, describe_os_error, first_line
 from feedback.publish import make_folder, publish_folder
@@ -231,7 +231,22 @@ def publish_adapter(
         metrics=metrics,
     )
     verify_adapter(draft, base)
+    check_not_of_another_base(out / name, base)
     return publish_folder(draft, out / name, lambda folder: verify_adapter(folder, base))
+
+
+def check_not_of_another_base(folder: Path, base: Base) -> None:
+    """Raise TrainingError where this very adapter is there already, and is another base's: with
+    other prompts the same weights come about only where nothing was learnt."""
+    try:
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # not there, or damaged: what was trained now takes its name
+    if isinstance(manifest, dict) and not is_of_base(manifest, base):
+        raise TrainingError(
+            f"{folder.name} is there already, of another base: nothing was learnt; raise "
+            "max_seconds in [training], or learning_rate or num_train_epochs in [training.sft]"
+        )
 
 
 def _encode_answers(base: Base, rows: list[Record], max_length: int | None) -> list[EncodedAnswer]:
