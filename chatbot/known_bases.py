@@ -68,17 +68,27 @@ class KnownBases:
             "in now"
         )
 
-    def resolve(self, name: str) -> str:
+    def resolve(self, name: str, revision: str | None = None) -> str:
         """Return the folder that a relative path means which leads nowhere from here: one that was
-        served under a path with the same end. The Hub is not asked for it."""
+        served under a path with the same end. A ``revision`` means the Hub's model of that name.
+
+        Raises UnknownBaseError where that folder is gone: the Hub is not asked for it.
+        """
         end = Path(name).parts
-        if find_folder(name) is not None or Path(name).is_absolute():
+        if revision is not None or find_folder(name) is not None or Path(name).is_absolute():
             return name
-        for row in self._store.rows("select name from base order by rowid desc"):
-            folder = Path(row["name"])
-            if folder.is_absolute() and folder.is_dir() and folder.parts[-len(end) :] == end:
+        rows = self._store.rows("select name from base order by rowid desc")
+        served = [Path(row["name"]) for row in rows]
+        meant = [path for path in served if path.is_absolute() and path.parts[-len(end) :] == end]
+        for folder in meant:
+            if folder.is_dir():
                 log.warning("there is no folder %s here; %s is taken", name, folder)
                 return str(folder)
+        if meant:
+            raise UnknownBaseError(
+                f"there is no folder {name}; it was {meant[0]} when it was served last. Give the "
+                "folder that it is in now, or --revision main for the Hub's model of that name"
+            )
         return name
 
     def record(self, base: "Base") -> None:

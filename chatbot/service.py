@@ -95,12 +95,12 @@ class Service:
     ) -> Self:
         """Load the base, start its engine and speak. ``first`` is a worker that was started early.
 
-        Raises BaseError, SettingsError, StoreError, EngineError.
+        Raises BaseError, UnknownBaseError, SettingsError, StoreError, EngineError.
         """
         chat, settings = ChatSettings.read(home), EngineSettings.read(home)
         store = Store(home.db)
         if base_name is not None:
-            base_name = KnownBases(store).resolve(base_name)
+            base_name = KnownBases(store).resolve(base_name, revision)
         base, engine = factory.start_engine(settings, base_name, revision, first)
         return cls(
             home,

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from chatbot.known_bases import UnknownBaseError
 from chatbot.model.adapter import AdapterError, verify_adapter
 from chatbot.model.base import BaseError, load_base
 from chatbot.pages.adapters import view
@@ -157,6 +158,18 @@ def test_a_base_given_otherwise_goes_on_with_its_adapters(
         os.path.samefile(name, Path(given).expanduser())
     )
     assert load_base(name).identity == base.identity
+
+
+def test_a_relative_path_whose_folder_is_gone_is_not_looked_up_at_the_hub(
+    folder: Path, registry: Registry
+) -> None:
+    assert registry.bases.resolve("models/mine") == "models/mine", "nobody knows it yet"
+    registry.ensure_promoted(load_base(str(folder), weights=False))
+    folder.rename(folder.parent / "yours")
+    with pytest.raises(UnknownBaseError, match=f"no folder models/mine; it was {folder} when"):
+        registry.bases.resolve("models/mine")
+    assert registry.bases.resolve("models/mine", "main") == "models/mine"
+    assert registry.bases.resolve("org/model") == "org/model"
 
 
 def test_the_same_files_from_the_hub_and_from_a_folder_are_one_base(
