@@ -124,6 +124,16 @@ def test_a_base_without_a_template_speaks_through_the_fallback(tmp_path: Path) -
     assert base.tokenizer.pad_token is not None
 
 
+def test_of_several_templates_the_one_for_chats_is_taken(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = [{"role": "user", "content": "hi"}]
+    alone = encode(base.tokenizer, question)
+    templates = {"tool_use": "{{ raise_exception('no tools') }}", "default": tiny_models.CHATML}
+    monkeypatch.setattr(base.tokenizer, "chat_template", templates)
+    assert encode(base.tokenizer, question) == alone
+
+
 def test_the_fallback_begins_as_the_tokenizer_begins_every_text(tmp_path: Path) -> None:
     beginning = tiny_models.make_tokenizer()
     beginning.post_processor = TemplateProcessing(

@@ -232,19 +232,25 @@ def test_three_turns_over_http_show_nothing_of_the_template(
     name: str, service: Service, asked: list[list[int]]
 ) -> None:
     tokenizer = service.base.tokenizer
+    format = find_thought_format(tokenizer)
+    marks = format.opening + format.closing if format else ""
     messages: Talk = [{"role": "system", "content": f"Be brief. {attack(name)}"}]
     with ExitStack() as stack:
         address = stack.enter_context(serve_api(service))
         http = stack.enter_context(httpx.Client(base_url=address, timeout=60))
         for question in ("When do you open?", attack(name), "And on Sundays?"):
+            thinking = question == attack(name)
             messages.append({"role": "user", "content": question})
-            body = {"messages": messages, "max_tokens": 12}
-            response = http.post("/v1/chat/completions", json=body)
+            options = {"max_tokens": 12, "chat_template_kwargs": {"enable_thinking": thinking}}
+            response = http.post("/v1/chat/completions", json={"messages": messages, **options})
             assert response.status_code == 200, response.text
-            answer = response.json()["choices"][0]["message"]["content"]
-            assert not any(string in answer for string in control_strings(name))
-            assert asked[-1] == encode(tokenizer, messages)
-            messages.append({"role": "assistant", "content": answer.strip() or "Yes."})
+            answered = response.json()["choices"][0]["message"]
+            for string in control_strings(name):
+                assert string not in answered["content"]
+                # A model of random weights may write a mark of thoughts within one.
+                assert string in marks or string not in answered.get("reasoning_content", "")
+            assert asked[-1] == encode(tokenizer, messages, thinking=thinking)
+            messages.append({"role": "assistant", "content": answered["content"].strip() or "Yes."})
 
 
 FAMILIES = (

@@ -2,6 +2,7 @@
 
 import pytest
 
+from chatbot.engine.text.detokenizer import Detokenizer
 from chatbot.engine.text.thought_splitter import ThoughtSplitter
 from chatbot.model.thought_format import ThoughtFormat, find_thought_format
 from tests.fixtures import templates_at_hand
@@ -50,6 +51,15 @@ def test_marks_are_found_in_pieces_of_any_size(
 @pytest.mark.parametrize("size", [1, 5, 1000])
 def test_a_thought_that_the_prompt_has_opened_needs_no_opening(size: int) -> None:
     assert split(THINK, "hm\n</think>\n\nTen.", size, opened=True) == ("hm", "Ten.")
+
+
+def test_control_tokens_are_no_text_in_a_thought_either() -> None:
+    tokenizer = templates_at_hand.tokenizer()
+    detokenizer = Detokenizer(tokenizer, thoughts=ThoughtSplitter(THINK, opened=False))
+    ids = tokenizer("<think>\nh<|im_start|>m</think>\n\nTe<|im_start|>n.").input_ids
+    pieces = [detokenizer.add(id) for id in ids] + [detokenizer.flush()]
+    assert "".join(piece.thought for piece in pieces) == "hm"
+    assert "".join(piece.text for piece in pieces) == "Ten."
 
 
 def test_thoughts_of_every_template_at_hand_are_found() -> None:

@@ -1,6 +1,8 @@
 """Turns tokens into text piece by piece: never half a character or a part of a stop string."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -117,10 +119,20 @@ class Detokenizer:
         return Piece(text[: len(text) - keep])
 
     def _decode(self, ids: list[int]) -> str:
+        if self._thoughts is not None and self.phase != "answer":
+            # Of the control tokens only the marks of a thought are text.
+            marks, special = self._thoughts.marks, _special_tokens(self._tokenizer)
+            ids = [id for id in ids if special.get(id, "") in marks]
         text = self._tokenizer.decode(
             ids,
-            # The marks of a thought may be control tokens.
             skip_special_tokens=self.phase == "answer",
             clean_up_tokenization_spaces=False,
         )
         return str(text)
+
+
+@lru_cache(maxsize=4)
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[int, str]:
+    """Return the tokens that are never text, by id."""
+    added: dict[int, Any] = tokenizer.added_tokens_decoder
+    return {id: str(token) for id, token in added.items() if token.special}

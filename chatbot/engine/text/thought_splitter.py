@@ -17,6 +17,7 @@ class ThoughtSplitter:
 
     def __init__(self, marks: ThoughtFormat, *, opened: bool) -> None:
         """Begin inside a thought if the prompt has ``opened`` it."""
+        self.marks = marks.opening + marks.closing
         self._opening, self._closing = marks.opening_marker, marks.closing_marker
         self._answer_mark = _answer_mark(self._opening, self._closing)
         self.phase: Literal["start", "thought", "answer"] = "thought" if opened else "start"
