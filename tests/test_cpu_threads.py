@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatbot.engine.local import cpu_threads
-from chatbot.engine.local.cpu_threads import GovernorConfig, ThreadGovernor, step_kind
 from chatbot.engine.local.kv_cache import SlotKVCache
 from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.local.multi_lora import LoraLayers
 from chatbot.engine.local.runners.runner import Chunk
 from chatbot.engine.local.runners.transformers_runner import TransformersRunner
+from chatbot.engine.local.timing import cpu_threads
+from chatbot.engine.local.timing.cpu_threads import GovernorConfig, ThreadGovernor, step_kind
 from chatbot.engine.protocol import BASE, EngineClosedError, Request, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.model.base import load_base

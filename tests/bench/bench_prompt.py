@@ -58,12 +58,14 @@ class Bench:
     """Holds one model twice, in an engine and in transformers, there with an adapter and without,
     and text to read."""
 
-    def __init__(self, name: str, kind: str, folder: Path) -> None:
-        settings = EngineSettings(kind=kind, threads=2, workers=0, prompt_lookup=0, prefix_mb=0)
+    def __init__(self, name: str, options: argparse.Namespace, folder: Path) -> None:
+        settings = EngineSettings(
+            kind=options.kind, threads=options.threads, workers=0, prompt_lookup=0, prefix_mb=0
+        )
         base = load_base(name)
         adapter = tiny_models.write_adapter(folder, base, strength=0.01)
         self.adapter = adapter.name
-        self.ids = next(windows(base, 4096, 4096))
+        self.ids = next(windows(base.tokenizer, 4096, 4096))
         self.engine = LocalEngine(base, settings)
         self.engine.wait_until_ready()
         self.engine.load(self.adapter, adapter)
@@ -184,13 +186,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--base", help="SmolLM2-135M-Instruct unless named")
     parser.add_argument("--kind", default="torch", choices=["torch", "int8"])
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 512, 1500])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", choices=["alone", "beside"])
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(options.base or str(find_real_model()), options.kind, Path(folder))
+        bench = Bench(options.base or str(find_real_model()), options, Path(folder))
         served = bench.engine.scheduler
         print(f"computed by {served.runner.name} on {bench.engine.threads} threads; {served.notes}")
         console = Console(width=100)

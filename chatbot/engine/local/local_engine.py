@@ -237,7 +237,7 @@ class LocalEngine:
             while self._ready.exception() is None and self._wait_for_work():
                 with self._failing_streams_only():
                     self._between_steps()
-                    self.scheduler.step(self.settings.chunk, self._next_waiting)
+                    self.scheduler.step(self._next_waiting)
         self._shut_down()
 
     def _choose_threads(self) -> None:

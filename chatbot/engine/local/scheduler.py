@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import torch
 
-from chatbot.engine.local import cpu_threads
 from chatbot.engine.local.kv_cache import SlotKVCache
 from chatbot.engine.local.multi_lora import LoraLayers, PreparedAdapter
 from chatbot.engine.local.prefix_cache import PrefixReuse
@@ -20,6 +19,8 @@ from chatbot.engine.local.runners.select_runner import Truth, encode_probe
 from chatbot.engine.local.runners.transformers_runner import TransformersRunner
 from chatbot.engine.local.sampler import argmax_tokens
 from chatbot.engine.local.sequence import Sequence, StepOutput
+from chatbot.engine.local.timing import cpu_threads
+from chatbot.engine.local.timing.prompt_budget import PromptBudget
 from chatbot.engine.progress import Progress
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import FinishReason
@@ -59,6 +60,7 @@ class Scheduler:
         self.counts: Counter[str] = Counter()
         """See `TOKEN_COUNTERS`."""
         self._settings = settings
+        self._prompt_budget = PromptBudget(settings.chunk)
         self._running: list[Sequence] = []
         self._prefilling: Sequence | None = None
         self._on_finish = on_finish
@@ -189,17 +191,25 @@ class Scheduler:
 
     # -- A step
 
-    def step(self, token_budget: int, next_waiting: NextWaiting) -> None:
-        """Decode a token or more of every running sequence and prefill up to `token_budget` tokens.
+    def step(self, next_waiting: NextWaiting) -> None:
+        """Decode a token or more of every running sequence and prefill the next prompts' tokens, as
+        many as `PromptBudget` allows.
 
         Both share one forward, so that a long prompt delays running streams by a chunk at most.
         """
         drafts = self._propose_drafts()
         num_decoding = len(drafts)
-        chunks = self._schedule_decode(drafts) + self._schedule_prefill(token_budget, next_waiting)
+        decoded = self._schedule_decode(drafts)
+        decoding = sum(len(chunk.ids) for chunk in decoded)
+        prompts = self._schedule_prefill(self._prompt_budget.tokens(decoding), next_waiting)
+        chunks = decoded + prompts
         if not chunks:
             return
-        with self._governor.step(cpu_threads.step_kind(chunks)):
+        prompt_tokens = sum(len(chunk.ids) for chunk in prompts)
+        with (
+            self._prompt_budget.step(decoding, prompt_tokens),
+            self._governor.step(cpu_threads.step_kind(chunks)),
+        ):
             logits = self.runner.forward(chunks)
         self.counts["steps"] += num_decoding > 0
         # Those whose prompt ends with this step have their first token now, and no draft.
