@@ -51,16 +51,17 @@ def test_steps_take_at_most_twice_as_long_while_a_prompt_is_read(
     alone = fixed + per_token * decoding
     seconds = machine.read(1500, decoding)
     assert sorted(machine.took)[len(machine.took) * 95 // 100] <= max(
-        2 * alone, alone + LEAST_TOKENS * per_token
+        2.01 * alone, alone + LEAST_TOKENS * per_token
     )
     if per_token * 4 * LEAST_TOKENS < alone:
-        assert 1500 * per_token / seconds > 0.4
+        assert 1500 * per_token / seconds > 0.42
 
 
 def test_alone_a_prompt_is_read_in_chunks_as_set_and_small_ones_are_kept_beside_streams() -> None:
     assert Machine(0.02, 0.001).step(0, 1000) == 256
     machine = Machine(0.02, 0.001, most=3)
-    assert machine.step(8, 1000) == 3 and machine.step(0, 1000) == 3
+    assert machine.step(0, 1000) == 3 and machine.step(8) == 0
+    assert [machine.step(8, 1000) for _ in range(9)] == [3] * 9
 
 
 def test_before_anything_is_timed_a_step_has_few_and_one_cheap_step_does_not_bring_many() -> None:

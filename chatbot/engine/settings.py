@@ -49,7 +49,7 @@ class EngineSettings(RemoteSettings):
     """Requests that may wait for a slot; more are refused as busy."""
     chunk: Annotated[int, Field(ge=1)] = 256
     """Prompt tokens computed in one step (chunked prefill), at most: beside running streams a step
-    has only as many as let it take nearly twice as long, so that these stay even."""
+    has only as many as let it take twice as long, so that these stay even."""
     prefix_mb: Annotated[int, Field(ge=0)] = 512
     """Megabytes of each process for the prefix cache: what ended streams have computed, so that
     the next turn of a conversation need not compute it again."""

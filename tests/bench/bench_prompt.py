@@ -3,6 +3,7 @@
     python -m tests.bench.bench_prompt                  # SmolLM2-135M-Instruct, two threads
     python -m tests.bench.bench_prompt --kind int8      # in eight bits
     python -m tests.bench.bench_prompt --lengths 1500 --rounds 15
+    python -m tests.bench.bench_prompt --without-amx    # hidden from both sides
 
 Prompts are read in steps of as many tokens as the engine takes, the base's and those of an adapter
 (r 16 on all linears); transformers reads each at once, with its own weights in bfloat16, and with
@@ -11,6 +12,7 @@ beside running streams, by the engine: how fast, and what that does to the strea
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import threading
@@ -24,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from chatbot.engine.local import scheduler
+from chatbot.engine.local.kernels import library
 from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.local.runners.runner import Chunk
 from chatbot.engine.protocol import BASE, Request, Sampling
@@ -190,12 +193,18 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 512, 1500])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", choices=["alone", "beside"])
+    parser.add_argument("--without-amx", action="store_true")
     options = parser.parse_args()
+    if options.without_amx:
+        os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_BF16"  # which oneDNN reads at its first use
+        library.cpu_has_amx = lambda: False
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options.base or str(find_real_model()), options, Path(folder))
         served = bench.engine.scheduler
-        print(f"computed by {served.runner.name} on {bench.engine.threads} threads; {served.notes}")
+        kernels = library.kernel_library()
+        built = Path(kernels._name).name if kernels else "no kernels"
+        print(f"{served.runner.name}, {built}, {bench.engine.threads} threads; {served.notes}")
         console = Console(width=100)
         if options.only != "beside":
             console.print(bench.alone(options.lengths, options.rounds))

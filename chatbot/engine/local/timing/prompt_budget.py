@@ -1,7 +1,7 @@
 """Chooses how many prompt tokens a step computes beside running streams, by what steps have cost.
 
 A step of both takes longer than one that only decodes, and every running stream waits for it. It
-may take nearly twice as long: the gaps between a stream's tokens at most double while somebody
+may take twice as long: the gaps between a stream's tokens at most double while somebody
 else's prompt is read, which goes on at half its speed alone and better, for both read the weights
 once.
 """
@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-GAP_FACTOR = 1.9
+GAP_FACTOR = 2.0
 """How many times as long as one that only decodes a step of both may take."""
 FIRST_TOKENS, LEAST_TOKENS = 32, 4
 """Prompt tokens beside streams before anything was timed, and at least."""
-MULTIPLE = 4
-"""Beside streams there are a multiple of so many tokens: torch makes kernels for each number."""
+PRECISION = 8
+"""Beside streams the number is rounded to an eighth: torch makes kernels for each number."""
 GROWTH = 1.5
 """How much more than the last time, at most: one step that seemed cheap must not stop all."""
 WINDOW = 5
@@ -49,8 +49,9 @@ class PromptBudget:
         if alone is not None and self._token_seconds:
             per_token = max(statistics.median(self._token_seconds), 1e-9)
             wanted = (GAP_FACTOR - 1) * alone / per_token
-            self._last = int(max(LEAST_TOKENS, min(wanted, self._last * GROWTH, self._most)))
-        return min(self._last // MULTIPLE * MULTIPLE or self._last, self._most)
+            allowed = max(LEAST_TOKENS, min(wanted, self._last * GROWTH))
+            self._last = int(min(allowed, self._most))
+        return self._last - self._last % max(1, self._last // PRECISION)
 
     @contextmanager
     def step(self, decoding: int, prompt: int) -> Iterator[None]:
