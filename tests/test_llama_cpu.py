@@ -87,7 +87,7 @@ def compute_logits(runner: TransformersRunner, steps: list[list[Chunk]]) -> list
     return [runner.forward(chunks).float().clone() for chunks in steps]
 
 
-@pytest.mark.usefixtures("kernels", "threads")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize(
     "dtype, kind, near",
