@@ -175,6 +175,7 @@ def test_a_client_that_leaves_frees_its_slot_and_what_it_got_is_kept(
 ) -> None:
     person = f"gone-{stream}"
     body = {"messages": MESSAGES, "max_tokens": 4000, "stream": stream, "user": person}
+    body["model"] = "talkback:base"  # an adapter of an earlier test may well end its answer soon
     if stream:
         with http.stream("POST", "/v1/chat/completions", json=body) as response:
             got = "".join(itertools.islice(response.iter_lines(), 9))
