@@ -20,7 +20,6 @@ from talkback.cycle import run_cycle
 from tests.fixtures.lessons import LESSONS
 from tests.fixtures.turns import whole_turn
 
-SWITCH = "enable_thinking is defined and enable_thinking is false"
 TOML = """
 [engine]
 workers = 0
@@ -46,30 +45,30 @@ def write_base(folder: Path, real_model: Path, *, prefilled: bool) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("thinking", ["off", "32"])
+@pytest.mark.parametrize(("thinking", "num_lessons"), [("off", 5), ("32", 8)])
 def test_repairs_of_a_thinking_base_count(
-    tmp_path: Path, real_model: Path, home: Home, thinking: str
+    tmp_path: Path, real_model: Path, home: Home, thinking: str, num_lessons: int
 ) -> None:
+    """With thinking on the candidate's own thought may be another than the one that it learnt
+    behind, so that not every repair is sure, and the gate wants five."""
     home.toml.write_text(f'{TOML}[chat]\nthinking = "{thinking}"\nmax_tokens = 32\n')
     base = write_base(tmp_path / "base", real_model, prefilled=thinking != "off")
     service = Service.open(home, str(base))
     budget = ChatSettings.read(home).max_thinking
     sampling = Sampling(max_tokens=32, thinking=budget)
-    lessons = dict(list(LESSONS.items())[:5])
+    lessons = dict(list(LESSONS.items())[:num_lessons])
     thoughts = {}
-    for question, right in lessons.items():
+    for question, answer in lessons.items():
         turn = whole_turn(service, question, sampling=sampling)
         thoughts[question] = service.store.message(turn.message_id).thought
         assert bool(thoughts[question]) == bool(budget) and "think>" not in turn.text
-        decide(service.store, turn.message_id, "rita", "correct", right)
+        decide(service.store, turn.message_id, "rita", "correct", answer)
     outcome = run_cycle(home, force=True)
-    print(outcome)
     assert outcome.kind == "promoted", outcome
     assert outcome.snapshot and outcome.adapter and outcome.report
     report = Report.read(Path(outcome.report).parent)
     right = [case.candidate.right for case in report.suites["repairs"]]
-    print(f"thinking {thinking}: {sum(right)} of {len(right)} repairs, {outcome.seconds}")
-    assert sum(right) >= 4 and "think>" not in Path(outcome.report).read_text()
+    assert sum(right) >= 5 and "think>" not in Path(outcome.report).read_text()
     for row in Snapshot.read(home.snapshots / outcome.snapshot).rows("sft"):
         assert row["completion"][0]["content"] == lessons[row["prompt"][-1]["content"]]
         assert row.get("thought") == thoughts[row["prompt"][-1]["content"]]
@@ -78,5 +77,5 @@ def test_repairs_of_a_thinking_base_count(
     service.rollout.follow()
     assert service.speaking == outcome.adapter
     answers = [whole_turn(service, q, sampling=sampling, model_only=True).text for q in lessons]
-    assert sum(map(str.__eq__, answers, lessons.values())) >= 4
+    assert sum(map(str.__eq__, answers, lessons.values())) >= 5
     service.close()
