@@ -1,6 +1,7 @@
 """Loads the compiled kernels for this CPU, and checks that they read what Python writes."""
 
 import logging
+import os
 from ctypes import CDLL, POINTER, byref, c_int64, c_void_p
 from functools import cache
 from importlib.util import find_spec
@@ -59,7 +60,7 @@ def _names() -> list[str]:
     """Return the libraries that this CPU can run, fastest first."""
     if not torch.cpu._is_avx512_bf16_supported():
         return ["_avx512"]
-    return [*([AMX] if cpu_has_amx() and AMX not in _refused else []), "_avx512bf16"]
+    return [*([AMX] if may_use_amx() and AMX not in _refused else []), "_avx512bf16"]
 
 
 def find_library(name: str) -> str | None:
@@ -78,8 +79,14 @@ def refuse_amx() -> bool:
     return True
 
 
-def cpu_has_amx() -> bool:
-    """Tell whether this CPU has AMX for bfloat16 and bytes, and the system lets us use it."""
+def may_use_amx() -> bool:
+    """Tell whether the kernels for AMX are asked for (TALKBACK_AMX=1), this CPU has it for bfloat16
+    and bytes, and the system lets us use it.
+
+    They have only been run by emulation so far, so nobody gets them unasked.
+    """
+    if os.environ.get("TALKBACK_AMX") != "1":
+        return False
     try:
         flags = Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split()
     except OSError:  # no Linux
