@@ -10,7 +10,7 @@ import trl
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from chatbot.model.base import Base, end_token_ids, load_base, load_tokenizer
+from chatbot.model.base import Base, BaseError, end_token_ids, load_base, load_tokenizer
 from chatbot.model.chat_template import encode, render
 from chatbot.model.escape import ChatTemplateError, control_tokens, escape_control_tokens
 from tests.fixtures import public_data, tiny_models
@@ -132,6 +132,14 @@ def test_of_several_templates_the_one_for_chats_is_taken(
     templates = {"tool_use": "{{ raise_exception('no tools') }}", "default": tiny_models.CHATML}
     monkeypatch.setattr(base.tokenizer, "chat_template", templates)
     assert encode(base.tokenizer, question) == alone
+
+
+def test_several_templates_without_a_default_are_refused_by_name(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_models.write_model(tmp_path / "one", "llama")))
+    tokenizer.chat_template = {"tool_use": tiny_models.CHATML, "rag": tiny_models.CHATML}
+    tokenizer.save_pretrained(tmp_path / "several")
+    with pytest.raises(BaseError, match="rag, tool_use"):
+        load_tokenizer(str(tmp_path / "several"))
 
 
 def test_the_fallback_begins_as_the_tokenizer_begins_every_text(tmp_path: Path) -> None:

@@ -302,6 +302,9 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     if not tokenizer.chat_template:
         begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
         tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + FALLBACK_TEMPLATE
+    elif isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+        names = ", ".join(sorted(tokenizer.chat_template))
+        raise BaseError(f"{name} has the chat templates {names}. Name the one to take default.")
     return tokenizer
 
 

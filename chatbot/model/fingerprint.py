@@ -15,6 +15,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from chatbot.model.jinja_template import chat_template
 from chatbot.model.meta import NamedTensors
 
 COMPUTE_FIELDS = (
@@ -116,9 +117,7 @@ def _probe_text(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _probe_prompts(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Yield each probe chat as the template writes it, and the error's type where it refuses."""
-    template = tokenizer.chat_template
-    if isinstance(template, str):
-        template = _NO_CLOCK + template
+    template = _NO_CLOCK + chat_template(tokenizer)
     for chat in PROBE_CHATS:
         for options in ({}, {"enable_thinking": False}, {"enable_thinking": True}):
             try:
