@@ -64,19 +64,34 @@ def replayed_inputs(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
 
 @pytest.mark.usefixtures("torch_only")
-@pytest.mark.parametrize("lookup", [0, pytest.param(8, marks=pytest.mark.slow)])
 def test_captured_forwards_say_what_transformers_and_peft_say(
+    oracle: Oracle, replayed_inputs: list[torch.Tensor]
+) -> None:
+    compare_captured_forwards(oracle, replayed_inputs, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("torch_only")
+@pytest.mark.parametrize("lookup", [0, 8])
+def test_captured_forwards_of_every_family_say_so_too_and_with_drafts(
     any_oracle: Oracle, replayed_inputs: list[torch.Tensor], lookup: int
 ) -> None:
-    engine = start_engine(any_oracle, prompt_lookup=lookup)
-    asked = [(q, v) for q in QUESTIONS for v in any_oracle.voices]
+    compare_captured_forwards(any_oracle, replayed_inputs, lookup)
+
+
+def compare_captured_forwards(
+    oracle: Oracle, replayed_inputs: list[torch.Tensor], lookup: int
+) -> None:
+    """Check an engine's answers, of one stream alone and of 16, against the oracle's."""
+    engine = start_engine(oracle, prompt_lookup=lookup)
+    asked = [(q, v) for q in QUESTIONS for v in oracle.voices]
     for together in (1, 16):
         for first in range(0, len(asked), together):
             some = asked[first : first + together]
-            streams = [engine.submit(any_oracle.request(q, v, 60)) for q, v in some]
+            streams = [engine.submit(oracle.request(q, v, 60)) for q, v in some]
             for (question, voice), stream in zip(some, streams, strict=True):
                 wait_for_text(stream)
-                assert stream.ids == any_oracle.answer(question, voice, 60), (question, voice)
+                assert stream.ids == oracle.answer(question, voice, 60), (question, voice)
     assert (len(replayed_inputs) > 100) == engine.stats()["fast"]
     engine.close()
 

@@ -170,7 +170,8 @@ def test_cut_answers_that_an_older_talkback_approved_are_withdrawn(tmp_path: Pat
     old.conn.execute("attach ? as made", (str(made.path),))
     with old.conn:
         for table in ("conversation", "message", "review", "approved"):
-            old.conn.execute(f"insert into {table} select * from made.{table} order by rowid")
+            known = ", ".join(row[1] for row in old.conn.execute(f"pragma table_info({table})"))
+            old.conn.execute(f"insert into {table} select {known} from made.{table} order by rowid")
         for id, finish in ((whole, "finish"), (cut, "'length'")):
             columns = ", ".join(
                 finish if row[1] == "finish" else row[1]
