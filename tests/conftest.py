@@ -278,13 +278,19 @@ def chat_url(chat_service: "Service") -> Iterator[str]:
 
 
 @pytest.fixture
-def page(chromium: "Browser", chat_url: str, chat_engine: "ScriptedEngine") -> "Iterator[Page]":
-    """Open the chat page as a new person, with an engine that nothing is scripted for yet."""
+def page(
+    chromium: "Browser", chat_url: str, chat_service: "Service", chat_engine: "ScriptedEngine"
+) -> "Iterator[Page]":
+    """Open the chat page as a new person, with an engine that nothing is scripted for yet; no
+    answer is left to be stored during the next test."""
     from tests.fakes.scripted_engine import open_chat
+    from tests.fixtures.waiting import wait_until
 
     chat_engine.answers, chat_engine.pause, chat_engine.busy = [], 0.01, False
     with open_chat(chromium, chat_url) as page:
         yield page
+    chat_engine.finish_answers()
+    wait_until(lambda: all(turn._stored for turn in chat_service.list_open_turns()))
 
 
 @pytest.fixture(scope="session")

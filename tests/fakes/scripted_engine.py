@@ -50,6 +50,14 @@ class ScriptedEngine:
         self.base: Base | None = None
         """The base to verify adapters against, as every engine does; `open_service` sets it."""
         self._loaded = [BASE]
+        self._threads: list[threading.Thread] = []
+
+    def finish_answers(self) -> None:
+        """End all answers at once, as they are scripted."""
+        self.pause = 0
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
 
     def load(self, adapter_id: str, folder: Path) -> None:
         if adapter_id not in self._loaded:
@@ -71,7 +79,9 @@ class ScriptedEngine:
         stream = Stream(len(request.prompt_ids))
         warming = request.sampling.max_tokens == 2
         answer = "Hello" if warming or not self.answers else self.answers.pop(0)
-        threading.Thread(target=self._stream_words, args=(stream, answer), daemon=True).start()
+        thread = threading.Thread(target=self._stream_words, args=(stream, answer), daemon=True)
+        self._threads.append(thread)
+        thread.start()
         return stream
 
     def _stream_words(self, stream: Stream, answer: str) -> None:
