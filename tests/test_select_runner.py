@@ -92,7 +92,7 @@ def wrong_rotary_angles(runner: Any) -> None:
 
 
 def wrong_norm(runner: Any) -> None:
-    runner._weights._norm_weights[20].mul_(1.1)
+    runner._weights._norm_weights[20].mul_(1.2)
 
 
 def wrong_weights_of_a_layer(runner: Any) -> None:

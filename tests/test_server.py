@@ -204,7 +204,7 @@ def test_open_to_the_world_it_makes_a_token_until_a_reviewer_has_a_key(
     store = Store(home.db)
     api_keys.create(store, "rita", "reviewer")
     store.close()
-    assert "token" not in start_server("--host", "0.0.0.0").ready().log.read_text()
+    assert "page's token" not in start_server("--host", "0.0.0.0").ready().log.read_text()
 
 
 def test_settings_have_their_table(home: Home) -> None:

@@ -9,6 +9,7 @@ runner serves.
 """
 
 import logging
+import math
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +35,9 @@ ROUNDING_MARGIN = 1.2
 SAME_FORWARD = 0.05
 """How far, relative to their norm, the logits of two orders of the same sums in bfloat16 may lie
 apart."""
-MAX_INT8_KL = 0.015
-"""How many nats a token the answers in eight bits may lie from the truth. Over a long text it is to
-be 0.01 at most; the probe is short, which takes a margin."""
+MAX_INT8_KL, ADAPTER_MARGIN = 0.01, 1.5
+"""How many nats a token the answers in eight bits may lie from the truth; those of an adapter so
+many times as far, for what it says of one short text varies more."""
 PROBE_QUESTION = "Hello! What can you do for me?"
 PROBE_ANSWER = """I answer questions, as well as I can; when somebody corrects an answer, I know \
 better from then on.
@@ -77,6 +78,11 @@ class Truth:
     """[tokens, vocab], after each of the probe's tokens."""
     allowed_distance: float
     """See `distance`."""
+
+    @property
+    def allowed_nats(self) -> float:
+        """Return how far eight bits may lie from it, see `lost_nats`."""
+        return MAX_INT8_KL if self.adapter is None else ADAPTER_MARGIN * MAX_INT8_KL
 
 
 def encode_probe(tokenizer: PreTrainedTokenizerBase, parameters: int) -> Probe:
@@ -162,22 +168,23 @@ def checked_runner(
     if not all(each.logits.isfinite().all() for _, each in pairs):
         return runner
     if runner.name == "int8":
-        nats = max(lost_nats(logits, each) for logits, each in pairs)
-        if nats <= MAX_INT8_KL:
+        lost = [(lost_nats(logits, each), each.allowed_nats) for logits, each in pairs]
+        if all(nats <= limit for nats, limit in lost):
             return runner
+        nats, limit = max(lost, key=lambda pair: pair[0] - pair[1])
         text = (
             f"int8 is off: with {what} its answers lie {nats:.4f} nats a token from those in "
-            f"float32, and {MAX_INT8_KL:.4f} is allowed. Answers come from the exact weights, more "
+            f"float32, and {limit:.4f} is allowed. Answers come from the exact weights, more "
             "slowly."
         )
         _note(reference, logging.WARNING, text)
         runner.restore_weights()
         return select_exact(reference, truth, base_truth)
-    distances = [distance(logits, each.logits) for logits, each in pairs]
-    allowed = [each.allowed_distance for _, each in pairs]
-    if all(far <= limit for far, limit in zip(distances, allowed, strict=True)):
+    # Both together: how one rounding falls out beside another varies by a quarter with the text.
+    far = math.hypot(*(distance(logits, each.logits) for logits, each in pairs))
+    limit = math.hypot(*(each.allowed_distance for _, each in pairs))
+    if far <= limit:
         return runner
-    far, limit = max(zip(distances, allowed, strict=True), key=lambda pair: pair[0] / pair[1])
     by_amx = runner.name == "llama_cpu" and library.refuse_amx()
     text = (
         f"The {'AMX' if by_amx else LOGGED_NAMES[runner.name]} path is off: with {what} its logits "
