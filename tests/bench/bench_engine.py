@@ -114,21 +114,22 @@ def start(name: str, kind: str, threads: int = 0, workers: int | None = None) ->
 
 def engine_rate(engine: Engine, streams: int, adapters: list[str]) -> float:
     """Decode tokens/s over all streams, counted while all of them are running."""
-    sampling = Sampling(max_tokens=ANSWER + streams)
+    # The first ones run on while the last prompts are read in small pieces beside them.
+    sampling = Sampling(max_tokens=ANSWER + streams * PROMPT)
     running = [
         engine.submit(Request(prompt(n), adapters[n % len(adapters)], sampling))
         for n in range(streams)
     ]
     while not all(stream.ids or stream.finish for stream in running):
         time.sleep(0.005)
-    begin, first = clock(), sum(len(stream.ids) for stream in running)
-    while not any(stream.finish for stream in running):
+    begin, first = clock(), [len(stream.ids) for stream in running]
+    while all(len(each.ids) < n + ANSWER for each, n in zip(running, first, strict=True)):
         time.sleep(0.005)
-    end, last = clock(), sum(len(stream.ids) for stream in running)
+    end, last = clock(), [len(stream.ids) for stream in running]
     for stream in running:
         stream.cancel()
         stream.wait()
-    return (last - first) / (end - begin)
+    return (sum(last) - sum(first)) / (end - begin)
 
 
 def first_tokens(engine: Engine, adapter: str) -> tuple[float, float]:
