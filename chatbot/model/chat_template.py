@@ -99,8 +99,7 @@ def _write(
     if not thinks:
         prompt += _lead_to_answer(tokenizer, chat_template(tokenizer))
     elif format is not None and thought is not None:
-        kept = texts.hide(_escape(thought.strip(), tokenizer))
-        prompt += ("" if format.prefilled else format.opening) + kept + format.closing
+        prompt += format.write(texts.hide(_escape(thought.strip(), tokenizer)))
     finished = ""
     if answer is not None:
         finished = _write_answer(tokenizer, hidden, prompt, texts, _escape(answer, tokenizer))
@@ -166,7 +165,7 @@ def _lead_to_answer(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     if format is None:
         return ""
     if prompt == probe_template(tokenizer, question, prompt=True, thinking=True):
-        return ("" if format.prefilled else format.opening) + format.closing
+        return format.write("")
     # A switch may close the thought, and leave the head of the answer to the model (Cohere's).
     closing = format.closing
     closed = [
@@ -183,12 +182,12 @@ def _write_answer(
     answer: str,
 ) -> str:
     """Return the answer as the template writes it after the prompt, and its end of turn."""
-    core = answer.strip()
-    content = answer.replace(core, ANSWER, 1)
+    content = texts.hide(answer)
+    mark = content.strip()
     finished = [*hidden, {"role": "assistant", "content": content}]
     whole = apply_template(tokenizer, finished, prompt=False, thinking=False)
-    before, _, after = whole.partition(ANSWER)
+    before, _, after = whole.partition(mark)
     # Some templates write a finished answer differently from the start of one to generate.
-    space = before[len(prompt) :] if before.startswith(prompt) else content.partition(ANSWER)[0]
+    space = before[len(prompt) :] if before.startswith(prompt) else content.partition(mark)[0]
     has_end = not control_ids(tokenizer).isdisjoint(_tokenize(tokenizer, after))
-    return space + texts.hide(core) + (after if has_end else str(tokenizer.eos_token))
+    return space + mark + (after if has_end else str(tokenizer.eos_token))

@@ -38,6 +38,10 @@ class ThoughtFormat:
     prefilled: bool
     """Whether the prompt with thinking on already ends in `opening`."""
 
+    def write(self, thought: str) -> str:
+        """Return what goes behind the prompt of thinking on for this thought, up to the answer."""
+        return ("" if self.prefilled else self.opening) + thought + self.closing
+
     @property
     def opening_marker(self) -> str:
         """Return what to look for where a thought begins."""

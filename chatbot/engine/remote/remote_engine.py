@@ -266,8 +266,7 @@ class RemoteEngine:
         answer = replace(request, sampling=replace(request.sampling, thinking=0))
         if not splitter.marked:
             return answer
-        opening = "" if marks.prefilled else marks.opening
-        text = f"{opening}{stream.thought}{marks.closing}"
+        text = marks.write(stream.thought)
         ids = list(tokenize(text, add_special_tokens=False)["input_ids"])
         stream.add_thought_tokens(ids)
         return replace(answer, prompt_ids=[*request.prompt_ids, *ids])
