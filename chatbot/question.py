@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from chatbot.conversation import QuestionPosition, find_position, store_question
+from chatbot.engine.default_sampling import thinking_budget
 from chatbot.engine.protocol import Sampling
 from chatbot.engine.stream import Stream
 from chatbot.prompt import fit_prompt
@@ -98,8 +99,9 @@ def ask(service: Service, question: Question) -> PendingTurn:
     BadMessageError, EmptyQuestionError, EngineBusyError, UnknownAdapterError, AdapterError,
     PromptTooLongError, ChatTemplateError.
     """
-    if question.sampling is not None and not service.can_think:
-        question = replace(question, sampling=replace(question.sampling, thinking=0))
+    if question.sampling is not None:
+        thinking = thinking_budget(service.base, question.sampling.thinking)
+        question = replace(question, sampling=replace(question.sampling, thinking=thinking))
     service.rollout.check_adapter(question.adapter)
     position = _position(service, question)
     chat = service.chat_settings

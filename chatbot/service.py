@@ -18,7 +18,6 @@ from chatbot.engine.workers.worker_handle import WorkerHandle
 from chatbot.known_bases import KnownBases
 from chatbot.metrics import Metrics
 from chatbot.model.base import Base
-from chatbot.model.thought_format import find_thought_format
 from chatbot.registry import Registry
 from chatbot.rollout import POLL_SECONDS, Rollout
 from chatbot.turn import Turn
@@ -111,11 +110,6 @@ class Service:
             context_length=engine.max_length,
             poll_seconds=poll_seconds,
         )
-
-    @property
-    def can_think(self) -> bool:
-        """Tell whether the base can think before it answers."""
-        return find_thought_format(self.base.tokenizer) is not None
 
     @property
     def speaking(self) -> str:

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from chatbot.engine.factory import start_local_engine
+from chatbot.engine.default_sampling import MIN_ANSWER_TOKENS
+from chatbot.engine.factory import start_batch_engine
 from chatbot.engine.protocol import Engine, PromptTooLongError, Request, Sampling
-from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream
 from chatbot.model.base import Base
 from chatbot.model.chat_template import Messages, encode, encode_answer
@@ -18,7 +16,6 @@ from feedback.errors import TalkbackError
 from feedback.similarity import near_duplicates, normalise_text
 from feedback.snapshot import Record, Snapshot
 
-MIN_ANSWER_TOKENS = 256
 LEAK_SIMILARITY = 0.9
 """Trigram similarity from which a held-out question counts as one that trained."""
 
@@ -141,13 +138,7 @@ def generate_answers(
     """
     prompts = [encode(base.tokenizer, case.prompt, thinking=thinking > 0) for case in asked]
     sampling = Sampling(max_tokens=max_tokens, thinking=thinking)
-    settings = EngineSettings(
-        threads=torch.get_num_threads(),
-        max_length=max(map(len, prompts), default=1) + max_tokens + thinking,
-        queue=len(prompts) * len(adapters),
-        prefix_mb=0,
-    )
-    engine = start_local_engine(base, settings)
+    engine = start_batch_engine(base, prompts, max_tokens + thinking, len(adapters))
     try:
         for name, folder in adapters.items():
             engine.load(name, folder)

@@ -6,15 +6,13 @@ thinking is off, behind none. The thought itself is never learnt.
 
 from collections.abc import Sequence
 
-import torch
-
-from chatbot.engine.factory import start_local_engine
+from chatbot.engine.factory import start_batch_engine
 from chatbot.engine.protocol import BASE, Request, Sampling
-from chatbot.engine.settings import EngineSettings
 from chatbot.engine.stream import Stream
 from chatbot.model.base import Base
 from chatbot.model.chat_template import encode, encode_answer
 from feedback.snapshot import Record
+from training.callbacks import TrainingError
 
 ANSWERS = ("completion", "chosen", "rejected")
 """The keys of a row that hold an answer."""
@@ -42,14 +40,8 @@ def with_thoughts(
 def _think(base: Base, rows: Sequence[Record], thinking: int) -> list[str]:
     """Return what the base thinks, greedily, before it would answer each row's prompt."""
     prompts = [encode(base.tokenizer, row["prompt"], thinking=True) for row in rows]
-    settings = EngineSettings(
-        threads=torch.get_num_threads(),
-        max_length=max(map(len, prompts)) + thinking + 1,
-        queue=len(prompts),
-        prefix_mb=0,
-    )
     sampling = Sampling(max_tokens=1, thinking=thinking)
-    engine = start_local_engine(base, settings)
+    engine = start_batch_engine(base, prompts, thinking + 1)
     try:
         streams = [engine.submit(Request(prompt, BASE, sampling)) for prompt in prompts]
         return [_wait_for_thought(stream) for stream in streams]
@@ -59,6 +51,8 @@ def _think(base: Base, rows: Sequence[Record], thinking: int) -> list[str]:
 
 def _wait_for_thought(stream: Stream) -> str:
     stream.wait()
+    if stream.error:
+        raise TrainingError(f"the engine that thinks broke off: {stream.error}")
     return stream.thought
 
 

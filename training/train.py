@@ -10,6 +10,7 @@ Touches no database. The last line it prints is JSON.
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -85,7 +86,7 @@ def train_adapter(
     base = load_base(base_name, revision, before_loading=check_memory)
     if identity is not None:
         base.check_identity(identity)
-    data = give_thoughts(base, data, recipe, thinking_budget(base, thinking))
+    data = give_thoughts(base, data, phases, thinking_budget(base, thinking))
     make_folder(out)
     with tempfile.TemporaryDirectory(prefix=".training-", dir=out) as scratch:
         draft = Path(scratch) / "adapter"
@@ -123,18 +124,16 @@ def read_training_data(snapshot: Path) -> TrainingData:
     return TrainingData(read.id, new, replay, pairs)
 
 
-def give_thoughts(base: Base, data: TrainingData, recipe: Recipe, thinking: int) -> TrainingData:
+def give_thoughts(
+    base: Base, data: TrainingData, phases: Sequence[Batches], thinking: int
+) -> TrainingData:
     """Return the data with what the base thinks before each new answer, where thinking is on.
 
     Replay rows stay without, as an answer may be asked for.
     """
-    from training import dpo, sft
-
-    with tempfile.TemporaryDirectory() as scratch:
-        lengths = [twin.build_config(recipe, Path(scratch)).max_length for twin in (sft, dpo)]
     new, pairs = (
-        with_thoughts(base, rows, thinking, max_length)
-        for rows, max_length in zip((data.new, data.pairs), lengths, strict=True)
+        with_thoughts(base, rows, thinking, phase.max_length)
+        for rows, phase in zip((data.new, data.pairs), phases, strict=True)
     )
     return replace(data, new=new, pairs=pairs, thinking=thinking)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from chatbot.engine.machine.memory_need import MemoryNeed, MemoryPart, ModelSize
 from chatbot.model.lora import RANK
 from feedback.snapshot import Record
+from training.thoughts import ANSWERS
 
 BYTES_PER_TOKEN = 3
 """Of a row's text in UTF-8: rather few, so that rows are rather taken for longer than they are."""
@@ -55,7 +56,7 @@ def training_need(name: str, folder: Path, phases: Sequence[Batches]) -> MemoryN
 
 def _count_bytes(row: Record) -> int:
     """Return the bytes of a row's prompt, with a thought where it has one, and longer answer."""
-    answers = [row[key] for key in ("completion", "chosen", "rejected") if key in row]
+    answers = [row[key] for key in ANSWERS if key in row]
     prompt = sum(len(turn["content"].encode()) for turn in row["prompt"])
     prompt += len(row.get("thought", "").encode())
     return prompt + max(len(answer[-1]["content"].encode()) for answer in answers)

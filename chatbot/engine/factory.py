@@ -1,8 +1,11 @@
 """Starts the engine that the settings choose; nothing else chooses one."""
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+
+import torch
 
 from chatbot.engine.local.local_engine import LocalEngine, resolve_device
 from chatbot.engine.machine.memory_need import serving_need
@@ -47,11 +50,20 @@ def start_engine(
         raise
 
 
-def start_local_engine(base: Base, settings: EngineSettings) -> Engine:
-    """Start an engine in this process, on a base that is loaded here with its weights.
+def start_batch_engine(
+    base: Base, prompts: Sequence[list[int]], max_new_tokens: int, num_adapters: int = 1
+) -> Engine:
+    """Start an engine in this process, on a base that is loaded here with its weights, which takes
+    all prompts at once, for each of so many adapters.
 
     Raises EngineError.
     """
+    settings = EngineSettings(
+        threads=torch.get_num_threads(),
+        max_length=max(map(len, prompts), default=1) + max_new_tokens,
+        queue=len(prompts) * num_adapters,
+        prefix_mb=0,
+    )
     return LocalEngine(base, settings)
 
 

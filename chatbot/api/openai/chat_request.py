@@ -13,14 +13,12 @@ from chatbot.api.errors import ApiError
 from chatbot.api.fields import Identifier, Label
 from chatbot.api.openai.models import SERVED_MODEL_NAME, pinned_adapter
 from chatbot.chat_settings import DEFAULT_THINKING
+from chatbot.engine.default_sampling import RANGES
 from chatbot.engine.protocol import Sampling
 from feedback.messages import Role
 
 MAX_ANSWERS = 8
 """The largest ``n``."""
-
-DEFAULTED_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-"""Sampling parameters that the settings or the base have defaults for."""
 
 Effort = Literal["none", "minimal", "low", "medium", "high"]
 THINKING: dict[Effort, int] = {
@@ -157,7 +155,7 @@ class ChatRequest(BaseModel):
     def sampling(self, defaults: Sampling) -> Sampling:
         """Return the request's sampling parameters; what it leaves out is as in ``defaults``."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        given = {name: getattr(self, name) for name in DEFAULTED_FIELDS}
+        given = {name: getattr(self, name) for name in RANGES}
         return replace(
             defaults,
             **{name: value for name, value in given.items() if value is not None},

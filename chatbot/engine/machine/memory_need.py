@@ -31,6 +31,8 @@ class ModelSize:
     kv_width: int
     """Numbers of the keys of one token in one layer."""
     vocabulary: int
+    context_length: int | None
+    """Most tokens that the model was made for, where its config says."""
 
     @classmethod
     def read(cls, folder: Path, dtype: DType = "auto") -> "ModelSize":
@@ -46,6 +48,7 @@ class ModelSize:
             intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
             kv_width=head_dim * (getattr(config, "num_key_value_heads", None) or heads),
             vocabulary=config.vocab_size,
+            context_length=getattr(config, "max_position_embeddings", None),
         )
 
     @property
@@ -99,7 +102,7 @@ class MemoryNeed:
 def serving_need(name: str, folder: Path, settings: EngineSettings) -> MemoryNeed:
     """Return what it takes to serve the base in a folder on this machine's CPU."""
     size, workers = ModelSize.read(folder), settings.workers or 1
-    length = min(settings.max_length, _context_length(folder))
+    length = min(settings.max_length, size.context_length or settings.max_length)
     weights, copy = size.weights, size.parameters if settings.kind == "int8" else 0
     streams = f"up to {{}} for {settings.slots} streams of {length} tokens"
     parts = [
@@ -113,11 +116,6 @@ def serving_need(name: str, folder: Path, settings: EngineSettings) -> MemoryNee
         "Take a smaller base, fewer [engine] workers or slots, or a lower max_length.",
         [MemoryPart(text, workers * most, workers * least) for text, most, least in parts],
     )
-
-
-def _context_length(folder: Path) -> int:
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-    return int(getattr(config, "max_position_embeddings", None) or 2**31)
 
 
 def _size(size: int) -> str:
