@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chatbot.known_bases import UnknownBaseError
 from chatbot.model.adapter import AdapterError, verify_adapter
-from chatbot.model.base import BaseError, load_base
+from chatbot.model.base import Base, BaseError, load_base
 from chatbot.pages.adapters import view
 from chatbot.registry import Registry, RegistryError
 from chatbot.service import Service
@@ -28,6 +27,16 @@ from talkback.cycle import run_cycle
 from talkback.cycle_history import CycleHistory
 from tests.fakes.hub_server import COMMIT, serve_hub
 from tests.fixtures import tiny_models
+from tests.fixtures.base_changes import (
+    GIVEN_OTHERWISE,
+    Change,
+    another_reach_of_positions,
+    another_template,
+    another_word_in_the_vocabulary,
+    config_of_another_version,
+    other_weights,
+    saved_in_shards_of_float32,
+)
 from tests.fixtures.command_line import run_talkback
 from tests.fixtures.lessons import LESSONS
 from tests.fixtures.server_process import SERVER_TOML
@@ -38,10 +47,6 @@ from tests.fixtures.turns import whole_turn
 @pytest.fixture
 def registry(store: Store, home: Home) -> Registry:
     return Registry(store, home)
-
-
-Change = Callable[[Path], str]
-"""Moves or rewrites a base's folder; returns how it is to be given from now on."""
 
 
 @pytest.fixture
@@ -58,101 +63,30 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def learn(folder: Path, registry: Registry, home: Home) -> tuple[Base, str, str]:
+    """Promote an adapter on the base in a folder; return the base, and the ids of its untrained
+    adapter and of that one."""
+    base = load_base(str(folder))
+    untrained = registry.ensure_promoted(base).id
+    learnt = registry.register(tiny_models.write_adapter(home.adapters, base))
+    registry.promote(learnt, "gate", "gate", "better")
+    return base, untrained, learnt
+
+
 # -- Given otherwise: the same base
-
-
-def moved(folder: Path) -> str:
-    return str(folder.rename(folder.parent / "yours"))
-
-
-def relative(folder: Path) -> str:
-    return os.path.relpath(folder)
-
-
-def relative_to_another_working_folder(folder: Path) -> str:
-    return "models/mine"
-
-
-def linked(folder: Path) -> str:
-    (folder.parent / "link").symlink_to(folder)
-    return str(folder.parent / "link")
-
-
-def in_the_users_home(folder: Path) -> str:
-    return "~/mine"  # the fixture sets HOME
-
-
-def saved_in_shards_of_float32(folder: Path) -> str:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    (folder / "model.safetensors").unlink()
-    model.save_pretrained(folder, max_shard_size="100KB")
-    assert len([*folder.glob("*.safetensors")]) > 1
-    return str(folder)
-
-
-def saved_in_bfloat16_elsewhere(folder: Path) -> str:
-    other = folder.parent / "bfloat16"
-    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(other)
-    AutoTokenizer.from_pretrained(folder).save_pretrained(other)
-    return str(other)
-
-
-def config_of_another_version(folder: Path) -> str:
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"transformers_version": "4.51.0", "_name_or_path": "/home/ann/x", "use_cache": False}
-    (folder / "config.json").write_text(json.dumps(dict(sorted(config.items(), reverse=True))))
-    return str(folder)
-
-
-def tokenizer_formatted_otherwise(folder: Path) -> str:
-    file = folder / "tokenizer.json"
-    file.write_text(json.dumps(json.loads(file.read_text()), indent=7, ensure_ascii=True))
-    return str(folder)
-
-
-def template_in_the_config(folder: Path) -> str:
-    file, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    config = json.loads(file.read_text()) | {"chat_template": template.read_text()}
-    file.write_text(json.dumps(config))
-    template.unlink()
-    return str(folder)
-
-
-def with_a_readme_and_other_defaults(folder: Path) -> str:
-    (folder / "README.md").write_text("# Mine\n")
-    (folder / "generation_config.json").write_text('{"temperature": 0.7}')
-    return str(folder)
-
-
-GIVEN_OTHERWISE = (
-    moved,
-    relative,
-    relative_to_another_working_folder,
-    linked,
-    in_the_users_home,
-    saved_in_shards_of_float32,
-    saved_in_bfloat16_elsewhere,
-    config_of_another_version,
-    tokenizer_formatted_otherwise,
-    template_in_the_config,
-    with_a_readme_and_other_defaults,
-)
 
 
 @pytest.mark.parametrize("change", GIVEN_OTHERWISE)
 def test_a_base_given_otherwise_goes_on_with_its_adapters(
     change: Change, folder: Path, registry: Registry, home: Home
 ) -> None:
-    base = load_base(str(folder))
-    first = registry.ensure_promoted(base)
-    learnt = registry.register(tiny_models.write_adapter(home.adapters, base))
-    registry.promote(learnt, "gate", "gate", "better")
+    base, untrained, learnt = learn(folder, registry, home)
     given = registry.bases.resolve(change(folder))
     again = load_base(given, weights=False)
     assert again.identity == base.identity
     assert registry.ensure_promoted(again).id == learnt and registry.base_change() is None
     assert verify_adapter(registry.folder(learnt), again).id == learnt
-    assert registry.same_base(first.id) and registry.serving_order() == [first.id, learnt]
+    assert registry.same_base(untrained) and registry.serving_order() == [untrained, learnt]
     name, commit = registry.locate_base(registry.adapter(learnt))
     assert (Path(name), commit) == (Path(given).expanduser().absolute(), None) or (
         os.path.samefile(name, Path(given).expanduser())
@@ -225,34 +159,6 @@ def test_a_real_base_saved_anew_is_the_same_one_and_with_another_template_it_is_
 
 # -- Truly another base
 
-
-def other_weights(folder: Path) -> str:
-    shutil.rmtree(folder)
-    return str(tiny_models.write_model(folder, seed=5))
-
-
-def another_template(folder: Path) -> str:
-    file = folder / "chat_template.jinja"
-    file.write_text(file.read_text().replace("<|im_end|>", "<|im_end|> "))
-    return str(folder)
-
-
-def another_word_in_the_vocabulary(folder: Path) -> str:
-    file = folder / "tokenizer.json"
-    tokenizer = json.loads(file.read_text())
-    tokenizer["model"]["merges"].pop()
-    file.write_text(json.dumps(tokenizer))
-    return str(folder)
-
-
-def another_reach_of_positions(folder: Path) -> str:
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    config["rope_parameters"]["rope_theta"] *= 10
-    file.write_text(json.dumps(config))
-    return str(folder)
-
-
 CHANGES = (
     (other_weights, "other weights, w-"),
     (another_template, "the same weights w-"),
@@ -266,13 +172,10 @@ def test_another_base_begins_its_own_line_and_the_former_waits_for_its_own(
     change: Change, what: str, folder: Path, registry: Registry, home: Home
 ) -> None:
     kept = Path(shutil.copytree(folder, folder.parent / "kept"))
-    base = load_base(str(folder))
-    first = registry.ensure_promoted(base)
-    learnt = registry.register(tiny_models.write_adapter(home.adapters, base))
-    registry.promote(learnt, "gate", "gate", "better")
+    _, untrained, learnt = learn(folder, registry, home)
     other = load_base(change(folder), weights=False)
     zero = registry.ensure_promoted(other)
-    assert zero.id not in (first.id, learnt) and registry.serving_order() == [zero.id]
+    assert zero.id not in (untrained, learnt) and registry.serving_order() == [zero.id]
     made = registry.base_change()
     assert made is not None and what in made.reason
     assert "cycles learn all approved answers anew" in made.reason
@@ -284,12 +187,12 @@ def test_another_base_begins_its_own_line_and_the_former_waits_for_its_own(
         registry.promote(learnt, "person", "ann", "I liked it")
     with pytest.raises(RegistryError, match="no earlier adapter"):
         registry.rollback("ann")
-    assert {row.id for row in registry.adapters()} == {first.id, learnt, zero.id}
+    assert {row.id for row in registry.adapters()} == {untrained, learnt, zero.id}
 
     assert registry.ensure_promoted(load_base(str(kept), weights=False)).id == learnt
     back = registry.base_change()
     assert back is not None and f"its own adapter {learnt} goes on" in back.reason
-    assert registry.rollback("ann").adapter == first.id
+    assert registry.rollback("ann").adapter == untrained
 
 
 # -- Homes from before identities were kept
@@ -309,16 +212,13 @@ def forget_identities(registry: Registry, store: Store) -> None:
 def test_an_older_home_goes_on_by_the_weights_that_its_manifests_name(
     folder: Path, registry: Registry, store: Store, home: Home
 ) -> None:
-    base = load_base(str(folder))
-    first = registry.ensure_promoted(base)
-    learnt = registry.register(tiny_models.write_adapter(home.adapters, base))
-    registry.promote(learnt, "gate", "gate", "better")
+    base, untrained, learnt = learn(folder, registry, home)
     forget_identities(registry, store)
     again = load_base(config_of_another_version(folder), weights=False)
     assert again.revision != base.revision
     assert registry.ensure_promoted(again).id == learnt and registry.base_change() is None
-    assert registry.same_base(first.id) and registry.rollback("ann").adapter == first.id
-    assert verify_adapter(registry.folder(first.id), again)
+    assert registry.same_base(untrained) and registry.rollback("ann").adapter == untrained
+    assert verify_adapter(registry.folder(untrained), again)
 
 
 def test_an_older_home_on_another_base_begins_anew(
