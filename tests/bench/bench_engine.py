@@ -123,7 +123,10 @@ def engine_rate(engine: Engine, streams: int, adapters: list[str]) -> float:
     while not all(stream.ids or stream.finish for stream in running):
         time.sleep(0.005)
     begin, first = clock(), [len(stream.ids) for stream in running]
-    while all(len(each.ids) < n + ANSWER for each, n in zip(running, first, strict=True)):
+    goals = [n + ANSWER for n in first]
+    while not any(
+        each.finish or len(each.ids) >= goal for each, goal in zip(running, goals, strict=True)
+    ):
         time.sleep(0.005)
     end, last = clock(), [len(stream.ids) for stream in running]
     for stream in running:

@@ -27,7 +27,6 @@ from chatbot.engine.protocol import (
     UnreachableError,
 )
 from chatbot.engine.remote import remote_stream
-from chatbot.engine.remote.remote_stream import fill_stream, fill_thought
 from chatbot.engine.remote.replica import AdapterMissingError, ReplicaBusyError, ReplicaError
 from chatbot.engine.remote.replica_pool import ReplicaPool
 from chatbot.engine.settings import EngineSettings
@@ -237,7 +236,9 @@ class RemoteEngine:
                 request,
                 accepted,
                 stream,
-                lambda events: fill_stream(events, stream, request.sampling.logprobs or 0),
+                lambda events: remote_stream.fill_stream(
+                    events, stream, request.sampling.logprobs or 0
+                ),
             )
         finally:
             self._num_running[request.adapter] -= 1
@@ -261,7 +262,7 @@ class RemoteEngine:
             replace(request, sampling=asked),
             accepted,
             stream,
-            lambda events: fill_thought(events, stream, splitter),
+            lambda events: remote_stream.fill_thought(events, stream, splitter),
         )
         answer = replace(request, sampling=replace(request.sampling, thinking=0))
         if not splitter.marked:
