@@ -55,6 +55,7 @@ EVENTS: dict[str, Any] = {
     "like": {"index": 1, "value": "Hm.", "liked": True},
     "copy": {"value": "Hm."},
     "example_select": {"index": 0, "value": {"text": "Open?"}},
+    "select": {"index": 0, "value": "conv_1"},
     "retry": {"index": 1, "value": "Hm."},
     "undo": {"index": 0, "value": "Open?"},
 }

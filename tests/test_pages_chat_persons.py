@@ -1,8 +1,11 @@
 """Uses the chat page as several people: each has their own conversations, by a token or a key."""
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from chatbot.auth import api_keys
@@ -10,7 +13,7 @@ from chatbot.auth.access import Access
 from chatbot.pages.browser_identity import BrowserIdentities
 from chatbot.pages.chat.actions import ChatActions
 from chatbot.pages.chat.running import RunningAnswers
-from chatbot.pages.chat.view import BrowserPosition
+from chatbot.pages.chat.view import BrowserPosition, ChatView
 from tests.fakes.scripted_engine import (
     ANSWER,
     ScriptedEngine,
@@ -62,6 +65,31 @@ def test_the_chat_works_where_the_browser_denies_storage(
     expect(page.locator("#tb-conversations label")).to_have_count(1)
     page.click("#tb-theme")
     assert failures == []
+    page.context.close()
+
+
+def test_an_old_list_of_conversations_that_arrives_late_is_not_shown(
+    chromium: Browser,
+    chat_url: str,
+    chat_engine: ScriptedEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chat_engine.answers, chat_engine.pause, chat_engine.busy = ["At nine."], 0.01, False
+    sent, load = threading.Event(), ChatActions.load
+
+    def load_late(*args: Any) -> Iterator[ChatView]:
+        views = list(load(*args))
+        assert sent.wait(30)
+        yield from views
+
+    monkeypatch.setattr(ChatActions, "load", load_late)
+    page = chromium.new_context(locale="en-US").new_page()
+    page.goto(chat_url)
+    expect(page.locator("#tb-chat .example")).to_have_count(2)
+    send_and_wait(page, "When do you open?")
+    sent.set()
+    send_and_wait(page, "And on Sundays?")
+    expect(page.locator("#tb-conversations label")).to_have_text("When do you open?")
     page.context.close()
 
 

@@ -45,6 +45,13 @@ class CopyFields(EventFields):
     value: StrictStr
 
 
+class SelectFields(EventFields):
+    """Holds the id of the conversation that was picked."""
+
+    index: StrictInt
+    value: StrictStr
+
+
 class ExampleText(BaseModel):
     """Holds the text of an example question."""
 
@@ -63,6 +70,7 @@ EVENT_FIELDS: dict[str, type[EventFields]] = {
     "like": LikeFields,
     "copy": CopyFields,
     "example_select": ExampleFields,
+    "select": SelectFields,
 }
 """The events whose data our handlers read, by Gradio's names."""
 

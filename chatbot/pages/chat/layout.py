@@ -69,7 +69,11 @@ class ChatLayout:
             self.new = gr.Button("New conversation", elem_id="tb-new", size="md")
             gr.HTML(render("sidebar_title.html", title="Your conversations"), padding=False)
             self.titles = gr.Radio(
-                [], show_label=False, label="Your conversations", elem_id="tb-conversations"
+                [],
+                show_label=False,
+                label="Your conversations",
+                elem_id="tb-conversations",
+                interactive=True,
             )
 
     def _add_chatbot(self, welcome: str, examples: list[str]) -> None:

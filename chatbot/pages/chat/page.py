@@ -67,9 +67,9 @@ class ChatPage:
         blocks.load(None, None, None, js=CHAT_JS)
         blocks.unload(self._forget)
         layout.new.click(self._start_conversation, [layout.token], outputs, **CONCURRENT)
-        picked = [layout.token, layout.titles]
-        layout.titles.input(self._open_conversation, picked, outputs, **CONCURRENT)
-        for event in (layout.new.click, layout.titles.input):
+        # The event names what was picked: as a value, only choices that the server made would pass.
+        layout.titles.select(self._open_conversation, [layout.token], outputs, **CONCURRENT)
+        for event in (layout.new.click, layout.titles.select):
             event(None, None, layout.sidebar, js=FOLD_SIDEBAR_JS)
         layout.chat.undo(self._undo, browser, outputs, **CONCURRENT)
         for button, step in ((layout.earlier, -1), (layout.later, 1)):
@@ -138,10 +138,10 @@ class ChatPage:
         yield from self._paint_all(views)
 
     def _open_conversation(
-        self, token: object, conversation_id: str, request: gr.Request
+        self, token: object, picked: gr.SelectData, request: gr.Request
     ) -> Iterator[Changes]:
         identity, session = self._identify(token, request), str(request.session_hash)
-        views = self._actions.open_conversation(identity, conversation_id, session)
+        views = self._actions.open_conversation(identity, picked.value, session)
         yield from self._paint_all(views)
 
     def _undo(self, token: object, position: object, request: gr.Request) -> Iterator[Changes]:

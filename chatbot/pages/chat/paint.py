@@ -52,11 +52,8 @@ class ChatPainter:
 
     @property
     def outputs(self) -> list[Any]:
-        """List the components that a handler changes to have a view painted.
-
-        The titles are among them because a server takes only choices that it knows.
-        """
-        return [self._layout.view, self._layout.text, self._layout.titles]
+        """List the components that a handler changes to have a view painted."""
+        return [self._layout.view, self._layout.text]
 
     def connect(self) -> None:
         """Have each view painted when it arrives."""
@@ -82,10 +79,7 @@ class ChatPainter:
             return {self._layout.text: f"{view['number']} {thought}{text}"}
         if not view:
             return {self._layout.view: gr.skip()}
-        changes: Changes = {self._layout.view: json.dumps(self._envelope(view))}
-        if "titles" in view:
-            changes[self._layout.titles] = gr.update(choices=view["titles"])
-        return changes
+        return {self._layout.view: json.dumps(self._envelope(view))}
 
     def _envelope(self, view: ChatView) -> dict[str, Any]:
         """Return what `paint.js` reads; an index counts in `_painted`."""
@@ -102,7 +96,9 @@ class ChatPainter:
             case "token" if not isinstance(value, LoginName):
                 return {layout.token: value}
             case "position":
-                return {layout.position: value.to_storage(), layout.titles: value.conversation}
+                titles = {"choices": view["titles"]} if "titles" in view else {}
+                titles_change = gr.update(value=value.conversation, **titles)
+                return {layout.position: value.to_storage(), layout.titles: titles_change}
             case "draft":
                 return {layout.composer: gr.update(value=value, **_composer_buttons(view))}
             case "busy" if "draft" not in view:

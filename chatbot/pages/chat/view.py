@@ -118,7 +118,7 @@ class ChatView(TypedDict, total=False):
     """Shown once, for a few seconds."""
     versions: Versions
     titles: list[tuple[str, str]]
-    """(title, id) of the person's conversations."""
+    """(title, id) of the person's conversations; comes with `position` alone."""
     pair: tuple[str, str] | None
     """The ids of two answers to choose between; None puts the card away."""
     rated: RatedAnswer | None
