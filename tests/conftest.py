@@ -301,17 +301,19 @@ def emulated_amx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_emulation(tmp_path_factory.mktemp("kernels"))
 
 
-@pytest.fixture(params=["as on this CPU", "without AVX512-BF16", "AMX, emulated"])
+@pytest.fixture(params=["AVX-512", "AVX512-BF16", "AMX"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Compute with the kernels for this CPU, with those for an older one, then a newer one."""
+    """Compute with the kernels for CPUs of one kind: at most this one's, or AMX by emulation."""
     import torch
 
     from chatbot.engine.local.kernels import library
     from tests.fixtures.kernel_builds import use_emulation
 
-    if request.param == "without AVX512-BF16":
+    if request.param == "AVX-512":
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    if request.param == "AMX, emulated":
+    elif request.param == "AVX512-BF16":
+        monkeypatch.setattr(library, "may_use_amx", lambda: False)
+    elif not library.may_use_amx():
         use_emulation(monkeypatch, request.getfixturevalue("emulated_amx"))
     library.kernel_library.cache_clear()
     yield request.param

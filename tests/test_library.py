@@ -23,9 +23,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+HAS_AMX = library.may_use_amx()
+
+
 @pytest.fixture(autouse=True)
-def forget_library() -> Iterator[None]:
-    """Leave the kernels of this CPU to other tests."""
+def without_amx(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Begin without AMX, and leave the kernels of this CPU to other tests."""
+    monkeypatch.setattr(library, "may_use_amx", lambda: False)
+    kernel_library.cache_clear()
     yield
     kernel_library.cache_clear()
 
@@ -61,6 +66,19 @@ def test_amx_computes_the_bytes_of_avx512_bit_for_bit_and_bfloat16_nearly(
         assert not all(same), "AMX sums in another order"
         for one, other in zip(found, expected, strict=True):
             assert (one - other).norm() < 1e-5 * other.norm()
+
+
+@pytest.mark.skipif(not HAS_AMX, reason="no AMX to compare its emulation with")
+@pytest.mark.parametrize("dtype, group", [(torch.bfloat16, None), (torch.float32, 48)])
+def test_amx_computes_what_its_emulation_does(
+    dtype: torch.dtype, group: int | None, emulated_amx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "may_use_amx", lambda: True)
+    kernel_library.cache_clear()
+    expected = products(dtype, group)
+    use_emulation(monkeypatch, emulated_amx)
+    for found, by_amx in zip(products(dtype, group), expected, strict=True):
+        assert torch.equal(found, by_amx)
 
 
 def test_amx_that_computes_wrong_is_refused_and_avx512_serves(

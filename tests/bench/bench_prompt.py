@@ -196,9 +196,8 @@ def main() -> None:
     parser.add_argument("--without-amx", action="store_true")
     options = parser.parse_args()
     if options.without_amx:
+        os.environ["TALKBACK_AMX"] = "0"
         os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_BF16"  # which oneDNN reads at its first use
-    else:
-        os.environ["TALKBACK_AMX"] = "1"
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options.base or str(find_real_model()), options, Path(folder))

@@ -80,12 +80,9 @@ def refuse_amx() -> bool:
 
 
 def may_use_amx() -> bool:
-    """Tell whether the kernels for AMX are asked for (TALKBACK_AMX=1), this CPU has it for bfloat16
-    and bytes, and the system lets us use it.
-
-    They have only been run by emulation so far, so nobody gets them unasked.
-    """
-    if os.environ.get("TALKBACK_AMX") != "1":
+    """Tell whether this CPU has AMX for bfloat16 and bytes, the system lets us use it, and nobody
+    has turned it off (TALKBACK_AMX=0)."""
+    if os.environ.get("TALKBACK_AMX") == "0":
         return False
     try:
         flags = Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split()
