@@ -100,6 +100,8 @@ class Cycle:
         self.revisions: frozenset[str | None] = frozenset()
         """All revisions that are the base in service."""
         self.base = BaseLocation("", None)
+        self.training_notes: list[str] = []
+        """What training did not manage, for the outcome's reasons."""
         newest, self.base_change = self.registry.promotion(), self.registry.base_change()
         self.seen = newest.id if newest else None
         """The promotion that the verdict is about: another one since is not overruled."""
@@ -175,6 +177,8 @@ class Cycle:
             *("--out", self.home.adapters),
             *(("--base-identity", identity) if identity else ()),
         )
+        if failure := result["metrics"].get("dpo", {}).get("failed"):
+            self.training_notes = [f"The choices did not train, the corrections did: {failure}"]
         return self.home.adapters / str(result["id"])
 
     def compare(self, snapshot: Snapshot, candidate: Path, current: AdapterRow) -> Path:
@@ -233,7 +237,7 @@ class Cycle:
             snapshot.id,
             candidate.name,
             str(report_folder / "report.md"),
-            verdict.reasons,
+            [*verdict.reasons, *self.training_notes],
             self.timer.seconds,
         )
 

@@ -28,7 +28,7 @@ def test_trl_tables_go_verbatim_into_trl_configs(tmp_path: Path) -> None:
 def test_without_a_file_the_defaults_are_the_houses_and_not_those_of_trl(tmp_path: Path) -> None:
     config = dpo.build_config(Recipe.read(Home.find(tmp_path)), tmp_path)
     assert config.learning_rate > 1e-5
-    assert config.precompute_ref_log_probs
+    assert not config.precompute_ref_log_probs
 
 
 def test_the_environment_sets_a_trl_key_as_a_number(

@@ -223,6 +223,37 @@ def test_dpo_that_undoes_what_sft_taught_is_taken_back(
     assert all(spoken(base, adapter, CORRECTIONS))
 
 
+@pytest.mark.parametrize(
+    "fault, reason",
+    [({"max_length": 8}, "every row is longer than"), ({"learning_rate": 1e9}, "dpo: .* is nan")],
+)
+def test_dpo_that_fails_costs_nothing_of_what_sft_taught(
+    fault: dict[str, Any],
+    reason: str,
+    tmp_path: Path,
+    base: Base,
+    base_folder: str,
+    snapshot: Snapshot,
+) -> None:
+    wild = {"max_grad_norm": 0.0, "num_train_epochs": 4}
+    recipe = FAST.model_copy(update={"dpo": wild | fault})
+    adapter = train_adapter(snapshot.folder, base_folder, None, tmp_path, recipe)
+    assert re.search(reason, manifest(adapter)["metrics"]["dpo"]["failed"])
+    assert all(spoken(base, adapter, CORRECTIONS))
+
+
+@pytest.mark.slow
+def test_dpo_begins_at_margin_zero_on_a_real_base_in_bfloat16(
+    tmp_path: Path, real_model: Path
+) -> None:
+    snapshot = write_corrections(tmp_path)
+    recipe = Recipe(sft={"num_train_epochs": 2}, dpo={"per_device_train_batch_size": 3})
+    metrics = manifest(train_adapter(snapshot.folder, str(real_model), None, tmp_path, recipe))[
+        "metrics"
+    ]
+    assert metrics["dpo"]["first_margin"] == 0 and metrics["dpo"]["steps"] > 1
+
+
 # -- Words of people
 
 

@@ -60,7 +60,6 @@ DPO_DEFAULTS = {
     "beta": 0.1,
     "loss_type": ["sigmoid", "sft"],
     "loss_weights": [1.0, 1.0],
-    "precompute_ref_log_probs": True,
 }
 """Our defaults for ``[training.dpo]``."""
 

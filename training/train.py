@@ -144,7 +144,7 @@ def train_lora(
     """Train a fresh LoRA, save it to `draft`, and return the metrics of the run.
 
     The base's model is as before afterwards. DPO comes second, so that its reference is the model
-    that already gives the approved answers.
+    that already gives the approved answers; if it fails, what SFT has learnt stays.
     """
     from peft import get_peft_model
     from transformers import set_seed
@@ -194,7 +194,8 @@ def _run_dpo(
     draft: Path,
     monitor: TrainingMonitor,
 ) -> TrainingMetrics:
-    """Run DPO; restore the weights from before when it made the model forget approved answers."""
+    """Run DPO; restore the weights from before when it failed after SFT, or made the model forget
+    approved answers."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     from training import dpo
@@ -203,7 +204,14 @@ def _run_dpo(
     known = _encode_answers(base, [*data.new, *data.replay], args.max_length)
     before = _count_recalled(model, base, known)
     weights = {k: v.clone() for k, v in get_peft_model_state_dict(model).items()}
-    metrics = dpo.train(model, base.tokenizer, data.pairs, args, monitor)
+    try:
+        metrics = dpo.train(model, base.tokenizer, data.pairs, args, monitor)
+    except TrainingError as error:
+        if not data.new:
+            raise
+        monitor.report_progress(f"{first_line(error)} What SFT has learnt stays.")
+        set_peft_model_state_dict(model, weights)
+        return {"failed": str(error), "kept": False}
     after = _count_recalled(model, base, known)
     if after < before:
         monitor.report_progress(
