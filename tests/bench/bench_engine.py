@@ -1,6 +1,7 @@
 """Measures how fast the engine decodes, against one `generate` thread in the same run.
 
-    python -m tests.bench.bench_engine                     # 135M shape, random weights
+    python -m tests.bench.bench_engine                     # SmolLM2-135M-Instruct
+    python -m tests.bench.bench_engine --base 135m         # its shape with random weights
     python -m tests.bench.bench_engine --base starter      # the model that comes along
     python -m tests.bench.bench_engine --kind int8         # in eight bits
     python -m tests.bench.bench_engine --rounds 9 --json
@@ -38,6 +39,7 @@ from chatbot.engine.workers.workers_engine import WorkersEngine
 from chatbot.model.base import STARTER, Base, load_base
 from chatbot.server import ENVIRONMENT
 from tests.fixtures import tiny_models
+from tests.fixtures.real_model import find_real_model
 
 PROMPT, ANSWER = 64, 48
 TURNS = 20
@@ -215,7 +217,7 @@ def report(found: dict[str, list[float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--base", default="135m", help="135m, starter, or any model")
+    parser.add_argument("--base", help="135m, starter, or any; else SmolLM2-135M-Instruct")
     parser.add_argument("--kind", default="torch", choices=["torch", "int8"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--busy", action="store_true", help="one thread, per CPU-second")
@@ -226,7 +228,11 @@ def main() -> None:
         clock = time.process_time
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temp:
-        known = {"starter": lambda: STARTER, "135m": lambda: str(shape_135m(Path(temp) / "135m"))}
+        known: dict[str | None, Callable[[], str]] = {
+            None: lambda: str(find_real_model()),
+            "135m": lambda: str(shape_135m(Path(temp) / "135m")),
+            "starter": lambda: STARTER,
+        }
         name = known.get(args.base, lambda: args.base)()
         base = load_base(name)
         made = [
