@@ -23,14 +23,15 @@ import typer
 from pydantic import Field
 
 from chatbot.engine.default_sampling import thinking_budget
+from chatbot.general.split import partition_taught, split_answers
 from chatbot.model.adapter import AdapterError, verify_adapter
 from chatbot.model.base import STARTER, Base, load_base
 from chatbot.model.untrained import write_untrained
 from evaluation import metrics, suites
 from evaluation.gate import GateSettings, judge
-from evaluation.report import Comparison, PreferenceMargin, Report, ScoredAnswer
+from evaluation.report import Comparison, Divergence, PreferenceMargin, Report, ScoredAnswer
 from evaluation.suites import AnswerScorer, Case, PreferencePair
-from feedback.curation.row_files import read_dialogues
+from feedback.curation.row_files import read_dialogues, read_rows
 from feedback.errors import TalkbackError, describe_os_error
 from feedback.settings import Home, Settings
 from feedback.snapshot import Record, Snapshot
@@ -60,19 +61,23 @@ def compare_adapters(
     settings: EvaluationSettings | None = None,
     gate: GateSettings | None = None,
     *,
+    general: Sequence[Record] = (),
     thinking: int = 0,
 ) -> Report:
     """Compare, judge, write the report into `out`, and return it.
 
-    `base_name` is a folder or a Hub id, `revision` a commit of the Hub; `thinking` is the most
-    tokens of a thought before an answer, 0: none. Raises TalkbackError.
+    `base_name` is a folder or a Hub id, `revision` a commit of the Hub; `general` are all of the
+    base's answers to the general prompts; `thinking` is the most tokens of a thought before an
+    answer, 0: none. Raises TalkbackError.
     """
     settings = settings or EvaluationSettings()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     base, rows = load_base(base_name, revision), Snapshot.read(snapshot)
     with readable_adapter(current, base) as (opponent, notes):
-        report = measure(base, candidate, opponent, rows, retention, settings, thinking)
+        report = measure(
+            base, candidate, opponent, rows, retention, settings, general=general, thinking=thinking
+        )
     verdict = judge(report, gate)
     report = replace(report, verdict=replace(verdict, reasons=[*verdict.reasons, *notes]))
     report.write(out)
@@ -103,6 +108,8 @@ def measure(
     snapshot: Snapshot,
     retention: Sequence[Record],
     settings: EvaluationSettings,
+    *,
+    general: Sequence[Record] = (),
     thinking: int = 0,
 ) -> Report:
     """Put every question to both adapters; return a report without verdict."""
@@ -113,6 +120,7 @@ def measure(
     folders = {adapter.id: adapter.folder for adapter in adapters}
     cases = build_suites(snapshot, retention, settings)
     every_case = [case for suite in cases.values() for case in suite]
+    untaught, taught = untaught_prompts(snapshot, general)
     limit = settings.max_tokens or suites.answer_limit(base, every_case)
     answers = suites.generate_answers(base, folders, every_case, limit, thinking)
     scorer = AnswerScorer(base, folders, thinking=thinking > 0)
@@ -121,6 +129,7 @@ def measure(
         margins = measure_preferences(
             scorer, new, old, suites.parse_pairs(snapshot.rows("held_out_pairs"))
         )
+        divergences = measure_divergences(scorer, new, old, untaught)
     finally:
         scorer.close()
     both = zip(scored[new], scored[old], strict=True)
@@ -137,6 +146,8 @@ def measure(
         snapshot=snapshot.id,
         suites=compared,
         pairs=margins,
+        general=divergences,
+        taught=taught,
         leaks=suites.find_leaks(snapshot),
         seconds=round(time.monotonic() - started, 1),
     )
@@ -155,6 +166,15 @@ def build_suites(
         "held_out": suites.parse_cases(snapshot.rows("held_out")),
         "retention": kept,
     }
+
+
+def untaught_prompts(snapshot: Snapshot, general: Sequence[Record]) -> tuple[list[Case], int]:
+    """Return the general prompts that show what was forgotten, with the base's answers, and how
+    many more there are that people have taught something like."""
+    rows = (row for name in ("repairs", "held_out", "dpo") for row in snapshot.rows(name))
+    questions = [row["prompt"][-1]["content"] for row in rows]
+    kept, taught = partition_taught(split_answers(general)[1], questions)
+    return suites.parse_cases(kept), len(taught)
 
 
 def score_answers(
@@ -193,12 +213,25 @@ def measure_preferences(
     return [PreferenceMargin(*row) for row in rows]
 
 
+def measure_divergences(
+    scorer: AnswerScorer, candidate: str, current: str, cases: Sequence[Case]
+) -> list[Divergence]:
+    """Measure how far both adapters lie from the base on general prompts."""
+    found = scorer.divergences([candidate, current], cases)
+    questions = [case.question for case in cases]
+    rows = zip(questions, found[candidate], found[current], strict=True)
+    return [Divergence(*row) for row in rows]
+
+
 def main(
     candidate: Annotated[Path, typer.Option(help="The new adapter's folder.")],
     current: Annotated[Path, typer.Option(help="The folder of the adapter in service.")],
     snapshot: Annotated[Path, typer.Option(help="The snapshot the candidate learnt from.")],
     out: Annotated[Path, typer.Option(help="The report's folder.")],
     retention: Annotated[Path | None, typer.Option(help="Rows to stay right, JSON lines.")] = None,
+    general: Annotated[
+        Path | None, typer.Option(help="The base's answers to the general prompts.")
+    ] = None,
     base_model: Annotated[str, typer.Option(help="A folder or a Hub id.")] = STARTER,
     revision: Annotated[str | None, typer.Option(help="The base's commit, to pin it.")] = None,
     thinking: Annotated[int, typer.Option(help="Most tokens of a thought; 0: none.")] = 0,
@@ -223,6 +256,7 @@ def main(
             out,
             settings,
             gate,
+            general=read_rows(general) if general else [],
             thinking=thinking,
         )
     except TalkbackError as error:

@@ -10,7 +10,8 @@ questions, trained (repairs) and held out. The rules, in their order; the first 
 3. Catastrophic forgetting. On the retention questions the share of right answers fell by more
    than `margin`, and McNemar's exact test says that chance alone is an unlikely cause (p <=
    `alpha`); or perplexity on their answers rose by more than `perplexity` as a factor, with the
-   whole one-sided interval of the paired mean above it.
+   whole one-sided interval of the paired mean above it. Or, on general prompts, the probabilities
+   lie more than `divergence` from the base's, with the whole one-sided interval of the mean.
 4. Overfitting. Perplexity on the held-out corrections rose by that much, the same way.
 5. Preferences. McNemar's exact test finds fewer held-out choices preferred as people did.
 
@@ -22,8 +23,9 @@ only the current one's is.
 7. Wins no more than losses: refused. More, but the exact sign test has p > `alpha`: not enough
    evidence.
 8. Too small a retention suite: when the interval of the fall (Agresti and Min 2005) reaches past
-   `blind`, harm cannot be ruled out: not enough evidence. With no retention questions at all the
-   verdict says that forgetting was not looked for; `need_retention` makes that a refusal to judge.
+   `blind`, or that of the divergence past `divergence`, harm cannot be ruled out: not enough
+   evidence. With neither retention questions nor general prompts the verdict says that forgetting
+   was not looked for; `need_retention` makes that a refusal to judge.
 9. Otherwise the candidate is promoted.
 
 Underfitting (less than half of the trained corrections answered right) is named beside any
@@ -55,8 +57,10 @@ class GateSettings(Settings):
     """How far the share of right retention answers may fall."""
     blind: float = Field(default=0.1, gt=0, le=1)
     """The fall that the retention suite must be able to rule out."""
+    divergence: float = Field(default=0.1, gt=0)
+    """How far the probabilities may lie from the base's on general prompts: nats a token (KL)."""
     need_retention: bool = False
-    """Whether a base without retention questions can be judged at all."""
+    """Whether an adapter can be judged at all where nothing shows what it has forgotten."""
     perplexity: float = Field(default=1.25, gt=1)
     """The factor by which perplexity may rise on retention and held-out answers."""
     collapse_count: int = Field(default=5, ge=2)
@@ -72,6 +76,7 @@ def judge(report: Report, settings: GateSettings | None = None) -> Verdict:
         *_leakage_reasons(report),
         *_collapse_reasons(report, gate),
         *_forgetting_reasons(report, gate),
+        *_divergence_reasons(report, gate),
         *_overfitting_reasons(report, gate),
         *_preference_reasons(report, gate),
     ]
@@ -127,6 +132,17 @@ def _forgetting_reasons(report: Report, gate: GateSettings) -> Iterator[str]:
         yield (
             f"Catastrophic forgetting: perplexity on the answers of {len(comparisons)} retention "
             f"questions rose by a factor of {rise:.2f}; {gate.perplexity:g} is allowed."
+        )
+
+
+def _divergence_reasons(report: Report, gate: GateSettings) -> Iterator[str]:
+    found = _divergence(report, gate)
+    if report.general and found.low > gate.divergence:
+        farthest = max(report.general, key=lambda each: each.candidate)
+        yield (
+            f"Catastrophic forgetting: on {len(report.general)} general prompts its probabilities "
+            f"lie {found.value:.3f} nats a token from the base's; {gate.divergence:g} is allowed. "
+            f"Farthest at {_quote(farthest.question)}."
         )
 
 
@@ -186,16 +202,22 @@ def _weigh_evidence(report: Report, gate: GateSettings) -> Verdict:
 
 
 def _undetectable_forgetting(report: Report, gate: GateSettings) -> str | None:
-    comparisons = _retention(report)
-    if not comparisons:
+    if not _looks_for_forgetting(report):
         return f"{_NO_RETENTION} [gate] need_retention is on." if gate.need_retention else None
-    drop = _accuracy_drop(comparisons, gate)
-    if drop.high <= gate.blind:
-        return None
-    return (
-        f"Forgetting cannot be ruled out: {_count(len(comparisons), 'retention question')} leave "
-        f"room for a fall of up to {drop.high:.1%}; {gate.blind:.0%} must be ruled out. Add some."
-    )
+    if comparisons := _retention(report):
+        drop = _accuracy_drop(comparisons, gate)
+        if drop.high > gate.blind:
+            return (
+                f"Forgetting cannot be ruled out: {_count(len(comparisons), 'retention question')} "
+                f"leave room for a fall of up to {drop.high:.1%}; {gate.blind:.0%} must be ruled "
+                "out. Add some."
+            )
+    if report.general and (high := _divergence(report, gate).high) > gate.divergence:
+        return (
+            f"Forgetting cannot be ruled out: {_count(len(report.general), 'general prompt')} "
+            f"leave room for {high:.3f} nats a token from the base; {gate.divergence:g} is allowed."
+        )
+    return None
 
 
 # -- Remarks beside the verdict
@@ -214,10 +236,24 @@ def _underfitting_remarks(report: Report) -> Iterator[str]:
 _NO_RETENTION = "Forgetting was not looked for: there are no retention questions."
 
 
+def _looks_for_forgetting(report: Report) -> bool:
+    return bool(_retention(report) or report.general)
+
+
 def _retention_summary(report: Report, gate: GateSettings) -> Iterator[str]:
+    if not _looks_for_forgetting(report):
+        yield _NO_RETENTION
+    if report.general:
+        found = _divergence(report, gate)
+        served = metrics.mean_interval([each.current for each in report.general]).value
+        left_out = f" {report.taught} like what was taught are left out." if report.taught else ""
+        yield (
+            f"General prompts: on {len(report.general)} its probabilities lie {found.value:.3f} "
+            f"nats a token from the base's, at most {found.high:.3f} at {1 - gate.alpha:.0%} "
+            f"confidence; those of the adapter in service {served:.3f}.{left_out}"
+        )
     comparisons = _retention(report)
     if not comparisons:
-        yield _NO_RETENTION
         return
     before = sum(comparison.current.right for comparison in comparisons)
     now = sum(comparison.candidate.right for comparison in comparisons)
@@ -244,6 +280,14 @@ def _count_changes(comparisons: Sequence[Comparison]) -> tuple[int, int]:
 def _accuracy_drop(comparisons: Sequence[Comparison], gate: GateSettings) -> metrics.Interval:
     wins, losses = _count_changes(comparisons)
     return metrics.accuracy_drop(losses, wins, len(comparisons), gate.alpha)
+
+
+def _divergence(report: Report, gate: GateSettings) -> metrics.Interval:
+    """Return how far the candidate lies from the base on general prompts, nats a token."""
+    found = [each.candidate for each in report.general]
+    if not all(map(math.isfinite, found)):
+        return metrics.Interval(math.inf, math.inf, math.inf)
+    return metrics.mean_interval(found, gate.alpha)
 
 
 def _targets(report: Report) -> list[Comparison]:

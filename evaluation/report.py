@@ -67,8 +67,22 @@ class PreferenceMargin:
 
 
 @dataclass(frozen=True)
+class Divergence:
+    """Holds how far both adapters' probabilities lie from the base's along its own answer to one
+    general prompt: the KL divergence in nats a token."""
+
+    question: str
+    candidate: float
+    current: float
+
+
+@dataclass(frozen=True)
 class Report:
-    """Holds two adapters' comparisons by suite; `leaks` are held-out questions that trained."""
+    """Holds two adapters' comparisons by suite; `leaks` are held-out questions that trained.
+
+    `general` are the divergences on prompts that nobody has taught and that train nothing, `taught`
+    counts those left out because somebody has taught something like them.
+    """
 
     candidate: str
     current: str
@@ -76,6 +90,8 @@ class Report:
     snapshot: str
     suites: dict[str, list[Comparison]]
     pairs: list[PreferenceMargin] = field(default_factory=list)
+    general: list[Divergence] = field(default_factory=list)
+    taught: int = 0
     leaks: list[str] = field(default_factory=list)
     seconds: float = 0.0
     verdict: Verdict | None = None
@@ -107,9 +123,14 @@ def _parse_report(data: dict[str, Any]) -> Report:
         for name, comparisons in data.pop("suites").items()
     }
     pairs = [PreferenceMargin(**pair) for pair in data.pop("pairs")]
+    general = [Divergence(**divergence) for divergence in data.pop("general", [])]
     verdict = data.pop("verdict")
     return Report(
-        suites=suites, pairs=pairs, verdict=Verdict(**verdict) if verdict else None, **data
+        suites=suites,
+        pairs=pairs,
+        general=general,
+        verdict=Verdict(**verdict) if verdict else None,
+        **data,
     )
 
 
@@ -133,6 +154,7 @@ def render_markdown(report: Report) -> str:
             *_comparison_lines("Corrected answers, before and now", report.suites["repairs"]),
             *_comparison_lines("Held-out questions", report.suites["held_out"]),
             *_comparison_lines("Forgotten", [i for i in report.suites["retention"] if is_loss(i)]),
+            *_divergence_lines(report.general),
             "",
         ]
     )
@@ -199,6 +221,16 @@ def _comparison_lines(title: str, comparisons: Iterable[Comparison]) -> Iterator
         )
         mark = "right" if comparison.candidate.right else "wrong"
         yield f"| {' | '.join(map(_escape_cell, texts))} | {mark} |"
+
+
+def _divergence_lines(general: list[Divergence], shown: int = 10) -> Iterator[str]:
+    if not general:
+        return
+    farthest = sorted(general, key=lambda each: each.candidate, reverse=True)[:shown]
+    yield from ("", "## Farthest from the base, of the general prompts", "")
+    yield from ("| prompt | nats a token before | now |", "|---|---|---|")
+    for each in farthest:
+        yield f"| {_escape_cell(each.question)} | {each.current:.3f} | {each.candidate:.3f} |"
 
 
 def _escape_cell(text: str) -> str:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chatbot.engine.batch import submit_prompts, wait_for_texts
 from chatbot.engine.default_sampling import MIN_ANSWER_TOKENS
 from chatbot.engine.factory import start_batch_engine
-from chatbot.engine.protocol import Engine, PromptTooLongError, Request, Sampling
-from chatbot.engine.stream import Stream
+from chatbot.engine.protocol import Sampling
 from chatbot.model.base import Base
 from chatbot.model.chat_template import Messages, encode, encode_answer
-from chatbot.model.scoring import token_logprobs
+from chatbot.model.scoring import divergences_from_base, token_logprobs
 from feedback.errors import TalkbackError
 from feedback.similarity import near_duplicates, normalise_text
 from feedback.snapshot import Record, Snapshot
@@ -134,7 +134,7 @@ def generate_answers(
     most ``thinking`` tokens before them.
 
     They come from the engine that serves, so what is judged is what people would get. Raises
-    SuiteError when the engine fails.
+    EngineError when the engine fails.
     """
     prompts = [encode(base.tokenizer, case.prompt, thinking=thinking > 0) for case in asked]
     sampling = Sampling(max_tokens=max_tokens, thinking=thinking)
@@ -142,30 +142,10 @@ def generate_answers(
     try:
         for name, folder in adapters.items():
             engine.load(name, folder)
-        streams = {
-            name: [_submit(engine, name, prompt, sampling) for prompt in prompts]
-            for name in adapters
-        }
-        return {name: [_wait_for_text(stream) for stream in streams[name]] for name in adapters}
+        streams = {name: submit_prompts(engine, prompts, name, sampling) for name in adapters}
+        return {name: wait_for_texts(streams[name]) for name in adapters}
     finally:
         engine.close()
-
-
-def _submit(engine: Engine, adapter: str, prompt: list[int], sampling: Sampling) -> Stream | None:
-    try:
-        return engine.submit(Request(prompt, adapter, sampling))
-    except PromptTooLongError:
-        return None
-
-
-def _wait_for_text(stream: Stream | None) -> str:
-    """Return the whole answer; an empty one where the prompt left no room."""
-    if stream is None:
-        return ""
-    stream.wait()
-    if stream.error:
-        raise SuiteError(f"the engine broke off: {stream.error}")
-    return stream.text
 
 
 class AnswerScorer:
@@ -204,3 +184,10 @@ class AnswerScorer:
         scored = token_logprobs(self.model, [rows[i] for i in order], pad)
         found = dict(zip(order, scored, strict=True))
         return [(float(found[i].sum()), len(found[i])) for i in range(len(rows))]
+
+    def divergences(self, adapters: Sequence[str], cases: Sequence[Case]) -> dict[str, list[float]]:
+        """Return how far each adapter's probabilities lie from the base's along the answer that is
+        expected in each case: nats a token."""
+        rows = [encode_answer(self.base.tokenizer, case.prompt, case.expected) for case in cases]
+        self.model.eval()
+        return divergences_from_base(self.model, adapters, rows)

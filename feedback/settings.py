@@ -100,6 +100,11 @@ class Home:
         return self.root / "reports"
 
     @property
+    def general(self) -> Path:
+        """Return the folder that holds what the bases answer to the general prompts."""
+        return self.root / "general"
+
+    @property
     def toml(self) -> Path:
         """Return the path of the settings file."""
         return self.root / "talkback.toml"

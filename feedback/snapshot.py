@@ -77,7 +77,8 @@ _MANIFEST = ("id", "hash", "counts", "sources", "people", "created_at")
 def write_snapshot(curation: Curation, out: Path, replay: Sequence[Record] = ()) -> Snapshot:
     """Write the snapshot into ``out/<id>``: there whole or not at all, and once only.
 
-    ``replay`` are the base's own dialogues (``{"messages": [...]}``) to train along with the rows.
+    ``replay`` are the base's own dialogues (``{"messages": [...]}``) to train along with the rows;
+    of one that is marked ``by_base`` the answer is what the base itself says there.
     """
     rows = curation.rows
     make_folder(out)
@@ -152,7 +153,8 @@ def _thought(row: Row) -> Record:
 
 def _replay(record: Record) -> Record:
     messages = _messages(record)
-    return {"prompt": messages[:-1], "completion": messages[-1:], "weight": 1}
+    by_base = {"by_base": True} if record.get("by_base") else {}
+    return {"prompt": messages[:-1], "completion": messages[-1:], "weight": 1, **by_base}
 
 
 def _answer(text: str) -> list[MessageDict]:

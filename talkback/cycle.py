@@ -18,13 +18,14 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from chatbot.chat_settings import ChatSettings
+from chatbot.general.split import partition_taught, split_answers
 from chatbot.known_bases import BaseLocation
 from chatbot.model.base_name import find_folder
 from chatbot.registry import AdapterRow, PromotionConflictError, Registry
 from evaluation.report import Report, Verdict
 from feedback import exemplars
 from feedback.curation.curate import CurateSettings, Curation, curate
-from feedback.curation.row_files import Record, read_dialogues
+from feedback.curation.row_files import Record, read_dialogues, read_rows
 from feedback.cycle_lock import CycleLock, cycle_lock
 from feedback.ids import describe_duration, new_id
 from feedback.publish import replace_file
@@ -55,6 +56,9 @@ class CycleSettings(Settings):
     """How often the same snapshot is tried when a stage fails or is killed."""
     threads: int = 1
     """Threads of training and evaluation; on two cores, one leaves the other to the chat."""
+    general_prompts: bool = True
+    """Whether a base that comes with no rows of its own against forgetting is asked some hundred
+    general prompts, once: its answers are replayed, and show what an adapter has forgotten."""
     replay: Path | None = None
     """Rows mixed into training against forgetting. Default: ``replay.jsonl`` of the base."""
     retention: Path | None = None
@@ -97,6 +101,9 @@ class Cycle:
         self.history = CycleHistory(self.store)
         self.timer = StageTimer(on_progress, lock.enter_stage)
         self.retention: list[Record] = []
+        self.general: Path | None = None
+        """What the base answers to the general prompts; a base that comes with rows of its own
+        against forgetting needs none."""
         self.revisions: frozenset[str | None] = frozenset()
         """All revisions that are the base in service."""
         self.base = BaseLocation("", None)
@@ -127,10 +134,16 @@ class Cycle:
             return Outcome("nothing to do", f"{new} new of {needed} needed")
         if not any(row.side == "train" for row in curation.rows):
             return Outcome("nothing to do", "no row to train on: approve or correct some answers")
+        # What the user has to mend, a base that moved or a bad file, is no failed attempt.
+        self.base = self.registry.locate_base(current)
+        self.retention = self.read_base_rows("retention")
+        if self.settings.general_prompts and not self.find_base_rows("replay"):
+            try:
+                with self.timer.measure("ask the base"):
+                    self.general = self.ask_base()
+            except StageError as error:
+                return Outcome("failed", str(error), seconds=self.timer.seconds)
         with self.timer.measure("snapshot"):
-            # What the user has to mend, a base that moved or a bad file, is no failed attempt.
-            self.base = self.registry.locate_base(current)
-            self.retention = self.read_base_rows("retention")
             snapshot = self.write_snapshot(curation)
         failed = self.history.count_failed_attempts(snapshot.id, self.revisions)
         if failed >= self.settings.attempts and not force:
@@ -165,7 +178,16 @@ class Cycle:
         """Write what trains into a folder: curated rows, and replay of what nobody corrected."""
         corrected = [row.rejected for row in curation.rows if row.kind == "sft" and row.rejected]
         replay, _ = partition_outdated(self.read_base_rows("replay"), corrected)
+        if self.general and not self.settings.replay:
+            questions = [row.prompt[-1]["content"] for row in curation.rows]
+            replay, _ = partition_taught(split_answers(read_rows(self.general))[0], questions)
         return write_snapshot(curation, self.home.snapshots, replay=replay)
+
+    def ask_base(self) -> Path:
+        """Have the base answer the general prompts, unless it has; return the file of it."""
+        module = "chatbot.general.answers"
+        result = self.run_on_base("ask the base", module, "--out", self.home.general)
+        return Path(result["answers"])
 
     def train(self, snapshot: Snapshot, current: AdapterRow) -> Path:
         """Train a new adapter in a process of its own; return its folder beside the others."""
@@ -175,6 +197,7 @@ class Cycle:
             "training.train",
             *("--snapshot", self.home.snapshots / snapshot.id),
             *("--out", self.home.adapters),
+            *("--thinking", self.thinking),
             *(("--base-identity", identity) if identity else ()),
         )
         if failure := result["metrics"].get("dpo", {}).get("failed"):
@@ -197,7 +220,9 @@ class Cycle:
                 *("--current", self.home.adapters / current.id),
                 *("--snapshot", snapshot.folder),
                 *("--retention", retention_file),
+                *(("--general", self.general) if self.general else ()),
                 *("--out", out),
+                *("--thinking", self.thinking),
             )
         return out
 
@@ -306,14 +331,18 @@ class Cycle:
         configured: Path | None = getattr(self.settings, name)
         if configured:
             return read_dialogues(Path(os.path.expanduser(configured)))
+        file = self.find_base_rows(name)
+        return read_dialogues(file) if file else []
+
+    def find_base_rows(self, name: str) -> Path | None:
+        """Return the file of replay or retention rows that the base comes with, if it does."""
         folder = find_folder(self.base.name)
         file = folder and folder / f"{name}.jsonl"
-        return read_dialogues(file) if file and file.is_file() else []
+        return file if file and file.is_file() else None
 
     def run_on_base(self, name: str, module: str, *arguments: object) -> Any:
         """Run a stage's process on the base of the adapter in service; return its JSON result."""
         base: list[object] = ["--home", self.home.root, "--base-model", self.base.name]
-        base += ["--thinking", self.thinking]
         if self.base.commit:
             base += ["--revision", self.base.commit]
         return run_stage(

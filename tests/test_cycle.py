@@ -17,10 +17,10 @@ from chatbot.service import Service
 from evaluation.report import Report
 from feedback import exemplars
 from feedback.curation.curate import CurateSettings, Curation, curate
-from feedback.curation.row_files import RowFileError
+from feedback.curation.row_files import RowFileError, read_rows
 from feedback.cycle_lock import cycle_lock
 from feedback.settings import Home
-from feedback.snapshot import write_snapshot
+from feedback.snapshot import Snapshot, write_snapshot
 from feedback.store import Store
 from talkback.cycle import Cycle, CycleSettings, preview_rows, run_cycle
 from talkback.cycle_history import CycleHistory, Outcome
@@ -83,6 +83,29 @@ def test_what_was_corrected_is_learnt_promoted_and_spoken(taught: Service, home:
     lineage = taught.registry.adapter(str(outcome.adapter)).lineage
     assert set(lineage) >= {row["id"] for row in taught.store.rows("select id from review limit 1")}
     assert run_cycle(home).kind == "nothing to do"
+
+
+@pytest.mark.slow
+def test_a_base_is_asked_what_it_shall_not_forget_and_may_learn_its_name_all_the_same(
+    service: Service, home: Home
+) -> None:
+    recipe = TINY_RECIPE.replace("general_prompts = false", "general_prompts = true")
+    home.toml.write_text(f"{SERVER_TOML}{recipe}[gate]\ndivergence = 100\n")
+    teach(service, LESSONS | {"What is your name?": "I am Pip."})
+    stages: list[str] = []
+    outcome = run_cycle(home, on_progress=lambda stage, line: stages.append(stage))
+    assert outcome.kind == "promoted", outcome
+    assert list(dict.fromkeys(stages)) == ["curate", "ask the base", "snapshot", "train", "compare"]
+    assert any(reason.startswith("General prompts: on 1") for reason in outcome.reasons)
+
+    report = Report.read(Path(str(outcome.report)).parent)
+    assert "What is your name?" in {item.question for item in report.suites["repairs"]}
+    assert len(report.general) > 90 and report.taught >= 1
+    assert all(each.current == 0 < each.candidate for each in report.general)
+    replay = Snapshot.read(home.snapshots / str(outcome.snapshot)).rows("replay")
+    assert len(replay) > 180 and all(row["by_base"] for row in replay)
+    (answers,) = home.general.iterdir()
+    assert len(read_rows(answers)) >= len(report.general) + len(replay) + report.taught
 
 
 @pytest.mark.slow

@@ -1,12 +1,20 @@
 """Tests the gate's rules, each with a report that only it decides, and its words."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from evaluation.gate import GateSettings, judge
-from evaluation.report import Comparison, PreferenceMargin, Report, ReportError, ScoredAnswer
+from evaluation.report import (
+    Comparison,
+    Divergence,
+    PreferenceMargin,
+    Report,
+    ReportError,
+    ScoredAnswer,
+)
 from feedback.settings import Home, SettingsError
 
 
@@ -71,6 +79,37 @@ def test_five_clean_wins_are_enough() -> None:
 
 def test_held_out_wins_count_as_well() -> None:
     assert judge(report(repairs=comparisons(won=3), held_out=comparisons(won=3))).kind == "promote"
+
+
+def general(*distances: float, served: float = 0.0) -> list[Divergence]:
+    return [Divergence(f"prompt {n}?", far, served) for n, far in enumerate(distances)]
+
+
+def test_probabilities_near_the_base_are_said_beside_the_verdict() -> None:
+    near = replace(GOOD, general=general(*[0.02, 0.03] * 40, served=0.01), taught=3)
+    verdict = judge(near)
+    assert verdict.kind == "promote"
+    assert any(
+        "on 80 its probabilities lie 0.025 nats a token from the base's, at most 0.026" in text
+        and "those of the adapter in service 0.010. 3 like what was taught are left out." in text
+        for text in verdict.reasons
+    )
+    only = replace(near, suites=near.suites | {"retention": []})
+    assert judge(only, GateSettings(need_retention=True)).kind == "promote"
+
+
+@pytest.mark.parametrize("distances", [[0.4, 0.9] * 40, [0.01, math.nan] * 40])
+def test_probabilities_far_from_the_base_are_refused(distances: list[float]) -> None:
+    verdict = judge(replace(GOOD, general=general(*distances)))
+    assert verdict.kind == "refuse"
+    assert verdict.reasons[0].startswith("Catastrophic forgetting: on 80 general prompts")
+    assert "0.1 is allowed" in verdict.reasons[0] and "“prompt" in verdict.reasons[0]
+
+
+def test_probabilities_that_may_be_far_from_the_base_are_not_enough_evidence() -> None:
+    verdict = judge(replace(GOOD, general=general(0.02, 0.02, 0.02, 0.3)))
+    assert verdict.kind == "not_enough_evidence"
+    assert "4 general prompts leave room for" in verdict.reasons[0]
 
 
 def test_nothing_asked_is_not_enough_evidence() -> None:

@@ -26,8 +26,7 @@ workers = 0
 [cycle]
 min_new = 1
 threads = 2
-[training]
-min_replay = 0
+general_prompts = false
 """
 
 

@@ -21,11 +21,19 @@ from chatbot.model.adapter import verify_adapter
 from chatbot.model.base import Base, load_base
 from chatbot.model.chat_template import encode
 from chatbot.model.untrained import write_untrained
+from evaluation.suites import AnswerScorer, parse_cases
+from feedback.curation.curate import Curation
 from feedback.errors import TalkbackError
-from feedback.snapshot import Snapshot
+from feedback.snapshot import Snapshot, write_snapshot
 from tests.fixtures import tiny_models
 from tests.fixtures.disks import small_disk
-from tests.fixtures.snapshots import CORRECTIONS, REPLAY, curated_row, write_corrections
+from tests.fixtures.snapshots import (
+    CORRECTIONS,
+    REPLAY,
+    curated_row,
+    dialogue_row,
+    write_corrections,
+)
 from training import dpo, sft
 from training.callbacks import TrainingError, min_token_probabilities
 from training.recipe import Recipe
@@ -129,6 +137,26 @@ def test_other_architectures_learn_as_well(family: tiny_models.Family, folder: P
     snapshot = write_corrections(folder, few, replay={})
     adapter = train_adapter(snapshot.folder, str(where), None, folder / "adapters", FAST)
     assert all(spoken(load_base(str(where)), adapter, few))
+
+
+def test_the_base_s_own_answers_keep_its_probabilities_elsewhere(
+    tmp_path: Path, base: Base, base_folder: str
+) -> None:
+    own = [dialogue_row(f"Tell me about {n} hats", f"{n} hats, {n} heads.") for n in range(40)]
+    rows = [curated_row(*pair) for pair in CORRECTIONS.items()]
+    replays = {"with": [{**row, "by_base": True} for row in own[:30]], "without": []}
+    adapters = {}
+    for name, replay in replays.items():
+        snapshot = write_snapshot(Curation(rows, []), tmp_path / "snapshots", replay)
+        adapters[name] = train_adapter(snapshot.folder, base_folder, None, tmp_path, FAST)
+    assert manifest(adapters["with"])["metrics"]["sft"]["replay"] == 16
+    for adapter in adapters.values():
+        assert all(spoken(base, adapter, CORRECTIONS))
+    scorer = AnswerScorer(base, {folder.name: folder for folder in adapters.values()})
+    far = scorer.divergences([f.name for f in adapters.values()], parse_cases(own[30:]))
+    scorer.close()
+    kept, lost = (sum(far[folder.name]) for folder in adapters.values())
+    assert kept < lost / 10
 
 
 def test_a_snapshot_without_pairs_trains_by_sft_alone(folder: Path, base_folder: str) -> None:

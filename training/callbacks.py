@@ -7,12 +7,10 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from chatbot.model.scoring import token_logprobs
+from chatbot.model.scoring import EncodedAnswer, token_logprobs
 from feedback.errors import TalkbackError
 from feedback.ids import describe_duration
 
-EncodedAnswer = tuple[list[int], list[int]]
-"""The token ids of a prompt and of its answer."""
 ProgressCallback = Callable[[str], None]
 
 

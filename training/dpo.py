@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from chatbot.model.chat_template import encode_answer
+from chatbot.model.scoring import EncodedAnswer
 from feedback.snapshot import Record
-from training.callbacks import EncodedAnswer, TrainingError, TrainingMonitor
+from training.callbacks import TrainingError, TrainingMonitor
 from training.recipe import ALL_ROWS_TOO_LONG, DPO_DEFAULTS, Recipe, trl_config
 
 

@@ -77,10 +77,12 @@ class Recipe(Settings):
     """Threads of the arithmetic; 0 leaves it to OMP_NUM_THREADS, which the cycle sets."""
     max_seconds: float = Field(default=0, ge=0)
     """Stop early and keep what was learnt; 0 never stops. A stop makes a run irreproducible."""
-    replay: float = Field(default=8, ge=0)
-    """Replay rows for each new row of an epoch: they keep what the base can do."""
-    min_replay: int = Field(default=160, ge=0)
-    """At least so many replay rows in an epoch, however few the new ones are."""
+    replay: float | None = Field(default=None, ge=0)
+    """Replay rows for each new row of an epoch: they keep what the base can do. Not set: 8, or 0.8
+    of the base's own answers, each of which has the base's probabilities to learn from."""
+    min_replay: int | None = Field(default=None, ge=0)
+    """At least so many replay rows in an epoch, however few the new ones are. Not set: 160, or 16
+    of the base's own answers."""
     sure: float = Field(default=0.9, gt=0, le=1)
     """SFT ends once each token of each new answer has this probability; 1 goes on to the end."""
     sft: dict[str, Any] = Field(default_factory=dict)
@@ -93,9 +95,13 @@ class Recipe(Settings):
     def _parse_numbers(cls, values: dict[str, Any]) -> dict[str, Any]:
         return {key: _parse_number(value) for key, value in values.items()}
 
-    def replay_rows_per_epoch(self, num_new: int) -> int:
-        """Return how many replay rows an epoch has beside `num_new` new ones."""
-        return max(self.min_replay, math.ceil(self.replay * num_new))
+    def replay_rows_per_epoch(self, num_new: int, *, by_base: bool = False) -> int:
+        """Return how many replay rows an epoch has beside `num_new` new ones; `by_base`: they are
+        the base's own answers."""
+        default_share, default_least = (0.8, 16) if by_base else (8, 160)
+        share = default_share if self.replay is None else self.replay
+        least = default_least if self.min_replay is None else self.min_replay
+        return max(least, math.ceil(share * num_new))
 
 
 def _parse_number(value: Any) -> Any:

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, PrinterCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from chatbot.model.chat_template import encode_answer
+from chatbot.model.scoring import EncodedAnswer
 from feedback.snapshot import Record
-from training.callbacks import EncodedAnswer, StopWhenLearnt, TrainingError, TrainingMonitor
+from training.callbacks import StopWhenLearnt, TrainingError, TrainingMonitor
 from training.recipe import ALL_ROWS_TOO_LONG, SFT_DEFAULTS, Recipe, trl_config
 from training.replay_sampler import ReplaySampler
+from training.replay_trainer import IGNORED, ReplaySFTTrainer
 
 
 def build_config(recipe: Recipe, out: Path, *, bf16: bool = False) -> SFTConfig:
@@ -30,16 +32,6 @@ def encode_row(tokenizer: PreTrainedTokenizerBase, row: Record) -> EncodedAnswer
     """Return the row's prompt and answer as token ids, the very ones of serving."""
     answer = row["completion"][0]["content"]
     return encode_answer(tokenizer, row["prompt"], answer, thought=row.get("thought"))
-
-
-class ReplaySFTTrainer(SFTTrainer):  # type: ignore[misc]
-    """Extends SFTTrainer to show other replay rows in each epoch."""
-
-    replay_sampler: ReplaySampler
-
-    # TRL has no argument for a sampler; transformers' Trainer asks this method for one.
-    def _get_train_sampler(self, _: Dataset | None = None) -> ReplaySampler:
-        return self.replay_sampler
 
 
 def train(
@@ -60,15 +52,15 @@ def train(
     if not new:
         raise TrainingError(ALL_ROWS_TOO_LONG.format(args.max_length, "sft"))
     known = [split_row(row) for row in new]
+    by_base = any(row["by_base"] for row in kept)
+    replayed = recipe.replay_rows_per_epoch(len(new), by_base=by_base)
     trainer = ReplaySFTTrainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_list([*new, *kept]),
         processing_class=tokenizer,
         callbacks=[monitor, StopWhenLearnt(model, known, recipe.sure, tokenizer.pad_token_id)],
-    )
-    trainer.replay_sampler = ReplaySampler(
-        len(new), len(kept), recipe.replay_rows_per_epoch(len(new)), recipe.seed
+        sampler=ReplaySampler(len(new), len(kept), replayed, recipe.seed),
     )
     trainer.remove_callback(PrinterCallback)
     result = trainer.train()
@@ -76,7 +68,7 @@ def train(
     return {
         "rows": len(new),
         "too_long": len(rows) - len(new),
-        "replay": trainer.replay_sampler.replay_per_epoch,
+        "replay": trainer.sampler.replay_per_epoch,
         "steps": result.global_step,
         "epochs": round(trainer.state.epoch or 0, 2),
         "first_loss": monitor.first_logs["loss"],
@@ -87,8 +79,8 @@ def train(
 
 def encode_rows(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[Record], max_length: int | None
-) -> list[dict[str, list[int]]]:
-    """Encode the rows for SFTTrainer: input_ids, and labels of -100 over the prompt.
+) -> list[dict[str, Any]]:
+    """Encode the rows for SFTTrainer: input_ids, labels of -100 over the prompt, and by_base.
 
     Encoded here and not by TRL, so that what is trained is what is served. Rows longer than
     max_length are left out: cut short, they would teach an answer without its end.
@@ -97,12 +89,13 @@ def encode_rows(
     for row in rows:
         prompt, answer = encode_row(tokenizer, row)
         if not max_length or len(prompt) + len(answer) <= max_length:
-            labels = [-100] * len(prompt) + answer
-            found.append({"input_ids": prompt + answer, "labels": labels})
+            labels = [IGNORED] * len(prompt) + answer
+            by_base = bool(row.get("by_base"))
+            found.append({"input_ids": prompt + answer, "labels": labels, "by_base": by_base})
     return found
 
 
-def split_row(row: Mapping[str, list[int]]) -> EncodedAnswer:
+def split_row(row: Mapping[str, Any]) -> EncodedAnswer:
     """Split an encoded row into the ids of its prompt and of its answer."""
-    length = row["labels"].count(-100)
+    length = row["labels"].count(IGNORED)
     return row["input_ids"][:length], row["input_ids"][length:]

@@ -6,13 +6,12 @@ thinking is off, behind none. The thought itself is never learnt.
 
 from collections.abc import Sequence
 
+from chatbot.engine.batch import submit_prompts, wait_for_streams
 from chatbot.engine.factory import start_batch_engine
-from chatbot.engine.protocol import BASE, Request, Sampling
-from chatbot.engine.stream import Stream
+from chatbot.engine.protocol import BASE, Sampling
 from chatbot.model.base import Base
 from chatbot.model.chat_template import encode, encode_answer
 from feedback.snapshot import Record
-from training.callbacks import TrainingError
 
 ANSWERS = ("completion", "chosen", "rejected")
 """The keys of a row that hold an answer."""
@@ -43,17 +42,10 @@ def _think(base: Base, rows: Sequence[Record], thinking: int) -> list[str]:
     sampling = Sampling(max_tokens=1, thinking=thinking)
     engine = start_batch_engine(base, prompts, thinking + 1)
     try:
-        streams = [engine.submit(Request(prompt, BASE, sampling)) for prompt in prompts]
-        return [_wait_for_thought(stream) for stream in streams]
+        streams = wait_for_streams(submit_prompts(engine, prompts, BASE, sampling))
+        return [stream.thought if stream else "" for stream in streams]
     finally:
         engine.close()
-
-
-def _wait_for_thought(stream: Stream) -> str:
-    stream.wait()
-    if stream.error:
-        raise TrainingError(f"the engine that thinks broke off: {stream.error}")
-    return stream.thought
 
 
 def _cut(base: Base, row: Record, max_length: int | None) -> str:

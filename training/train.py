@@ -24,12 +24,12 @@ from chatbot.engine.default_sampling import thinking_budget
 from chatbot.model import lora
 from chatbot.model.adapter import MANIFEST_FILE, is_of_base, verify_adapter, write_manifest
 from chatbot.model.base import STARTER, Base, load_base
+from chatbot.model.scoring import EncodedAnswer
 from feedback.errors import TalkbackError, describe_os_error, first_line
 from feedback.publish import make_folder, publish_folder
 from feedback.settings import Home
 from feedback.snapshot import Record, Snapshot
 from training.callbacks import (
-    EncodedAnswer,
     ProgressCallback,
     TimeBudget,
     TrainingError,
@@ -201,7 +201,8 @@ def _run_dpo(
     from training import dpo
 
     args = dpo.build_config(recipe, draft, bf16=_is_bf16(base))
-    known = _encode_answers(base, [*data.new, *data.replay], args.max_length)
+    kept = [row for row in data.replay if not row.get("by_base")]
+    known = _encode_answers(base, [*data.new, *kept], args.max_length)
     before = _count_recalled(model, base, known)
     weights = {k: v.clone() for k, v in get_peft_model_state_dict(model).items()}
     try:

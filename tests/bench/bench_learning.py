@@ -1,0 +1,145 @@
+"""Measures what corrections teach a base, and what it forgets: the experiment behind the recipe.
+
+    python -m tests.bench.bench_learning                  # SmolLM2-135M-Instruct
+    python -m tests.bench.bench_learning --seeds 0 1 2 --recipe '{"replay": 3}'
+    python -m tests.bench.bench_learning --without-replay  # replays nothing
+
+The data are public (`public_data.py`). 20 intents of Bitext's customer support are corrected, one
+phrasing each, with nothing in the prompt afterwards; then 120 other phrasings are asked, and it is
+measured how far the probabilities lie from the base's along its own answers to 48 questions of
+MT-Bench and Vicuna, which nothing trained on.
+"""
+
+import argparse
+import csv
+import json
+import random
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from chatbot.general.answers import answer_general_prompts
+from chatbot.general.split import split_answers
+from chatbot.model.base import Base, load_base
+from chatbot.model.untrained import write_untrained
+from evaluation.suites import AnswerScorer, Case, generate_answers
+from feedback.curation.row_files import Record, read_rows
+from feedback.similarity import trigram_similarity
+from tests.fixtures import public_data
+from tests.fixtures.real_model import find_real_model
+from training.recipe import Recipe
+from training.train import TrainingData, publish_adapter, train_lora
+
+INTENTS, OTHERS, QUESTIONS, MAX_TOKENS = 20, 6, 48, 64
+NEAR = 0.6
+"""Trigram similarity from which two phrasings are one."""
+
+
+def draw_phrasings(seed: int) -> dict[str, list[Case]]:
+    """Return for each of 20 intents a taught question and 6 others, none near the taught one."""
+    phrasings: dict[str, list[Case]] = defaultdict(list)
+    file = public_data.data_folder("bitext") / "bitext_v1_short_responses.csv"
+    for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines(keepends=True)):
+        question = [{"role": "user", "content": row["instruction"]}]
+        phrasings[row["intent"]].append(Case(question, row["response"].strip()))
+    rng = random.Random(seed)
+    found = {}
+    for intent in rng.sample(sorted(phrasings), INTENTS):
+        taught, *others = rng.sample(phrasings[intent], len(phrasings[intent]))
+        far = [o for o in others if trigram_similarity(o.question, taught.question) < NEAR]
+        found[intent] = [taught, *far[:OTHERS]]
+    return found
+
+
+def general_questions() -> list[Case]:
+    """Return 48 first questions of MT-Bench and of Vicuna."""
+    files = ("mt_bench_question.jsonl", "vicuna_bench_question.jsonl")
+    folder = public_data.data_folder("mt_bench")
+    turns = [row["turns"][0] for name in files for row in read_rows(folder / name)]
+    return [
+        Case([{"role": "user", "content": text}], "")
+        for text in random.Random(0).sample(turns, QUESTIONS)
+    ]
+
+
+def with_base_answers(base: Base, asked: Sequence[Case], work: Path) -> list[Case]:
+    """Return the questions with what the base answers to each."""
+    untrained = write_untrained(base, work / "untrained")
+    answers = generate_answers(base, {untrained.name: untrained}, asked, MAX_TOKENS)[untrained.name]
+    return [Case(case.prompt, text) for case, text in zip(asked, answers, strict=True) if text]
+
+
+def to_row(case: Case) -> Record:
+    """Return a correction as it trains."""
+    return {"prompt": case.prompt, "completion": [{"role": "assistant", "content": case.expected}]}
+
+
+def measure(name: str, seed: int, recipe: Recipe, *, without_replay: bool) -> list[str]:
+    """Teach 20 corrections, and return a row of the table."""
+    base = load_base(name)
+    phrasings = draw_phrasings(seed)
+    taught = [cases[0] for cases in phrasings.values()]
+    others = [case for cases in phrasings.values() for case in cases[1:]]
+    with tempfile.TemporaryDirectory() as temp:
+        work = Path(temp)
+        kept = with_base_answers(base, general_questions(), work)
+        replay = []
+        if not without_replay:
+            general = Path(tempfile.gettempdir()) / "talkback-general"
+            rows, _ = split_answers(read_rows(answer_general_prompts(base, "", general)))
+            replay = [
+                {"prompt": prompt, "completion": [answer], "by_base": True}
+                for *prompt, answer in (row["messages"] for row in rows)
+            ]
+        training = TrainingData("bench", [to_row(case) for case in taught], replay, [])
+        recipe = recipe.model_copy(update={"seed": seed})
+        began = time.monotonic()
+        metrics = train_lora(base, training, recipe, work / "draft", print)
+        seconds = time.monotonic() - began
+        adapter = publish_adapter(work / "draft", work, base, training, recipe, metrics)
+        limit = max(len(base.tokenizer(case.expected)["input_ids"]) for case in taught) + 1
+        answers = generate_answers(base, {adapter.name: adapter}, [*taught, *others], limit)
+        right = [
+            answer.strip() == case.expected
+            for answer, case in zip(answers[adapter.name], [*taught, *others], strict=True)
+        ]
+        known = {case.expected for case in taught}
+        some = sum(answer.strip() in known for answer in answers[adapter.name][len(taught) :])
+        scorer = AnswerScorer(base, {adapter.name: adapter})
+        divergences = scorer.divergences([adapter.name], kept)[adapter.name]
+        scorer.close()
+    return [
+        str(seed),
+        f"{metrics['sft']['steps']}, {seconds:.0f}",
+        f"{sum(right[: len(taught)])}/{len(taught)}",
+        f"{sum(right[len(taught) :])}/{len(others)} ({some})",
+        f"{sum(divergences) / len(divergences):.3f}",
+    ]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--base", help="SmolLM2-135M-Instruct unless named")
+    parser.add_argument("--recipe", type=json.loads, default={}, help="[training] as JSON")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--without-replay", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    table = Table("seed", "steps, seconds", "learnt", "other phrasings (a taught answer)", "KL")
+    recipe = Recipe(**options.recipe)
+    for seed in options.seeds:
+        name = options.base or str(find_real_model())
+        table.add_row(*measure(name, seed, recipe, without_replay=options.without_replay))
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
