@@ -258,6 +258,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_cycle_is_one_line(
     registry = Registry(store, home)
     registry.promote(registry.register(folder), "start", "talkback", "first")
     decide(store, edited, "rita", "approve")
+    home.toml.write_text("[cycle]\ngeneral_prompts = false\n")
     with small_disk(home.snapshots, "4k") as disk:
         done = run_talkback(home, "cycle", "--force")
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr

@@ -248,7 +248,8 @@ def quick_stages(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             base = load_base(given["--base-model"], given.get("--revision"))
             base.check_identity(given["--base-identity"])
             out = Path(given["--out"])
-            return {"id": tiny_models.write_adapter(out, base, seed=100 + len(begun)).name}
+            adapter = tiny_models.write_adapter(out, base, seed=100 + len(begun))
+            return {"id": adapter.name, "metrics": {}}
         suites = {"repairs": repaired(Path(given["--snapshot"])), "held_out": [], "retention": []}
         names = [Path(given[key]).name for key in ("--candidate", "--current")]
         verdict = Verdict("promote", ["It is better."])
@@ -257,6 +258,7 @@ def quick_stages(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return {}
 
     monkeypatch.setattr("talkback.cycle.run_stage", run)
+    monkeypatch.setenv("TALKBACK_CYCLE_GENERAL_PROMPTS", "false")
     return begun
 
 
