@@ -42,10 +42,10 @@ def write_base(folder: Path, real_model: Path, *, prefilled: bool) -> Path:
     return folder
 
 
-def begins_as_answer(text: str) -> bool:
-    """Tell whether no thought comes first; a base that was not made to think may write the marks
-    of one later on, as it sees them in its prompt."""
-    return not text.lstrip().startswith("<think>")
+def is_answer(text: str, budget: int) -> bool:
+    """Tell whether no thought is in a text. A base that was not made to think sees the marks of an
+    empty one in its prompt where thinking is off, and may write them later on itself."""
+    return "<think>" not in text if budget else not text.lstrip().startswith("<think>")
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def test_repairs_of_a_thinking_base_count(
     for question, answer in lessons.items():
         turn = whole_turn(service, question, sampling=sampling)
         thoughts[question] = service.store.message(turn.message_id).thought
-        assert bool(thoughts[question]) == bool(budget) and begins_as_answer(turn.text)
+        assert bool(thoughts[question]) == bool(budget) and is_answer(turn.text, budget)
         decide(service.store, turn.message_id, "rita", "correct", answer)
     outcome = run_cycle(home, force=True)
     assert outcome.snapshot and outcome.adapter and outcome.report
@@ -74,7 +74,8 @@ def test_repairs_of_a_thinking_base_count(
     right = [case.candidate.right for case in report.suites["repairs"]]
     assert sum(right) >= min_repaired and (sum(right) < 5 or outcome.kind == "promoted")
     for case in report.suites["repairs"]:
-        assert begins_as_answer(case.candidate.answer) and begins_as_answer(case.current.answer)
+        for scored in (case.candidate, case.current):
+            assert is_answer(scored.answer, budget)
     for row in Snapshot.read(home.snapshots / outcome.snapshot).rows("sft"):
         assert row["completion"][0]["content"] == lessons[row["prompt"][-1]["content"]]
         assert row.get("thought") == thoughts[row["prompt"][-1]["content"]]
