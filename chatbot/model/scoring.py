@@ -3,7 +3,8 @@
 Training uses it to see what is learnt, evaluation to compare two adapters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,13 +55,40 @@ def divergences_from_base(
     return found
 
 
+def logprobs_before(
+    model: Any, chosen: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the log-probabilities of the whole vocabulary for the chosen tokens, given all before
+    each: float32 [number of chosen tokens, vocabulary].
+
+    `chosen`, `ids` and `mask` are [rows, tokens]; a row's first token cannot be chosen. The head
+    computes nothing of other tokens, which takes longer than a small base's layers.
+    """
+    before = torch.zeros_like(chosen)
+    before[:, :-1] = chosen[:, 1:]  # the hidden state of a position is about the token after it
+    with _head_of(model, before):
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0]
+    return torch.log_softmax(logits.float(), -1)
+
+
+@contextmanager
+def _head_of(model: Any, positions: torch.Tensor) -> Iterator[None]:
+    """Have the model's head see the hidden states of some positions only, as those of one row."""
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, inputs: (inputs[0][positions][None],)
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def _answer_logprobs(model: Any, row: EncodedAnswer) -> torch.Tensor:
     """Return the log-probabilities of the whole vocabulary at each of an answer's tokens."""
     prompt, answer = row
     ids = torch.tensor([prompt + answer], device=next(model.parameters()).device)
-    at = torch.arange(len(prompt) - 1, ids.shape[1] - 1, device=ids.device)
-    logits = model(input_ids=ids, use_cache=False, logits_to_keep=at).logits[0]
-    return torch.log_softmax(logits.float(), -1)
+    chosen = torch.arange(ids.shape[1], device=ids.device)[None] >= len(prompt)
+    return logprobs_before(model, chosen, ids)
 
 
 def _batch_logprobs(
@@ -69,14 +97,13 @@ def _batch_logprobs(
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.full((len(rows), width), pad_token_id)
     mask = torch.zeros_like(ids)
+    chosen = torch.zeros_like(ids, dtype=torch.bool)
     for row, (prompt, answer) in enumerate(rows):
         length = len(prompt) + len(answer)
         ids[row, :length] = torch.tensor(prompt + answer)
         mask[row, :length] = 1
+        chosen[row, len(prompt) : length] = True
     device = next(model.parameters()).device
-    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-    # The logits at a position are about the token after it, hence the shift by one.
-    logprobs = torch.log_softmax(logits[:, :-1].float().cpu(), -1)
-    chosen = logprobs.gather(-1, ids[:, 1:, None])[..., 0]
-    spans = [(len(prompt) - 1, len(prompt) + len(answer) - 1) for prompt, answer in rows]
-    return [chosen[row, start:end] for row, (start, end) in enumerate(spans)]
+    logprobs = logprobs_before(model, chosen.to(device), ids.to(device), mask.to(device)).cpu()
+    found = logprobs.gather(-1, ids[chosen][:, None])[:, 0]
+    return list(found.split([len(answer) for _, answer in rows]))
