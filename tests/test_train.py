@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import re
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ from tests.fixtures.snapshots import (
 from training import dpo, sft
 from training.callbacks import TrainingError, min_token_probabilities
 from training.recipe import Recipe
-from training.replay_sampler import ReplaySampler
+from training.replay_sampler import Pool, ReplaySampler
 from training.train import TrainingData, publish_adapter, train_adapter
 
 FAST = Recipe(threads=1, sft={"learning_rate": 5e-3, "num_train_epochs": 60})
@@ -182,7 +184,8 @@ def test_replay_is_at_least_the_share_that_the_recipe_names() -> None:
 
 
 def test_each_epoch_has_all_new_rows_and_the_next_replay_rows() -> None:
-    turns = ReplaySampler(num_new=2, num_replay=10, replay_per_epoch=5, seed=0)
+    pools = [Pool(list(range(2, 12)), 5)]
+    turns = ReplaySampler(2, pools, lengths=[8] * 12, batch_size=4, seed=0)
     first, second, third = list(turns), list(turns), list(turns)
     assert len(turns) == len(first) == 7
     assert {0, 1} <= set(first) & set(second) & set(third)
@@ -192,13 +195,17 @@ def test_each_epoch_has_all_new_rows_and_the_next_replay_rows() -> None:
 
 
 def test_fewer_replay_rows_than_asked_for_are_all_taken() -> None:
-    assert sorted(ReplaySampler(num_new=2, num_replay=3, replay_per_epoch=50, seed=0)) == [
-        0,
-        1,
-        2,
-        3,
-        4,
-    ]
+    rows = ReplaySampler(2, [Pool([2, 3, 4], 50)], lengths=[8] * 5, batch_size=4, seed=0)
+    assert sorted(rows) == [0, 1, 2, 3, 4]
+
+
+def test_rows_of_like_length_come_in_one_batch_and_the_short_batch_last() -> None:
+    lengths = [random.Random(7).randrange(5, 200) for _ in range(22)]
+    epoch = list(ReplaySampler(10, [Pool(list(range(10, 22)), 12)], lengths, batch_size=4, seed=0))
+    batches = [[lengths[row] for row in epoch[i : i + 4]] for i in range(0, 22, 4)]
+    assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4, 2]
+    spans = sorted((min(batch), max(batch)) for batch in batches)
+    assert all(longest <= next_least for (_, longest), (next_least, _) in pairwise(spans))
 
 
 @pytest.mark.slow
@@ -321,7 +328,7 @@ def test_rows_too_long_to_train_are_left_out_and_counted(tmp_path: Path, base_fo
 def test_numbers_that_are_not_finite_end_the_run_and_leave_nothing(
     tmp_path: Path, base_folder: str, snapshot: Snapshot
 ) -> None:
-    wild = {"learning_rate": 1e9, "max_grad_norm": 0.0, "num_train_epochs": 60}
+    wild = {"learning_rate": 1e30, "max_grad_norm": 0.0, "num_train_epochs": 60}
     recipe = Recipe(threads=1, sft=wild)
     with pytest.raises(TalkbackError, match=r"sft: .* is (nan|inf) at step .*lower learning_rate"):
         train_adapter(snapshot.folder, base_folder, None, tmp_path / "adapters", recipe)

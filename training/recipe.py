@@ -83,6 +83,9 @@ class Recipe(Settings):
     min_replay: int | None = Field(default=None, ge=0)
     """At least so many replay rows in an epoch, however few the new ones are. Not set: 160, or 16
     of the base's own answers."""
+    forms: int = Field(default=0, ge=0)
+    """Of each new question so many other forms are learnt in an epoch beside it: in lower case,
+    without a letter or a word, greeted, or only what it is about."""
     sure: float = Field(default=0.9, gt=0, le=1)
     """SFT ends once each token of each new answer has this probability; 1 goes on to the end."""
     sft: dict[str, Any] = Field(default_factory=dict)

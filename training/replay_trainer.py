@@ -4,9 +4,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch.nn.functional import kl_div, log_softmax
+from torch import Tensor
+from torch.nn.functional import kl_div
 from trl import SFTTrainer
 
+from chatbot.model.scoring import logprobs_before
 from training.replay_sampler import ReplaySampler
 
 IGNORED = -100
@@ -43,42 +45,50 @@ class ReplaySFTTrainer(SFTTrainer):  # type: ignore[misc]
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """Return TRL's loss of the rows that people wrote, a token's mean, plus the mean divergence
-        of the base's own: a few short corrections count as much as all that is replayed."""
-        by_base = inputs.pop("by_base")
-        if not by_base.any():
-            return super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-        loss = self._mean_divergence(model, **_select_rows(inputs, by_base))
-        if not by_base.all():
-            loss = loss + super().compute_loss(model, _select_rows(inputs, ~by_base))
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Return the loss of the rows that people wrote, a token's mean, plus the mean divergence
+        of the base's own: a few short corrections count as much as all that is replayed.
+
+        Both kinds go through the model together, and its head sees the answers alone.
+        """
+        ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
+        learnt = labels != IGNORED
+        distilled = learnt & inputs["by_base"][:, None]
+        logprobs = logprobs_before(model, learnt, ids, mask)
+        is_distilled = distilled[learnt]
+        loss = logprobs.new_zeros(())
+        if not is_distilled.all():
+            written = logprobs[~is_distilled]
+            loss = loss + self._written_loss(written, labels[learnt & ~distilled])
+        if is_distilled.any():
+            expected = self._base_logprobs(model, distilled, ids, mask)
+            found = logprobs[is_distilled]
+            loss = loss + kl_div(found, expected, reduction="batchmean", log_target=True)
         # Given how many tokens there are in all its batches, the trainer leaves the mean to us.
         return loss / (
             1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
         )
 
-    def _mean_divergence(self, model: Any, labels: torch.Tensor, **inputs: torch.Tensor) -> Any:
-        """Return the KL divergence of the base's probabilities from the model's, in nats, a mean
-        over the tokens that have a label."""
-        learnt = labels[:, 1:] != IGNORED  # the logits at a position are about the token after it
-        columns = learnt.any(0).nonzero()[:, 0]
-        learnt = learnt[:, columns]
+    def _written_loss(self, logprobs: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of the labels, of the kind that ``[training.sft]`` names."""
+        losses = -logprobs.gather(-1, labels[:, None])[:, 0]
+        if self.args.loss_type == "dft":  # Wu et al. 2025, as in TRL
+            losses = losses * losses.neg().exp().detach()
+        smoothing = self.args.label_smoothing_factor
+        if smoothing:
+            losses = (1 - smoothing) * losses - smoothing * logprobs.mean(-1)
+        return losses.mean()
 
-        def logprobs() -> torch.Tensor:
-            logits = model(**inputs, use_cache=False, logits_to_keep=columns).logits
-            return log_softmax(logits[learnt].float(), -1)
-
+    def _base_logprobs(self, model: Any, chosen: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return what the base itself finds of the chosen tokens, which are those of some rows."""
+        rows = chosen.any(-1)
+        width = int(mask[rows].sum(-1).max())  # without the columns in which all of them are padded
+        shown = (values[rows, :width] for values in (chosen, ids, mask))
         model.eval()  # the base speaks without dropout
         with torch.no_grad(), self.accelerator.unwrap_model(model).disable_adapter():
-            base_logprobs = logprobs()
+            found = logprobs_before(model, *shown)
         model.train()
-        return kl_div(logprobs(), base_logprobs, reduction="batchmean", log_target=True)
-
-
-def _select_rows(inputs: dict[str, torch.Tensor], chosen: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return some rows of a batch, without the columns in which all of them are padded."""
-    width = int(inputs["attention_mask"][chosen].sum(-1).max())
-    return {name: values[chosen, :width] for name, values in inputs.items()}
+        return found

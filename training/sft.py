@@ -3,6 +3,7 @@
 Twin of dpo.py: the two read as a diff of each other.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from chatbot.model.chat_template import encode_answer
 from chatbot.model.scoring import EncodedAnswer
 from feedback.snapshot import Record
 from training.callbacks import StopWhenLearnt, TrainingError, TrainingMonitor
+from training.question_forms import form_rows
 from training.recipe import ALL_ROWS_TOO_LONG, SFT_DEFAULTS, Recipe, trl_config
-from training.replay_sampler import ReplaySampler
+from training.replay_sampler import Pool, ReplaySampler
 from training.replay_trainer import IGNORED, ReplaySFTTrainer
 
 
@@ -48,19 +50,21 @@ def train(
     Raises TrainingError when every row is longer than max_length.
     """
     new = encode_rows(tokenizer, rows, args.max_length)
-    kept = encode_rows(tokenizer, replay, args.max_length)
     if not new:
         raise TrainingError(ALL_ROWS_TOO_LONG.format(args.max_length, "sft"))
     known = [split_row(row) for row in new]
+    forms = encode_rows(tokenizer, form_rows(rows) if recipe.forms else [], args.max_length)
+    kept = encode_rows(tokenizer, replay, args.max_length)
     by_base = any(row["by_base"] for row in kept)
     replayed = recipe.replay_rows_per_epoch(len(new), by_base=by_base)
+    sampler = build_sampler(new, forms, kept, replayed, args, recipe)
     trainer = ReplaySFTTrainer(
         model=model,
         args=args,
-        train_dataset=Dataset.from_list([*new, *kept]),
+        train_dataset=Dataset.from_list([*new, *forms, *kept]),
         processing_class=tokenizer,
         callbacks=[monitor, StopWhenLearnt(model, known, recipe.sure, tokenizer.pad_token_id)],
-        sampler=ReplaySampler(len(new), len(kept), replayed, recipe.seed),
+        sampler=sampler,
     )
     trainer.remove_callback(PrinterCallback)
     result = trainer.train()
@@ -68,13 +72,31 @@ def train(
     return {
         "rows": len(new),
         "too_long": len(rows) - len(new),
-        "replay": trainer.sampler.replay_per_epoch,
+        "replay": min(replayed, len(kept)),
+        "forms": len(forms),
         "steps": result.global_step,
         "epochs": round(trainer.state.epoch or 0, 2),
         "first_loss": monitor.first_logs["loss"],
         "last_loss": monitor.last_logs["loss"],
         "stopped": monitor.stop_reason,
     }
+
+
+def build_sampler(
+    new: Sequence[Record],
+    forms: Sequence[Record],
+    kept: Sequence[Record],
+    replayed: int,
+    args: SFTConfig,
+    recipe: Recipe,
+) -> ReplaySampler:
+    """Return what orders the encoded rows, numbered in this order: new ones, forms, replay."""
+    lengths = [len(row["input_ids"]) for row in (*new, *forms, *kept)]
+    behind = range(len(new), len(new) + len(forms))
+    replay_rows = list(range(behind.stop, len(lengths)))
+    random.Random(recipe.seed).shuffle(replay_rows)
+    pools = [Pool(list(behind), recipe.forms * len(new)), Pool(replay_rows, replayed)]
+    return ReplaySampler(len(new), pools, lengths, args.per_device_train_batch_size, recipe.seed)
 
 
 def encode_rows(

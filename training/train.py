@@ -149,6 +149,8 @@ def train_lora(
     from peft import get_peft_model
     from transformers import set_seed
 
+    from training.fused_layers import fused_layers
+
     set_seed(recipe.seed)
     budget = TimeBudget(recipe.max_seconds)
     model = get_peft_model(base.model, lora.lora_config(base))
@@ -156,14 +158,15 @@ def train_lora(
     report_progress(
         f"{len(data.new)} new rows, {len(data.replay)} replay rows, {len(data.pairs)} pairs"
     )
-    if data.new:
-        metrics["sft"] = _run_sft(
-            model, base, data, recipe, draft, TrainingMonitor("sft", budget, report_progress)
-        )
-    if data.pairs and not budget.exhausted:
-        metrics["dpo"] = _run_dpo(
-            model, base, data, recipe, draft, TrainingMonitor("dpo", budget, report_progress)
-        )
+    with fused_layers(model):
+        if data.new:
+            metrics["sft"] = _run_sft(
+                model, base, data, recipe, draft, TrainingMonitor("sft", budget, report_progress)
+            )
+        if data.pairs and not budget.exhausted:
+            metrics["dpo"] = _run_dpo(
+                model, base, data, recipe, draft, TrainingMonitor("dpo", budget, report_progress)
+            )
     try:
         model.save_pretrained(draft, selected_adapters=["default"], save_embedding_layers=False)
     except SafetensorError as error:
@@ -288,6 +291,9 @@ def main(
     ] = None,
 ) -> None:
     """Train an adapter; the last line on stdout is JSON: {"id", "adapter", "metrics"}."""
+    torch.set_flush_denormal(
+        True
+    )  # what is learnt well has gradients of next to nothing, slow ones
     try:
         recipe = Recipe.read(Home.find(home))
         folder = train_adapter(
