@@ -25,15 +25,17 @@ Vector = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 MAX_LENGTH = 2000
 """So many characters of a text are embedded; what it is about is clear by then."""
-STATIC_THRESHOLD = 0.44
+STATIC_THRESHOLD = 0.43
 """Score from which an approved answer is an exemplar, as bench_exemplars.py measures it."""
 
 _LEAST_KNOWN = 0.5
 """Of a text's letters at least so many must be in tokens that mean something. Of Thai, Arabic or
 Greek the tokens are single letters: any two texts would be near."""
-_SINGLE_LETTERS = 0.05
-"""By so much a vector of single letters alone is shorter: 的 is in texts about anything."""
-_WORD_SCRIPTS = ("LATIN", "CJK UNIFIED", "HANGUL", "CYRILLIC")
+_SYLLABLES = 0.05
+"""By so much a vector of Chinese characters or Korean syllables alone is shorter: the commonest of
+them are in texts about anything."""
+_SYLLABLE_SCRIPTS = ("CJK UNIFIED", "HANGUL")
+_WORD_SCRIPTS = ("LATIN", "CYRILLIC", *_SYLLABLE_SCRIPTS)
 """A single letter of these is a word, or part of one whose other parts are known."""
 
 
@@ -87,6 +89,7 @@ class StaticEmbedder:
         self._weights = np.array([_count_letters(piece) for piece in pieces], np.float32)
         """How many letters each token has."""
         self._known = np.array([_is_known(piece) for piece in pieces])
+        self._syllables = np.array([_is_syllable(piece) for piece in pieces])
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return vectors of length 0.95 to 1, or zeros, shape (texts, 256)."""
@@ -104,9 +107,9 @@ class StaticEmbedder:
         letters, all_letters = weights.sum(), self._weights[ids].sum()
         if not len(known) or letters < _LEAST_KNOWN * all_letters:
             return np.zeros(self._tokens.shape[1], np.float32)
-        single = weights[weights == 1].sum() / max(letters, 1)
+        single = self._syllables[known].sum() / max(letters, 1)
         vector: Vector = to_units(self._tokens[known].sum(axis=0, dtype=np.float32)[None])[0]
-        return np.asarray(vector * (1 - _SINGLE_LETTERS * single), np.float32)
+        return np.asarray(vector * (1 - _SYLLABLES * single), np.float32)
 
 
 def to_units(vectors: Vectors) -> Vectors:
@@ -141,6 +144,10 @@ def _is_known(piece: str) -> bool:
     if len(letters) == 1:
         return unicodedata.name(letters[0], "").startswith(_WORD_SCRIPTS)
     return bool(letters) or not set(kinds) <= {"P"}
+
+
+def _is_syllable(piece: str) -> bool:
+    return len(piece) == 1 and unicodedata.name(piece, "").startswith(_SYLLABLE_SCRIPTS)
 
 
 def _is_byte(piece: str) -> bool:
