@@ -56,6 +56,9 @@ class Embedder(Protocol):
         """Return vectors of length 1 or a bit less, shape (texts, dimensions); zeros for a text
         that it knows nothing of. Raise EmbedderError."""
 
+    def close(self) -> None:
+        """Close what it holds open."""
+
 
 class StaticEmbedder:
     """Embeds a text as the mean of its tokens' vectors."""
@@ -96,6 +99,9 @@ class StaticEmbedder:
         return np.array([self._embed(text) for text in texts], np.float32).reshape(
             len(texts), self._tokens.shape[1]
         )
+
+    def close(self) -> None:
+        """Close nothing: both files have been read."""
 
     def _embed(self, text: str) -> Vector:
         encoding = self._tokenizer.encode(

@@ -6,6 +6,7 @@ they are one matrix: of 20,000 the nearest are found in a millisecond.
 
 import json
 import logging
+import math
 import sqlite3
 import threading
 import time
@@ -75,13 +76,14 @@ class VectorSearch:
         """The newest approved answer when none lacked a vector."""
         self._read_lock, self._fill_lock = threading.Lock(), threading.Lock()
         self._retry_at = 0.0
+        self._last_question: tuple[str | None, Vector] = None, np.zeros(0, np.float32)
 
     def find(self, store: Store, question: str) -> Neighbours | None:
         """Return what lies near a question; None where the embedder knows nothing of it.
 
         Makes some of the missing vectors first. Raises EmbedderError.
         """
-        vector = self.embedder.embed([question])[0]
+        vector = self._embed_question(question)
         if not vector.any():
             return None
         complete = self.fill(store, FILL_SECONDS)
@@ -93,6 +95,14 @@ class VectorSearch:
             )
         cosines = matrix @ vector if len(ids) else np.zeros(0, np.float32)
         return Neighbours(self.embedder, vector, ids, cosines, complete)
+
+    def _embed_question(self, question: str) -> Vector:
+        """Return its vector; a turn that looks for two things embeds its question once."""
+        last, vector = self._last_question
+        if last != question:
+            vector = self.embedder.embed([question])[0]
+            self._last_question = question, vector
+        return vector
 
     def fill(self, store: Store, seconds: float) -> bool:
         """Make missing vectors for so long, the newest first; tell whether none is missing now."""
@@ -198,6 +208,14 @@ def find_neighbours(store: Store, question: str, embedder: Embedder | None) -> N
         except EmbedderError as error:
             _warn_once(str(error))
     return None
+
+
+def fill_all(store: Store, embedder: Embedder | None) -> None:
+    """Make all missing vectors, however long it takes."""
+    try:
+        vector_search(store, embedder or load_static_embedder()).fill(store, math.inf)
+    except EmbedderError as error:
+        _warn_once(str(error))
 
 
 def vector_search(store: Store, embedder: Embedder) -> VectorSearch:
