@@ -201,6 +201,19 @@ def test_a_vector_is_made_once_and_read_by_other_processes(store: Store, tmp_pat
     assert again.texts == ["May a purchase be returned?"]
 
 
+def test_two_processes_may_fill_in_at_once(store: Store) -> None:
+    insert_approved(store, 600)
+    code = (
+        "import sys; from pathlib import Path; from feedback.store import Store\n"
+        "from feedback.matching.vector_search import fill_all\n"
+        "fill_all(Store(Path(sys.argv[1])), None)"
+    )
+    asked = [sys.executable, "-W", "error", "-c", code, str(store.path)]
+    processes = [subprocess.Popen(asked) for _ in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert vectors(store) == 600
+
+
 def test_what_another_process_approves_is_found_from_then_on(store: Store) -> None:
     other = Store(store.path)
     approve(store, "Which chairs are made of oak?", "All but the folding ones.")

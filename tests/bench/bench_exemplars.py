@@ -14,6 +14,7 @@ import random
 import sqlite3
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from tests.fixtures import public_data
 from tests.fixtures.phrasings import OTHERS, Phrasing, draw_phrasings, phrasings_by_intent
 
 THRESHOLDS = (0.0, 0.38, 0.4, StaticEmbedder.threshold, 0.45, 0.5, 0.55)
+LIKENESS = Path(__file__).parents[1] / "fixtures" / "likeness.toml"
+"""Its pairs of opposites are one or two letters or words apart, in several languages."""
 SIMILARITIES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -135,9 +138,23 @@ def measure_exemplars(name: str, stores: list[tuple[Store, Questions]]) -> list[
     ]
 
 
-def measure_given(threshold: float, stores: list[tuple[Store, Questions]]) -> list[str]:
+@contextmanager
+def opposites_store(folder: Path) -> Iterator[tuple[Store, list[str]]]:
+    """Yield a store with one question approved of each pair of opposites, and the others."""
+    pairs = tomllib.loads(LIKENESS.read_text(encoding="utf-8"))["opposites"]
+    store = Store(folder / "opposites.db")
+    approve(store, [Phrasing(question, "Yes.") for question, _ in pairs])
+    yield store, [opposite for _, opposite in pairs]
+    store.close()
+
+
+def measure_given(
+    threshold: float,
+    stores: list[tuple[Store, Questions]],
+    opposites: tuple[Store, list[str]],
+) -> list[str]:
     """Return a row: of other phrasings the share that gets the right answer as it stands, and the
-    wrong one; of strangers and of general questions the share that gets any."""
+    wrong one; of strangers, general questions and opposites the share that gets any."""
     right = wrong = strangers = general = 0
     for store, questions in stores:
         for one in questions.others:
@@ -150,7 +167,8 @@ def measure_given(threshold: float, stores: list[tuple[Store, Questions]]) -> li
     asked = sum(len(questions.others) for _, questions in stores)
     unlike = sum(len(questions.strangers) for _, questions in stores)
     anything = sum(len(questions.general) for _, questions in stores)
-    shares = (right, asked), (wrong, asked), (strangers, unlike), (general, anything)
+    opposite = count_given(*opposites, threshold), len(opposites[1])
+    shares = (right, asked), (wrong, asked), (strangers, unlike), (general, anything), opposite
     return [f"{threshold:.2f}", *(percent(part, whole) for part, whole in shares)]
 
 
@@ -197,9 +215,12 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(width=110)
     found = Table("", "first, by seed", "first", "among 3", "misled", "strangers", "general")
-    given = Table("similarity", "given right", "given wrong", "strangers", "general")
+    given = Table("similarity", "given right", "given wrong", "strangers", "general", "opposites")
     with tempfile.TemporaryDirectory() as temp:
-        with drawn_stores(Path(temp), options.seeds) as stores:
+        with (
+            drawn_stores(Path(temp), options.seeds) as stores,
+            opposites_store(Path(temp)) as opposites,
+        ):
             with full_text_alone():
                 found.add_row(*measure_exemplars("full-text search alone", stores))
             for score in THRESHOLDS:
@@ -207,7 +228,7 @@ def main() -> None:
                 with threshold_of(score):
                     found.add_row(*measure_exemplars(f"vectors, from {score}{mark}", stores))
             for similarity in SIMILARITIES:
-                given.add_row(*measure_given(similarity, stores))
+                given.add_row(*measure_given(similarity, stores, opposites))
         console.print(found, given)
         if options.large:
             console.print(measure_large(Path(temp), options.large))
