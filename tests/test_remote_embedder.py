@@ -96,6 +96,17 @@ def test_its_vectors_find_and_are_kept_under_its_name(
     assert len(texts) == 5, "each text once"
 
 
+def test_no_text_that_somebody_asks_makes_it_fail(
+    server: EmbeddingsServer, embedder: RemoteEmbedder
+) -> None:
+    assert embedder.embed(["", " ", "half an emoji \ud83d", "a\0b", "refund " * 9000]).shape == (
+        5,
+        3,
+    )
+    sent = server.requests[0][1]["input"]
+    assert all(sent) and max(map(len, sent)) <= 1000
+
+
 FAILURES = {
     "refused": Response(status_code=503),
     "no JSON": Response("<html>"),

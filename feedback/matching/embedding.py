@@ -17,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
+from feedback.db.well_formed import to_well_formed
 from feedback.errors import TalkbackError
 from feedback.similarity import normalise_text
 
@@ -105,7 +106,7 @@ class StaticEmbedder:
 
     def _embed(self, text: str) -> Vector:
         encoding = self._tokenizer.encode(
-            normalise_text(text[:MAX_LENGTH]), add_special_tokens=False
+            normalise_text(to_well_formed(text[:MAX_LENGTH])), add_special_tokens=False
         )
         ids = np.array(encoding.ids, np.int64)
         known = ids[self._known[ids]]

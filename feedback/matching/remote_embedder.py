@@ -16,14 +16,17 @@ from urllib.parse import urlsplit
 import numpy as np
 from pydantic import AfterValidator, Field
 
+from feedback.db.well_formed import to_well_formed
 from feedback.errors import first_line
-from feedback.matching.embedding import MAX_LENGTH, EmbedderError, Vectors, to_units
+from feedback.matching.embedding import EmbedderError, Vectors, to_units
 from feedback.settings import Home, Settings
 
 if TYPE_CHECKING:
     import httpx
 
 RETRY_SECONDS = 60
+_MAX_SENT = 1000
+"""So many characters of a text are sent: many models take no more than 512 tokens."""
 
 
 def _check_url(url: str) -> str:
@@ -70,8 +73,8 @@ class RemoteEmbedder:
         """Return unit vectors, shape (texts, dimensions); raise EmbedderError."""
         if time.monotonic() < self._retry_at:
             raise EmbedderError(self._failed)
-        # A server refuses an empty text.
-        sent = [text[:MAX_LENGTH].strip() or "?" for text in texts]
+        # A server refuses an empty text, and one that is no text or longer than its model takes.
+        sent = [to_well_formed(text[:_MAX_SENT]).strip() or "?" for text in texts]
         try:
             return to_units(self._request(sent))
         except Exception as error:  # of the network, or whatever the server answers
