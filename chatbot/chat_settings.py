@@ -50,6 +50,9 @@ class ChatSettings(Settings):
     """Questions that an empty chat offers to click on."""
     approved_answers: bool = True
     """Whether a question that has an approved answer gets it as it stands."""
+    approved_similarity: Annotated[float | None, Field(gt=0, le=1)] = None
+    """Whether a question so similar to one that has an approved answer gets it as it stands too, 1
+    being the same; not set: none. `talkback similar` shows what that would have done."""
     exemplars: Annotated[int, Field(ge=0, le=10)] = 3
     """At most so many approved answers to similar questions go into the prompt; 0: none."""
     choice_every: Annotated[int, Field(ge=0)] = 0

@@ -185,19 +185,29 @@ def _submit(
 def _approved(
     service: Service, position: QuestionPosition, speaker: Speaker
 ) -> ApprovedAnswer | None:
-    """Return the answer that a reviewer approved for this question, unless that is the answer
-    which somebody did not like and asks to have again."""
+    """Return the answer that a reviewer approved for this question, or for one as similar as the
+    settings ask for, unless that is the answer which somebody did not like and asks to have
+    again."""
     if not service.chat_settings.approved_answers:
         return None
     retried = service.store.speaker(position.retry_of) if position.retry_of else None
     if retried is not None and retried.source == "approved":
         return None
-    return exemplars.find_approved(
+    earlier = _earlier_questions(position)
+    same = exemplars.find_approved(
+        service.store, position.question, earlier=earlier, adapter=speaker.adapter
+    )
+    least = service.chat_settings.approved_similarity
+    if same is not None or least is None:
+        return same
+    similar = exemplars.find_similar(
         service.store,
         position.question,
-        earlier=_earlier_questions(position),
+        earlier=earlier,
         adapter=speaker.adapter,
+        embedder=service.embedder,
     )
+    return similar.approved if similar is not None and similar.similarity >= least else None
 
 
 def _examples(
@@ -213,6 +223,7 @@ def _examples(
         limit,
         earlier=_earlier_questions(position),
         adapter=speaker.adapter,
+        embedder=service.embedder,
     )
 
 

@@ -22,6 +22,8 @@ from chatbot.registry import Registry
 from chatbot.rollout import POLL_SECONDS, Rollout
 from chatbot.turn import Turn
 from feedback.db.group_commit import GroupCommit
+from feedback.matching.embedding import Embedder
+from feedback.matching.remote_embedder import open_embedder
 from feedback.settings import Home
 from feedback.store import Store
 
@@ -34,7 +36,8 @@ class Service:
     that prompt and answer share, ``default_sampling`` how answers are sampled where nobody asks for
     another. ``metrics`` are counted where things happen. ``group_commit``
     stores questions and answers of many people in one transaction. ``open_turns`` are the answers
-    that may not be stored yet.
+    that may not be stored yet. ``embedder`` tells which questions are similar; None: the static
+    one.
     """
 
     home: Home
@@ -60,10 +63,11 @@ class Service:
         chat_settings: ChatSettings,
         context_length: int,
         poll_seconds: float = POLL_SECONDS,
+        embedder: Embedder | None = None,
     ) -> None:
         """Let the adapter in service speak, and follow promotions from then on."""
         self.home, self.store, self.base, self.engine = home, store, base, engine
-        self.registry = Registry(store, home)
+        self.registry, self.embedder = Registry(store, home), embedder
         self.chat_settings, self.context_length = chat_settings, context_length
         self.default_sampling = default_sampling(chat_settings, base, context_length)
         self.access = Access(store, home.root)
@@ -97,6 +101,7 @@ class Service:
         Raises BaseError, UnknownBaseError, SettingsError, StoreError, EngineError.
         """
         chat, settings = ChatSettings.read(home), EngineSettings.read(home)
+        embedder = open_embedder(home)
         store = Store(home.db)
         if base_name is not None:
             base_name = KnownBases(store).resolve(base_name, revision)
@@ -109,6 +114,7 @@ class Service:
             chat_settings=chat,
             context_length=engine.max_length,
             poll_seconds=poll_seconds,
+            embedder=embedder,
         )
 
     @property
@@ -138,4 +144,6 @@ class Service:
         self.group_commit.shutdown()
         for turn in self.list_open_turns():
             turn.close()
+        if self.embedder is not None:
+            self.embedder.close()
         self.store.close()

@@ -5,15 +5,29 @@ An answer that an adapter gives unaided has graduated, and leaves the prompts of
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import attrgetter, itemgetter
 
 from feedback.ids import now
+from feedback.matching.embedding import MAX_LENGTH, Embedder
 from feedback.matching.follow_ups import TURN_SEPARATOR, depends_on_context
 from feedback.matching.follow_ups import question_key as question_key
 from feedback.matching.text_search import MAX_RANKED, keys_without_typo, search_queries
-from feedback.similarity import content_words, count_shared_words, word_overlap
+from feedback.matching.vector_search import (
+    Neighbours,
+    find_neighbours,
+    question_cosines,
+)
+from feedback.similarity import (
+    content_words,
+    count_shared_words,
+    jaccard,
+    trigram_similarity,
+    trigrams,
+    word_overlap,
+)
 from feedback.store import Store
 
 MIN_OVERLAP = 0.5
@@ -24,7 +38,11 @@ MIN_SHARED_WORDS = 2
 QUESTION_WEIGHT = 3
 """Weight in BM25 of the question's column; the answer's has 1."""
 
-_MAX_CANDIDATES = 50
+TRIGRAM_WEIGHT, WORDS_BONUS = 0.3, 0.1
+"""What is added to the cosine of two vectors: this times the Jaccard similarity of the trigrams,
+and this where the words say enough."""
+
+_MIN_CANDIDATES, _MAX_CANDIDATES = 8, 50
 
 
 @dataclass(frozen=True)
@@ -38,6 +56,14 @@ class ApprovedAnswer:
     question_key: str
     answer: str
     created_at: str
+
+
+@dataclass(frozen=True)
+class SimilarQuestion:
+    """Holds an approved answer and how similar its question is to another, 0 to 1."""
+
+    approved: ApprovedAnswer
+    similarity: float
 
 
 def find_approved(
@@ -70,20 +96,104 @@ def find_exemplars(
     *,
     earlier: Sequence[str] = (),
     adapter: str | None = None,
+    embedder: Embedder | None = None,
 ) -> list[ApprovedAnswer]:
-    """Return up to ``limit`` approved answers to similar questions, the best first (BM25).
+    """Return up to ``limit`` approved answers to similar questions, the best first.
+
+    The vectors of ``embedder`` (None: the static one) find them. Where it knows nothing of the
+    question, or has not made all vectors yet, full-text search does (BM25).
 
     Returns nothing for or from a question that depends on the turn before it: out of its
     conversation its words do not say what it is about, and an exemplar that misleads is worse than
     none.
     """
-    if depends_on_context(question, earlier):
+    if limit < 1 or depends_on_context(question, earlier):
         return []
-    words = content_words(question)
-    found = (
-        one for one in _search(store, question, adapter) if TURN_SEPARATOR not in one.question_key
-    )
-    return list(islice((one for one in found if _is_similar(words, one)), limit))
+    neighbours = find_neighbours(store, question, embedder)
+    found = _rank_neighbours(store, question, limit, adapter, neighbours) if neighbours else []
+    if neighbours is None or not neighbours.complete:
+        words, known = content_words(question), {one.id for one in found}
+        by_words = (
+            one
+            for one in _search(store, question, adapter)
+            if TURN_SEPARATOR not in one.question_key
+            and one.id not in known
+            and _is_similar(words, one)
+        )
+        found += islice(by_words, limit - len(found))
+    return found
+
+
+def _rank_neighbours(
+    store: Store, question: str, limit: int, adapter: str | None, neighbours: Neighbours
+) -> list[ApprovedAnswer]:
+    """Return those of a question's neighbours that are similar to it, the best first.
+
+    Their score is the cosine of the question and of an approved one with its answer, and more for
+    common trigrams and words. docs/exemplars.md has what was measured.
+    """
+    best: list[tuple[float, ApprovedAnswer]] = []
+    words, grams = content_words(question), trigrams(question[:MAX_LENGTH])
+    threshold = neighbours.embedder.threshold
+    for approved, cosine in _active_neighbours(store, adapter, neighbours):
+        least = best[-1][0] if len(best) == limit else threshold
+        if cosine + TRIGRAM_WEIGHT + WORDS_BONUS < least:
+            break
+        shared = jaccard(grams, trigrams(approved.question[:MAX_LENGTH]))
+        score = cosine + TRIGRAM_WEIGHT * shared
+        if least - WORDS_BONUS <= score:
+            score += WORDS_BONUS * _is_similar(words, approved)
+        if score >= threshold:
+            best = sorted([*best, (score, approved)], key=itemgetter(0), reverse=True)[:limit]
+    return [approved for _, approved in best]
+
+
+def _active_neighbours(
+    store: Store, adapter: str | None, neighbours: Neighbours
+) -> Iterator[tuple[ApprovedAnswer, float]]:
+    """Yield the nearest of a question's neighbours that are in use, with their cosines."""
+    condition, found = "a.id in (select value from json_each(?))", 0
+    for cosines in neighbours.nearest_first():
+        active = _select_active(store, adapter, condition, (json.dumps(list(cosines)),))
+        by_id = {one.id: one for one in active}
+        yield from ((by_id[id], cosine) for id, cosine in cosines.items() if id in by_id)
+        found += len(active)
+        if found >= _MIN_CANDIDATES:
+            break
+
+
+def find_similar(
+    store: Store,
+    question: str,
+    *,
+    earlier: Sequence[str] = (),
+    adapter: str | None = None,
+    embedder: Embedder | None = None,
+) -> SimilarQuestion | None:
+    """Return the approved question that is most similar to this one, None where there is none.
+
+    The similarity is the mean of the vectors' cosine and of the trigrams' Jaccard similarity, 1
+    for the same text: by cosines alone Sundays would be Mondays.
+    """
+    if depends_on_context(question, earlier):
+        return None
+    neighbours = find_neighbours(store, question, embedder)
+    if neighbours is None:
+        candidates = [
+            one
+            for one in _search(store, question, adapter)
+            if TURN_SEPARATOR not in one.question_key
+        ]
+    else:
+        nearest = _active_neighbours(store, adapter, neighbours)
+        candidates = [one for one, _ in islice(nearest, _MAX_CANDIDATES)]
+    cosines = question_cosines(store, neighbours, [one.id for one in candidates])
+    similar = []
+    for approved in candidates:
+        shared = trigram_similarity(question[:MAX_LENGTH], approved.question[:MAX_LENGTH])
+        similarity = (cosines.get(approved.id, shared) + shared) / 2
+        similar.append(SimilarQuestion(approved, similarity))
+    return max(similar, key=attrgetter("similarity"), default=None)
 
 
 def _is_similar(asked: set[str], approved: ApprovedAnswer) -> bool:
@@ -155,7 +265,7 @@ def _select_active(
     rows = store.rows(
         f"""{ranked} select a.* from {source} where {condition}
         and a.id not in (select approved_id from withdrawal)
-        and a.id not in (select approved_id from graduation where adapter = coalesce(
+        and not exists (select 1 from graduation where approved_id = a.id and adapter = coalesce(
             ?, (select adapter from promotion order by rowid desc limit 1), adapter))
         {order}""",
         (*args, adapter),

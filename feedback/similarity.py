@@ -103,10 +103,11 @@ def trigrams(text: str) -> frozenset[str]:
 
 def trigram_similarity(first: str, second: str) -> float:
     """Return the Jaccard similarity of two texts' trigrams: 1 for equal ones, 0 for unrelated."""
-    return _jaccard(trigrams(first), trigrams(second))
+    return jaccard(trigrams(first), trigrams(second))
 
 
-def _jaccard(first: frozenset[str], second: frozenset[str]) -> float:
+def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
+    """Return the Jaccard similarity of two sets, 0 to 1."""
     return len(first & second) / len(first | second) if first or second else 1.0
 
 
@@ -129,7 +130,7 @@ def near_duplicates(
         if known is None or key not in known:
             seen = {other for gram in prefix for other in index[gram]}
             for other in sorted(seen):
-                if _jaccard(grams, sets[other]) >= threshold:
+                if jaccard(grams, sets[other]) >= threshold:
                     yield other, key
         if known is None or key in known:
             for gram in prefix:

@@ -3,6 +3,7 @@
 talkback serve                        # the chat, its API, the review page
 talkback cycle                        # learn from what people said; from cron
 talkback status | adapters | review   # look;  promote | rollback   # decide
+talkback similar                      # what giving approved answers to similar questions would do
 talkback keys add | list | revoke     # who may come in
 """
 
@@ -43,6 +44,7 @@ from talkback.output import (
     stderr,
     styled,
 )
+from talkback.similar_questions import preview_similar
 
 
 class ArgumentError(TalkbackError):
@@ -64,6 +66,7 @@ TABLES = (
     "chat",
     "curate",
     "cycle",
+    "embedder",
     "engine",
     "evaluation",
     "gate",
@@ -260,6 +263,24 @@ def review(
         seen = find_item(store, message).version
     decision = decide(store, message, decider(who), actions[0], correct, note, seen=seen)
     print(json.dumps(asdict(decision)) if as_json else f"Saved: {decision.action} {message}.")
+
+
+@app.command(epilog=example_line("talkback similar --threshold 0.7"))
+def similar(
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Default: [chat] approved_similarity, or 0.6."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many of the newest questions.")] = 1000,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which past questions [chat] approved_similarity would answer as another one's."""
+    root = find_home(home)
+    with stderr.status("comparing questions"):
+        previews = preview_similar(root, threshold, limit)
+    rows = [asdict(preview) for preview in previews]
+    show_rows(rows, as_json, "No past question is so similar to one that has an approved answer.")
 
 
 @keys_app.command("add", epilog=example_line("talkback keys add rita --role reviewer"))

@@ -150,6 +150,25 @@ def test_a_dry_run_shows_what_would_train_and_why_not(home: Home, edited: str) -
     assert "waits for a reviewer" in run_talkback(home, "cycle", "--dry-run").stdout
 
 
+def test_the_preview_shows_which_questions_would_get_anothers_answer(
+    home: Home, store: Store
+) -> None:
+    approved = "When does the shop open on Sundays?"
+    decide(store, answered(store, approved, "?"), "rita", "correct", "At eleven.")
+    for question in (approved, "On Sundays, when does the shop open?", "Do you repair chairs?"):
+        answered(store, question, "?")
+    answered(store, "On Sundays, when does the shop open?", "?")
+    shown = run_talkback(home, "similar", "--threshold", "0.6", "--json")
+    (row,) = json.loads(shown.stdout)
+    assert (row["question"], row["asked"]) == ("On Sundays, when does the shop open?", 2)
+    assert row["answered_as"] == approved and 0.6 <= row["similarity"] < 1
+    assert "answered_as" in run_talkback(home, "similar").stdout
+    home.toml.write_text("[chat]\napproved_similarity = 0.99\n")
+    assert "No past question is so similar" in run_talkback(home, "similar").stdout
+    refused = run_talkback(home, "similar", "--threshold", "2")
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+
+
 def test_every_command_has_help_with_an_example() -> None:
     text = subprocess.run(
         [sys.executable, "-m", "talkback", "--help"], capture_output=True, text=True, cwd=ROOT

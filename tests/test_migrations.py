@@ -65,6 +65,7 @@ def test_what_was_approved_before_is_found_by_its_answer_too(tmp_path: Path) -> 
     old.close()
     store = Store(tmp_path / "old.db")
     assert [one.id for one in find_exemplars(store, "Is it open on Mondays?")] == ["apr-1"]
+    assert len(store.rows("select 1 from approved_vector")) == 1
 
 
 def test_a_database_of_a_newer_talkback_is_refused(tmp_path: Path) -> None:

@@ -148,6 +148,37 @@ def test_a_similar_question_has_the_approved_answer_in_its_prompt(service: Servi
     assert turn.speaker.prompt_tokens > len(alone)
 
 
+def test_a_question_similar_enough_gets_the_answer_as_it_stands_where_settings_say_so(
+    service: Service,
+) -> None:
+    approve(service, "When does the shop open on Sundays?", "At eleven.")
+    asked = "On Sundays, when does the shop open?"
+    assert whole_turn(service, asked).speaker.source == "model"
+    for similarity, source in ((0.95, "model"), (0.6, "approved")):
+        service.chat_settings = service.chat_settings.model_copy(
+            update={"approved_similarity": similarity}
+        )
+        turn = whole_turn(service, asked)
+        assert (turn.speaker.source, len(turn.speaker.exemplars)) == (source, 1)
+    assert turn.text == "At eleven."
+    again = whole_turn(service, "", retry_of=turn.message_id, sampling=SHORT)
+    assert again.speaker.source == "model"
+    assert whole_turn(service, "Do you repair chairs?").speaker.source == "model"
+
+
+def test_a_correction_of_what_a_similar_question_got_leaves_the_other_answer(
+    service: Service,
+) -> None:
+    approve(service, "When does the shop open on Sundays?", "At eleven.")
+    service.chat_settings = service.chat_settings.model_copy(update={"approved_similarity": 0.6})
+    asked = "On which Sundays does the shop open?"
+    turn = whole_turn(service, asked)
+    assert (turn.text, turn.speaker.source) == ("At eleven.", "approved")
+    decide(service.store, turn.message_id, "rita", "correct", "On the first of a month.")
+    assert whole_turn(service, asked).text == "On the first of a month."
+    assert whole_turn(service, "When does the shop open on Sundays?").text == "At eleven."
+
+
 def test_exemplars_leave_a_prompt_that_has_no_room_for_them(service: Service) -> None:
     approve(service, "When does the shop open on Sundays?", "At eleven. " * 60)
     service.context_length = 120

@@ -12,6 +12,7 @@ from feedback.errors import TalkbackError
 from feedback.exchange import Exchange
 from feedback.exemplars import question_key
 from feedback.ids import new_id, now
+from feedback.matching.text_search import keys_without_typo
 from feedback.review.conflicts import check_own, check_seen
 from feedback.review.decision_row import Action, Decision
 from feedback.store import Store
@@ -67,7 +68,7 @@ def decide(
             created_at=now(),
         )
         db.insert("review", vars(decision))
-        _withdraw_given_exemplars(db, decision, exchange)
+        _withdraw_given_exemplars(store, decision, exchange)
         _replace_approved(db, decision, exchange)
     return decision
 
@@ -101,13 +102,19 @@ def _withdrawal_reason(decision: Decision) -> str:
     return "rejected by reviewer" if decision.answer is None else "later correction replaces it"
 
 
-def _withdraw_given_exemplars(db: Connection, decision: Decision, exchange: Exchange) -> None:
+def _withdraw_given_exemplars(store: Store, decision: Decision, exchange: Exchange) -> None:
     """Withdraw the approved answer that was given here as it stands, when the decision is against
-    it: it is as wrong wherever else it would be given."""
+    it: it is as wrong wherever else it would be given. One to another question, which was given
+    because that is similar, is still right for that."""
     speaker = exchange.speaker
     if speaker and speaker.source == "approved" and decision.answer != exchange.answer.content:
-        for approved_id in speaker.exemplars:
-            _withdraw(db, "id", approved_id, _withdrawal_reason(decision))
+        key = question_key(exchange.question, exchange.earlier)
+        same = {key, *keys_without_typo(store, key)}
+        asked = "select id, question_key from approved where id in (select value from json_each(?))"
+        with store.write() as db:
+            for row in store.rows(asked, (json.dumps(speaker.exemplars),)):
+                if row["question_key"] in same:
+                    _withdraw(db, "id", row["id"], _withdrawal_reason(decision))
 
 
 def _replace_approved(db: Connection, decision: Decision, exchange: Exchange) -> None:

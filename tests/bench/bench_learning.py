@@ -11,12 +11,10 @@ MT-Bench and Vicuna, which nothing trained on.
 """
 
 import argparse
-import csv
 import json
 import random
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,31 +28,21 @@ from chatbot.model.base import Base, load_base
 from chatbot.model.untrained import write_untrained
 from evaluation.suites import AnswerScorer, Case, generate_answers
 from feedback.curation.row_files import Record, read_rows
-from feedback.similarity import trigram_similarity
 from tests.fixtures import public_data
+from tests.fixtures.phrasings import draw_phrasings
 from tests.fixtures.real_model import find_real_model
 from training.recipe import Recipe
 from training.train import TrainingData, publish_adapter, train_lora
 
-INTENTS, OTHERS, QUESTIONS, MAX_TOKENS = 20, 6, 48, 64
-NEAR = 0.6
-"""Trigram similarity from which two phrasings are one."""
+QUESTIONS, MAX_TOKENS = 48, 64
 
 
-def draw_phrasings(seed: int) -> dict[str, list[Case]]:
+def draw_cases(seed: int) -> dict[str, list[Case]]:
     """Return for each of 20 intents a taught question and 6 others, none near the taught one."""
-    phrasings: dict[str, list[Case]] = defaultdict(list)
-    file = public_data.data_folder("bitext") / "bitext_v1_short_responses.csv"
-    for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines(keepends=True)):
-        question = [{"role": "user", "content": row["instruction"]}]
-        phrasings[row["intent"]].append(Case(question, row["response"].strip()))
-    rng = random.Random(seed)
-    found = {}
-    for intent in rng.sample(sorted(phrasings), INTENTS):
-        taught, *others = rng.sample(phrasings[intent], len(phrasings[intent]))
-        far = [o for o in others if trigram_similarity(o.question, taught.question) < NEAR]
-        found[intent] = [taught, *far[:OTHERS]]
-    return found
+    return {
+        intent: [Case([{"role": "user", "content": one.question}], one.answer) for one in drawn]
+        for intent, drawn in draw_phrasings(seed).items()
+    }
 
 
 def general_questions() -> list[Case]:
@@ -83,7 +71,7 @@ def to_row(case: Case) -> Record:
 def measure(name: str, seed: int, recipe: Recipe, *, without_replay: bool) -> list[str]:
     """Teach 20 corrections, and return a row of the table."""
     base = load_base(name)
-    phrasings = draw_phrasings(seed)
+    phrasings = draw_cases(seed)
     taught = [cases[0] for cases in phrasings.values()]
     others = [case for cases in phrasings.values() for case in cases[1:]]
     with tempfile.TemporaryDirectory() as temp:

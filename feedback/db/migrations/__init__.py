@@ -16,6 +16,7 @@ from feedback.db.migrations.approved_search import (
     m008_answers_found,
     m010_cut_answers,
     m011_unspaced_scripts,
+    m017_approved_vectors,
 )
 from feedback.db.migrations.pending import (
     m009_pending,
@@ -56,6 +57,7 @@ MIGRATIONS: list[Migration] = [
     m014_votes,
     m015_base_identities,
     m016_thoughts,
+    m017_approved_vectors,
 ]
 """All steps in their order; the database records each under its function's name."""
 SCHEMA_VERSION = len(MIGRATIONS)

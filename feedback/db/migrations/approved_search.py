@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from feedback.db.migrations.append_only import forbid_updates
+
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
@@ -55,3 +57,24 @@ def m011_unspaced_scripts(db: "Database") -> None:
     db.execute(f"""
         insert into approved_trigrams (approved_id, question, answer)
         select id, question, answer from approved where question || answer glob '{unspaced}'""")
+
+
+def m017_approved_vectors(db: "Database") -> None:
+    """Keep vectors of approved questions and of their answers, in float16, by what made them.
+
+    They have numbers of their own, so that a process reads only those that have come since.
+    """
+    db.execute("""
+        create table approved_vector (
+            number integer primary key autoincrement,
+            approved_id text not null,
+            embedder text not null,
+            question blob not null,
+            answer blob not null,
+            unique (approved_id, embedder)
+        ) strict""")
+    db.execute("""
+        create trigger approved_vector_forgotten after delete on approved begin
+            delete from approved_vector where approved_id = old.id;
+        end""")
+    forbid_updates(db, "approved_vector")
