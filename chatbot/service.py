@@ -15,6 +15,7 @@ from chatbot.engine.engine_status import describe_engine, record_engine
 from chatbot.engine.protocol import Engine, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.workers.worker_handle import WorkerHandle
+from chatbot.exemplar_form.form_finder import FormFinder
 from chatbot.known_bases import KnownBases
 from chatbot.metrics import Metrics
 from chatbot.model.base import Base
@@ -33,8 +34,9 @@ class Service:
     sets another, it is that of a server on loopback. ``context_length`` is the number of tokens
     that prompt and answer share, ``default_sampling`` how answers are sampled where nobody asks for
     another. ``metrics`` are counted where things happen. ``group_commit``
-    stores questions and answers of many people in one transaction. ``open_turns`` are the answers
-    that may not be stored yet.
+    stores questions and answers of many people in one transaction. ``form_finder`` knows in which
+    form the base goes by approved answers. ``open_turns`` are the answers that may not be stored
+    yet.
     """
 
     home: Home
@@ -48,6 +50,7 @@ class Service:
     access: Access
     metrics: Metrics
     group_commit: GroupCommit
+    form_finder: FormFinder
     rollout: Rollout
 
     def __init__(
@@ -69,6 +72,7 @@ class Service:
         self.access = Access(store, home.root)
         self.metrics = Metrics()
         self.group_commit = GroupCommit(store)
+        self.form_finder = FormFinder(base, engine, home.forms)
         self.open_turns: weakref.WeakValueDictionary[str, Turn] = weakref.WeakValueDictionary()
         """By message id."""
         self.computed_by: dict[str, Any] = {}
@@ -134,6 +138,7 @@ class Service:
     def close(self) -> None:
         """Stop following promotions, end every stream and store its answer, free the model."""
         self.rollout.close()
+        self.form_finder.close()
         self.engine.close()
         self.group_commit.shutdown()
         for turn in self.list_open_turns():
