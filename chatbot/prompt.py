@@ -5,11 +5,9 @@ from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from chatbot.exemplar_form.forms import DEFAULT_FORM, ChatMessages, ExemplarForm, write_question
 from chatbot.model.chat_template import encode
-from feedback.exemplars import format_exemplars
 from feedback.messages import Message
-
-ChatMessages = list[dict[str, str]]
 
 
 def fit_prompt(
@@ -20,9 +18,12 @@ def fit_prompt(
     examples: Sequence[tuple[str, str]],
     max_tokens: int,
     *,
+    form: ExemplarForm = DEFAULT_FORM,
     thinking: bool = False,
 ) -> tuple[list[int], bool]:
     """Return the prompt's token ids, at most ``max_tokens``, and whether exemplars are in it.
+
+    ``examples`` are (question, answer) pairs, best first, of which the form shows all or some.
 
     The oldest turns go first, then the exemplars. The question itself is never cut: when
     it is too long alone, the prompt comes back too long, and the engine refuses it with the
@@ -30,10 +31,8 @@ def fit_prompt(
     """
     messages = merge_turns(history)
     for shown in (examples, ()) if examples else ((),):
-        question_text = format_exemplars(question, shown)
-        ids = _longest_that_fits(
-            tokenizer, system, messages, question_text, max_tokens, thinking=thinking
-        )
+        end = write_question(form, question, shown)
+        ids = _longest_that_fits(tokenizer, system, messages, end, max_tokens, thinking=thinking)
         if len(ids) <= max_tokens:
             break
     return ids, bool(shown)
@@ -61,7 +60,7 @@ def _longest_that_fits(
     tokenizer: PreTrainedTokenizerBase,
     system: str,
     history: ChatMessages,
-    question: str,
+    end: ChatMessages,
     max_tokens: int,
     *,
     thinking: bool,
@@ -74,7 +73,7 @@ def _longest_that_fits(
     head = [{"role": "system", "content": system}] if system else []
 
     def ids(start: int) -> list[int]:
-        messages = _append_question([*head, *history[start:]], question)
+        messages = _append_end([*head, *history[start:]], end)
         return encode(tokenizer, messages, thinking=thinking)
 
     whole = ids(0)
@@ -86,9 +85,10 @@ def _longest_that_fits(
     return ids(starts[min(found, len(starts) - 1)])
 
 
-def _append_question(messages: ChatMessages, question: str) -> ChatMessages:
-    """Append the question; after an unanswered question it continues that one's turn."""
+def _append_end(messages: ChatMessages, end: ChatMessages) -> ChatMessages:
+    """Append the prompt's end; after an unanswered question the last one continues its turn."""
     if messages and messages[-1]["role"] == "user":
-        question = messages[-1]["content"] + "\n\n" + question
-        messages = messages[:-1]
-    return [*messages, {"role": "user", "content": question}]
+        *turns, question = end
+        both = messages[-1]["content"] + "\n\n" + question["content"]
+        return [*messages[:-1], *turns, {**question, "content": both}]
+    return [*messages, *end]

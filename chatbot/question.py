@@ -15,6 +15,7 @@ from chatbot.conversation import QuestionPosition, find_position, store_question
 from chatbot.engine.default_sampling import thinking_budget
 from chatbot.engine.protocol import Sampling
 from chatbot.engine.stream import Stream
+from chatbot.exemplar_form.forms import DEFAULT_FORM, select_shown
 from chatbot.prompt import fit_prompt
 from chatbot.service import Service
 from chatbot.turn import Turn
@@ -147,6 +148,8 @@ def _start_streams(
             for sampling in samplings
         ]
     examples = [] if question.model_only else _examples(service, position, speaker)
+    form = service.form_finder.find() if examples else DEFAULT_FORM
+    examples = select_shown(form, examples)
     wanted = samplings[0].max_tokens + samplings[0].thinking
     ids, shown = fit_prompt(
         service.base.tokenizer,
@@ -155,6 +158,7 @@ def _start_streams(
         position.question,
         [(example.question, example.answer) for example in examples],
         service.context_length - min(wanted, service.context_length // 2),
+        form=form,
         thinking=samplings[0].thinking > 0,
     )
     adapter, streams = _submit(service, ids, question.adapter, samplings)

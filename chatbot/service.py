@@ -15,6 +15,7 @@ from chatbot.engine.engine_status import describe_engine, record_engine
 from chatbot.engine.protocol import Engine, Sampling
 from chatbot.engine.settings import EngineSettings
 from chatbot.engine.workers.worker_handle import WorkerHandle
+from chatbot.exemplar_form.form_finder import FormFinder
 from chatbot.known_bases import KnownBases
 from chatbot.metrics import Metrics
 from chatbot.model.base import Base
@@ -34,10 +35,10 @@ class Service:
     ``rollout`` decides which adapter speaks. ``access`` says who may do what; unless the server
     sets another, it is that of a server on loopback. ``context_length`` is the number of tokens
     that prompt and answer share, ``default_sampling`` how answers are sampled where nobody asks for
-    another. ``metrics`` are counted where things happen. ``group_commit``
-    stores questions and answers of many people in one transaction. ``open_turns`` are the answers
-    that may not be stored yet. ``embedder`` tells which questions are similar; None: the static
-    one.
+    another. ``metrics`` are counted where things happen. ``group_commit`` stores questions and
+    answers of many people in one transaction. ``embedder`` tells which questions are similar;
+    None: the static one. ``form_finder`` knows in which form the base goes by approved answers.
+    ``open_turns`` are the answers that may not be stored yet.
     """
 
     home: Home
@@ -51,6 +52,7 @@ class Service:
     access: Access
     metrics: Metrics
     group_commit: GroupCommit
+    form_finder: FormFinder
     rollout: Rollout
 
     def __init__(
@@ -73,6 +75,7 @@ class Service:
         self.access = Access(store, home.root)
         self.metrics = Metrics()
         self.group_commit = GroupCommit(store)
+        self.form_finder = FormFinder(base, engine, home.forms)
         self.open_turns: weakref.WeakValueDictionary[str, Turn] = weakref.WeakValueDictionary()
         """By message id."""
         self.computed_by: dict[str, Any] = {}
@@ -140,6 +143,7 @@ class Service:
     def close(self) -> None:
         """Stop following promotions, end every stream and store its answer, free the model."""
         self.rollout.close()
+        self.form_finder.close()
         self.engine.close()
         self.group_commit.shutdown()
         for turn in self.list_open_turns():

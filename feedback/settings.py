@@ -105,6 +105,11 @@ class Home:
         return self.root / "general"
 
     @property
+    def forms(self) -> Path:
+        """Return the folder that says in which form each base goes by approved answers."""
+        return self.root / "forms"
+
+    @property
     def toml(self) -> Path:
         """Return the path of the settings file."""
         return self.root / "talkback.toml"

@@ -17,13 +17,13 @@ from chatbot.chat_settings import ChatSettings
 from chatbot.engine.local.local_engine import LocalEngine
 from chatbot.engine.protocol import Request
 from chatbot.engine.settings import EngineSettings
+from chatbot.exemplar_form.forms import ExemplarForm, write_question
 from chatbot.model.base import Base, end_token_ids, load_base
 from chatbot.model.chat_template import encode, encode_answer, render
 from chatbot.model.escape import WORD_JOINER, control_tokens
 from chatbot.model.jinja_template import MessageForm, find_form
 from chatbot.model.thought_format import find_thought_format
 from chatbot.service import Service
-from feedback.exemplars import format_exemplars
 from feedback.settings import Home
 from feedback.store import Store
 from tests.fixtures import templates_at_hand
@@ -72,7 +72,7 @@ def tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def talk(texts: Sequence[str], *, system: bool) -> Talk:
-    """A dialogue of these texts, the last of which is a question."""
+    """A dialogue of these texts by turns, behind one of the system where it has one."""
     roles = ["system"] if system else []
     roles += ["user", "assistant"] * (len(texts) // 2) + ["user"]
     return [{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)]
@@ -80,11 +80,12 @@ def talk(texts: Sequence[str], *, system: bool) -> Talk:
 
 def talks(text: str) -> Iterator[Talk]:
     """Dialogues of 1, 2 and 5 turns, with and without a system prompt and exemplars."""
-    for turns, system, shown in product((1, 2, 5), (False, True), (False, True)):
+    forms: dict[int, ExemplarForm] = {1: "in question", 2: "turns", 5: "best twice"}
+    for turns, system, shown in product(forms, (False, True), (False, True)):
         if (turns == 2) != (system == shown):
-            texts = [text] * (2 * turns - 2 + system)
-            question = format_exemplars(text, [(f"Q {text}", f"A {text}")] * shown)
-            yield talk([*texts, question], system=system)
+            before = talk([text] * (2 * turns - 2 + system), system=system)
+            pairs = [(f"Q {text}", f"A {text}")] * 2 * shown
+            yield [*before, *write_question(forms[turns], text, pairs)]
 
 
 def attack(name: str) -> str:

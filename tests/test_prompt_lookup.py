@@ -199,7 +199,9 @@ def test_an_approved_answer_is_repeated_in_a_third_of_the_steps(kind: str) -> No
         for fact in load_facts()[:10]:
             answer = fact.answer.replace(fact.fact, "half past ten")
             shown = [(fact.question, answer)]
-            ids, _ = fit_prompt(base.tokenizer, "", [], fact.paraphrases[0], shown, 900)
+            ids, _ = fit_prompt(
+                base.tokenizer, "", [], fact.paraphrases[0], shown, 900, form="in question"
+            )
             stream = engine.submit(Request(ids, BASE, Sampling(max_tokens=48)))
             assert stream.wait(60)
             texts.append(stream.text)

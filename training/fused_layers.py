@@ -6,7 +6,7 @@ same numbers here, but for rounding: on SmolLM2-135M in bfloat16 a step takes si
 (``tests/bench/bench_training.py``).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,15 +55,19 @@ def _can_fuse(module: nn.Module) -> bool:
     )
 
 
-def _fused_forward(layer: Any) -> Any:
+def _fused_forward(layer: Any) -> Callable[..., Any]:
     """Return what computes an adapter's layer instead of its own forward."""
 
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         linear, names = layer.get_base_layer(), layer.active_adapters
         if layer.disable_adapters or len(names) != 1 or layer.merged or args or kwargs:
             return type(layer).forward(layer, x, *args, **kwargs)
-        a, b = layer.lora_A[names[0]].weight, layer.lora_B[names[0]].weight
-        return _FusedLora.apply(x, linear.weight, linear.bias, a, b, layer.scaling[names[0]])
+        weights = (
+            linear.weight,
+            linear.bias,
+            *(each[names[0]].weight for each in (layer.lora_A, layer.lora_B)),
+        )
+        return _FusedLora.apply(x, *weights, layer.scaling[names[0]])  # type: ignore[no-untyped-call]
 
     return forward
 
@@ -120,9 +124,10 @@ def _attend(
         kwargs.get(name) is not None for name in ("position_bias", "softcap", "s_aux", "cache")
     )
     if not is_usual or dropout or rows * heads * tokens * width > MAX_SHORT_SCORES:
-        return sdpa_attention_forward(
+        found: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )
+        return found
     stacked = query.reshape(rows, groups, heads // groups * tokens, size)
     scores = stacked @ key.transpose(-1, -2) * (size**-0.5 if scaling is None else scaling)
     if attention_mask is None:
@@ -131,8 +136,8 @@ def _attend(
     unseen = ~attention_mask.unsqueeze(-3)
     scores = scores.masked_fill(unseen, torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype).flatten(2, 3)
-    found = (weights @ value).view(rows, heads, tokens, value.shape[-1])
-    return found.transpose(1, 2).contiguous(), None
+    mixed = (weights @ value).view(rows, heads, tokens, value.shape[-1])
+    return mixed.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(_SHORT_ATTENTION, _attend)

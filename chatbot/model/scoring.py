@@ -106,4 +106,4 @@ def _batch_logprobs(
     device = next(model.parameters()).device
     logprobs = logprobs_before(model, chosen.to(device), ids.to(device), mask.to(device)).cpu()
     found = logprobs.gather(-1, ids[chosen][:, None])[:, 0]
-    return list(found.split([len(answer) for _, answer in rows]))
+    return list(torch.split(found, [len(answer) for _, answer in rows]))

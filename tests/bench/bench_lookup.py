@@ -39,7 +39,9 @@ def prompts(base: Base, shown: int) -> list[list[int]]:
         examples = [(new.question, new.answer)]
         others = [other for other in known if other is not fact]
         examples += [(other.question, other.answer) for other in rng.sample(others, 2)]
-        ids, _ = fit_prompt(base.tokenizer, "", [], fact.paraphrases[0], examples[:shown], 900)
+        ids, _ = fit_prompt(
+            base.tokenizer, "", [], fact.paraphrases[0], examples[:shown], 900, form="in question"
+        )
         found.append(ids)
     return found
 
