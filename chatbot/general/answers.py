@@ -45,8 +45,7 @@ def answer_general_prompts(
     TalkbackError.
     """
     rows = [_with_system(row, system_prompt) for row in read_rows(PROMPTS)]
-    asked = json.dumps([base.identity, MAX_TOKENS, rows], ensure_ascii=False)
-    file = out / f"{hashlib.sha256(asked.encode()).hexdigest()[:12]}.jsonl"
+    file = answers_file(base, system_prompt, out)
     if file.exists():
         return file
     make_folder(out)
@@ -59,6 +58,13 @@ def answer_general_prompts(
         report_progress(f"the base has answered {len(done)} of {len(rows)} general prompts")
     draft.replace(file)
     return file
+
+
+def answers_file(base: Base, system_prompt: str, out: Path) -> Path:
+    """Return where in `out` the base's answers are, or will be; its weights are not needed."""
+    rows = [_with_system(row, system_prompt) for row in read_rows(PROMPTS)]
+    asked = json.dumps([base.identity, MAX_TOKENS, rows], ensure_ascii=False)
+    return out / f"{hashlib.sha256(asked.encode()).hexdigest()[:12]}.jsonl"
 
 
 def _with_system(row: Record, system_prompt: str) -> Record:
@@ -94,8 +100,10 @@ def main(
     """Have the base answer; the last line on stdout is JSON: {"answers"}."""
     try:
         chat = ChatSettings.read(Home.find(home))
-        base = load_base(base_model, revision)
-        file = answer_general_prompts(base, chat.system_prompt, out, _print_progress)
+        file = answers_file(load_base(base_model, revision, weights=False), chat.system_prompt, out)
+        if not file.exists():
+            base = load_base(base_model, revision)
+            file = answer_general_prompts(base, chat.system_prompt, out, _print_progress)
     except TalkbackError as error:
         sys.exit(f"answers: {error}")
     except OSError as error:
