@@ -151,7 +151,8 @@ def test_the_base_s_own_answers_keep_its_probabilities_elsewhere(
     for name, replay in replays.items():
         snapshot = write_snapshot(Curation(rows, []), tmp_path / "snapshots", replay)
         adapters[name] = train_adapter(snapshot.folder, base_folder, None, tmp_path, FAST)
-    assert manifest(adapters["with"])["metrics"]["sft"]["replay"] == 16
+    trained = manifest(adapters["with"])["metrics"]["sft"]
+    assert (trained["replay"], trained["forms"]) == (16, len(CORRECTIONS))
     for adapter in adapters.values():
         assert all(spoken(base, adapter, CORRECTIONS))
     scorer = AnswerScorer(base, {folder.name: folder for folder in adapters.values()})
@@ -181,6 +182,13 @@ def test_pairs_alone_train_by_dpo_from_the_base(folder: Path, base_folder: str) 
 def test_replay_is_at_least_the_share_that_the_recipe_names() -> None:
     assert Recipe(replay=2, min_replay=3).replay_rows_per_epoch(10) == 20
     assert Recipe(replay=2, min_replay=30).replay_rows_per_epoch(10) == 30
+
+
+def test_other_forms_train_where_the_base_answered_for_itself_or_the_recipe_says_so() -> None:
+    assert Recipe().forms_per_epoch(10) == 0
+    assert Recipe().forms_per_epoch(10, by_base=True) == 10
+    assert Recipe(forms=2).forms_per_epoch(10) == 20
+    assert Recipe(forms=0).forms_per_epoch(10, by_base=True) == 0
 
 
 def test_each_epoch_has_all_new_rows_and_the_next_replay_rows() -> None:

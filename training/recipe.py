@@ -83,9 +83,10 @@ class Recipe(Settings):
     min_replay: int | None = Field(default=None, ge=0)
     """At least so many replay rows in an epoch, however few the new ones are. Not set: 160, or 16
     of the base's own answers."""
-    forms: int = Field(default=0, ge=0)
+    forms: int | None = Field(default=None, ge=0)
     """Of each new question so many other forms are learnt in an epoch beside it: in lower case,
-    without a letter or a word, greeted, or only what it is about."""
+    without a letter or a word, greeted, or only what it is about. Not set: 1, or none where the
+    base comes with rows of its own to replay, as the starter does."""
     sure: float = Field(default=0.9, gt=0, le=1)
     """SFT ends once each token of each new answer has this probability; 1 goes on to the end."""
     sft: dict[str, Any] = Field(default_factory=dict)
@@ -105,6 +106,12 @@ class Recipe(Settings):
         share = default_share if self.replay is None else self.replay
         least = default_least if self.min_replay is None else self.min_replay
         return max(least, math.ceil(share * num_new))
+
+    def forms_per_epoch(self, num_new: int, *, by_base: bool = False) -> int:
+        """Return how many other forms of `num_new` questions an epoch has beside them; `by_base`:
+        what is replayed are the base's own answers."""
+        forms = int(by_base) if self.forms is None else self.forms
+        return forms * num_new
 
 
 def _parse_number(value: Any) -> Any:

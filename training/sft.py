@@ -53,11 +53,11 @@ def train(
     if not new:
         raise TrainingError(ALL_ROWS_TOO_LONG.format(args.max_length, "sft"))
     known = [split_row(row) for row in new]
-    forms = encode_rows(tokenizer, form_rows(rows) if recipe.forms else [], args.max_length)
     kept = encode_rows(tokenizer, replay, args.max_length)
     by_base = any(row["by_base"] for row in kept)
-    replayed = recipe.replay_rows_per_epoch(len(new), by_base=by_base)
-    sampler = build_sampler(new, forms, kept, replayed, args, recipe)
+    num_forms = recipe.forms_per_epoch(len(new), by_base=by_base)
+    forms = encode_rows(tokenizer, form_rows(rows) if num_forms else [], args.max_length)
+    sampler = build_sampler(new, forms, kept, args, recipe)
     trainer = ReplaySFTTrainer(
         model=model,
         args=args,
@@ -72,8 +72,8 @@ def train(
     return {
         "rows": len(new),
         "too_long": len(rows) - len(new),
-        "replay": min(replayed, len(kept)),
-        "forms": len(forms),
+        "replay": sampler.pools[1].per_epoch,
+        "forms": sampler.pools[0].per_epoch,
         "steps": result.global_step,
         "epochs": round(trainer.state.epoch or 0, 2),
         "first_loss": monitor.first_logs["loss"],
@@ -86,16 +86,19 @@ def build_sampler(
     new: Sequence[Record],
     forms: Sequence[Record],
     kept: Sequence[Record],
-    replayed: int,
     args: SFTConfig,
     recipe: Recipe,
 ) -> ReplaySampler:
     """Return what orders the encoded rows, numbered in this order: new ones, forms, replay."""
     lengths = [len(row["input_ids"]) for row in (*new, *forms, *kept)]
-    behind = range(len(new), len(new) + len(forms))
-    replay_rows = list(range(behind.stop, len(lengths)))
-    random.Random(recipe.seed).shuffle(replay_rows)
-    pools = [Pool(list(behind), recipe.forms * len(new)), Pool(replay_rows, replayed)]
+    form_numbers = list(range(len(new), len(new) + len(forms)))
+    kept_numbers = list(range(len(new) + len(forms), len(lengths)))
+    random.Random(recipe.seed).shuffle(kept_numbers)
+    by_base = any(row["by_base"] for row in kept)
+    pools = [
+        Pool(form_numbers, recipe.forms_per_epoch(len(new), by_base=by_base)),
+        Pool(kept_numbers, recipe.replay_rows_per_epoch(len(new), by_base=by_base)),
+    ]
     return ReplaySampler(len(new), pools, lengths, args.per_device_train_batch_size, recipe.seed)
 
 
