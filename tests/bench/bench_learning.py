@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--without-replay", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)  # as training does
     table = Table("seed", "steps, seconds", "learnt", "other phrasings (a taught answer)", "KL")
     recipe = Recipe(**options.recipe)
     for seed in options.seeds:
