@@ -61,6 +61,13 @@ def answer_general_prompts(
     return file
 
 
+def read_accepted() -> dict[str, list[str]]:
+    """Return for each prompt whose answer is right or wrong the texts of which a right one holds
+    one, by its question."""
+    rows = read_rows(PROMPTS)
+    return {row["messages"][-1]["content"]: row["right"] for row in rows if "right" in row}
+
+
 def _with_system(row: Record, system_prompt: str) -> Record:
     system = [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
     return {"messages": [*system, *row["messages"]], "kind": row["kind"]}
