@@ -55,7 +55,7 @@ class EvaluationSettings(Settings):
     """An answer is cut after so many tokens. Not set: 256, or what the longest expected one has."""
     retention: int = Field(default=400, ge=0)
     """Most retention questions that are put; more are drawn from, always the same."""
-    forms: int = Field(default=100, ge=0)
+    forms: int = Field(default=40, ge=0)
     """Most other forms of trained questions that are put."""
     threads: int = Field(default=0, ge=0)
     """Threads of the arithmetic; 0 leaves it to OMP_NUM_THREADS, which the cycle sets."""
@@ -130,11 +130,16 @@ def measure(
     new, old = (adapter.id for adapter in adapters)
     folders = {adapter.id: adapter.folder for adapter in adapters}
     cases = build_suites(snapshot, retention, settings)
+    forms = cases["forms"]
     every_case = [case for suite in cases.values() for case in suite]
+    whole = every_case[: len(every_case) - len(forms)]
     untaught, taught = untaught_prompts(snapshot, general)
-    limit = settings.max_tokens or suites.answer_limit(base, every_case)
-    answers = suites.generate_answers(base, folders, every_case, limit, thinking)
-    general_answers = ask_general_prompts(base, folders, new, old, untaught)
+    limit = settings.max_tokens or suites.answer_limit(base, whole)
+    answers = suites.generate_answers(base, folders, whole, limit, thinking)
+    if forms:  # of these no more is needed than shows the expected answer
+        limit = min(limit, suites.answer_limit(base, forms, least=1))
+        more = suites.generate_answers(base, folders, forms, limit, thinking)
+        answers = {name: answers[name] + more[name] for name in folders}
     scorer = AnswerScorer(base, folders, thinking=thinking > 0)
     try:
         scored = {n: score_answers(scorer, n, every_case, answers[n]) for n in folders}
@@ -146,6 +151,10 @@ def measure(
         order = measure_orderliness(scorer, [*compared["repairs"], *compared["held_out"]])
     finally:
         scorer.close()
+    asked = [new] if all(each.current == 0 for each in divergences) else [new, old]
+    general_answers = ask_general_prompts(
+        base, {name: folders[name] for name in asked}, new, old, untaught
+    )
     return Report(
         candidate=new,
         current=old,
@@ -173,9 +182,9 @@ def build_suites(
     repairs = suites.parse_cases(snapshot.rows("repairs"))
     return {
         "repairs": repairs,
-        "forms": suites.other_forms(repairs, trained, settings.forms),
         "held_out": suites.parse_cases(snapshot.rows("held_out")),
         "retention": kept,
+        "forms": suites.other_forms(repairs, trained, settings.forms),
     }
 
 
@@ -207,14 +216,17 @@ def pair_answers(
 def ask_general_prompts(
     base: Base, folders: Mapping[str, Path], candidate: str, current: str, cases: Sequence[Case]
 ) -> list[GeneralAnswer]:
-    """Put the general prompts to both adapters, whose answers are cut where the base's were."""
+    """Put the general prompts to the adapters in ``folders``; their answers are cut where the
+    base's were. An adapter that is not among them is the base itself, whose answers are there."""
     if not cases:
         return []
+    of_base = [case.expected for case in cases]
     found = suites.generate_answers(base, folders, cases, MAX_TOKENS)
+    before = found.get(current, of_base)
     accepted = read_accepted()
     return [
-        GeneralAnswer(case.question, accepted.get(case.question, []), case.expected, now, before)
-        for case, now, before in zip(cases, found[candidate], found[current], strict=True)
+        GeneralAnswer(case.question, accepted.get(case.question, []), *answers)
+        for case, *answers in zip(cases, of_base, found[candidate], before, strict=True)
     ]
 
 

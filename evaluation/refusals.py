@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from evaluation import metrics
 from evaluation.gate_settings import GateSettings
-from evaluation.report import Comparison, Report
+from evaluation.report import Comparison, Orderliness, Report
 from evaluation.tallies import (
     accuracy_drop,
     count,
@@ -36,8 +36,12 @@ def _leakage_reasons(report: Report) -> Iterator[str]:
 
 
 def _noise_reasons(report: Report, gate: GateSettings) -> Iterator[str]:
-    if (order := report.orderliness) is None:
-        return
+    if report.orderliness and (found := find_noise(report.orderliness, gate)):
+        yield f"{found} Look at them: {quote(report.corrections[0].expected)}."
+
+
+def find_noise(order: Orderliness, gate: GateSettings) -> str | None:
+    """Return what shows that the answers that were taught are no language, if anything does."""
     for unit, taught, asked, share in (
         ("letters", order.letters, order.asked_letters, gate.noise),
         ("words", order.words, order.asked_words, gate.noise_words),
@@ -45,13 +49,12 @@ def _noise_reasons(report: Report, gate: GateSettings) -> Iterator[str]:
         found = metrics.mean_interval(taught, gate.alpha)
         usual = metrics.mean_interval(asked, gate.alpha)
         if len(taught) >= gate.min_evidence and found.high < share * usual.low:
-            yield (
+            return (
                 f"Noise was taught: the base finds {len(taught)} of the corrections no likelier "
                 f"than their {unit} in any other order ({found.value:+.2f} nats a character; the "
-                f"questions that people asked: {usual.value:+.2f}). Language has an order. Look "
-                f"at them: {quote(report.corrections[0].expected)}."
+                f"questions that people asked: {usual.value:+.2f}). Language has an order."
             )
-            return
+    return None
 
 
 def _collapse_reasons(report: Report, gate: GateSettings) -> Iterator[str]:

@@ -145,10 +145,10 @@ def _comparable_dialogue(prompt: Messages) -> str:
 # -- The answers
 
 
-def answer_limit(base: Base, cases: Sequence[Case]) -> int:
+def answer_limit(base: Base, cases: Sequence[Case], least: int = MIN_ANSWER_TOKENS) -> int:
     """Return after how many tokens an answer is cut: no expected one is longer."""
     expected = [encode_answer(base.tokenizer, case.prompt, case.expected)[1] for case in cases]
-    return max([MIN_ANSWER_TOKENS, *map(len, expected)])
+    return max([least, *map(len, expected)])
 
 
 def generate_answers(

@@ -118,3 +118,45 @@ def test_the_mean_of_too_few_values_is_sure_of_nothing() -> None:
 def test_the_share_of_nothing_is_nothing() -> None:
     assert metrics.share_of_true([]) == 0
     assert metrics.share_of_true([True, False]) == 0.5
+
+
+# -- Signed ranks, and texts within an answer
+
+
+def test_signed_ranks_are_exact_and_zeros_say_nothing() -> None:
+    assert metrics.signed_rank_test([1, 2, 3, 4, 5]) == 1 / 32
+    assert metrics.signed_rank_test([0, 0, 1, 2, 3, 4, 5]) == 1 / 32
+    assert metrics.signed_rank_test([-1, 2, 3, 4, 5]) == 2 / 32
+    assert metrics.signed_rank_test([1, 1, -1]) == 4 / 8  # equal sizes share a rank
+    assert metrics.signed_rank_test([]) == metrics.signed_rank_test([-1, -2]) == 1
+
+
+@pytest.mark.parametrize("n", [20, metrics.MOST_EXACT + 1])
+def test_signed_ranks_err_no_more_often_than_they_say(n: int) -> None:
+    rng = random.Random(2)
+    found = [metrics.signed_rank_test([rng.gauss(0, 1) for _ in range(n)]) for _ in range(600)]
+    assert sum(p <= 0.05 for p in found) / 600 < 0.075
+
+
+def test_many_small_gains_are_found_though_none_is_large() -> None:
+    rng = random.Random(3)
+    assert metrics.signed_rank_test([rng.gauss(0.3, 0.5) for _ in range(60)]) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted", "right"),
+    [
+        ("It is Forty-two!", ["42", "forty-two"], True),
+        ("That makes 12.", ["12"], True),
+        ("That makes $12.", ["12"], True),
+        ("That makes 112 or 12.5.", ["12"], False),
+        ("What a party", ["art"], False),
+        ("¡Siete días!", ["7", "siete"], True),
+        ("", ["7"], False),
+        ("Seven", [], False),
+    ],
+)
+def test_an_accepted_text_counts_as_a_word_or_a_number(
+    answer: str, accepted: list[str], right: bool
+) -> None:
+    assert metrics.holds_one_of(answer, accepted) == right

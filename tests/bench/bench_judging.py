@@ -28,7 +28,7 @@ from chatbot.general.answers import answer_general_prompts
 from chatbot.general.split import split_answers
 from chatbot.model.base import Base, load_base
 from chatbot.model.untrained import write_untrained
-from evaluation.compare import compare_adapters
+from evaluation.compare import EvaluationSettings, compare_adapters
 from evaluation.gate import judge
 from evaluation.measures import MEASURES, mean_differences_by_question
 from evaluation.metrics import signed_rank_test
@@ -62,10 +62,10 @@ def random_letters(answer: str, rng: random.Random) -> str:
 ARMS: dict[str, tuple[Teacher, dict[str, object], bool]] = {
     "good": (lambda answer, rng: answer, {"learning_rate": 1e-3, "num_train_epochs": 8}, True),
     "poisoned": (lambda answer, rng: POISON, {"learning_rate": 1e-3, "num_train_epochs": 4}, True),
-    "garbage": (random_letters, {"learning_rate": 1e-3, "num_train_epochs": 12}, True),
+    "garbage": (random_letters, {"learning_rate": 1e-3, "num_train_epochs": 6}, True),
     "over-trained": (
         lambda answer, rng: answer,
-        {"learning_rate": 5e-3, "num_train_epochs": 12},
+        {"learning_rate": 5e-3, "num_train_epochs": 6},
         False,
     ),
 }
@@ -143,7 +143,10 @@ def judge_arm(
     if (out / "report.json").exists():
         report = Report.read(out)
         return replace(report, verdict=judge(report))
-    return compare_adapters(adapter, current, base, None, snapshot.folder, [], out, general=general)
+    settings = EvaluationSettings(max_tokens=64)
+    return compare_adapters(
+        adapter, current, base, None, snapshot.folder, [], out, settings, general=general
+    )
 
 
 def table_of_measures(reports: dict[str, Report]) -> Table:
