@@ -16,7 +16,7 @@ class GateSettings(Settings):
     """Highest probability of a wrong promotion, in every one-sided test."""
     min_evidence: int = Field(default=5, ge=1)
     """Fewest targets on which the two adapters must differ."""
-    measure: Literal["margin", "loss", "chrf", "exact"] = "margin"
+    measure: Literal["margin", "loss", "chrf", "exact"] = "loss"
     """What held-out corrections, and other forms of the trained ones, are compared by: preference
     for the correction over the answer it replaced, likelihood of the correction, chrF, or words."""
     margin: float = Field(default=0.02, ge=0, lt=1)
