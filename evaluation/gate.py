@@ -31,18 +31,19 @@ Then the evidence. Its primary measure depends on what there is:
    where other forms of the questions won, as somebody else would type them, show nothing of it:
    the sign test of `measure`, averaged over the forms of each question. The verdict says that it
    was judged on what it was taught.
-9. From there on: `measure` on the held-out corrections, by default the preference for the
-   correction over the answer it replaced; Wilcoxon's signed-rank test. No answer has to be right
-   word for word. As a fact need not tell anything about another, an adapter may also prove itself
-   by rule 8; each of the two tests has half of `alpha`.
+9. From there on: `measure` on the held-out corrections, by default how near the answers come to
+   them (chrF); Wilcoxon's signed-rank test. No answer has to be right word for word. As a fact need
+   not tell anything about another, an adapter may also prove itself by rule 8; each of the two
+   tests has half of `alpha`.
 10. Too small a retention suite: when the interval of the fall (Agresti and Min 2005) reaches past
    `blind`, or that of the divergence past `divergence`, harm cannot be ruled out: not enough
    evidence. With neither retention questions nor general prompts the verdict says that forgetting
    was not looked for; `need_retention` makes that a refusal to judge.
 11. Otherwise the candidate is promoted.
 
-No measure of the evidence tells an honest correction from a poisoned one: what was taught is what
-it measures by. So rules 1 to 7 come first, whatever the evidence (docs/judging.md has the figures).
+No measure of the evidence tells an honest correction from a poisoned one: it measures by what was
+taught. An over-trained adapter, too, comes nearer to what is held out. So rules 1 to 7 come first,
+whatever the evidence (docs/judging.md has the figures).
 Underfitting (less than half of the trained corrections answered right) is named beside any
 verdict: the candidate may still be better than what is in service. No correction for several
 tests: each of 3 to 7 can only refuse, so the chance to promote wrongly stays at most `alpha`.

@@ -236,25 +236,26 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 
 
 def nearer(n: int, gain: float, *, form_of: bool = False, farther: int = 0) -> list[Comparison]:
-    """Questions that nobody answers right; the candidate prefers the correction more, by `gain`."""
-    return [
-        replace(
-            comparison,
-            candidate=replace(
-                comparison.candidate, margin=(-gain if i < farther else gain) * (1 + i / 100)
-            ),
-            current=replace(comparison.current, margin=0.0),
-            form_of=f"question {i}?" if form_of else None,
+    """Questions that nobody answers right; the candidate's answers come nearer, by about `gain`."""
+    found = []
+    for i, one in enumerate(comparisons(neither=n)):
+        change = (-gain if i < farther else gain) * (1 + i / 100)
+        found.append(
+            replace(
+                one,
+                candidate=replace(one.candidate, chrf=30 + 10 * change, margin=change),
+                current=replace(one.current, margin=0.0),
+                form_of=f"question {i}?" if form_of else None,
+            )
         )
-        for i, comparison in enumerate(comparisons(neither=n))
-    ]
+    return found
 
 
 def test_held_out_corrections_are_found_better_without_one_word_for_word() -> None:
     verdict = judge(report(repairs=comparisons(neither=60), held_out=nearer(8, 0.4)))
     assert verdict.kind == "promote"
     assert verdict.reasons[0].startswith(
-        "Better on 8 corrections that did not train: preference for the correction"
+        "Better on 8 corrections that did not train: chrF of the answer, points: +4.14 on average"
     )
     assert "more on 8 of 8 (p = 0.0039)" in verdict.reasons[0]
 
