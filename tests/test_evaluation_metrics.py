@@ -1,5 +1,6 @@
 """Tests the metrics of answers, and the statistics of paired comparisons."""
 
+import itertools
 import math
 import random
 
@@ -138,9 +139,23 @@ def test_signed_ranks_err_no_more_often_than_they_say(n: int) -> None:
     assert sum(p <= 0.05 for p in found) / 600 < 0.075
 
 
-def test_many_small_gains_are_found_though_none_is_large() -> None:
+def test_signed_ranks_are_what_counting_all_signs_gives() -> None:
     rng = random.Random(3)
-    assert metrics.signed_rank_test([rng.gauss(0.3, 0.5) for _ in range(60)]) < 0.01
+    for _ in range(20):
+        values = rng.choices([-3, -2, -1, 1, 2, 3, 4], k=8)
+        sizes = sorted(map(abs, values))
+        ranks = [
+            sum(i for i, other in enumerate(sizes, 1) if other == size) / sizes.count(size)
+            for size in sizes
+        ]
+        rank_of = dict(zip(sizes, ranks, strict=True))
+        found = sum(rank_of[value] for value in values if value > 0)
+        sums = [
+            sum(r for r, positive in zip(ranks, signs, strict=True) if positive)
+            for signs in itertools.product((False, True), repeat=8)
+        ]
+        p = sum(total >= found for total in sums) / 2**8
+        assert metrics.signed_rank_test(values) == pytest.approx(p)
 
 
 @pytest.mark.parametrize(
