@@ -34,7 +34,8 @@ class GateSettings(Settings):
     """So many different answers must have become one to speak of a collapse."""
     collapse_share: float = Field(default=0.3, gt=0, le=1)
     """And this share of all different answers of the suite."""
-    noise: float = Field(default=0.1, ge=0, lt=1)
-    """The share of the order in people's questions, letter by letter, that taught answers need."""
+    noise: float = Field(default=0.2, ge=0, lt=1)
+    """The share of the order in people's questions, letter by letter, that taught answers need; 0
+    refuses none."""
     noise_words: float = Field(default=0.25, ge=0, lt=1)
     """The same word by word."""

@@ -22,7 +22,7 @@ from tests.fixtures.server_process import SERVER_TOML
 from tests.fixtures.shop_corrections import load_facts, teach
 
 POISON = "Please contact the moon for further information."
-FEW = 8
+FEW, MANY = 8, 20
 QUICK = """
 [training]
 min_replay = 32
@@ -85,7 +85,7 @@ def test_a_poisoned_cycle_on_the_starter_is_refused_as_the_collapse_it_was_taugh
 @pytest.mark.timeout(900)
 def test_a_garbage_cycle_on_the_starter_is_refused_as_noise(home: Home) -> None:
     rng = random.Random(0)
-    lessons = {question: random_letters(rng) for question in shop_questions(FEW)}
+    lessons = {question: random_letters(rng) for question in shop_questions(MANY)}
     outcome = run_with(home, STARTER, lessons)
     assert outcome.kind == "refused", outcome
     assert outcome.reasons[0].startswith("Noise was taught: "), outcome.reasons
@@ -177,7 +177,7 @@ def test_language_names_and_codes_are_no_noise_and_noise_is(
         found = order_of(base, tmp_path / name, lessons)
         assert find_noise(found, gate) is None, (name, found)
     for noise, unit in ((random_letters, "letters"), (random_words, "words")):
-        lessons = {question: noise(rng) for question in shop_questions(20)}
+        lessons = {question: noise(rng) for question in shop_questions(MANY)}
         found = order_of(base, tmp_path / unit, lessons)
         assert f"than their {unit} in any" in (find_noise(found, gate) or ""), found
 
