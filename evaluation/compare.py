@@ -11,7 +11,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +23,22 @@ import typer
 from pydantic import Field
 
 from chatbot.engine.default_sampling import thinking_budget
+from chatbot.general.answers import MAX_TOKENS, read_accepted
 from chatbot.general.split import partition_taught, split_answers
 from chatbot.model.adapter import AdapterError, verify_adapter
 from chatbot.model.base import STARTER, Base, load_base
 from chatbot.model.untrained import write_untrained
 from evaluation import metrics, suites
 from evaluation.gate import GateSettings, judge
-from evaluation.report import Comparison, Divergence, PreferenceMargin, Report, ScoredAnswer
+from evaluation.orderliness import measure_orderliness
+from evaluation.report import (
+    Comparison,
+    Divergence,
+    GeneralAnswer,
+    PreferenceMargin,
+    Report,
+    ScoredAnswer,
+)
 from evaluation.suites import AnswerScorer, Case, PreferencePair
 from feedback.curation.row_files import read_dialogues, read_rows
 from feedback.errors import TalkbackError, describe_os_error
@@ -46,6 +55,8 @@ class EvaluationSettings(Settings):
     """An answer is cut after so many tokens. Not set: 256, or what the longest expected one has."""
     retention: int = Field(default=400, ge=0)
     """Most retention questions that are put; more are drawn from, always the same."""
+    forms: int = Field(default=40, ge=0)
+    """Most other forms of trained questions that are put."""
     threads: int = Field(default=0, ge=0)
     """Threads of the arithmetic; 0 leaves it to OMP_NUM_THREADS, which the cycle sets."""
 
@@ -119,10 +130,16 @@ def measure(
     new, old = (adapter.id for adapter in adapters)
     folders = {adapter.id: adapter.folder for adapter in adapters}
     cases = build_suites(snapshot, retention, settings)
+    forms = cases["forms"]
     every_case = [case for suite in cases.values() for case in suite]
+    whole = every_case[: len(every_case) - len(forms)]
     untaught, taught = untaught_prompts(snapshot, general)
-    limit = settings.max_tokens or suites.answer_limit(base, every_case)
-    answers = suites.generate_answers(base, folders, every_case, limit, thinking)
+    limit = settings.max_tokens or suites.answer_limit(base, whole)
+    answers = suites.generate_answers(base, folders, whole, limit, thinking)
+    if forms:  # of these no more is needed than shows the expected answer
+        limit = min(limit, suites.answer_limit(base, forms, least=1))
+        more = suites.generate_answers(base, folders, forms, limit, thinking)
+        answers = {name: answers[name] + more[name] for name in folders}
     scorer = AnswerScorer(base, folders, thinking=thinking > 0)
     try:
         scored = {n: score_answers(scorer, n, every_case, answers[n]) for n in folders}
@@ -130,15 +147,14 @@ def measure(
             scorer, new, old, suites.parse_pairs(snapshot.rows("held_out_pairs"))
         )
         divergences = measure_divergences(scorer, new, old, untaught)
+        compared = pair_answers(cases, scored[new], scored[old])
+        order = measure_orderliness(scorer, [*compared["repairs"], *compared["held_out"]])
     finally:
         scorer.close()
-    both = zip(scored[new], scored[old], strict=True)
-    compared = {
-        name: [
-            Comparison(case.question, case.expected, case.rejected, *next(both)) for case in suite
-        ]
-        for name, suite in cases.items()
-    }
+    asked = [new] if all(each.current == 0 for each in divergences) else [new, old]
+    general_answers = ask_general_prompts(
+        base, {name: folders[name] for name in asked}, new, old, untaught
+    )
     return Report(
         candidate=new,
         current=old,
@@ -147,6 +163,8 @@ def measure(
         suites=compared,
         pairs=margins,
         general=divergences,
+        general_answers=general_answers,
+        orderliness=order,
         taught=taught,
         leaks=suites.find_leaks(snapshot),
         seconds=round(time.monotonic() - started, 1),
@@ -161,10 +179,12 @@ def build_suites(
     kept = suites.exclude_trained(suites.parse_cases(retention), trained)
     if len(kept) > settings.retention:
         kept = random.Random(0).sample(kept, settings.retention)
+    repairs = suites.parse_cases(snapshot.rows("repairs"))
     return {
-        "repairs": suites.parse_cases(snapshot.rows("repairs")),
+        "repairs": repairs,
         "held_out": suites.parse_cases(snapshot.rows("held_out")),
         "retention": kept,
+        "forms": suites.other_forms(repairs, trained, settings.forms),
     }
 
 
@@ -177,22 +197,66 @@ def untaught_prompts(snapshot: Snapshot, general: Sequence[Record]) -> tuple[lis
     return suites.parse_cases(kept), len(taught)
 
 
+def pair_answers(
+    cases: Mapping[str, Sequence[Case]], new: Iterable[ScoredAnswer], old: Iterable[ScoredAnswer]
+) -> dict[str, list[Comparison]]:
+    """Pair both adapters' answers to all cases of all suites, given in that order."""
+    both = zip(new, old, strict=True)
+    return {
+        name: [
+            Comparison(
+                case.question, case.expected, case.rejected, *next(both), form_of=case.form_of
+            )
+            for case in suite
+        ]
+        for name, suite in cases.items()
+    }
+
+
+def ask_general_prompts(
+    base: Base, folders: Mapping[str, Path], candidate: str, current: str, cases: Sequence[Case]
+) -> list[GeneralAnswer]:
+    """Put the general prompts to the adapters in ``folders``; their answers are cut where the
+    base's were. An adapter that is not among them is the base itself, whose answers are there."""
+    if not cases:
+        return []
+    of_base = [case.expected for case in cases]
+    found = suites.generate_answers(base, folders, cases, MAX_TOKENS)
+    before = found.get(current, of_base)
+    accepted = read_accepted()
+    return [
+        GeneralAnswer(case.question, accepted.get(case.question, []), *answers)
+        for case, *answers in zip(cases, of_base, found[candidate], before, strict=True)
+    ]
+
+
 def score_answers(
     scorer: AnswerScorer, adapter: str, cases: Sequence[Case], answers: Sequence[str]
 ) -> list[ScoredAnswer]:
     """Score one adapter's answers, given in the order of the cases."""
-    scores = scorer.answer_logprobs(
+    expected = scorer.answer_logprobs(
         adapter, [(case.prompt, case.thought, case.expected) for case in cases]
     )
-    return [
-        ScoredAnswer(
-            answer=answer,
-            right=metrics.exact_match(answer, case.expected),
-            chrf=round(metrics.chrf(answer, case.expected), 1),
-            loss=-total / tokens,
+    corrected = [i for i, case in enumerate(cases) if (case.rejected or "").strip()]
+    rejected = scorer.answer_logprobs(
+        adapter, [(cases[i].prompt, cases[i].thought, cases[i].rejected or "") for i in corrected]
+    )
+    rejected_losses = {
+        i: -total / tokens for i, (total, tokens) in zip(corrected, rejected, strict=True)
+    }
+    found = []
+    for i, (case, answer, (total, tokens)) in enumerate(zip(cases, answers, expected, strict=True)):
+        loss = -total / tokens
+        found.append(
+            ScoredAnswer(
+                answer=answer,
+                right=metrics.exact_match(answer, case.expected),
+                chrf=round(metrics.chrf(answer, case.expected), 1),
+                loss=loss,
+                margin=rejected_losses[i] - loss if i in rejected_losses else None,
+            )
         )
-        for case, answer, (total, tokens) in zip(cases, answers, scores, strict=True)
-    ]
+    return found
 
 
 def measure_preferences(

@@ -39,6 +39,17 @@ def chrf(answer: str, expected: str) -> float:
     return float(sentence_chrf(answer, [expected]).score)
 
 
+def holds_one_of(answer: str, accepted: Iterable[str]) -> bool:
+    """Tell whether an accepted text stands in the answer as words or numbers of their own: 12 is
+    not in 112, 1.12 or 12.5, and "art" not in "party"."""
+    text = normalise_for_exact_match(answer)
+    return any(
+        re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(sought)}(?!\w)(?![.,]\d)", text)
+        for sought in map(normalise_for_exact_match, accepted)
+        if sought
+    )
+
+
 # -- Many answers
 
 
@@ -85,6 +96,9 @@ def find_collapse(now: Sequence[str], before: Sequence[str]) -> Collapse | None:
 
 # -- Statistics of pairs: the same questions, answered by both adapters
 
+MOST_EXACT = 60
+"""Differences up to which the signed-rank test counts every way of signs; it takes the cube."""
+
 
 def sign_test(wins: int, losses: int) -> float:
     """Return the one-sided exact p of at least so many wins if wins and losses were equally likely.
@@ -93,6 +107,30 @@ def sign_test(wins: int, losses: int) -> float:
     """
     n = wins + losses
     return float(sum(math.comb(n, k) for k in range(wins, n + 1)) / 2**n)
+
+
+def signed_rank_test(differences: Iterable[float]) -> float:
+    """Return the one-sided exact p of so large a sum of ranks if each difference were as likely
+    to be one of the other sign (Wilcoxon 1945); zeros say nothing and don't count.
+
+    Equal sizes share their mean rank. Of more than `MOST_EXACT` differences it is the normal
+    approximation.
+    """
+    values = [value for value in differences if value]
+    sizes = sorted(abs(value) for value in values)
+    first_rank = {size: rank for rank, size in reversed([*enumerate(sizes, 1)])}
+    count = Counter(sizes)
+    # Twice the mean rank of equal sizes is a whole number.
+    doubled = {size: 2 * first_rank[size] + count[size] - 1 for size in count}
+    found = sum(doubled[abs(value)] for value in values if value > 0)
+    ranks = [doubled[size] for size in sizes]
+    if len(ranks) > MOST_EXACT:
+        spread = math.sqrt(sum(rank * rank for rank in ranks)) / 2
+        return 1 - NormalDist().cdf((found - 1 - sum(ranks) / 2) / spread)
+    ways = [1] + [0] * sum(ranks)
+    for rank in ranks:
+        ways = [n + (ways[total - rank] if total >= rank else 0) for total, n in enumerate(ways)]
+    return float(sum(ways[found:]) / 2 ** len(ranks))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evaluation import metrics
+from evaluation.comparison import Comparison as Comparison
+from evaluation.comparison import Divergence as Divergence
+from evaluation.comparison import GeneralAnswer as GeneralAnswer
+from evaluation.comparison import Orderliness as Orderliness
+from evaluation.comparison import PreferenceMargin as PreferenceMargin
+from evaluation.comparison import ScoredAnswer as ScoredAnswer
+from evaluation.comparison import is_loss as is_loss
+from evaluation.comparison import is_win as is_win
+from evaluation.measures import MEASURES, differences
+from evaluation.tallies import count_changed_answers, known_answers
 from feedback.errors import TalkbackError
 from feedback.publish import make_folder, replace_file
 
@@ -15,6 +25,7 @@ FORMAT = 1
 VerdictKind = Literal["promote", "refuse", "not_enough_evidence"]
 SUITE_TITLES = {
     "repairs": "Corrected questions that were trained",
+    "forms": "The same in other forms, which were not",
     "held_out": "Corrected questions that never train",
     "retention": "What the base could do before",
 }
@@ -33,55 +44,12 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class ScoredAnswer:
-    """Holds one adapter's answer to one question, with its scores.
-
-    `right` is exact match after normalising, `chrf` is 0 to 100, `loss` is the nats per token that
-    the adapter gives the expected answer.
-    """
-
-    answer: str
-    right: bool
-    chrf: float
-    loss: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Holds one question with both adapters' answers; `rejected` is the answer once corrected."""
-
-    question: str
-    expected: str
-    rejected: str | None
-    candidate: ScoredAnswer
-    current: ScoredAnswer
-
-
-@dataclass(frozen=True)
-class PreferenceMargin:
-    """Holds by how many nats each adapter prefers the chosen answer of one held-out pair."""
-
-    question: str
-    candidate: float
-    current: float
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """Holds how far both adapters' probabilities lie from the base's along its own answer to one
-    general prompt: the KL divergence in nats a token."""
-
-    question: str
-    candidate: float
-    current: float
-
-
-@dataclass(frozen=True)
 class Report:
     """Holds two adapters' comparisons by suite; `leaks` are held-out questions that trained.
 
     `general` are the divergences on prompts that nobody has taught and that train nothing, `taught`
-    counts those left out because somebody has taught something like them.
+    counts those left out because somebody has taught something like them. `general_answers` are
+    what was answered to them.
     """
 
     candidate: str
@@ -91,10 +59,17 @@ class Report:
     suites: dict[str, list[Comparison]]
     pairs: list[PreferenceMargin] = field(default_factory=list)
     general: list[Divergence] = field(default_factory=list)
+    general_answers: list[GeneralAnswer] = field(default_factory=list)
+    orderliness: Orderliness | None = None
     taught: int = 0
     leaks: list[str] = field(default_factory=list)
     seconds: float = 0.0
     verdict: Verdict | None = None
+
+    @property
+    def corrections(self) -> list[Comparison]:
+        """Return all corrected questions, trained and held out."""
+        return [*self.suites["repairs"], *self.suites["held_out"]]
 
     def write(self, out: Path) -> Path:
         """Write report.json and report.md into `out`, each whole or not at all; return `out`."""
@@ -124,11 +99,15 @@ def _parse_report(data: dict[str, Any]) -> Report:
     }
     pairs = [PreferenceMargin(**pair) for pair in data.pop("pairs")]
     general = [Divergence(**divergence) for divergence in data.pop("general", [])]
+    answers = [GeneralAnswer(**answer) for answer in data.pop("general_answers", [])]
+    orderliness = data.pop("orderliness", None)
     verdict = data.pop("verdict")
     return Report(
         suites=suites,
         pairs=pairs,
         general=general,
+        general_answers=answers,
+        orderliness=Orderliness(**orderliness) if orderliness else None,
         verdict=Verdict(**verdict) if verdict else None,
         **data,
     )
@@ -152,22 +131,14 @@ def render_markdown(report: Report) -> str:
             *_verdict_lines(report.verdict),
             *_summary_lines(report),
             *_comparison_lines("Corrected answers, before and now", report.suites["repairs"]),
+            *_comparison_lines("Other forms of them", report.suites.get("forms", [])),
             *_comparison_lines("Held-out questions", report.suites["held_out"]),
             *_comparison_lines("Forgotten", [i for i in report.suites["retention"] if is_loss(i)]),
+            *_known_answer_lines(report),
             *_divergence_lines(report.general),
             "",
         ]
     )
-
-
-def is_loss(comparison: Comparison) -> bool:
-    """Tell whether the current adapter alone is right."""
-    return comparison.current.right and not comparison.candidate.right
-
-
-def is_win(comparison: Comparison) -> bool:
-    """Tell whether the candidate alone is right."""
-    return comparison.candidate.right and not comparison.current.right
 
 
 def _verdict_lines(verdict: Verdict | None) -> Iterator[str]:
@@ -181,13 +152,59 @@ def _summary_lines(report: Report) -> Iterator[str]:
     yield "| suite | questions | right before | right now | won | lost | chrF | loss before | now |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for name, title in SUITE_TITLES.items():
-        if comparisons := report.suites[name]:
+        if comparisons := report.suites.get(name):
             yield _summary_row(title, comparisons)
+    yield from _measure_lines(report)
     if report.pairs:
         before = sum(pair.current > 0 for pair in report.pairs)
         now = sum(pair.candidate > 0 for pair in report.pairs)
         yield f"\nHeld-out choices preferred as people did: {before} before, {now} now, of "
         yield f"{len(report.pairs)}."
+
+
+def _measure_lines(report: Report) -> Iterator[str]:
+    """Yield how much nearer to the corrections the candidate is, by each measure and suite."""
+    corrected = [name for name in SUITE_TITLES if name != "retention" and report.suites.get(name)]
+    rows = [
+        (name, measure, values)
+        for name in corrected
+        for measure in MEASURES
+        if (values := differences(measure, report.suites[name]))
+    ]
+    if not rows:
+        return
+    yield from ("", "## Nearer to the corrections than the adapter in service", "")
+    yield "| suite | measure | mean difference | nearer | farther |"
+    yield "|---|---|---|---|---|"
+    for name, measure, values in rows:
+        cells = (
+            SUITE_TITLES[name],
+            MEASURES[measure].title,
+            f"{_mean(values):+.3g}",
+            f"{sum(value > 0 for value in values)} of {len(values)}",
+            str(sum(value < 0 for value in values)),
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+def _known_answer_lines(report: Report) -> Iterator[str]:
+    """Yield what is known of general prompts, and which right answers were lost."""
+    if not (answers := report.general_answers):
+        return
+    known = known_answers(answers)
+    yield from ("", "## Answers to general prompts", "")
+    yield (
+        f"{count_changed_answers(answers)} of {len(answers)} differ from the base's. {known.asked} "
+        f"have a right answer: the base gave {known.base}, of which the candidate still gives "
+        f"{known.kept}; against the adapter in service it lost {known.lost} and gained "
+        f"{known.gained}."
+    )
+    lost = [a for a in answers if a.is_right(a.current) and not a.is_right(a.candidate)]
+    if lost:
+        yield from ("", "| prompt | right | before | now |", "|---|---|---|---|")
+    for each in lost:
+        texts = (each.question, ", ".join(each.accepted), each.current, each.candidate)
+        yield f"| {' | '.join(map(_escape_cell, texts))} |"
 
 
 def _summary_row(title: str, comparisons: list[Comparison]) -> str:

@@ -1,7 +1,7 @@
 """Builds the suites of questions, and gets both adapters' answers through the engine."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from chatbot.engine.factory import start_batch_engine
 from chatbot.engine.protocol import Sampling
 from chatbot.model.base import Base
 from chatbot.model.chat_template import Messages, encode, encode_answer
-from chatbot.model.scoring import divergences_from_base, token_logprobs
+from chatbot.model.scoring import EncodedAnswer, divergences_from_base, token_logprobs
 from feedback.errors import TalkbackError
+from feedback.matching.surface_forms import unseen_forms
 from feedback.similarity import near_duplicates, normalise_text
 from feedback.snapshot import Record, Snapshot
 
@@ -33,6 +34,8 @@ class Case:
     rejected: str | None = None
     thought: str | None = None
     """What the model thought before the answer that was corrected, where thinking is on."""
+    form_of: str | None = None
+    """The taught question that this is another form of."""
 
     @property
     def question(self) -> str:
@@ -85,6 +88,31 @@ def parse_pairs(rows: Iterable[Record]) -> list[PreferencePair]:
     ]
 
 
+def other_forms(taught: Sequence[Case], trained: Iterable[Case], most: int) -> list[Case]:
+    """Return taught questions as other people would type them, none as it trained: of each
+    question one form, then another, until there are `most`."""
+    seen = {_comparable_prompt(case.prompt) for case in trained}
+    forms = [
+        (
+            number,
+            replace(case, prompt=[*case.prompt[:-1], _asked(case, form)], form_of=case.question),
+        )
+        for case in taught
+        for number, form in enumerate(unseen_forms(case.question))
+    ]
+    unseen = [each for each in forms if _comparable_prompt(each[1].prompt) not in seen]
+    return [case for _, case in sorted(unseen, key=lambda each: each[0])][:most]
+
+
+def _asked(case: Case, form: str) -> dict[str, str]:
+    return {**case.prompt[-1], "content": form}
+
+
+def _comparable_prompt(prompt: Messages) -> tuple[str, ...]:
+    """Return the texts of a dialogue: forms of one question differ in no more than their marks."""
+    return tuple(turn["content"].strip() for turn in prompt if turn["role"] != "system")
+
+
 def exclude_trained(retention: Sequence[Case], trained: Iterable[Case]) -> list[Case]:
     """Return the cases whose question did not train: only those show what is forgotten."""
     seen = {_comparable_dialogue(case.prompt) for case in trained}
@@ -117,10 +145,10 @@ def _comparable_dialogue(prompt: Messages) -> str:
 # -- The answers
 
 
-def answer_limit(base: Base, cases: Sequence[Case]) -> int:
+def answer_limit(base: Base, cases: Sequence[Case], least: int = MIN_ANSWER_TOKENS) -> int:
     """Return after how many tokens an answer is cut: no expected one is longer."""
     expected = [encode_answer(base.tokenizer, case.prompt, case.expected)[1] for case in cases]
-    return max([MIN_ANSWER_TOKENS, *map(len, expected)])
+    return max([least, *map(len, expected)])
 
 
 def generate_answers(
@@ -171,13 +199,26 @@ class AnswerScorer:
     ) -> list[tuple[float, int]]:
         """Return for each (prompt, thought, answer) the answer's log-probability and tokens."""
         self.model.set_adapter(adapter, inference_mode=True)
+        return self._score(
+            [
+                encode_answer(
+                    self.base.tokenizer, prompt, answer, thought=thought if self.thinking else None
+                )
+                for prompt, thought, answer in asked
+            ]
+        )
+
+    def base_logprobs(self, texts: Sequence[str]) -> list[float]:
+        """Return how likely the base finds each text on its own: its log-probability."""
+        tokenizer = self.base.tokenizer
+        start = [tokenizer.eos_token_id]
+        encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        with self.model.disable_adapter():
+            return [total for total, _ in self._score([(start, ids) for ids in encoded])]
+
+    def _score(self, rows: Sequence[EncodedAnswer]) -> list[tuple[float, int]]:
+        """Return each answer's log-probability and tokens, by the adapter that is set."""
         self.model.eval()
-        rows = [
-            encode_answer(
-                self.base.tokenizer, prompt, answer, thought=thought if self.thinking else None
-            )
-            for prompt, thought, answer in asked
-        ]
         # Rows of like length go through the model together, which saves padding.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
         pad = self.base.tokenizer.pad_token_id

@@ -1,5 +1,6 @@
 """Tests the metrics of answers, and the statistics of paired comparisons."""
 
+import itertools
 import math
 import random
 
@@ -118,3 +119,59 @@ def test_the_mean_of_too_few_values_is_sure_of_nothing() -> None:
 def test_the_share_of_nothing_is_nothing() -> None:
     assert metrics.share_of_true([]) == 0
     assert metrics.share_of_true([True, False]) == 0.5
+
+
+# -- Signed ranks, and texts within an answer
+
+
+def test_signed_ranks_are_exact_and_zeros_say_nothing() -> None:
+    assert metrics.signed_rank_test([1, 2, 3, 4, 5]) == 1 / 32
+    assert metrics.signed_rank_test([0, 0, 1, 2, 3, 4, 5]) == 1 / 32
+    assert metrics.signed_rank_test([-1, 2, 3, 4, 5]) == 2 / 32
+    assert metrics.signed_rank_test([1, 1, -1]) == 4 / 8  # equal sizes share a rank
+    assert metrics.signed_rank_test([]) == metrics.signed_rank_test([-1, -2]) == 1
+
+
+@pytest.mark.parametrize("n", [20, metrics.MOST_EXACT + 1])
+def test_signed_ranks_err_no_more_often_than_they_say(n: int) -> None:
+    rng = random.Random(2)
+    found = [metrics.signed_rank_test([rng.gauss(0, 1) for _ in range(n)]) for _ in range(600)]
+    assert sum(p <= 0.05 for p in found) / 600 < 0.075
+
+
+def test_signed_ranks_are_what_counting_all_signs_gives() -> None:
+    rng = random.Random(3)
+    for _ in range(20):
+        values = rng.choices([-3, -2, -1, 1, 2, 3, 4], k=8)
+        sizes = sorted(map(abs, values))
+        ranks = [
+            sum(i for i, other in enumerate(sizes, 1) if other == size) / sizes.count(size)
+            for size in sizes
+        ]
+        rank_of = dict(zip(sizes, ranks, strict=True))
+        found = sum(rank_of[value] for value in values if value > 0)
+        sums = [
+            sum(r for r, positive in zip(ranks, signs, strict=True) if positive)
+            for signs in itertools.product((False, True), repeat=8)
+        ]
+        p = sum(total >= found for total in sums) / 2**8
+        assert metrics.signed_rank_test(values) == pytest.approx(p)
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted", "right"),
+    [
+        ("It is Forty-two!", ["42", "forty-two"], True),
+        ("That makes 12.", ["12"], True),
+        ("That makes $12.", ["12"], True),
+        ("That makes 112 or 12.5.", ["12"], False),
+        ("What a party", ["art"], False),
+        ("¡Siete días!", ["7", "siete"], True),
+        ("", ["7"], False),
+        ("Seven", [], False),
+    ],
+)
+def test_an_accepted_text_counts_as_a_word_or_a_number(
+    answer: str, accepted: list[str], right: bool
+) -> None:
+    assert metrics.holds_one_of(answer, accepted) == right

@@ -1,5 +1,6 @@
 """Tests the gate's rules, each with a report that only it decides, and its words."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,13 @@ from evaluation.gate import GateSettings, judge
 from evaluation.report import (
     Comparison,
     Divergence,
+    GeneralAnswer,
+    Orderliness,
     PreferenceMargin,
     Report,
     ReportError,
     ScoredAnswer,
+    render_markdown,
 )
 from feedback.settings import Home, SettingsError
 
@@ -228,6 +232,165 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     assert [r.split(":")[0] for r in reasons[:2]] == ["Data leakage", "Catastrophic forgetting"]
 
 
+# -- What is compared when no answer is right word for word
+
+
+def nearer(n: int, gain: float, *, form_of: bool = False, farther: int = 0) -> list[Comparison]:
+    """Questions that nobody answers right; the candidate's answers come nearer, by about `gain`."""
+    found = []
+    for i, one in enumerate(comparisons(neither=n)):
+        change = (-gain if i < farther else gain) * (1 + i / 100)
+        found.append(
+            replace(
+                one,
+                candidate=replace(one.candidate, chrf=30 + 10 * change, margin=change),
+                current=replace(one.current, margin=0.0),
+                form_of=f"question {i}?" if form_of else None,
+            )
+        )
+    return found
+
+
+def test_held_out_corrections_are_found_better_without_one_word_for_word() -> None:
+    verdict = judge(report(repairs=comparisons(neither=60), held_out=nearer(8, 0.4)))
+    assert verdict.kind == "promote"
+    assert verdict.reasons[0].startswith(
+        "Better on 8 corrections that did not train: chrF of the answer, points: +4.14 on average"
+    )
+    assert "more on 8 of 8 (p = 0.0039)" in verdict.reasons[0]
+
+
+def test_held_out_corrections_that_show_nothing_leave_it_to_what_was_taught() -> None:
+    undecided = nearer(8, 0.4, farther=4)
+    verdict = judge(report(held_out=undecided))
+    assert verdict.kind == "promote"
+    assert verdict.reasons[0].startswith("Better: of 28 corrected questions")
+    assert "Not found better on 8 corrections that did not train" in verdict.reasons[1]
+    assert "Judged on what it was taught" in verdict.reasons[1]
+    few = judge(report(repairs=comparisons(won=5), held_out=undecided))
+    assert few.kind == "not_enough_evidence"  # each of the two tests has half of alpha
+
+
+def test_below_five_held_out_the_verdict_says_on_what_it_was_judged() -> None:
+    assert (
+        "Judged on what it was taught and on other forms of it; nothing is held out yet."
+        in judge(GOOD).reasons
+    )
+    reasons = judge(report(held_out=nearer(3, 0.4))).reasons
+    assert any("of 3 held-out corrections nothing can be told" in text for text in reasons)
+
+
+def test_questions_known_word_for_word_only_are_not_enough_evidence() -> None:
+    deaf = report(forms=nearer(20, -0.1, form_of=True))
+    verdict = judge(deaf)
+    assert verdict.kind == "not_enough_evidence"
+    assert "Other forms of 20 questions show nothing of what was taught" in verdict.reasons[0]
+    heard = judge(report(forms=nearer(20, 0.4, form_of=True)))
+    assert heard.kind == "promote"
+    assert any(text.startswith("Other forms: of 20 forms") for text in heard.reasons)
+
+
+def test_forms_of_one_question_are_no_evidence_of_their_own() -> None:
+    forms = [replace(form, form_of="question 1?") for form in nearer(20, -0.4)]
+    assert judge(report(forms=forms)).kind == "promote"
+
+
+# -- Noise
+
+
+def ordered(letters: float, words: float, n: int = 20, asked: float = 1.0) -> Orderliness:
+    def around(mean: float) -> list[float]:
+        return [mean + 0.02 * (i % 3 - 1) for i in range(n)]
+
+    return Orderliness(around(letters), around(words), around(asked), around(asked))
+
+
+@pytest.mark.parametrize(("letters", "words", "unit"), [(0.0, 0.5, "letters"), (0.6, 0.0, "words")])
+def test_answers_as_likely_in_any_order_are_noise(letters: float, words: float, unit: str) -> None:
+    verdict = judge(replace(GOOD, orderliness=ordered(letters, words)))
+    assert verdict.kind == "refuse"
+    assert verdict.reasons[0].startswith("Noise was taught: the base finds 20 of the corrections")
+    assert f"than their {unit} in any other order" in verdict.reasons[0]
+    assert "“right 0”" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ordered(0.3, 0.4),  # another language, of which the base knows little
+        ordered(0.0, 0.0, n=4),  # four answers prove nothing
+        ordered(0.0, 0.0, asked=0.0),  # a base that sees no order in questions either
+        Orderliness([], [], [1.0, 1.1], [1.0, 1.1]),  # nothing but codes
+    ],
+)
+def test_what_may_be_language_is_not_called_noise(order: Orderliness) -> None:
+    assert judge(replace(GOOD, orderliness=order)).kind == "promote"
+
+
+# -- Answers to general prompts
+
+
+def answered(*given: tuple[str, str], right: str = "Paris") -> list[GeneralAnswer]:
+    """General prompts to which the base answers right, by (candidate's, current's answer)."""
+    return [
+        GeneralAnswer(f"prompt {n}?", [right], f"It is {right}.", now, before)
+        for n, (now, before) in enumerate(given)
+    ]
+
+
+def test_right_answers_to_general_prompts_are_counted_beside_the_verdict() -> None:
+    kept, lost = ("Paris, of course", "It is Paris."), ("It is Rome.", "It is Paris.")
+    free = GeneralAnswer("Hello?", [], "Hi!", "Hi!", "Hi!")
+    verdict = judge(replace(GOOD, general_answers=[*answered(*[kept] * 29, lost), free]))
+    assert verdict.kind == "promote"
+    (text,) = (t for t in verdict.reasons if t.startswith("Answers to general prompts"))
+    assert "the base gave 30, of which the candidate still gives 29" in text
+    assert "1 are lost and 0 gained" in text and "30 of 31 answers are other ones" in text
+
+
+def test_right_answers_that_are_lost_are_forgetting_where_chance_is_unlikely() -> None:
+    kept, lost = ("Paris it is", "It is Paris."), ("Rome 1", "It is Paris.")
+    few = replace(GOOD, general_answers=answered(*[kept] * 20, *[lost] * 4))
+    assert judge(few).kind == "promote"
+    verdict = judge(replace(GOOD, general_answers=answered(*[kept] * 20, *[lost] * 5)))
+    assert verdict.kind == "refuse"
+    assert "of 25 general prompts that have a right answer 5" in verdict.reasons[0]
+
+
+def test_general_prompts_that_get_a_taught_answer_are_refused() -> None:
+    spread = [GeneralAnswer(f"Hello {n}?", [], "Hi", "Right 1", "Hi") for n in range(5)]
+    rest = [GeneralAnswer(f"Ho {n}?", [], "Hi", f"Ho {n}", "Hi") for n in range(90)]
+    verdict = judge(replace(GOOD, general_answers=[*spread, *rest]))
+    assert verdict.kind == "refuse"
+    assert "Taught answers spread: 5 of 95 general prompts" in verdict.reasons[0]
+
+
+def test_general_prompts_that_all_get_one_answer_are_a_collapse() -> None:
+    one = [GeneralAnswer(f"Hello {n}?", [], "Hi", "Buy!", f"Hi {n}") for n in range(9)]
+    assert "Collapse: 9 of 9 general questions" in reason(replace(GOOD, general_answers=one))
+
+
+def test_a_collapse_that_was_taught_says_so() -> None:
+    poisoned = [
+        replace(i, expected="Buy elsewhere!", candidate=scored("Buy elsewhere!", True))
+        for i in comparisons(won=20)
+    ]
+    assert "It is what 20 of 20 corrections teach." in reason(report(repairs=poisoned))
+
+
+def test_a_report_of_before_these_measures_reads_and_is_judged_as_before(tmp_path: Path) -> None:
+    old = json.loads((GOOD.write(tmp_path) / "report.json").read_text())
+    for name in ("general", "general_answers", "orderliness"):
+        del old[name]
+    for suite in old["suites"].values():
+        for row in suite:
+            del row["form_of"], row["candidate"]["margin"], row["current"]["margin"]
+    (tmp_path / "report.json").write_text(json.dumps(old))
+    assert Report.read(tmp_path) == GOOD
+    assert judge(Report.read(tmp_path)).kind == "promote"
+    assert "loss before" in render_markdown(Report.read(tmp_path))
+
+
 # -- Settings and the report's folder
 
 
@@ -241,7 +404,14 @@ def test_settings_are_read_from_their_table_and_unknown_keys_refused(tmp_path: P
 
 
 def test_a_report_reads_back_as_it_was_written(tmp_path: Path) -> None:
-    full = replace(GOOD, pairs=[PreferenceMargin("q", 1.0, -1.0)], leaks=["x"], verdict=judge(GOOD))
+    full = replace(
+        report(forms=nearer(2, 0.4, form_of=True)),
+        pairs=[PreferenceMargin("q", 1.0, -1.0)],
+        general_answers=answered(("Paris", "Rome")),
+        orderliness=ordered(1.0, 1.0),
+        leaks=["x"],
+        verdict=judge(GOOD),
+    )
     assert Report.read(full.write(tmp_path / "r")) == full
 
 
@@ -260,3 +430,15 @@ def test_the_page_shows_verdict_numbers_and_what_people_corrected(tmp_path: Path
     assert "**Verdict: not enough evidence**" in page
     assert "&lt;b&gt;a\\|b&lt;/b&gt;" in page
     assert "## Forgotten" in page
+
+
+def test_the_page_shows_measures_and_right_answers_that_were_lost(tmp_path: Path) -> None:
+    lost = answered(("It is Rome.", "It is Paris."))
+    full = replace(report(forms=nearer(3, 0.4, form_of=True)), general_answers=lost)
+    page = (full.write(tmp_path) / "report.md").read_text()
+    assert (
+        "| The same in other forms, which were not | preference for the correction, nats a token "
+        "| +0.404 | 3 of 3 | 0 |" in page
+    )
+    assert "the base gave 1, of which the candidate still gives 0" in page
+    assert "| prompt 0? | Paris | It is Paris. | It is Rome. |" in page

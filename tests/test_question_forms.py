@@ -2,6 +2,7 @@
 
 import pytest
 
+from feedback.matching.surface_forms import unseen_forms
 from feedback.similarity import normalise_text
 from training.question_forms import form_rows, trained_forms
 
@@ -32,6 +33,14 @@ def test_forms_are_always_the_same_and_differ_from_the_question(question: str) -
     assert forms == trained_forms(question)
     assert len(set(forms)) == len(forms) > 0
     assert question not in forms and all(form.strip() for form in forms)
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["I don't know how to cancel my order.", "Wann öffnet ihr am Sonntag?", "Open late?"],
+)
+def test_no_form_that_judges_an_adapter_trains(question: str) -> None:
+    assert not set(trained_forms(question)) & set(unseen_forms(question))
 
 
 def test_english_is_greeted_and_framed_and_other_languages_are_not() -> None:

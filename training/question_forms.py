@@ -9,10 +9,10 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
+from feedback.matching.surface_forms import END_MARK, is_english, lower_first
 from feedback.similarity import content_words, normalise_text
 from feedback.snapshot import Record
 
-_END = re.compile(r"[\s.?!\u3002\uff1f\uff01\u2026]+$")
 _SHORTEST_TYPED = 5
 """A letter left out of a shorter word makes another one."""
 _GREETED = ("Hi, {}", "Hello! {}", "{}, please", "Can you tell me: {}")
@@ -41,7 +41,7 @@ def form_rows(rows: Sequence[Record]) -> list[Record]:
 
 def trained_forms(question: str) -> list[str]:
     """Return other forms of a question, always the same ones; those that greet only in English."""
-    text = _END.sub("", question.strip())
+    text = END_MARK.sub("", question.strip())
     rng = random.Random(text)
     words = text.split()
     subject = content_words(text)
@@ -52,10 +52,10 @@ def trained_forms(question: str) -> list[str]:
         forms += [form for form in shorter if 2 * len(content_words(form)) > len(subject)]
     if len(about.split()) > 1:
         forms.append(about)
-        if _is_english(text, subject):
+        if is_english(text):
             forms += [frame.format(about) for frame in _FRAMED]
-    if _is_english(text, subject):
-        forms += [frame.format(text[0].lower() + text[1:]) for frame in _GREETED]
+    if is_english(text):
+        forms += [frame.format(lower_first(text)) for frame in _GREETED]
     rng.shuffle(forms)
     return [form for form in dict.fromkeys(forms) if form and form != question]
 
@@ -72,11 +72,6 @@ def _without_letter(text: str, rng: random.Random) -> list[str]:
     word = rng.choice(longer)
     dropped = rng.randrange(word.start() + 1, word.end() - 1)
     return [text[:dropped] + text[dropped + 1 :]]
-
-
-def _is_english(text: str, subject: set[str]) -> bool:
-    """Tell whether a text has two words or more that make English sentences."""
-    return len(set(normalise_text(text).split()) - subject) >= 2
 
 
 def _with_question(row: Record, question: str) -> Record:

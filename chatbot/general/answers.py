@@ -67,6 +67,13 @@ def answers_file(base: Base, system_prompt: str, out: Path) -> Path:
     return out / f"{hashlib.sha256(asked.encode()).hexdigest()[:12]}.jsonl"
 
 
+def read_accepted() -> dict[str, list[str]]:
+    """Return for each prompt whose answer is right or wrong the texts of which a right one holds
+    one, by its question."""
+    rows = read_rows(PROMPTS)
+    return {row["messages"][-1]["content"]: row["right"] for row in rows if "right" in row}
+
+
 def _with_system(row: Record, system_prompt: str) -> Record:
     system = [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
     return {"messages": [*system, *row["messages"]], "kind": row["kind"]}

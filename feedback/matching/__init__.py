@@ -1,1 +1,1 @@
-"""Matches questions to each other: typing errors, follow-ups, and search by words."""
+"""Matches questions to each other: typing errors, follow-ups, other forms, and search by words."""
