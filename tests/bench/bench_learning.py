@@ -3,6 +3,7 @@
     python -m tests.bench.bench_learning                  # SmolLM2-135M-Instruct
     python -m tests.bench.bench_learning --seeds 0 1 2 --recipe '{"replay": 3}'
     python -m tests.bench.bench_learning --without-replay  # replays nothing
+    python -m tests.bench.bench_learning --choices  # and DPO, against what the base had answered
 
 The data are public (`public_data.py`). 20 intents of Bitext's customer support are corrected, one
 phrasing each, with nothing in the prompt afterwards; then 120 other phrasings are asked, and it is
@@ -56,11 +57,12 @@ def general_questions() -> list[Case]:
     ]
 
 
-def with_base_answers(base: Base, asked: Sequence[Case], work: Path) -> list[Case]:
-    """Return the questions with what the base answers to each."""
-    untrained = write_untrained(base, work / "untrained")
-    answers = generate_answers(base, {untrained.name: untrained}, asked, MAX_TOKENS)[untrained.name]
-    return [Case(case.prompt, text) for case, text in zip(asked, answers, strict=True) if text]
+def ask_base(base: Base, asked: Sequence[Case]) -> list[str]:
+    """Return what the base answers to each question."""
+    with tempfile.TemporaryDirectory() as work:
+        untrained = write_untrained(base, Path(work))
+        answers = generate_answers(base, {untrained.name: untrained}, asked, MAX_TOKENS)
+    return answers[untrained.name]
 
 
 def to_row(case: Case) -> Record:
@@ -68,7 +70,16 @@ def to_row(case: Case) -> Record:
     return {"prompt": case.prompt, "completion": [{"role": "assistant", "content": case.expected}]}
 
 
-def measure(name: str, seed: int, recipe: Recipe, *, without_replay: bool) -> list[str]:
+def to_pair(case: Case, rejected: str) -> Record:
+    """Return a correction as it trains by DPO, against the answer that it replaced."""
+    sides = {"chosen": case.expected, "rejected": rejected}
+    answers = {side: [{"role": "assistant", "content": text}] for side, text in sides.items()}
+    return {"prompt": case.prompt, **answers}
+
+
+def measure(
+    name: str, seed: int, recipe: Recipe, *, without_replay: bool, choices: bool
+) -> list[str]:
     """Teach 20 corrections, and return a row of the table."""
     base = load_base(name)
     phrasings = draw_cases(seed)
@@ -76,7 +87,9 @@ def measure(name: str, seed: int, recipe: Recipe, *, without_replay: bool) -> li
     others = [case for cases in phrasings.values() for case in cases[1:]]
     with tempfile.TemporaryDirectory() as temp:
         work = Path(temp)
-        kept = with_base_answers(base, general_questions(), work)
+        questions = general_questions()
+        answered = zip(questions, ask_base(base, questions), strict=True)
+        kept = [Case(case.prompt, text) for case, text in answered if text]
         replay = []
         if not without_replay:
             general = Path(tempfile.gettempdir()) / "talkback-general"
@@ -85,7 +98,11 @@ def measure(name: str, seed: int, recipe: Recipe, *, without_replay: bool) -> li
                 {"prompt": prompt, "completion": [answer], "by_base": True}
                 for *prompt, answer in (row["messages"] for row in rows)
             ]
-        training = TrainingData("bench", [to_row(case) for case in taught], replay, [])
+        pairs = []
+        if choices:
+            wrong = ask_base(base, taught)
+            pairs = [to_pair(*both) for both in zip(taught, wrong, strict=True)]
+        training = TrainingData("bench", [to_row(case) for case in taught], replay, pairs)
         recipe = recipe.model_copy(update={"seed": seed})
         began = time.monotonic()
         metrics = train_lora(base, training, recipe, work / "draft", print)
@@ -119,6 +136,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--without-replay", action="store_true")
+    parser.add_argument("--choices", action="store_true", help="DPO after SFT")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)  # as training does
@@ -126,7 +144,14 @@ def main() -> None:
     recipe = Recipe(**options.recipe)
     for seed in options.seeds:
         name = options.base or str(find_real_model())
-        table.add_row(*measure(name, seed, recipe, without_replay=options.without_replay))
+        row = measure(
+            name,
+            seed,
+            recipe,
+            without_replay=options.without_replay,
+            choices=options.choices,
+        )
+        table.add_row(*row)
     Console(width=100).print(table)
 
 
