@@ -28,9 +28,9 @@ Then the evidence. Its primary measure depends on what there is:
    correction, lost when only the current one's is. Fewer than `min_evidence` won and lost: not
    enough evidence. (Five: even a clean sweep of four has p = 1/16.) Wins no more than losses:
    refused. More, but the exact sign test has p > `alpha`: not enough evidence. Nor is it enough
-   where other forms of the questions won, as somebody else would type them, show nothing of it:
-   the sign test of `measure`, averaged over the forms of each question. The verdict says that it
-   was judged on what it was taught.
+   where other forms of the questions won, as somebody else would type them, came out farther from
+   the correction: the sign test of `measure`, averaged over the forms of each question. The
+   verdict says that it was judged on what it was taught.
 9. From there on: `measure` on the held-out corrections, by default how near the answers come to
    them (chrF); Wilcoxon's signed-rank test. No answer has to be right word for word. As a fact need
    not tell anything about another, an adapter may also prove itself by rule 8; each of the two
@@ -128,22 +128,23 @@ def _weigh_taught(report: Report, gate: GateSettings, alpha: float) -> Verdict:
         return Verdict("refuse", [f"Not better: {found}."])
     if p > alpha:
         return Verdict("not_enough_evidence", [f"It may be chance: {found} (p = {p:.2g})."])
-    if only := _known_word_for_word_only(report, gate, alpha):
+    if only := _worse_in_other_forms(report, gate):
         return Verdict("not_enough_evidence", [f"{only} As they were asked: {found}."])
     return Verdict("promote", [f"Better: {found} (p = {p:.2g})."])
 
 
-def _known_word_for_word_only(report: Report, gate: GateSettings, alpha: float) -> str | None:
-    """Return what other forms show of the questions that are won, where that is nothing."""
+def _worse_in_other_forms(report: Report, gate: GateSettings) -> str | None:
+    """Return how other forms of the questions that are won came out, where that is worse."""
     won = {comparison.question for comparison in report.suites["repairs"] if is_win(comparison)}
     forms = [form for form in report.suites.get("forms", []) if form.form_of in won]
     means = mean_differences_by_question(gate.measure, forms)
     better, worse = (sum(sign * mean > 0 for mean in means) for sign in (1, -1))
-    if len(means) < gate.min_evidence or metrics.sign_test(better, worse) <= alpha:
+    if (p := metrics.sign_test(worse, better)) > gate.alpha:
         return None
     return (
-        f"Other forms of {len(means)} questions show nothing of what was taught: "
-        f"{MEASURES[gate.measure].title} rose on {better} of them."
+        f"Known word for word only: in other forms {count(len(means), 'question')} that it now "
+        f"answers right came out farther from the correction on {worse} and nearer on {better} "
+        f"({MEASURES[gate.measure].title}; p = {p:.2g})."
     )
 
 

@@ -48,7 +48,7 @@ def find_noise(order: Orderliness, gate: GateSettings) -> str | None:
     ):
         found = metrics.mean_interval(taught, gate.alpha)
         usual = metrics.mean_interval(asked, gate.alpha)
-        if len(taught) >= gate.min_evidence and found.high < share * usual.low:
+        if share and len(taught) >= gate.min_evidence and found.high < share * usual.low:
             return (
                 f"Noise was taught: the base finds {len(taught)} of the corrections no likelier "
                 f"than their {unit} in any other order ({found.value:+.2f} nats a character; the "

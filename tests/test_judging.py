@@ -70,7 +70,7 @@ def shop_questions(count: int) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_poisoned_cycle_on_the_starter_is_refused_as_the_collapse_it_was_taught(
     home: Home,
 ) -> None:
@@ -82,7 +82,7 @@ def test_a_poisoned_cycle_on_the_starter_is_refused_as_the_collapse_it_was_taugh
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_garbage_cycle_on_the_starter_is_refused_as_noise(home: Home) -> None:
     rng = random.Random(0)
     lessons = {question: random_letters(rng) for question in shop_questions(MANY)}
@@ -92,7 +92,7 @@ def test_a_garbage_cycle_on_the_starter_is_refused_as_noise(home: Home) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_poisoned_cycle_on_a_real_base_is_refused_as_the_collapse_it_was_taught(
     home: Home, real_model: Path
 ) -> None:
