@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
+from trl.trainer import utils as trl_utils
 
 from chatbot.model import lora
 from chatbot.model.base import load_base
@@ -85,6 +86,27 @@ def test_another_adapter_and_none_are_computed_as_peft_would(tmp_path: Path) -> 
         for found, logits in zip(all_three(), expected, strict=True):
             torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(expected[0], expected[2])
+
+
+def test_trls_head_leaves_out_what_has_no_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = IDS.masked_fill(torch.arange(20) < 15, -100)
+    model = load_base(str(tiny_models.write_model(tmp_path))).model
+    trl_utils.add_fused_lm_head(model)
+    apply, scored = trl_utils._ChunkedLogProbFunction.apply, []
+
+    def counted(hidden: Tensor, *args: Any) -> Any:
+        scored.append(len(hidden))
+        return apply(hidden, *args)
+
+    monkeypatch.setattr(trl_utils._ChunkedLogProbFunction, "apply", counted)
+    expected = model(input_ids=IDS, labels=labels, fused_lm_head=True)
+    with fused_layers(model):
+        found = model(input_ids=IDS, labels=labels, fused_lm_head=True)
+    model(input_ids=IDS, labels=labels, fused_lm_head=True)
+    torch.testing.assert_close(found.log_probs, expected.log_probs, rtol=1e-4, atol=1e-4)
+    assert scored == [3 * 19, 3 * 5, 3 * 19]
 
 
 def test_long_rows_hold_no_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,9 @@
 """Speeds up training on a CPU: adapters in one autograd step, short attention as bare products.
 
-PEFT computes an adapter by some ten operations, each of which reads and writes whole activations,
-and torch's attention is slow in its backward pass where several heads share keys. Both compute the
-same numbers here, but for rounding: on SmolLM2-135M in bfloat16 a step takes six tenths of the time
-(``tests/bench/bench_training.py``).
+PEFT computes an adapter by some ten operations, each of which reads and writes whole activations;
+torch's attention is slow in its backward pass where several heads share keys; and TRL's head scores
+prompts and padding too. All compute the same numbers here, but for rounding
+(``tests/bench/bench_training.py`` has what it gains).
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from trl.trainer import utils as trl_utils
 
 MAX_SHORT_SCORES = 1 << 25
 """Most attention scores of one layer that are held as numbers: 64 MiB in bfloat16. With more, a
@@ -34,9 +35,13 @@ def fused_layers(model: Any) -> Iterator[None]:
         layer.forward = _fused_forward(layer)
     if short:
         model.set_attn_implementation(_SHORT_ATTENTION)
+    # What TRL's fused head asks to know whether it may leave out what has no label.
+    leaves_out = trl_utils._use_triton
+    trl_utils._use_triton = lambda device: True
     try:
         yield
     finally:
+        trl_utils._use_triton = leaves_out
         for layer in layers:
             del layer.forward
         if short:
