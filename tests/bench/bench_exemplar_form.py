@@ -32,7 +32,7 @@ from feedback.exemplars import find_exemplars
 from feedback.review.decisions import decide
 from feedback.similarity import trigram_similarity
 from feedback.store import Store
-from tests.bench.bench_learning import MAX_TOKENS, draw_phrasings
+from tests.bench.bench_learning import MAX_TOKENS, draw_cases
 from tests.fixtures.conversations import add_answer
 from tests.fixtures.real_model import find_real_model
 
@@ -97,7 +97,7 @@ def near_pairs(taught: Pairs, question: str, right: tuple[str, str], kind: str) 
 
 def measure(base: Base, seed: int, exemplars: str, forms: Sequence[str]) -> list[list[str]]:
     """Return a row of the table for each form."""
-    phrasings = draw_phrasings(seed)
+    phrasings = draw_cases(seed)
     taught = [(first.question, first.expected) for first, *_ in phrasings.values()]
     asked = [
         (case.question, pair)
