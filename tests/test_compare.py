@@ -222,6 +222,7 @@ def test_without_the_adapter_in_service_the_base_is_compared_with(
 # -- The job as a process
 
 
+@pytest.mark.slow
 def test_the_job_ends_with_its_verdict_as_json(adapters: TrainedAdapters, tmp_path: Path) -> None:
     kept = tmp_path / "retention.jsonl"
     kept.write_text("".join(json.dumps(row) + "\n" for row in dialogue_rows(KNOWN)))

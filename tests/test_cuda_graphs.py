@@ -63,6 +63,7 @@ def replayed_inputs(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     return replayed
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("torch_only")
 def test_captured_forwards_say_what_transformers_and_peft_say(
     oracle: Oracle, replayed_inputs: list[torch.Tensor]

@@ -29,6 +29,7 @@ def assert_sound(tally: KillReport, kills: int) -> None:
     assert tally.unanswered > 0, "no kill came between a word and its answer: it proves little"
 
 
+@pytest.mark.slow
 def test_kill_9_under_writers_loses_and_repeats_nothing(
     home: Home, writers: list[FeedbackWriter]
 ) -> None:

@@ -117,6 +117,7 @@ def test_a_worker_in_which_a_load_hangs_alone_is_started_anew(
     assert stall_engine._workers != [worker] and answers(stall_engine)
 
 
+@pytest.mark.slow
 def test_workers_that_are_stopped_delay_no_shutdown(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,7 @@ def test_other_architectures_learn_as_well(family: tiny_models.Family, folder: P
     assert all(spoken(load_base(str(where)), adapter, few))
 
 
+@pytest.mark.slow
 def test_the_base_s_own_answers_keep_its_probabilities_elsewhere(
     tmp_path: Path, base: Base, base_folder: str
 ) -> None:
@@ -256,6 +257,7 @@ def test_dpo_widens_the_margin_between_chosen_and_rejected(
     assert found["metrics"]["dpo"]["kept"]
 
 
+@pytest.mark.slow
 def test_dpo_that_undoes_what_sft_taught_is_taken_back(
     folder: Path, base: Base, base_folder: str, snapshot: Snapshot
 ) -> None:
@@ -453,6 +455,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_adapter(
         assert not list(disk.iterdir())
 
 
+@pytest.mark.slow
 def test_a_job_killed_in_the_middle_leaves_no_half_adapter(
     home: Path, base_folder: str, snapshot: Snapshot
 ) -> None:

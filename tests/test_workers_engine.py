@@ -162,6 +162,7 @@ def test_a_damaged_adapter_is_refused_and_the_others_speak(
     assert engine.submit(Request(PROMPTS[0], adapters[0].name, Sampling(max_tokens=2))).wait(10)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_takes_only_its_own_streams_and_comes_back(
     engine: WorkersEngine, adapters: list[Path]
 ) -> None:
