@@ -4,7 +4,7 @@
 // so nothing is done twice.
 (view, text) => {
   const page = (window.talkback ??= {
-    number: 0, bubbles: [], painted: new Set(), free: Promise.resolve(),
+    number: 0, bubbles: [], painted: new Set(), shows: [], free: Promise.resolve(),
   });
   page.heard = Date.now();
 
@@ -19,9 +19,21 @@
     if (index < 0) location.reload(); // the page shows something else: have it whole
     return page.bubbles.slice(0, index + 1);
   };
-  // A part that becomes visible is mounted over several tasks, and a change that comes meanwhile is
-  // lost: a card stayed that the next view had hidden, in three bursts of six after one task only.
-  const whenMounted = () => new Promise((resolve) => setTimeout(resolve, 50));
+  const afterThisTask = () => new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = resolve;
+    port2.postMessage(null);
+  });
+  // Gradio mounts a part that becomes visible over several tasks, and loses a change that comes
+  // meanwhile: a card would stay that the next view hides.
+  const mounted = async () => {
+    await afterThisTask();
+    const until = Date.now() + 5000;
+    while (page.shows.some((id) => !document.getElementById(id)) && Date.now() < until) {
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+    await afterThisTask();
+  };
 
   const paint = () => {
     const changes = [];
@@ -33,6 +45,7 @@
       else if (!page.number && changes[2]) changes[2].value = localStorage.getItem("talkback_draft") ?? "";
       page.number = next.number;
       page.painted.add(next.serial);
+      page.shows = next.shows;
       if (next.bubbles) {
         page.bubbles = [...keptBefore(next), ...next.bubbles];
         const answers = page.bubbles.filter(({ role }) => role === "assistant");
@@ -66,6 +79,6 @@
 
   // Gradio makes the changes step by step: those of two views must not mix.
   const changes = page.free.then(paint);
-  page.free = changes.then(whenMounted, whenMounted);
+  page.free = changes.then(mounted, mounted);
   return changes;
 }

@@ -88,7 +88,12 @@ class ChatPainter:
             changes |= self._changes(key, value, view)
         indexed = {self._painted.index(part): change for part, change in changes.items()}
         read = {key: value for key, value in view.items() if key in READ_BY_PAINT_JS}
-        return {"serial": next(self._serial), "changes": indexed, **read}
+        shows = [
+            part.elem_id
+            for part, change in changes.items()
+            if isinstance(change, dict) and change.get("visible")
+        ]
+        return {"serial": next(self._serial), "changes": indexed, "shows": shows, **read}
 
     def _changes(self, key: str, value: Any, view: ChatView) -> Changes:
         layout = self._layout
