@@ -45,7 +45,7 @@
       else if (!page.number && changes[2]) changes[2].value = localStorage.getItem("talkback_draft") ?? "";
       page.number = next.number;
       page.painted.add(next.serial);
-      page.shows = next.shows;
+      page.shows = next.shows ?? [];
       if (next.bubbles) {
         page.bubbles = [...keptBefore(next), ...next.bubbles];
         const answers = page.bubbles.filter(({ role }) => role === "assistant");
