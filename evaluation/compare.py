@@ -29,16 +29,16 @@ from chatbot.model.adapter import AdapterError, verify_adapter
 from chatbot.model.base import STARTER, Base, load_base
 from chatbot.model.untrained import write_untrained
 from evaluation import metrics, suites
-from evaluation.gate import GateSettings, judge
-from evaluation.orderliness import measure_orderliness
-from evaluation.report import (
+from evaluation.comparison import (
     Comparison,
     Divergence,
     GeneralAnswer,
     PreferenceMargin,
-    Report,
     ScoredAnswer,
 )
+from evaluation.gate import GateSettings, judge
+from evaluation.orderliness import measure_orderliness
+from evaluation.report import Report
 from evaluation.suites import AnswerScorer, Case, PreferencePair
 from feedback.curation.row_files import read_dialogues, read_rows
 from feedback.errors import TalkbackError, describe_os_error

@@ -53,10 +53,11 @@ import math
 from collections.abc import Iterator, Sequence
 
 from evaluation import metrics
+from evaluation.comparison import is_win
 from evaluation.gate_settings import GateSettings as GateSettings
 from evaluation.measures import MEASURES, differences, mean_differences_by_question
 from evaluation.refusals import refusal_reasons
-from evaluation.report import Report, Verdict, is_win
+from evaluation.report import Report, Verdict
 from evaluation.tallies import (
     accuracy_drop,
     count,

@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator, Sequence
 
 from evaluation import metrics
+from evaluation.comparison import Comparison, Orderliness
 from evaluation.gate_settings import GateSettings
-from evaluation.report import Comparison, Orderliness, Report
+from evaluation.report import Report
 from evaluation.tallies import (
     accuracy_drop,
     count,

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evaluation import metrics
-from evaluation.comparison import Comparison as Comparison
-from evaluation.comparison import Divergence as Divergence
-from evaluation.comparison import GeneralAnswer as GeneralAnswer
-from evaluation.comparison import Orderliness as Orderliness
-from evaluation.comparison import PreferenceMargin as PreferenceMargin
-from evaluation.comparison import ScoredAnswer as ScoredAnswer
-from evaluation.comparison import is_loss as is_loss
-from evaluation.comparison import is_win as is_win
+from evaluation.comparison import (
+    Comparison,
+    Divergence,
+    GeneralAnswer,
+    Orderliness,
+    PreferenceMargin,
+    ScoredAnswer,
+    is_loss,
+)
 from evaluation.measures import MEASURES, differences
-from evaluation.tallies import count_changed_answers, known_answers
+from evaluation.tallies import count_changed_answers, count_changes, known_answers
 from feedback.errors import TalkbackError
 from feedback.publish import make_folder, replace_file
 
@@ -214,8 +215,7 @@ def _summary_row(title: str, comparisons: list[Comparison]) -> str:
         str(len(comparisons)),
         f"{metrics.share_of_true(s.right for s in before):.0%}",
         f"{metrics.share_of_true(s.right for s in now):.0%}",
-        str(sum(map(is_win, comparisons))),
-        str(sum(map(is_loss, comparisons))),
+        *map(str, count_changes(comparisons)),
         f"{_mean(s.chrf for s in now):.0f}",
         f"{_mean(s.loss for s in before):.3f}",
         f"{_mean(s.loss for s in now):.3f}",

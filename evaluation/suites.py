@@ -219,12 +219,8 @@ class AnswerScorer:
     def _score(self, rows: Sequence[EncodedAnswer]) -> list[tuple[float, int]]:
         """Return each answer's log-probability and tokens, by the adapter that is set."""
         self.model.eval()
-        # Rows of like length go through the model together, which saves padding.
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
-        pad = self.base.tokenizer.pad_token_id
-        scored = token_logprobs(self.model, [rows[i] for i in order], pad)
-        found = dict(zip(order, scored, strict=True))
-        return [(float(found[i].sum()), len(found[i])) for i in range(len(rows))]
+        scored = token_logprobs(self.model, rows, self.base.tokenizer.pad_token_id)
+        return [(float(logprobs.sum()), len(logprobs)) for logprobs in scored]
 
     def divergences(self, adapters: Sequence[str], cases: Sequence[Case]) -> dict[str, list[float]]:
         """Return how far each adapter's probabilities lie from the base's along the answer that is

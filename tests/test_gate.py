@@ -7,18 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.gate import GateSettings, judge
-from evaluation.report import (
+from evaluation.comparison import (
     Comparison,
     Divergence,
     GeneralAnswer,
     Orderliness,
     PreferenceMargin,
-    Report,
-    ReportError,
     ScoredAnswer,
-    render_markdown,
 )
+from evaluation.gate import GateSettings, judge
+from evaluation.report import Report, ReportError, render_markdown
 from feedback.settings import Home, SettingsError
 
 

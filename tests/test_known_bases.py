@@ -18,7 +18,8 @@ from chatbot.model.base import Base, BaseError, load_base
 from chatbot.pages.adapters import view
 from chatbot.registry import Registry, RegistryError
 from chatbot.service import Service
-from evaluation.report import Comparison, Report, ScoredAnswer, Verdict
+from evaluation.comparison import Comparison, ScoredAnswer
+from evaluation.report import Report, Verdict
 from feedback import exemplars
 from feedback.settings import Home
 from feedback.snapshot import Snapshot

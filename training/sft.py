@@ -57,7 +57,7 @@ def train(
     by_base = any(row["by_base"] for row in kept)
     num_forms = recipe.forms_per_epoch(len(new), by_base=by_base)
     forms = encode_rows(tokenizer, form_rows(rows) if num_forms else [], args.max_length)
-    sampler = build_sampler(new, forms, kept, args, recipe)
+    sampler = build_sampler(new, forms, kept, args, recipe, by_base=by_base)
     trainer = ReplaySFTTrainer(
         model=model,
         args=args,
@@ -88,13 +88,15 @@ def build_sampler(
     kept: Sequence[Record],
     args: SFTConfig,
     recipe: Recipe,
+    *,
+    by_base: bool = False,
 ) -> ReplaySampler:
-    """Return what orders the encoded rows, numbered in this order: new ones, forms, replay."""
+    """Return what orders the encoded rows, numbered in this order: new ones, forms, replay;
+    `by_base`: the replay rows are the base's own answers."""
     lengths = [len(row["input_ids"]) for row in (*new, *forms, *kept)]
     form_numbers = list(range(len(new), len(new) + len(forms)))
     kept_numbers = list(range(len(new) + len(forms), len(lengths)))
     random.Random(recipe.seed).shuffle(kept_numbers)
-    by_base = any(row["by_base"] for row in kept)
     pools = [
         Pool(form_numbers, recipe.forms_per_epoch(len(new), by_base=by_base)),
         Pool(kept_numbers, recipe.replay_rows_per_epoch(len(new), by_base=by_base)),

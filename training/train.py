@@ -291,9 +291,8 @@ def main(
     ] = None,
 ) -> None:
     """Train an adapter; the last line on stdout is JSON: {"id", "adapter", "metrics"}."""
-    torch.set_flush_denormal(
-        True
-    )  # what is learnt well has gradients of next to nothing, slow ones
+    # What is learnt well has gradients of next to nothing, with which a CPU takes longer.
+    torch.set_flush_denormal(True)
     try:
         recipe = Recipe.read(Home.find(home))
         folder = train_adapter(

@@ -44,7 +44,7 @@ def answer_general_prompts(
     Each row is a dialogue (``{"messages": [...], "kind": ...}``) behind the system prompt. Raises
     TalkbackError.
     """
-    rows = [_with_system(row, system_prompt) for row in read_rows(PROMPTS)]
+    rows = _read_prompts(system_prompt)
     file = answers_file(base, system_prompt, out)
     if file.exists():
         return file
@@ -62,8 +62,9 @@ def answer_general_prompts(
 
 def answers_file(base: Base, system_prompt: str, out: Path) -> Path:
     """Return where in `out` the base's answers are, or will be; its weights are not needed."""
-    rows = [_with_system(row, system_prompt) for row in read_rows(PROMPTS)]
-    asked = json.dumps([base.identity, MAX_TOKENS, rows], ensure_ascii=False)
+    asked = json.dumps(
+        [base.identity, MAX_TOKENS, _read_prompts(system_prompt)], ensure_ascii=False
+    )
     return out / f"{hashlib.sha256(asked.encode()).hexdigest()[:12]}.jsonl"
 
 
@@ -74,9 +75,11 @@ def read_accepted() -> dict[str, list[str]]:
     return {row["messages"][-1]["content"]: row["right"] for row in rows if "right" in row}
 
 
-def _with_system(row: Record, system_prompt: str) -> Record:
+def _read_prompts(system_prompt: str) -> list[Record]:
     system = [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
-    return {"messages": [*system, *row["messages"]], "kind": row["kind"]}
+    return [
+        {"messages": [*system, *row["messages"]], "kind": row["kind"]} for row in read_rows(PROMPTS)
+    ]
 
 
 def _answer(base: Base, rows: Sequence[Record]) -> Iterator[list[Record]]:

@@ -23,14 +23,16 @@ def token_logprobs(
 ) -> list[torch.Tensor]:
     """Return for each (prompt ids, answer ids) the log-probability of every answer token.
 
-    Each is a float32 tensor [len(answer)] on the CPU. The model should be in eval mode. Rows are
-    taken in the given order, 16 at a time; rows of like length waste the least on padding.
+    Each is a float32 tensor [len(answer)] on the CPU. The model should be in eval mode. Rows go
+    through it 16 at a time, those of like length together, which saves padding.
     """
-    return [
-        logprobs
-        for start in range(0, len(rows), BATCH_SIZE)
-        for logprobs in _batch_logprobs(model, rows[start : start + BATCH_SIZE], pad_token_id)
-    ]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+    found: dict[int, torch.Tensor] = {}
+    for start in range(0, len(rows), BATCH_SIZE):
+        batch = order[start : start + BATCH_SIZE]
+        logprobs = _batch_logprobs(model, [rows[i] for i in batch], pad_token_id)
+        found |= zip(batch, logprobs, strict=True)
+    return [found[i] for i in range(len(rows))]
 
 
 @torch.no_grad()
