@@ -95,7 +95,7 @@ def other_forms(taught: Sequence[Case], trained: Iterable[Case], most: int) -> l
     forms = [
         (
             number,
-            replace(case, prompt=[*case.prompt[:-1], _asked(case, form)], form_of=case.question),
+            replace(case, prompt=_ask(case, form), rejected=None, form_of=case.question),
         )
         for case in taught
         for number, form in enumerate(unseen_forms(case.question))
@@ -104,8 +104,8 @@ def other_forms(taught: Sequence[Case], trained: Iterable[Case], most: int) -> l
     return [case for _, case in sorted(unseen, key=lambda each: each[0])][:most]
 
 
-def _asked(case: Case, form: str) -> dict[str, str]:
-    return {**case.prompt[-1], "content": form}
+def _ask(case: Case, form: str) -> Messages:
+    return [*case.prompt[:-1], {**case.prompt[-1], "content": form}]
 
 
 def _comparable_prompt(prompt: Messages) -> tuple[str, ...]:
@@ -227,4 +227,5 @@ class AnswerScorer:
         expected in each case: nats a token."""
         rows = [encode_answer(self.base.tokenizer, case.prompt, case.expected) for case in cases]
         self.model.eval()
-        return divergences_from_base(self.model, adapters, rows)
+        pad = self.base.tokenizer.pad_token_id
+        return divergences_from_base(self.model, adapters, rows, pad)

@@ -1,7 +1,6 @@
 """Trains tiny models for real: what training changes, keeps, refuses and leaves behind."""
 
 import json
-import math
 import os
 import random
 import re
@@ -13,7 +12,6 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -29,6 +27,7 @@ from feedback.errors import TalkbackError
 from feedback.snapshot import Snapshot, write_snapshot
 from tests.fixtures import tiny_models
 from tests.fixtures.disks import small_disk
+from tests.fixtures.recall import FAST, manifest, spoken
 from tests.fixtures.snapshots import (
     CORRECTIONS,
     REPLAY,
@@ -37,12 +36,10 @@ from tests.fixtures.snapshots import (
     write_corrections,
 )
 from training import dpo, sft
-from training.callbacks import TrainingError, min_token_probabilities
+from training.callbacks import TrainingError
 from training.recipe import Recipe
 from training.replay_sampler import Pool, ReplaySampler
 from training.train import TrainingData, publish_adapter, train_adapter
-
-FAST = Recipe(threads=1, sft={"learning_rate": 5e-3, "num_train_epochs": 60})
 
 
 @pytest.fixture(scope="module")
@@ -68,28 +65,6 @@ def snapshot(folder: Path) -> Snapshot:
 @pytest.fixture(scope="module")
 def adapter(folder: Path, base_folder: str, snapshot: Snapshot) -> Path:
     return train_adapter(snapshot.folder, base_folder, None, folder / "adapters", FAST)
-
-
-def manifest(adapter: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((adapter / "manifest.json").read_text())
-    return found
-
-
-def spoken(base: Base, adapter: Path, answers: dict[str, str]) -> list[bool]:
-    """Whether the adapter recalls each answer exactly, under greedy decoding."""
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(base.model, adapter)
-    rows = [
-        sft.encode_row(
-            base.tokenizer,
-            {"prompt": [{"role": "user", "content": q}], "completion": [{"content": a}]},
-        )
-        for q, a in answers.items()
-    ]
-    found = min_token_probabilities(model, rows, base.tokenizer.pad_token_id)
-    model.unload()
-    return [value > 0.5 for value in found]
 
 
 # -- What it learns
@@ -169,17 +144,6 @@ def test_a_snapshot_without_pairs_trains_by_sft_alone(folder: Path, base_folder:
     assert set(manifest(adapter)["metrics"]) == {"sft", "seconds"}
 
 
-def test_pairs_alone_train_by_dpo_from_the_base(folder: Path, base_folder: str) -> None:
-    pairs = [curated_row(*pair, kind="pair") for pair in CORRECTIONS.items()]
-    snapshot = write_corrections(folder, {}, more=pairs)
-    eager = Recipe(threads=1, dpo={"learning_rate": 1e-3, "num_train_epochs": 5})
-    metrics = manifest(
-        train_adapter(snapshot.folder, base_folder, None, folder / "adapters", eager)
-    )
-    assert set(metrics["metrics"]) == {"dpo", "seconds"}
-    assert metrics["metrics"]["dpo"]["last_margin"] > 0
-
-
 def test_replay_is_at_least_the_share_that_the_recipe_names() -> None:
     assert Recipe(replay=2, min_replay=3).replay_rows_per_epoch(10) == 20
     assert Recipe(replay=2, min_replay=30).replay_rows_per_epoch(10) == 30
@@ -228,75 +192,6 @@ def test_the_same_snapshot_recipe_and_seed_give_the_same_adapter(
         train_adapter(snapshot.folder, base_folder, None, folder / "again", other).name
         != adapter.name
     )
-
-
-# -- DPO
-
-
-def test_dpo_starts_from_what_sft_left_with_margin_zero_and_loss_ln_2(
-    tmp_path: Path, base_folder: str, snapshot: Snapshot
-) -> None:
-    recipe = FAST.model_copy(update={"dpo": {"loss_type": ["sigmoid"], "loss_weights": [1.0]}})
-    found = manifest(train_adapter(snapshot.folder, base_folder, None, tmp_path, recipe))
-    assert found["metrics"]["dpo"]["first_loss"] == pytest.approx(math.log(2), abs=1e-3)
-    assert found["metrics"]["dpo"]["first_margin"] == pytest.approx(0, abs=1e-3)
-
-
-def test_a_reference_that_is_not_the_start_is_noticed(tmp_path: Path) -> None:
-    args = dpo.build_config(Recipe(), tmp_path)
-    with pytest.raises(TrainingError, match="at step 0 the margin is 2"):
-        dpo.check_initial_margin({"rewards/margins": 2.0, "loss": 0.0}, args)
-
-
-def test_dpo_widens_the_margin_between_chosen_and_rejected(
-    folder: Path, base_folder: str, snapshot: Snapshot
-) -> None:
-    recipe = FAST.model_copy(update={"dpo": {"num_train_epochs": 8, "learning_rate": 1e-4}})
-    found = manifest(train_adapter(snapshot.folder, base_folder, None, folder / "adapters", recipe))
-    assert found["metrics"]["dpo"]["last_margin"] > found["metrics"]["dpo"]["first_margin"]
-    assert found["metrics"]["dpo"]["kept"]
-
-
-@pytest.mark.slow
-def test_dpo_that_undoes_what_sft_taught_is_taken_back(
-    folder: Path, base: Base, base_folder: str, snapshot: Snapshot
-) -> None:
-    wild = {"learning_rate": 0.05, "num_train_epochs": 4, "max_grad_norm": 100.0}
-    recipe = FAST.model_copy(update={"dpo": wild})
-    adapter = train_adapter(snapshot.folder, base_folder, None, folder / "adapters", recipe)
-    assert not manifest(adapter)["metrics"]["dpo"]["kept"]
-    assert all(spoken(base, adapter, CORRECTIONS))
-
-
-@pytest.mark.parametrize(
-    "fault, reason",
-    [({"max_length": 8}, "every row is longer than"), ({"learning_rate": 1e9}, "dpo: .* is nan")],
-)
-def test_dpo_that_fails_costs_nothing_of_what_sft_taught(
-    fault: dict[str, Any],
-    reason: str,
-    tmp_path: Path,
-    base: Base,
-    base_folder: str,
-    snapshot: Snapshot,
-) -> None:
-    wild = {"max_grad_norm": 0.0, "num_train_epochs": 4}
-    recipe = FAST.model_copy(update={"dpo": wild | fault})
-    adapter = train_adapter(snapshot.folder, base_folder, None, tmp_path, recipe)
-    assert re.search(reason, manifest(adapter)["metrics"]["dpo"]["failed"])
-    assert all(spoken(base, adapter, CORRECTIONS))
-
-
-@pytest.mark.slow
-def test_dpo_begins_at_margin_zero_on_a_real_base_in_bfloat16(
-    tmp_path: Path, real_model: Path
-) -> None:
-    snapshot = write_corrections(tmp_path)
-    recipe = Recipe(sft={"num_train_epochs": 2}, dpo={"per_device_train_batch_size": 3})
-    metrics = manifest(train_adapter(snapshot.folder, str(real_model), None, tmp_path, recipe))[
-        "metrics"
-    ]
-    assert metrics["dpo"]["first_margin"] == 0 and metrics["dpo"]["steps"] > 1
 
 
 # -- Words of people

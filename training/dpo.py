@@ -18,7 +18,7 @@ from trl import DPOConfig, DPOTrainer
 from chatbot.model.chat_template import encode_answer
 from chatbot.model.scoring import EncodedAnswer
 from feedback.snapshot import Record
-from training.callbacks import TrainingError, TrainingMonitor
+from training.callbacks import TrainingError, TrainingMonitor, min_token_probabilities
 from training.recipe import ALL_ROWS_TOO_LONG, DPO_DEFAULTS, Recipe, trl_config
 
 
@@ -91,6 +91,30 @@ def train(
         "last_accuracy": monitor.last_logs["rewards/accuracies"],
         "stopped": monitor.stop_reason,
     }
+
+
+def leave_out_learnt(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Record],
+    max_length: int | None,
+    sure: float,
+) -> list[Record]:
+    """Return the pairs in whose chosen answer some token has less than the probability `sure`.
+
+    Of the others there is nothing to learn: DPO would push what was rejected, mostly the base's own
+    words, further down, and the model away from its base (docs/learning.md). A pair longer than
+    `max_length` is not looked at, and stays.
+    """
+    encoded = {i: encode_row(tokenizer, row, "chosen") for i, row in enumerate(rows)}
+    short = {
+        i: answer
+        for i, answer in encoded.items()
+        if not max_length or sum(map(len, answer)) <= max_length
+    }
+    found = min_token_probabilities(model, list(short.values()), tokenizer.pad_token_id)
+    learnt = {i for i, probability in zip(short, found, strict=True) if probability >= sure}
+    return [row for i, row in enumerate(rows) if i not in learnt]
 
 
 def check_initial_margin(

@@ -89,6 +89,9 @@ class Recipe(Settings):
     base comes with rows of its own to replay, as the starter does."""
     sure: float = Field(default=0.9, gt=0, le=1)
     """SFT ends once each token of each new answer has this probability; 1 goes on to the end."""
+    learnt_pairs: bool = False
+    """DPO also trains pairs whose chosen answer SFT has made that likely. They teach nothing more,
+    and take the model further from its base."""
     sft: dict[str, Any] = Field(default_factory=dict)
     """Fields of trl.SFTConfig, beside or instead of our defaults."""
     dpo: dict[str, Any] = Field(default_factory=dict)

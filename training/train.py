@@ -197,19 +197,26 @@ def _run_dpo(
     draft: Path,
     monitor: TrainingMonitor,
 ) -> TrainingMetrics:
-    """Run DPO; restore the weights from before when it failed after SFT, or made the model forget
-    approved answers."""
+    """Run DPO on the pairs that SFT has not taught; restore the weights from before when it failed
+    after SFT, or made the model forget approved answers."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     from training import dpo
 
     args = dpo.build_config(recipe, draft, bf16=_is_bf16(base))
+    pairs = data.pairs
+    if data.new and not recipe.learnt_pairs:
+        pairs = dpo.leave_out_learnt(model, base.tokenizer, pairs, args.max_length, recipe.sure)
+    learnt = len(data.pairs) - len(pairs)
+    if not pairs:
+        monitor.report_progress(f"dpo: SFT has taught what was chosen in all {learnt} pairs")
+        return {"learnt": learnt, "steps": 0, "kept": True}
     kept = [row for row in data.replay if not row.get("by_base")]
     known = _encode_answers(base, [*data.new, *kept], args.max_length)
     before = _count_recalled(model, base, known)
     weights = {k: v.clone() for k, v in get_peft_model_state_dict(model).items()}
     try:
-        metrics = dpo.train(model, base.tokenizer, data.pairs, args, monitor)
+        metrics = dpo.train(model, base.tokenizer, pairs, args, monitor)
     except TrainingError as error:
         if not data.new:
             raise
@@ -222,7 +229,8 @@ def _run_dpo(
             f"dpo: taken back, it left {after} of {before} approved answers in mind"
         )
         set_peft_model_state_dict(model, weights)
-    return metrics | {"recalled_before": before, "recalled_after": after, "kept": after >= before}
+    recalled = {"recalled_before": before, "recalled_after": after, "kept": after >= before}
+    return {"learnt": learnt} | metrics | recalled
 
 
 def publish_adapter(

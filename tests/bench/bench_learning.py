@@ -4,11 +4,13 @@
     python -m tests.bench.bench_learning --seeds 0 1 2 --recipe '{"replay": 3}'
     python -m tests.bench.bench_learning --without-replay  # replays nothing
     python -m tests.bench.bench_learning --choices  # and DPO, against what the base had answered
+    python -m tests.bench.bench_learning --phrasings 5  # 100 corrections, as after five cycles
 
 The data are public (`public_data.py`). 20 intents of Bitext's customer support are corrected, one
-phrasing each, with nothing in the prompt afterwards; then 120 other phrasings are asked, and it is
-measured how far the probabilities lie from the base's along its own answers to 48 questions of
-MT-Bench and Vicuna, which nothing trained on.
+phrasing each, with nothing in the prompt afterwards; then 120 other phrasings are asked. What is
+forgotten is measured on what nothing trained on: how far the probabilities lie from the base's
+along its own answers to 160 questions of MT-Bench and Vicuna and 200 of IFEval, and how many of the
+checkable questions that the base answers right the adapter no longer does.
 """
 
 import argparse
@@ -27,34 +29,41 @@ from chatbot.general.answers import answer_general_prompts
 from chatbot.general.split import split_answers
 from chatbot.model.base import Base, load_base
 from chatbot.model.untrained import write_untrained
+from evaluation.metrics import holds_one_of
 from evaluation.suites import AnswerScorer, Case, generate_answers
 from feedback.curation.row_files import Record, read_rows
 from tests.fixtures import public_data
-from tests.fixtures.phrasings import draw_phrasings
+from tests.fixtures.checkable_questions import checkable_questions
+from tests.fixtures.phrasings import OTHERS, draw_apart, draw_phrasings
 from tests.fixtures.real_model import find_real_model
 from training.recipe import Recipe
 from training.train import TrainingData, publish_adapter, train_lora
 
-QUESTIONS, MAX_TOKENS = 48, 64
+INSTRUCTIONS, MAX_TOKENS = 200, 64
 
 
-def draw_cases(seed: int) -> dict[str, list[Case]]:
-    """Return for each of 20 intents a taught question and 6 others, none near the taught one."""
-    return {
-        intent: [Case([{"role": "user", "content": one.question}], one.answer) for one in drawn]
-        for intent, drawn in draw_phrasings(seed).items()
-    }
+def draw_cases(seed: int, phrasings: int) -> tuple[list[Case], list[Case]]:
+    """Return the taught questions, so many of each of 20 intents, and 6 others of each that are
+    not near them."""
+    drawn = draw_phrasings(seed) if phrasings == 1 else draw_apart(seed, phrasings + OTHERS)
+    cases = [[ask(one.question, one.answer) for one in each] for each in drawn.values()]
+    taught = [case for each in cases for case in each[:phrasings]]
+    return taught, [case for each in cases for case in each[phrasings:]]
+
+
+def ask(question: str, answer: str = "") -> Case:
+    """Return a question as a dialogue of its own."""
+    return Case([{"role": "user", "content": question}], answer)
 
 
 def general_questions() -> list[Case]:
-    """Return 48 first questions of MT-Bench and of Vicuna."""
+    """Return the first questions of MT-Bench and of Vicuna, and some of IFEval."""
     files = ("mt_bench_question.jsonl", "vicuna_bench_question.jsonl")
     folder = public_data.data_folder("mt_bench")
     turns = [row["turns"][0] for name in files for row in read_rows(folder / name)]
-    return [
-        Case([{"role": "user", "content": text}], "")
-        for text in random.Random(0).sample(turns, QUESTIONS)
-    ]
+    instructions = read_rows(public_data.data_folder("ifeval") / "input_data.jsonl")
+    sample = random.Random(0).sample(instructions, INSTRUCTIONS)
+    return [ask(text) for text in [*turns, *(row["prompt"] for row in sample)]]
 
 
 def ask_base(base: Base, asked: Sequence[Case]) -> list[str]:
@@ -78,17 +87,18 @@ def to_pair(case: Case, rejected: str) -> Record:
 
 
 def measure(
-    name: str, seed: int, recipe: Recipe, *, without_replay: bool, choices: bool
+    name: str, seed: int, recipe: Recipe, *, phrasings: int, without_replay: bool, choices: bool
 ) -> list[str]:
-    """Teach 20 corrections, and return a row of the table."""
+    """Teach the corrections, and return a row of the table."""
     base = load_base(name)
-    phrasings = draw_cases(seed)
-    taught = [cases[0] for cases in phrasings.values()]
-    others = [case for cases in phrasings.values() for case in cases[1:]]
+    taught, others = draw_cases(seed, phrasings)
     with tempfile.TemporaryDirectory() as temp:
         work = Path(temp)
-        questions = general_questions()
-        answered = zip(questions, ask_base(base, questions), strict=True)
+        checkable = [ask(*each) for each in checkable_questions()]
+        questions = [*general_questions(), *checkable]
+        of_base = ask_base(base, questions)
+        known = pick_right(checkable, of_base[-len(checkable) :])
+        answered = zip(questions[: -len(checkable)], of_base, strict=False)
         kept = [Case(case.prompt, text) for case, text in answered if text]
         replay = []
         if not without_replay:
@@ -109,14 +119,17 @@ def measure(
         seconds = time.monotonic() - began
         adapter = publish_adapter(work / "draft", work, base, training, recipe, metrics)
         limit = max(len(base.tokenizer(case.expected)["input_ids"]) for case in taught) + 1
-        answers = generate_answers(base, {adapter.name: adapter}, [*taught, *others], limit)
+        folders = {adapter.name: adapter}
+        answers = generate_answers(base, folders, [*taught, *others], limit)[adapter.name]
         right = [
             answer.strip() == case.expected
-            for answer, case in zip(answers[adapter.name], [*taught, *others], strict=True)
+            for answer, case in zip(answers, [*taught, *others], strict=True)
         ]
-        known = {case.expected for case in taught}
-        some = sum(answer.strip() in known for answer in answers[adapter.name][len(taught) :])
-        scorer = AnswerScorer(base, {adapter.name: adapter})
+        lessons = {case.expected for case in taught}
+        some = sum(answer.strip() in lessons for answer in answers[len(taught) :])
+        still = generate_answers(base, folders, known, MAX_TOKENS)[adapter.name]
+        lost = len(known) - len(pick_right(known, still))
+        scorer = AnswerScorer(base, folders)
         divergences = scorer.divergences([adapter.name], kept)[adapter.name]
         scorer.close()
     return [
@@ -125,7 +138,14 @@ def measure(
         f"{sum(right[: len(taught)])}/{len(taught)}",
         f"{sum(right[len(taught) :])}/{len(others)} ({some})",
         f"{sum(divergences) / len(divergences):.3f}",
+        f"{lost} of {len(known)}",
     ]
+
+
+def pick_right(cases: Sequence[Case], answers: Sequence[str]) -> list[Case]:
+    """Return the checkable questions that are answered right."""
+    both = zip(cases, answers, strict=True)
+    return [case for case, answer in both if holds_one_of(answer, [case.expected])]
 
 
 def main() -> None:
@@ -135,12 +155,14 @@ def main() -> None:
     parser.add_argument("--recipe", type=json.loads, default={}, help="[training] as JSON")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--phrasings", type=int, default=1, help="corrections of each intent")
     parser.add_argument("--without-replay", action="store_true")
     parser.add_argument("--choices", action="store_true", help="DPO after SFT")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)  # as training does
-    table = Table("seed", "steps, seconds", "learnt", "other phrasings (a taught answer)", "KL")
+    columns = ("learnt", "other phrasings (a taught answer)", "KL", "lost of known answers")
+    table = Table("seed", "steps, seconds", *columns)
     recipe = Recipe(**options.recipe)
     for seed in options.seeds:
         name = options.base or str(find_real_model())
@@ -148,6 +170,7 @@ def main() -> None:
             name,
             seed,
             recipe,
+            phrasings=options.phrasings,
             without_replay=options.without_replay,
             choices=options.choices,
         )
