@@ -211,7 +211,8 @@ class AnswerScorer:
     def base_logprobs(self, texts: Sequence[str]) -> list[float]:
         """Return how likely the base finds each text on its own: its log-probability."""
         tokenizer = self.base.tokenizer
-        start = [tokenizer.eos_token_id]
+        marks = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+        start = [mark for mark in marks if mark is not None][:1]
         encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         with self.model.disable_adapter():
             return [total for total, _ in self._score([(start, ids) for ids in encoded])]

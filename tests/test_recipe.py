@@ -31,6 +31,15 @@ def test_without_a_file_the_defaults_are_the_houses_and_not_those_of_trl(tmp_pat
     assert not config.precompute_ref_log_probs
 
 
+def test_steps_are_of_fewer_rows_where_the_base_replays_its_own_answers(tmp_path: Path) -> None:
+    sizes = [
+        sft.build_config(found, tmp_path, by_base=by_base).per_device_train_batch_size
+        for found in (Recipe(), Recipe(sft={"per_device_train_batch_size": 2}))
+        for by_base in (False, True)
+    ]
+    assert sizes == [8, 4, 2, 2]
+
+
 def test_the_environment_sets_a_trl_key_as_a_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

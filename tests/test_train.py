@@ -39,7 +39,7 @@ from training import dpo, sft
 from training.callbacks import TrainingError
 from training.recipe import Recipe
 from training.replay_sampler import Pool, ReplaySampler
-from training.train import TrainingData, publish_adapter, train_adapter
+from training.train import TrainingData, publish_adapter, train_adapter, train_lora
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,16 @@ def test_the_base_s_own_answers_keep_its_probabilities_elsewhere(
     assert kept < lost / 10
 
 
+def test_the_base_is_afterwards_as_before(base: Base, snapshot: Snapshot, tmp_path: Path) -> None:
+    rows, pairs = snapshot.rows("sft"), snapshot.rows("dpo")
+    recipe = Recipe(learnt_pairs=True, sft={"num_train_epochs": 1})
+    ids = torch.tensor([[3, 4, 5]])
+    before = base.model(ids).logits
+    train_lora(base, TrainingData("test", rows, [], pairs), recipe, tmp_path / "draft", print)
+    assert "forward" not in vars(base.model)
+    assert torch.equal(base.model(ids).logits, before)
+
+
 def test_a_snapshot_without_pairs_trains_by_sft_alone(folder: Path, base_folder: str) -> None:
     snapshot = write_corrections(folder, dict(list(CORRECTIONS.items())[:2]), pairs=False)
     adapter = train_adapter(snapshot.folder, base_folder, None, folder / "adapters", FAST)
@@ -147,11 +157,13 @@ def test_a_snapshot_without_pairs_trains_by_sft_alone(folder: Path, base_folder:
 def test_replay_is_at_least_the_share_that_the_recipe_names() -> None:
     assert Recipe(replay=2, min_replay=3).replay_rows_per_epoch(10) == 20
     assert Recipe(replay=2, min_replay=30).replay_rows_per_epoch(10) == 30
+    assert Recipe().replay_rows_per_epoch(100, by_base=True) == 50
 
 
 def test_other_forms_train_where_the_base_answered_for_itself_or_the_recipe_says_so() -> None:
     assert Recipe().forms_per_epoch(10) == 0
     assert Recipe().forms_per_epoch(10, by_base=True) == 10
+    assert Recipe().forms_per_epoch(100, by_base=True) == 40
     assert Recipe(forms=2).forms_per_epoch(10) == 20
     assert Recipe(forms=0).forms_per_epoch(10, by_base=True) == 0
 

@@ -48,6 +48,10 @@ SFT_DEFAULTS = {
 }
 """Our defaults for ``[training.sft]``."""
 
+SFT_BATCH_BY_BASE = 4
+"""Rows a step where the base's own answers are replayed: on a CPU a step of half as many takes half
+as long, and as many epochs of them teach more (docs/learning.md)."""
+
 DPO_DEFAULTS = {
     "num_train_epochs": 1,
     "learning_rate": 5e-5,
@@ -62,6 +66,10 @@ DPO_DEFAULTS = {
     "loss_weights": [1.0, 1.0],
 }
 """Our defaults for ``[training.dpo]``."""
+
+MAX_FORMS = 40
+"""Other forms of questions in an epoch, unless the recipe says how many: where there are more
+questions, they vary by themselves."""
 
 ALL_ROWS_TOO_LONG = "every row is longer than max_length ({} tokens); raise it in [training.{}]"
 
@@ -78,15 +86,15 @@ class Recipe(Settings):
     max_seconds: float = Field(default=0, ge=0)
     """Stop early and keep what was learnt; 0 never stops. A stop makes a run irreproducible."""
     replay: float | None = Field(default=None, ge=0)
-    """Replay rows for each new row of an epoch: they keep what the base can do. Not set: 8, or 0.8
-    of the base's own answers, each of which has the base's probabilities to learn from."""
+    """Replay rows for each new row of an epoch: they keep what the base can do. Not set: 8, or half
+    a row of the base's own answers, each of which has the base's probabilities to learn from."""
     min_replay: int | None = Field(default=None, ge=0)
     """At least so many replay rows in an epoch, however few the new ones are. Not set: 160, or 16
     of the base's own answers."""
     forms: int | None = Field(default=None, ge=0)
     """Of each new question so many other forms are learnt in an epoch beside it: in lower case,
-    without a letter or a word, greeted, or only what it is about. Not set: 1, or none where the
-    base comes with rows of its own to replay, as the starter does."""
+    without a letter or a word, greeted, or only what it is about. Not set: 1, at most 40 in all, or
+    none where the base comes with rows of its own to replay, as the starter does."""
     sure: float = Field(default=0.9, gt=0, le=1)
     """SFT ends once each token of each new answer has this probability; 1 goes on to the end."""
     learnt_pairs: bool = False
@@ -105,7 +113,7 @@ class Recipe(Settings):
     def replay_rows_per_epoch(self, num_new: int, *, by_base: bool = False) -> int:
         """Return how many replay rows an epoch has beside `num_new` new ones; `by_base`: they are
         the base's own answers."""
-        default_share, default_least = (0.8, 16) if by_base else (8, 160)
+        default_share, default_least = (0.5, 16) if by_base else (8, 160)
         share = default_share if self.replay is None else self.replay
         least = default_least if self.min_replay is None else self.min_replay
         return max(least, math.ceil(share * num_new))
@@ -113,8 +121,9 @@ class Recipe(Settings):
     def forms_per_epoch(self, num_new: int, *, by_base: bool = False) -> int:
         """Return how many other forms of `num_new` questions an epoch has beside them; `by_base`:
         what is replayed are the base's own answers."""
-        forms = int(by_base) if self.forms is None else self.forms
-        return forms * num_new
+        if self.forms is not None:
+            return self.forms * num_new
+        return min(num_new, MAX_FORMS) if by_base else 0
 
 
 def _parse_number(value: Any) -> Any:

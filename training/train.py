@@ -57,6 +57,11 @@ class TrainingData:
     thinking: int = 0
     """Most tokens of the thought before an answer; 0: none."""
 
+    @property
+    def by_base(self) -> bool:
+        """Tell whether what is replayed are the base's own answers."""
+        return any(row.get("by_base") for row in self.replay)
+
 
 def train_adapter(
     snapshot: Path,
@@ -102,7 +107,7 @@ def plan_batches(recipe: Recipe, data: TrainingData) -> list[Batches]:
     from training import dpo, sft
 
     with tempfile.TemporaryDirectory() as scratch:
-        of_sft = sft.build_config(recipe, Path(scratch))
+        of_sft = sft.build_config(recipe, Path(scratch), by_base=data.by_base)
         of_dpo = dpo.build_config(recipe, Path(scratch))
     answers = of_sft.per_device_train_batch_size
     pairs = of_dpo.per_device_train_batch_size
@@ -172,6 +177,7 @@ def train_lora(
     except SafetensorError as error:
         raise TrainingError(f"cannot write {draft}: {first_line(error)}; free space") from error
     model.unload()
+    vars(base.model).pop("forward", None)  # the one that TRL has put there
     return metrics | {"seconds": round(budget.elapsed, 1)}
 
 
@@ -185,7 +191,7 @@ def _run_sft(
 ) -> TrainingMetrics:
     from training import sft
 
-    args = sft.build_config(recipe, draft, bf16=_is_bf16(base))
+    args = sft.build_config(recipe, draft, bf16=_is_bf16(base), by_base=data.by_base)
     return sft.train(model, base.tokenizer, data.new, data.replay, args, monitor, recipe)
 
 
