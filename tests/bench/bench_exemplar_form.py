@@ -32,8 +32,9 @@ from feedback.exemplars import find_exemplars
 from feedback.review.decisions import decide
 from feedback.similarity import trigram_similarity
 from feedback.store import Store
-from tests.bench.bench_learning import MAX_TOKENS, draw_cases
+from tests.bench.bench_learning import MAX_TOKENS
 from tests.fixtures.conversations import add_answer
+from tests.fixtures.phrasings import draw_phrasings
 from tests.fixtures.real_model import find_real_model
 
 Pairs = Sequence[tuple[str, str]]
@@ -97,12 +98,12 @@ def near_pairs(taught: Pairs, question: str, right: tuple[str, str], kind: str) 
 
 def measure(base: Base, seed: int, exemplars: str, forms: Sequence[str]) -> list[list[str]]:
     """Return a row of the table for each form."""
-    phrasings = draw_cases(seed)
-    taught = [(first.question, first.expected) for first, *_ in phrasings.values()]
+    phrasings = draw_phrasings(seed)
+    taught = [(first.question, first.answer) for first, *_ in phrasings.values()]
     asked = [
-        (case.question, pair)
-        for pair, (_, *cases) in zip(taught, phrasings.values(), strict=True)
-        for case in cases
+        (other.question, pair)
+        for pair, (_, *others) in zip(taught, phrasings.values(), strict=True)
+        for other in others
     ]
     if exemplars == "found":
         shown = find_pairs(taught, [question for question, _ in asked])

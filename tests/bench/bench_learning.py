@@ -129,6 +129,9 @@ def measure(
         some = sum(answer.strip() in lessons for answer in answers[len(taught) :])
         still = generate_answers(base, folders, known, MAX_TOKENS)[adapter.name]
         lost = len(known) - len(pick_right(known, still))
+        for case, answer in zip(known, still, strict=True):
+            if not pick_right([case], [answer]):
+                print(f"lost: {case.question} ({case.expected}): {answer}")
         scorer = AnswerScorer(base, folders)
         divergences = scorer.divergences([adapter.name], kept)[adapter.name]
         scorer.close()

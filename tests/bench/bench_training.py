@@ -154,13 +154,15 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)  # as training does
     base = load_base(options.base or str(find_real_model()))
-    cases = [phrasings[0] for phrasings in draw_cases(0).values()]
+    cases, _ = draw_cases(0, phrasings=1)
     wrong = [cases[i - 1].expected for i in range(len(cases))]
     corrections = [to_row(case) for case in cases]
     pairs = [to_pair(*both) for both in zip(cases, wrong, strict=True)]
     table = Table("", "a step, s", "times as fast", "the whole, s", "last loss")
     for stage, rows in (("sft", corrections), ("dpo", pairs)):
-        recipe = Recipe(sure=1, forms=0, sft={"num_train_epochs": 99}, dpo={"num_train_epochs": 99})
+        epochs = {"num_train_epochs": 99}
+        in_turn = {"train_sampling_strategy": "sequential"}
+        recipe = Recipe(sure=1, forms=0, sft=epochs, dpo=epochs | in_turn)
         batches = in_order(base, rows, stage, recipe, options.steps)
         rate = {"sft": 5e-4, "dpo": 5e-5}[stage]
         arms = {
@@ -194,7 +196,6 @@ def in_order(
         pairs = dpo.encode_rows(
             base.tokenizer, rows, dpo.build_config(recipe, Path(folder)).max_length
         )
-    # The order of DPO's rows is the trainer's own; their lengths are alike.
     while len(batches) < steps:
         for chunk in _chunks(pairs, 8):
             sides = [
