@@ -40,6 +40,22 @@ def test_steps_are_of_fewer_rows_where_the_base_replays_its_own_answers(tmp_path
     assert sizes == [8, 4, 2, 2]
 
 
+def test_a_larger_base_learns_at_a_lower_rate_unless_the_recipe_has_one(tmp_path: Path) -> None:
+    mine = Recipe(sft={"learning_rate": 3e-3})
+    rates = {
+        size: [
+            sft.build_config(found, tmp_path, parameters=size).learning_rate
+            for found in (Recipe(), mine)
+        ]
+        for size in (135_000_000, 7_000_000_000, 70_000_000_000)
+    }
+    assert rates == {
+        135_000_000: [5e-4, 3e-3],
+        7_000_000_000: [2e-4, 3e-3],
+        70_000_000_000: [1e-4, 3e-3],
+    }
+
+
 def test_the_environment_sets_a_trl_key_as_a_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,15 @@ from feedback.settings import Settings, SettingsError
 
 ConfigT = TypeVar("ConfigT")
 
+
+def learning_rate(parameters: int) -> float:
+    """Return SFT's learning rate for a base of so many parameters: measured on those below 200
+    million (docs/learning.md), beyond 2 billion that of QLoRA (arXiv:2305.14314, table 9)."""
+    if parameters < 2_000_000_000:
+        return 5e-4
+    return 2e-4 if parameters < 20_000_000_000 else 1e-4
+
+
 JOB_ARGUMENTS = {
     "save_strategy": "no",
     "eval_strategy": "no",
@@ -37,7 +46,6 @@ JOB_ARGUMENTS = {
 
 SFT_DEFAULTS = {
     "num_train_epochs": 20,
-    "learning_rate": 5e-4,
     "per_device_train_batch_size": 8,
     "lr_scheduler_type": "constant_with_warmup",
     "warmup_steps": 5,
@@ -46,7 +54,7 @@ SFT_DEFAULTS = {
     "activation_checkpointing": False,
     "dataloader_pin_memory": False,
 }
-"""Our defaults for ``[training.sft]``."""
+"""Our defaults for ``[training.sft]``, besides its learning rate."""
 
 SFT_BATCH_BY_BASE = 4
 """Rows a step where the base's own answers are replayed: on a CPU a step of half as many takes half

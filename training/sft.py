@@ -18,17 +18,29 @@ from chatbot.model.scoring import EncodedAnswer
 from feedback.snapshot import Record
 from training.callbacks import StopWhenLearnt, TrainingError, TrainingMonitor
 from training.question_forms import form_rows
-from training.recipe import ALL_ROWS_TOO_LONG, SFT_BATCH_BY_BASE, SFT_DEFAULTS, Recipe, trl_config
+from training.recipe import (
+    ALL_ROWS_TOO_LONG,
+    SFT_BATCH_BY_BASE,
+    SFT_DEFAULTS,
+    Recipe,
+    learning_rate,
+    trl_config,
+)
 from training.replay_sampler import Pool, ReplaySampler
 from training.replay_trainer import IGNORED, ReplaySFTTrainer
 
 
 def build_config(
-    recipe: Recipe, out: Path, *, bf16: bool = False, by_base: bool = False
+    recipe: Recipe,
+    out: Path,
+    *,
+    bf16: bool = False,
+    by_base: bool = False,
+    parameters: int = 0,
 ) -> SFTConfig:
     """Build TRL's config: our defaults, then ``[training.sft]``; `bf16` for a base in bfloat16,
-    `by_base` where what is replayed are its own answers."""
-    defaults = SFT_DEFAULTS | {"bf16": bf16}
+    `by_base` where what is replayed are its own answers, `parameters` is how many it has."""
+    defaults = SFT_DEFAULTS | {"bf16": bf16, "learning_rate": learning_rate(parameters)}
     if by_base:
         defaults["per_device_train_batch_size"] = SFT_BATCH_BY_BASE
     job = {"output_dir": str(out), "seed": recipe.seed, "use_cpu": not torch.cuda.is_available()}

@@ -191,7 +191,13 @@ def _run_sft(
 ) -> TrainingMetrics:
     from training import sft
 
-    args = sft.build_config(recipe, draft, bf16=_is_bf16(base), by_base=data.by_base)
+    args = sft.build_config(
+        recipe,
+        draft,
+        bf16=_is_bf16(base),
+        by_base=data.by_base,
+        parameters=base.model.num_parameters(),
+    )
     return sft.train(model, base.tokenizer, data.new, data.replay, args, monitor, recipe)
 
 
