@@ -16,10 +16,11 @@ class GateSettings(Settings):
     """Highest probability of a wrong promotion, in every one-sided test."""
     min_evidence: int = Field(default=5, ge=1)
     """Fewest targets on which the two adapters must differ."""
-    measure: Literal["chrf", "loss", "margin", "exact"] = "chrf"
+    measure: Literal["chrf", "similarity", "loss", "margin", "exact"] = "chrf"
     """What held-out corrections, and other forms of the trained ones, are compared by: chrF of the
-    answers, likelihood of the correction, preference for it over the answer that it replaced, or
-    word for word. docs/judging.md has what each of them says of bad adapters."""
+    answers, their similarity to the correction by an embedding, the correction's likelihood, the
+    preference for it over the answer that it replaced, or word for word. docs/judging.md has what
+    each of them says of bad adapters."""
     margin: float = Field(default=0.02, ge=0, lt=1)
     """How far the share of right retention answers may fall."""
     blind: float = Field(default=0.1, gt=0, le=1)

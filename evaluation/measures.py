@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from evaluation.comparison import Comparison
+from feedback.matching.embedding import load_static_embedder
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,20 @@ def _margin(comparison: Comparison) -> float | None:
     return None if now is None or before is None else now - before
 
 
+def _similarity(comparison: Comparison) -> float | None:
+    texts = [comparison.expected, comparison.candidate.answer, comparison.current.answer]
+    expected, now, before = load_static_embedder().embed(texts)
+    return float(expected @ now - expected @ before) if expected.any() else None
+
+
 MEASURES = {
     "exact": Measure("answers that are the correction word for word", _exact),
     "chrf": Measure("chrF of the answer, points", _chrf),
+    "similarity": Measure("similarity of the answer by its embedding", _similarity),
     "margin": Measure("preference for the correction, nats a token", _margin),
     "loss": Measure("likelihood of the correction, nats a token", _loss),
 }
-"""All measures by name. One more, such as similarity by an embedding, is a function here."""
+"""All measures by name. One more is a function here."""
 
 
 def differences(measure: str, comparisons: Iterable[Comparison]) -> list[float]:
