@@ -69,8 +69,8 @@ def newest_copy(database: Path) -> Path | None:
 def has_rows(connection: sqlite3.Connection) -> bool:
     """Tell whether any table of ours has a row."""
     tables = connection.execute(
-        """select name from pragma_table_list
-        where type = 'table' and schema = 'main' and name not glob 'sqlite_*' and name not glob '_*'"""
+        """select name from pragma_table_list where schema = 'main' and type = 'table'
+        and name not glob 'sqlite_*' and name not glob '_*'"""
     ).fetchall()
     return any(
         connection.execute(f'select exists (select 1 from "{name}")').fetchone()[0]

@@ -28,13 +28,15 @@ from feedback.errors import TalkbackError
 from feedback.settings import Home, Settings
 
 LOCAL = frozenset(
-    "ext2 ext3 ext4 xfs btrfs zfs f2fs jfs reiserfs nilfs2 bcachefs overlay aufs tmpfs ramfs".split()
+    {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "reiserfs", "nilfs2"}
+    | {"bcachefs", "overlay", "aufs", "tmpfs", "ramfs"}
 )
 """File systems whose files lie on this machine, in the kernel's hands."""
 
 SHARED = frozenset(
-    """nfs nfs4 cifs smb3 smbfs ncpfs afs ceph lustre gpfs beegfs ocfs2 gfs2 orangefs
-    fuse.sshfs fuse.s3fs fuse.rclone fuse.glusterfs fuse.gcsfuse fuse.juicefs""".split()
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "ceph", "lustre", "gpfs", "beegfs"}
+    | {"ocfs2", "gfs2", "orangefs", "fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.glusterfs"}
+    | {"fuse.gcsfuse", "fuse.juicefs"}
 )
 """File systems of many machines, refused as a root, too."""
 
