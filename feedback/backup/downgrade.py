@@ -20,6 +20,9 @@ from feedback.home.in_use import claim_home
 from feedback.publish import sync
 from feedback.settings import Home
 
+DERIVED = ("approved_vector",)
+"""Tables of rows that are never updated, but made anew from those of others where they lack."""
+
 
 @dataclass(frozen=True)
 class Downgraded:
@@ -73,6 +76,8 @@ def count_left_out(newer: Path, older: Path) -> dict[str, int]:
         tables = [row[0] for row in connection.execute(names.format("main.sqlite_master"))]
         known = {row[0] for row in connection.execute(names.format("older.sqlite_master"))}
         for table in tables:
+            if table in DERIVED:
+                continue
             same = " and ".join(
                 f'theirs."{key}" is ours."{key}"' for key in _key_columns(connection, table)
             )
@@ -91,7 +96,7 @@ def _key_columns(connection: sqlite3.Connection, table: str) -> list[str]:
 
 def _merge_journal(database: Path) -> None:
     """Write what is in the journal into the database itself, so that one file has all of it."""
-    with closing(sqlite3.connect(database)) as connection:
+    with closing(sqlite3.connect(database, timeout=0.5)) as connection:
         busy = connection.execute("pragma wal_checkpoint(truncate)").fetchone()[0]
     if busy or not file_is_empty(database.with_name(f"{database.name}-wal")):
         raise RestoreError(f"another process has {database} open; end it, then try again")
