@@ -172,13 +172,15 @@ def test_it_is_refused_while_somebody_uses_the_database(old: Home) -> None:
     add_answer(store, "Since then?")
     with use_home(old), pytest.raises(HomeInUseError, match="stop the server"):
         downgrade(old)
+    with pytest.raises(RestoreError, match=r"another process has .* open"):
+        downgrade(old)
     with closing(sqlite3.connect(old.db)) as reader:
         reader.execute("begin")
         reader.execute("select count(*) from message").fetchone()
         add_answer(store, "And since?")
+        store.close()
         with pytest.raises(RestoreError, match=r"another process has .* open"):
             downgrade(old)
-    store.close()
     assert downgrade(old).left_out["message"] == 4
 
 

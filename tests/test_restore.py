@@ -88,6 +88,24 @@ def test_a_running_server_and_a_running_cycle_refuse_it(full: Home, file: Path) 
     restore_archive(file, full, replace=True)
 
 
+def test_a_database_that_somebody_has_open_is_not_moved(full: Home, file: Path) -> None:
+    """It would go on with the journal of the database that has the name by then."""
+    store = Store(full.db)
+    store.start_conversation("zoe", "open")
+    before = content(full.root)
+    with pytest.raises(RestoreError, match=r"another process has .*talkback.db open"):
+        restore_archive(file, full, replace=True)
+    assert before.keys() >= content(full.root).keys() - {"talkback.db-wal", "talkback.db-shm"}
+    store.close()
+    restore_archive(file, full, replace=True)
+
+
+def test_a_home_whose_database_is_damaged_can_be_replaced(full: Home, file: Path) -> None:
+    full.db.write_bytes(b"no database at all" * 1000)
+    done = restore_archive(file, full, replace=True)
+    assert done.aside is not None and (done.aside / "talkback.db").stat().st_size == 18_000
+
+
 def test_a_server_does_not_start_on_a_home_that_is_being_restored(
     full: Home, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

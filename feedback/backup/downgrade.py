@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from feedback.backup.restore import RestoreError, free_name
-from feedback.db.database_copy import file_is_empty, find_damage, newest_copy, read_schema
+from feedback.db.database_copy import close_journal, find_damage, newest_copy, read_schema
 from feedback.db.migrations.schema_versions import find_version
 from feedback.home.in_use import claim_home
 from feedback.publish import sync
@@ -52,9 +52,11 @@ def downgrade(home: Home) -> Downgraded:
             with closing(sqlite3.connect(copy)) as connection:
                 version = find_version(connection, schema)
             left_out = count_left_out(home.db, copy)
-            _merge_journal(home.db)
+            closed = close_journal(home.db)
         except sqlite3.Error as error:
             raise RestoreError(f"cannot compare {home.db} with {copy}: {error}") from error
+        if not closed:
+            raise RestoreError(f"another process has {home.db} open; end it, then try again")
         if damage:
             raise RestoreError(f"{copy} is damaged: {damage}; restore a backup")
         aside = free_name(home.db, "newer")
@@ -92,11 +94,3 @@ def count_left_out(newer: Path, older: Path) -> dict[str, int]:
 def _key_columns(connection: sqlite3.Connection, table: str) -> list[str]:
     sql = "select name from pragma_table_info(?, 'main') where pk > 0"
     return [row[0] for row in connection.execute(sql, (table,))]
-
-
-def _merge_journal(database: Path) -> None:
-    """Write what is in the journal into the database itself, so that one file has all of it."""
-    with closing(sqlite3.connect(database, timeout=0.5)) as connection:
-        busy = connection.execute("pragma wal_checkpoint(truncate)").fetchone()[0]
-    if busy or not file_is_empty(database.with_name(f"{database.name}-wal")):
-        raise RestoreError(f"another process has {database} open; end it, then try again")

@@ -9,6 +9,7 @@ leaves a folder whose name begins with a dot beside it, and no more.
 
 import os
 import shutil
+import sqlite3
 import stat
 import tempfile
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from feedback.backup.archive import open_private
 from feedback.backup.contents import has_content
 from feedback.backup.manifest import ArchiveError, Manifest, Member, read_members, verify
 from feedback.backup.swap import swap_folders
+from feedback.db.database_copy import close_journal
 from feedback.errors import TalkbackError, name_file
 from feedback.home.in_use import claim_home
 from feedback.home.local_disk import check_local_disk
@@ -51,6 +53,7 @@ def restore_archive(file: Path, home: Home, *, replace: bool = False) -> Restore
         if home.root.exists():
             claimed.enter_context(claim_home(home))
             _check_target(home, replace)
+            _check_closed(home)
         make_folder(home.root.parent)
         draft = Path(tempfile.mkdtemp(prefix=f".{home.root.name}-", dir=home.root.parent))
         try:
@@ -87,6 +90,16 @@ def _check_target(home: Home, replace: bool) -> None:
         raise RestoreError(
             f"the home {root} is not empty; --replace moves it aside, or name another in --home"
         )
+
+
+def _check_closed(home: Home) -> None:
+    """Raise RestoreError where another process has the database open that is to be moved aside."""
+    try:
+        closed = not home.db.exists() or close_journal(home.db)
+    except sqlite3.Error:  # it is damaged, which may be why there is an archive to restore
+        return
+    if not closed:
+        raise RestoreError(f"another process has {home.db} open; end it, then try again")
 
 
 def _unpack(stream: BinaryIO, file: Path, manifest: Manifest, draft: Path) -> None:

@@ -8,7 +8,6 @@ and the copy has all that was committed before it began. (A backup in several st
 each write of another connection; VACUUM INTO would give rows other rowids, which are their order.)
 """
 
-import os
 import re
 import sqlite3
 import tempfile
@@ -91,14 +90,18 @@ def find_damage(database: Path) -> str:
     return "" if line == "ok" else line.replace("\n", " ")
 
 
-def _open(database: Path) -> sqlite3.Connection:
+def _open(database: Path, timeout: float = 10) -> sqlite3.Connection:
     """Open a database that is there; its absence is an error, not an empty database."""
-    return sqlite3.connect(f"{database.resolve().as_uri()}?mode=rw", uri=True, timeout=10)
+    return sqlite3.connect(f"{database.resolve().as_uri()}?mode=rw", uri=True, timeout=timeout)
 
 
-def file_is_empty(file: Path) -> bool:
-    """Tell whether a file holds nothing, or is not there."""
-    try:
-        return os.stat(file).st_size == 0
-    except FileNotFoundError:
-        return True
+def close_journal(database: Path) -> bool:
+    """Write what is in the journal into the database itself; tell whether nobody has it open now.
+
+    A database that another process has open must not be moved: that process would go on with the
+    journal of whichever database has the name by then. The last connection that closes removes the
+    journal, so one that stays is somebody's.
+    """
+    with closing(_open(database, timeout=0.5)) as connection:
+        connection.execute("pragma wal_checkpoint(truncate)")
+    return not database.with_name(f"{database.name}-wal").exists()
