@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -151,6 +152,43 @@ def test_it_takes_less_than_50_ms(home: Home) -> None:
         check_local_disk(home)
         seconds.append(time.perf_counter() - began)
     assert min(seconds) < 0.05
+
+
+UNSEEN_LOCKS = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#define GRANT(name)                                                          \\
+    int name(int file, int command, ...) {                                   \\
+        va_list list;                                                        \\
+        va_start(list, command);                                             \\
+        void *argument = va_arg(list, void *);                               \\
+        va_end(list);                                                        \\
+        if (command == F_SETLK || command == F_SETLKW) return 0;             \\
+        int (*real)(int, int, ...) = dlsym(RTLD_NEXT, #name);                \\
+        return real(file, command, argument);                                \\
+    }
+GRANT(fcntl)
+GRANT(fcntl64)
+"""
+"""What programs get of a file system that grants every lock to everybody, as NFS with nolock."""
+
+
+def test_a_file_system_that_grants_a_lock_twice_is_refused_in_one_line(
+    home: Home, tmp_path: Path
+) -> None:
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("no C compiler")
+    source, shim = tmp_path / "unseen.c", tmp_path / "unseen.so"
+    source.write_text(UNSEEN_LOCKS)
+    command = [compiler, "-shared", "-fPIC", "-o", str(shim), str(source), "-ldl"]
+    subprocess.run(command, check=True, capture_output=True)
+    done = run_talkback(home, "status", LD_PRELOAD=str(shim))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "do not see each other's locks" in done.stderr and "TALKBACK_HOME" in done.stderr
+    assert run_talkback(home, "status").returncode == 0
 
 
 def test_commands_refuse_such_a_home_in_one_line(tmp_path: Path) -> None:

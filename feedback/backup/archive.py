@@ -50,11 +50,13 @@ def write_archive(home: Home, file: Path) -> Manifest:
     _check_target(home, file)
     with (
         use_home(home),
-        tempfile.TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as scratch,
+        # SQLite writes its copy on the home's disk: where archives are kept may have no locks.
+        tempfile.TemporaryDirectory(prefix=".backup-", dir=home.root) as beside_database,
+        tempfile.TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as beside_file,
     ):
-        database = Path(scratch) / "talkback.db"
+        database = Path(beside_database) / home.db.name
         schema = _copy_database(home, database)
-        draft = Path(scratch) / "archive"
+        draft = Path(beside_file) / "archive"
         try:
             with open(draft, "xb", opener=open_private) as stream:
                 _write(home, database, schema, stream)

@@ -29,7 +29,7 @@ from feedback.settings import Home, Settings
 
 LOCAL = frozenset(
     {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "reiserfs", "nilfs2"}
-    | {"bcachefs", "overlay", "aufs", "tmpfs", "ramfs"}
+    | {"bcachefs", "ecryptfs", "overlay", "aufs", "tmpfs", "ramfs"}
 )
 """File systems whose files lie on this machine, in the kernel's hands."""
 
