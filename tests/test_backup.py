@@ -6,6 +6,8 @@ import shutil
 import socket
 import sqlite3
 import stat
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable
@@ -16,6 +18,7 @@ import pytest
 from feedback.backup import archive, contents
 from feedback.backup.archive import BackupError, write_archive
 from feedback.backup.restore import restore_archive
+from feedback.db.database_copy import copy_database
 from feedback.home.in_use import HomeInUseError, claim_home
 from feedback.settings import Home
 from feedback.store import Store
@@ -24,6 +27,17 @@ from tests.fixtures.disks import small_disk
 from tests.fixtures.full_home import ADAPTER, add_adapter, content, fill_home
 from tests.fixtures.kill_server import FeedbackServer
 from tests.fixtures.waiting import wait_until
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from feedback.store import Store
+
+store, end = Store(Path(sys.argv[1])), time.monotonic() + 4
+print("writing", flush=True)
+while time.monotonic() < end:
+    store.start_conversation("zoe", "still writing")
+"""
 
 
 @pytest.fixture
@@ -95,26 +109,87 @@ def test_links_are_backed_up_as_what_they_lead_to_and_circles_end(
 def test_a_folder_that_disappears_is_left_out_whole_and_one_that_appears_is_whole(
     full: Home, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An adapter is removed between being listed and being opened, and another is published."""
+    """An adapter is being removed while it is listed and opened, and another one is published."""
     store = Store(full.db)
     gone = add_adapter(full, store, "a-00000000000a")
     store.close()
-    walk = contents._walk
+    (gone / "manifest.json").unlink()
+    open_regular = contents._open_regular
 
-    def walk_late(root: Path, path: str, above: tuple[str, ...] = ()) -> list[tuple[str, bool]]:
-        found = walk(root, path, above)
-        if path == "adapters/a-00000000000a" and gone.exists():
-            (gone / "manifest.json").unlink()
+    def open_late(path: Path) -> object:
+        opened = open_regular(path)
+        if path.parent == gone:
+            shutil.rmtree(gone)
             shutil.copytree(full.adapters / ADAPTER, full.adapters / "a-00000000000b")
-            threading.Timer(0.02, shutil.rmtree, (gone,)).start()
+        return opened
+
+    monkeypatch.setattr(contents, "_open_regular", open_late)
+    names = write_archive(full, file).folders
+    assert f"adapters/{ADAPTER}" in names and "adapters/a-00000000000a" not in names
+    assert all((folder / "manifest.json").exists() for folder in restored(file).adapters.iterdir())
+
+
+def test_a_folder_that_disappears_between_listing_and_opening_is_left_out(
+    full: Home, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk, gone = contents._walk, full.reports / "rep-1"
+
+    def walk_early(root: Path, path: str, above: tuple[str, ...] = ()) -> list[tuple[str, bool]]:
+        found = walk(root, path, above)
+        if path == "reports/rep-1":
+            shutil.rmtree(gone)
         return found
 
-    monkeypatch.setattr(contents, "_walk", walk_late)
-    write_archive(full, file)
-    home = restored(file)
-    for folder in home.adapters.iterdir():
-        assert (folder / "manifest.json").exists(), folder
-    assert (home.adapters / ADAPTER).exists()
+    monkeypatch.setattr(contents, "_walk", walk_early)
+    assert "reports/rep-1" not in write_archive(full, file).folders
+
+
+def test_a_copy_of_the_database_ends_although_others_go_on_writing(
+    full: Home, tmp_path: Path
+) -> None:
+    """A copy in steps would begin again at each write of another connection."""
+    store = Store(full.db)
+    with store.write():
+        for _ in range(300):
+            store.start_conversation("ann" * 20_000, "Hello?")
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(full.db)], stdout=subprocess.PIPE)
+    assert writer.stdout is not None and writer.stdout.readline() == b"writing\n"
+    copy_database(full.db, tmp_path / "copy.db")
+    assert writer.poll() is None, "the copy ended when the writes did"
+    writer.kill()
+    writer.communicate()
+    store.close()
+
+
+def test_every_adapter_that_a_row_names_is_in_the_archive_with_its_folder(
+    full: Home, file: Path
+) -> None:
+    """A cycle goes on publishing and registering adapters during the backups."""
+    stop, made = threading.Event(), [ADAPTER]
+
+    def publish() -> None:
+        store = Store(full.db)
+        while not stop.is_set():
+            made.append(add_adapter(full, store, f"a-{len(made):012x}0").name)
+        store.close()
+
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    try:
+        for round in range(4):
+            wait_until(lambda due=10 * (round + 1): len(made) >= due)
+            archive = file.with_name(f"{round}.tar")
+            names = write_archive(full, archive).files.keys()
+            home = Home(archive.with_suffix(""))
+            restore_archive(archive, home)
+            store = Store(home.db)
+            ids = [row["id"] for row in store.rows("select id from adapter")]
+            store.close()
+            assert len(ids) >= 10 * (round + 1) - 1
+            assert all(f"adapters/{id}/manifest.json" in names for id in ids)
+    finally:
+        stop.set()
+        publisher.join()
 
 
 def test_a_file_that_grows_is_kept_as_it_was_when_it_was_opened(

@@ -13,6 +13,9 @@ import sqlite3
 import stat
 import tarfile
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,16 +53,13 @@ def write_archive(home: Home, file: Path) -> Manifest:
     _check_target(home, file)
     with (
         use_home(home),
-        # SQLite writes its copy on the home's disk: where archives are kept may have no locks.
-        tempfile.TemporaryDirectory(prefix=".backup-", dir=home.root) as beside_database,
-        tempfile.TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as beside_file,
+        _open_database_copy(home) as database,
+        tempfile.TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as scratch,
     ):
-        database = Path(beside_database) / home.db.name
-        schema = _copy_database(home, database)
-        draft = Path(beside_file) / "archive"
+        draft = Path(scratch) / "archive"
         try:
             with open(draft, "xb", opener=open_private) as stream:
-                _write(home, database, schema, stream)
+                _write(home, database, stream)
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
@@ -91,6 +91,29 @@ def open_private(name: str, flags: int) -> int:
     return os.open(name, flags, 0o600)
 
 
+@dataclass(frozen=True)
+class DatabaseCopy:
+    """Holds an open copy of a database, and its schema."""
+
+    stream: BinaryIO
+    schema: int
+
+
+@contextmanager
+def _open_database_copy(home: Home) -> Iterator[DatabaseCopy]:
+    """Copy the database and check the copy.
+
+    It is made on the home's disk, for where archives are kept SQLite may find no locks, and has no
+    name once it is open: no kill can leave it there.
+    """
+    with tempfile.TemporaryDirectory(prefix=".backup-", dir=home.root) as folder:
+        copy = Path(folder) / home.db.name
+        schema = _copy_database(home, copy)
+        stream = copy.open("rb")
+    with stream:
+        yield DatabaseCopy(stream, schema)
+
+
 def _copy_database(home: Home, copy: Path) -> int:
     """Copy the database and check the copy; return its schema."""
     try:
@@ -108,22 +131,21 @@ def _copy_database(home: Home, copy: Path) -> int:
     return schema
 
 
-def _write(home: Home, database: Path, schema: int, stream: BinaryIO) -> None:
+def _write(home: Home, database: DatabaseCopy, stream: BinaryIO) -> None:
     """Write members and, last, the manifest that lists them."""
     manifest = Manifest(
         format=FORMAT,
         talkback=talkback_version(),
-        schema_version=schema,
+        schema_version=database.schema,
         created_at=now(),
         mode=stat.S_IMODE(home.root.stat().st_mode),
         folders={},
         files={},
     )
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        with database.open("rb") as copied:
-            opened = OpenFile(home.db.name, copied)
-            mode = stat.S_IMODE(home.db.stat().st_mode)
-            manifest.files[opened.path] = _add_file(archive, opened, mode)
+        copy = OpenFile(home.db.name, database.stream)
+        mode = stat.S_IMODE(home.db.stat().st_mode)
+        manifest.files[copy.path] = _add_file(archive, copy, mode)
         for part in open_parts(home.root):
             for path, mode in part.folders.items():
                 _add_folder(archive, path, mode)

@@ -7,6 +7,7 @@ What is added to homes in the future is backed up without a line here.
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
@@ -29,6 +30,7 @@ LEFT_OUT = {
 PART_DEPTH = 2
 """How deep a folder lies that is whole or not there: ``adapters/a-3f9c02b1d7e4``."""
 ATTEMPTS = 5
+ATTEMPT_SECONDS = 0.05
 
 
 class OpenFile:
@@ -113,6 +115,7 @@ def _open_whole(root: Path, path: str, is_folder: bool) -> Iterator[Part | None]
                 return
         if not (root / path).exists():
             break
+        time.sleep(ATTEMPT_SECONDS)  # until who removes the folder is done with it
     yield None
 
 
