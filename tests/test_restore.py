@@ -12,6 +12,7 @@ from feedback.backup import restore, swap
 from feedback.backup.archive import write_archive
 from feedback.backup.restore import RestoreError, restore_archive
 from feedback.cycle_lock import cycle_lock
+from feedback.home import in_use
 from feedback.home.in_use import HomeInUseError, claim_home, use_home
 from feedback.settings import Home
 from feedback.store import Store
@@ -123,6 +124,27 @@ def test_a_server_does_not_start_on_a_home_that_is_being_restored(
     assert seen == ["refused"]
     with use_home(full), pytest.raises(HomeInUseError), claim_home(full):
         pass
+
+
+def test_a_lock_that_was_moved_away_with_its_home_is_not_the_homes(
+    full: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server has opened the lock file, and is about to lock it, when a restore swaps the home."""
+    lock = in_use.try_lock
+
+    def lock_late(path: Path, *, shared: bool = False) -> object:
+        file = lock(path, shared=shared)
+        if not (tmp_path / "moved").exists():
+            path.rename(tmp_path / "moved")
+        return file
+
+    with monkeypatch.context() as late:
+        late.setattr(in_use, "try_lock", lock_late)
+        held = use_home(full)
+        held.__enter__()
+    with pytest.raises(HomeInUseError), claim_home(full):
+        pass
+    held.__exit__(None, None, None)
 
 
 KILLED = """
