@@ -61,9 +61,10 @@ def test_a_home_of_each_schema_so_far_opens_with_its_rows_and_goes_back(
         assert copy is None
         return
     assert copy == home.db.with_name(f"talkback.db.before-m{schema + 1:03}")
-    assert stat.S_IMODE(copy.stat().st_mode) == stat.S_IMODE(home.db.stat().st_mode) & 0o660
+    mode = home.db.stat().st_mode
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     left_out = downgrade(home).left_out
-    assert read_schema(home.db) == schema
+    assert read_schema(home.db) == schema and home.db.stat().st_mode == mode
     assert left_out["conversation"] == 1 and left_out["message"] == 2
     assert all(rows_of(home.db, table, "rowid, *") == rows for table, rows in before.items())
 

@@ -9,6 +9,7 @@ another: at no moment there is none, and nothing is lost.
 
 import os
 import sqlite3
+import stat
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ def downgrade(home: Home) -> Downgraded:
             raise RestoreError(f"{copy} is damaged: {damage}; restore a backup")
         aside = free_name(home.db, "newer")
         os.link(home.db, aside)
+        copy.chmod(stat.S_IMODE(home.db.stat().st_mode))
         copy.replace(home.db)
         sync(home.root)
     return Downgraded(schema, version, aside, left_out)

@@ -14,7 +14,7 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
-from feedback.publish import make_file, sync
+from feedback.publish import make_file, private_mode, sync
 
 COPY_NAME = re.compile(r"\.before-m(\d{3})")
 """What the name of a copy adds to the database's: the first step that came after it."""
@@ -42,14 +42,15 @@ def copy_database(source: Path, target: Path) -> None:
 def copy_before_migration(database: Path, first_step: int) -> Path:
     """Copy a database beside it before step ``first_step`` changes it; return the copy's path.
 
-    Whoever calls holds the write lock, so that nothing is committed between copy and migration. A
-    copy of that name is of a migration that failed: all of its rows are in the new one, too.
+    Whoever calls holds the write lock, so that nothing is committed between copy and migration. The
+    copy is its owner's alone, and its group's where the folder is shared with it. One that has the
+    name already is of a migration that failed: all of its rows are in the new one, too.
     """
     copy = database.with_name(f"{database.name}.before-m{first_step:03}")
     with tempfile.TemporaryDirectory(prefix=f".{copy.name}-", dir=database.parent) as folder:
         draft = Path(folder) / database.name
         copy_database(database, draft)
-        draft.chmod(database.stat().st_mode & 0o660)
+        draft.chmod(private_mode(database.parent) & 0o660)
         draft.replace(copy)
     sync(database.parent)
     return copy
