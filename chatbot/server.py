@@ -28,6 +28,8 @@ from chatbot.engine.settings import EngineSettings
 from chatbot.engine.workers.worker_handle import prestart_worker
 from chatbot.loading import LoadingApp
 from feedback.errors import TalkbackError
+from feedback.home.in_use import use_home
+from feedback.home.local_disk import check_local_disk
 from feedback.settings import Home, Settings
 from feedback.store import Store
 
@@ -181,7 +183,7 @@ def run(
 ) -> None:
     """Serve until SIGTERM or SIGINT. What is None comes from the settings.
 
-    Raises ServerError, SettingsError, BaseError, StoreError.
+    Raises ServerError, SettingsError, BaseError, StoreError, HomeInUseError.
     """
     started = time.monotonic()
     for name, value in ENVIRONMENT.items():
@@ -208,7 +210,8 @@ def run(
         print_line(f"{service.speaking} speaks at {address}, {seconds:.1f} s after the start")
         return app
 
-    serve(load, listener)
+    with listener, use_home(home):
+        serve(load, listener)
 
 
 def freeze_garbage_collector() -> None:
@@ -306,8 +309,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, help="default: 8000; 0: any")
     args = parser.parse_args()
     try:
+        home = Home.find(args.home)
+        check_local_disk(home)
         run(
-            Home.find(args.home),
+            home,
             args.base_model,
             revision=args.revision,
             host=args.host,

@@ -47,13 +47,18 @@ class Home:
     root: Path
 
     @classmethod
-    def find(cls, path: Path | None = None) -> Self:
-        """Return the home at ``path``, ``TALKBACK_HOME`` or ``~/.talkback``, with its folders."""
+    def locate(cls, path: Path | None = None) -> Self:
+        """Return the home at ``path``, ``TALKBACK_HOME`` or ``~/.talkback``; makes nothing."""
         name = str(path or os.environ.get("TALKBACK_HOME", "")).strip() or "~/.talkback"
         try:
-            home = cls(Path(name).expanduser().resolve())
+            return cls(Path(name).expanduser().resolve())
         except RuntimeError as error:  # a user without HOME and without an entry in passwd
             raise SettingsError(f"{name}: {error} Name a folder in TALKBACK_HOME.") from error
+
+    @classmethod
+    def find(cls, path: Path | None = None) -> Self:
+        """Return the home that `locate` finds, with its folders."""
+        home = cls.locate(path)
         try:
             make_folder(home.root, stat.S_IRWXU)
             for folder in (home.snapshots, home.adapters, home.reports):
@@ -118,6 +123,11 @@ class Home:
     def lock(self) -> Path:
         """Return the path of the lock that one cycle at a time holds."""
         return self.root / "cycle.lock"
+
+    @property
+    def server_lock(self) -> Path:
+        """Return the path of the lock that servers share, and that a restore has alone."""
+        return self.root / "server.lock"
 
     @property
     def engine(self) -> Path:

@@ -287,6 +287,7 @@ _COUNTS = """select
     (select count(*) from feedback where kind = 'choice') as choices,
     (select count(*) from feedback where kind = 'comment') as comments,
     (select count(*) from review) as reviews,
+    (select count(*) from review where action = 'correct') as corrections,
     (select count(*) from approved where id not in (select approved_id from withdrawal))
         as approved,
     (select count(*) from adapter) as adapters,

@@ -5,6 +5,7 @@ talkback cycle                        # learn from what people said; from cron
 talkback status | adapters | review   # look;  promote | rollback   # decide
 talkback similar                      # what giving approved answers to similar questions would do
 talkback keys add | list | revoke     # who may come in
+talkback backup FILE | restore FILE   # the whole home;  downgrade   # the schema before
 """
 
 import getpass
@@ -29,8 +30,9 @@ from feedback.db.well_formed import to_well_formed
 from feedback.errors import TalkbackError, describe_os_error
 from feedback.review.decisions import decide
 from feedback.review.queue import count_pending, find_item, list_pending
-from feedback.settings import Home, check_tables
 from feedback.store import Store
+from talkback.backup_commands import backup, downgrade, restore
+from talkback.command_options import HomeOption, example_line, find_home
 from talkback.cycle import preview_rows, run_cycle
 from talkback.cycle_history import CycleHistory
 from talkback.output import (
@@ -62,26 +64,6 @@ keys_app = typer.Typer(
     help="Make, list and revoke the keys that let people and programs in.",
     no_args_is_help=True,
 )
-TABLES = (
-    "chat",
-    "curate",
-    "cycle",
-    "embedder",
-    "engine",
-    "evaluation",
-    "gate",
-    "server",
-    "training",
-    "webhooks",
-)
-"""All tables of talkback.toml; each is declared beside the code that reads it."""
-
-HomeOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--home", envvar="TALKBACK_HOME", help="Where all state lives. Default: ~/.talkback"
-    ),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
 BaseOption = Annotated[
     str | None,
@@ -90,11 +72,6 @@ BaseOption = Annotated[
     ),
 ]
 WhoOption = Annotated[str | None, typer.Option("--who", help="Your name. Default: your login.")]
-
-
-def example_line(text: str) -> str:
-    """Return the last line of a command's help: an example that can be copied and run."""
-    return f"Example: [bold]{text}[/bold]"
 
 
 @app.command(epilog=example_line("talkback serve --base-model Qwen/Qwen3-0.6B --port 8000"))
@@ -316,6 +293,9 @@ def revoke_key(
     console.print(f"{revoked.prefix}… of {revoked.name} is revoked.")
 
 
+app.command(epilog=example_line("talkback backup talkback.tar"))(backup)
+app.command(epilog=example_line("talkback restore talkback.tar --replace"))(restore)
+app.command(epilog=example_line("talkback downgrade"))(downgrade)
 app.add_typer(keys_app, name="keys", epilog=example_line("talkback keys add rita --role reviewer"))
 
 
@@ -325,13 +305,6 @@ def describe_base(registry: Registry, adapter: str) -> str:
         return registry.locate_base(registry.adapter(adapter)).name
     except UnknownBaseError as error:
         return str(error)
-
-
-def find_home(home: Path | None) -> Home:
-    """Return the home; SettingsError when its talkback.toml has a table that nothing reads."""
-    found = Home.find(home)
-    check_tables(found, TABLES)
-    return found
 
 
 def open_home(home: Path | None) -> tuple[Store, Registry]:

@@ -15,7 +15,7 @@ from feedback.messages import Speaker
 from feedback.review.decisions import decide
 from feedback.settings import Home
 from feedback.store import Store
-from talkback.cli import TABLES
+from talkback.command_options import TABLES
 from tests.fixtures.command_line import ROOT, run_talkback
 from tests.fixtures.conversations import SPEAKER, add_answer, add_edit
 from tests.fixtures.disks import small_disk

@@ -12,7 +12,7 @@ from chatbot.chat_settings import ChatSettings
 from chatbot.webhooks.delivery import WebhookSettings, decode_secret
 from feedback.settings import Home, check_tables
 from feedback.store import Store
-from talkback.cli import TABLES
+from talkback.command_options import TABLES
 from talkback.cycle import CycleSettings
 from tests.fixtures.server_process import ServerProcess
 from training.recipe import Recipe

@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from feedback.db.database_copy import copy_before_migration, has_rows
 from feedback.db.migrations import SCHEMA_VERSION, migrate
+from feedback.db.migrations.schema_versions import find_version
 from feedback.db.well_formed import all_well_formed, to_well_formed
 from feedback.errors import TalkbackError
 from feedback.publish import check_locks, make_file
@@ -216,13 +218,15 @@ class Database:
         connection = self._connection()
         version: int = connection.execute("pragma user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
-            raise StoreError(
-                f"{self.path} was written by a newer Talkback (schema {version}, this one knows "
-                f"{SCHEMA_VERSION}); upgrade Talkback or restore a backup"
-            )
+            raise StoreError(explain_newer_schema(self.path, connection, version))
         if version < SCHEMA_VERSION:
             _enable_wal(connection)
-            migrate(connection)
+            migrate(connection, self._keep_copy)
+
+    def _keep_copy(self, first_step: int) -> None:
+        """Copy the database before a migration, unless there is nothing in it to lose."""
+        if has_rows(self._connection()):
+            copy_before_migration(self.path, first_step)
 
     @contextmanager
     def _explain_errors(self) -> Iterator[None]:
@@ -234,6 +238,16 @@ class Database:
             if remedy is None:
                 raise
             raise StoreError(f"{self.path}: {error}; {remedy}") from error
+
+
+def explain_newer_schema(path: Path, connection: sqlite3.Connection, schema: int) -> str:
+    """Return what to do about a database whose schema this Talkback does not know."""
+    version = find_version(connection, schema)
+    return (
+        f"{path} was written by a newer Talkback (schema {schema}, this one knows "
+        f"{SCHEMA_VERSION}); upgrade Talkback{f' to {version} or newer' if version else ''}, put "
+        "back the database from before with its talkback downgrade, or restore a backup"
+    )
 
 
 def _enable_wal(connection: Connection) -> None:

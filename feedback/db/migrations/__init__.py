@@ -23,6 +23,7 @@ from feedback.db.migrations.pending import (
     m013_trusted_choices,
     m014_votes,
 )
+from feedback.db.migrations.schema_versions import record_version
 from feedback.db.migrations.tables import (
     m001_conversations,
     m002_feedback,
@@ -74,14 +75,23 @@ def load_migrations() -> "Migrations":
     return migrations
 
 
-def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the database up to date, whole or not at all; processes that start together queue."""
+def migrate(
+    connection: sqlite3.Connection, before: Callable[[int], object] = lambda first_step: None
+) -> None:
+    """Bring the database up to date, whole or not at all; processes that start together queue.
+
+    ``before`` is called with the number of the first step to come, when nobody else can write.
+    """
     from sqlite_utils import Database
 
     migrations, database = load_migrations(), Database(connection)
     connection.execute("begin immediate")
     try:
-        migrations.apply(database)
+        applied = len(migrations.applied(database))
+        if applied < SCHEMA_VERSION:
+            before(applied + 1)
+            migrations.apply(database)
+            record_version(connection, SCHEMA_VERSION)
         connection.execute(f"pragma user_version = {len(migrations.applied(database))}")
     except BaseException:
         connection.rollback()

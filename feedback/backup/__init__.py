@@ -1,0 +1,1 @@
+"""Puts a home into one verified archive, and brings it back."""
