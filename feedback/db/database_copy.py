@@ -42,9 +42,10 @@ def copy_database(source: Path, target: Path) -> None:
 def copy_before_migration(database: Path, first_step: int) -> Path:
     """Copy a database beside it before step ``first_step`` changes it; return the copy's path.
 
-    It takes the place of copies from before earlier migrations. Whoever calls holds the write lock, so that nothing is committed between copy and migration. The
-    copy is its owner's alone, and its group's where the folder is shared with it. One that has the
-    name already is of a migration that failed: all of its rows are in the new one, too.
+    It takes the place of copies from before earlier migrations. Whoever calls holds the write lock,
+    so that nothing is committed between copy and migration. The copy is its owner's alone, and its
+    group's where the folder is shared with it. One that has the name already is of a migration that
+    failed: all of its rows are in the new one, too.
     """
     copy = database.with_name(f"{database.name}.before-m{first_step:03}")
     with tempfile.TemporaryDirectory(prefix=f".{copy.name}-", dir=database.parent) as folder:
