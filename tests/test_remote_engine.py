@@ -134,7 +134,8 @@ def test_an_unloaded_adapter_leaves_the_servers_when_its_last_stream_has_ended(
     server, adapter = serve(), remote_base.adapters[0]
     engine = connect(server)
     engine.load(adapter.name, adapter)
-    stream = wait_for_first_token(engine.submit(remote_base.request(adapter.name, LONG)))
+    server.blocked_models.add(adapter.name)
+    stream = engine.submit(remote_base.request(adapter.name))
     engine.unload(adapter.name)
     with pytest.raises(UnknownAdapterError):
         engine.submit(remote_base.request(adapter.name))
@@ -142,6 +143,7 @@ def test_an_unloaded_adapter_leaves_the_servers_when_its_last_stream_has_ended(
     assert adapter.name in server.loaded and engine.stats()["adapters"][adapter.name] == 1
     stream.cancel()
     wait_until(lambda: not server.loaded)
+    server.blocked_models.clear()
     engine.load(adapter.name, adapter)
     assert (
         wait_for_end(engine.submit(remote_base.request(adapter.name))).text
