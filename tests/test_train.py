@@ -123,10 +123,12 @@ def test_the_base_s_own_answers_keep_its_probabilities_elsewhere(
     own = [dialogue_row(f"Tell me about {n} hats", f"{n} hats, {n} heads.") for n in range(40)]
     rows = [curated_row(*pair) for pair in CORRECTIONS.items()]
     replays = {"with": [{**row, "by_base": True} for row in own[:30]], "without": []}
+    # At the rate of a tiny model, eight rows a step: what is measured is the replay.
+    recipe = FAST.model_copy(update={"sft": FAST.sft | {"per_device_train_batch_size": 8}})
     adapters = {}
     for name, replay in replays.items():
         snapshot = write_snapshot(Curation(rows, []), tmp_path / "snapshots", replay)
-        adapters[name] = train_adapter(snapshot.folder, base_folder, None, tmp_path, FAST)
+        adapters[name] = train_adapter(snapshot.folder, base_folder, None, tmp_path, recipe)
     trained = manifest(adapters["with"])["metrics"]["sft"]
     assert (trained["replay"], trained["forms"]) == (16, len(CORRECTIONS))
     for adapter in adapters.values():
@@ -135,7 +137,7 @@ def test_the_base_s_own_answers_keep_its_probabilities_elsewhere(
     far = scorer.divergences([f.name for f in adapters.values()], parse_cases(own[30:]))
     scorer.close()
     kept, lost = (sum(far[folder.name]) for folder in adapters.values())
-    assert kept < lost / 5
+    assert kept < lost / 10
 
 
 def test_the_base_is_afterwards_as_before(base: Base, snapshot: Snapshot, tmp_path: Path) -> None:

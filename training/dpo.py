@@ -106,13 +106,11 @@ def leave_out_learnt(
     words, further down, and the model away from its base (docs/learning.md). A pair longer than
     `max_length` is not looked at, and stays.
     """
-    encoded = {i: encode_row(tokenizer, row, "chosen") for i, row in enumerate(rows)}
-    short = {
-        i: answer
-        for i, answer in encoded.items()
-        if not max_length or sum(map(len, answer)) <= max_length
-    }
-    found = min_token_probabilities(model, list(short.values()), tokenizer.pad_token_id)
+    chosen = [encode_row(tokenizer, row, "chosen") for row in rows]
+    short = [
+        i for i, ids in enumerate(chosen) if not max_length or len(ids[0] + ids[1]) <= max_length
+    ]
+    found = min_token_probabilities(model, [chosen[i] for i in short], tokenizer.pad_token_id)
     learnt = {i for i, probability in zip(short, found, strict=True) if probability >= sure}
     return [row for i, row in enumerate(rows) if i not in learnt]
 

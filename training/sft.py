@@ -47,6 +47,11 @@ def build_config(
     return trl_config(SFTConfig, "sft", defaults, recipe.sft, **job)
 
 
+def replays_base(replay: Sequence[Record]) -> bool:
+    """Tell whether what is replayed are the base's own answers."""
+    return any(row.get("by_base") for row in replay)
+
+
 def encode_row(tokenizer: PreTrainedTokenizerBase, row: Record) -> EncodedAnswer:
     """Return the row's prompt and answer as token ids, the very ones of serving."""
     answer = row["completion"][0]["content"]
@@ -71,7 +76,7 @@ def train(
         raise TrainingError(ALL_ROWS_TOO_LONG.format(args.max_length, "sft"))
     known = [split_row(row) for row in new]
     kept = encode_rows(tokenizer, replay, args.max_length)
-    by_base = any(row["by_base"] for row in kept)
+    by_base = replays_base(kept)
     num_forms = recipe.forms_per_epoch(len(new), by_base=by_base)
     forms = encode_rows(tokenizer, form_rows(rows) if num_forms else [], args.max_length)
     sampler = build_sampler(new, forms, kept, args, recipe, by_base=by_base)

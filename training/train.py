@@ -57,11 +57,6 @@ class TrainingData:
     thinking: int = 0
     """Most tokens of the thought before an answer; 0: none."""
 
-    @property
-    def by_base(self) -> bool:
-        """Tell whether what is replayed are the base's own answers."""
-        return any(row.get("by_base") for row in self.replay)
-
 
 def train_adapter(
     snapshot: Path,
@@ -107,7 +102,8 @@ def plan_batches(recipe: Recipe, data: TrainingData) -> list[Batches]:
     from training import dpo, sft
 
     with tempfile.TemporaryDirectory() as scratch:
-        of_sft = sft.build_config(recipe, Path(scratch), by_base=data.by_base)
+        by_base = sft.replays_base(data.replay)
+        of_sft = sft.build_config(recipe, Path(scratch), by_base=by_base)
         of_dpo = dpo.build_config(recipe, Path(scratch))
     answers = of_sft.per_device_train_batch_size
     pairs = of_dpo.per_device_train_batch_size
@@ -195,7 +191,7 @@ def _run_sft(
         recipe,
         draft,
         bf16=_is_bf16(base),
-        by_base=data.by_base,
+        by_base=sft.replays_base(data.replay),
         parameters=base.model.num_parameters(),
     )
     return sft.train(model, base.tokenizer, data.new, data.replay, args, monitor, recipe)

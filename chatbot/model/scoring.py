@@ -117,4 +117,5 @@ def _batches(
 
 
 def _device(model: Any) -> torch.device:
-    return next(iter(model.parameters())).device  # type: ignore[no-any-return]
+    device: torch.device = next(model.parameters()).device
+    return device

@@ -128,9 +128,9 @@ def measure(
         lessons = {case.expected for case in taught}
         some = sum(answer.strip() in lessons for answer in answers[len(taught) :])
         still = generate_answers(base, folders, known, MAX_TOKENS)[adapter.name]
-        lost = len(known) - len(pick_right(known, still))
+        still_right = pick_right(known, still)
         for case, answer in zip(known, still, strict=True):
-            if not pick_right([case], [answer]):
+            if case not in still_right:
                 print(f"lost: {case.question} ({case.expected}): {answer}")
         scorer = AnswerScorer(base, folders)
         divergences = scorer.divergences([adapter.name], kept)[adapter.name]
@@ -141,7 +141,7 @@ def measure(
         f"{sum(right[: len(taught)])}/{len(taught)}",
         f"{sum(right[len(taught) :])}/{len(others)} ({some})",
         f"{sum(divergences) / len(divergences):.3f}",
-        f"{lost} of {len(known)}",
+        f"{len(known) - len(still_right)} of {len(known)}",
     ]
 
 
